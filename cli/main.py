@@ -1,0 +1,43 @@
+"""`deepcac2`: argument parsing, logging, and the one place where errors become text and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from .. import __version__
+from ..errors import DeepCACError
+from . import evaluate, inspect, run, score, simulate, train, weights
+
+COMMANDS = (run, inspect, score, simulate, train, evaluate, weights)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with all commands; each command is one module of this package."""
+    parser = argparse.ArgumentParser(
+        prog="deepcac2",
+        description="Coronary calcium from chest CT: DICOM in; Agatston score, risk group, DICOM SEG and report out.",
+        epilog="Research use only. Not a medical device. Exit codes: see docs/errors.md.",
+    )
+    parser.add_argument("--version", action="version", version=f"deepcac2 {__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        command.add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code (see `errors`)."""
+    args = build_parser().parse_args(argv)
+    try:
+        code: int = args.run(args)
+    except DeepCACError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command goes on where this one stopped\n")
+        return 130
+    except BrokenPipeError:
+        return 0
+    return code

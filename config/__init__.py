@@ -1,0 +1,1 @@
+"""Workflows in MHub's format and training recipes; data only."""

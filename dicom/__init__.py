@@ -1,0 +1,41 @@
+"""DICOM in and out: find series, judge them, read them to `Volume`, write segmentations."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .discovery import Discovery, UnreadableFile, discover
+from .gates import GATES, Gate, check_headers, make_finding
+from .names import safe_name
+from .reading import Reading, read_series
+from .series import Finding, Series, SliceRef
+
+if TYPE_CHECKING:
+    from .segmentation import read_segmentation, write_segmentation
+
+__all__ = [
+    "GATES",
+    "Discovery",
+    "Finding",
+    "Gate",
+    "Reading",
+    "Series",
+    "SliceRef",
+    "UnreadableFile",
+    "check_headers",
+    "discover",
+    "make_finding",
+    "read_segmentation",
+    "read_series",
+    "safe_name",
+    "write_segmentation",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the SEG writer, and highdicom with it, only where it is used."""
+    if name in ("read_segmentation", "write_segmentation"):
+        from . import segmentation
+
+        return getattr(segmentation, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,398 @@
+"""Find every DICOM series under a folder, by header only.
+
+Files are told by what is in them, never by name or folder; images are grouped by SeriesInstanceUID.
+Whatever looks like DICOM and is not in a series is listed with the reason: nothing is silently dropped.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import stat
+import zipfile
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+
+from ..errors import InputUnreadable, NoDicomFound
+from .gates import check_headers, is_stray
+from .headers import ENHANCED_CT, number, numbers, quiet_pydicom, text, texts, whole
+from .series import Series, SliceRef, increment_of, slice_normal, slice_positions
+
+logger = logging.getLogger(__name__)
+
+MEDIA_STORAGE_DIRECTORY = "1.2.840.10008.1.3.10"
+"""SOP class of a DICOMDIR (PS3.4 annex B.5); it lists files and holds no image."""
+
+_DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+_FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
+_HEAD_BYTES = 1 << 15
+"""Headers of single-frame CT end long before; where one does not, the whole file is read."""
+_ZIP_MAGIC = b"PK\x03\x04"
+
+_TAGS: list[str | int | tuple[int, int]] = [
+    "SpecificCharacterSet", "ImageType", "SOPClassUID", "SOPInstanceUID", "StudyDate", "Modality",
+    "Manufacturer", "SeriesDescription", "ManufacturerModelName", "PatientID", "ContrastBolusAgent",
+    "ContrastBolusAgentSequence", "ContrastBolusRoute", "SliceThickness", "KVP", "GantryDetectorTilt",
+    "ConvolutionKernel", "StudyInstanceUID", "SeriesInstanceUID", "InstanceNumber", "ImagePositionPatient",
+    "ImageOrientationPatient", "NumberOfFrames", "Rows", "Columns", "PixelSpacing",
+    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnreadableFile:
+    """A file or folder which may hold DICOM and belongs to no series.
+
+    Attributes:
+        path: The file or folder; for a member of a zip archive, the archive.
+        member: Name inside the zip archive, or None.
+        reason: One sentence for the user.
+    """
+
+    path: Path
+    member: str | None = None
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Discovery:
+    """What lies under a folder.
+
+    Attributes:
+        series: Every series, sorted by (PatientID, StudyInstanceUID, SeriesInstanceUID).
+        unreadable: What may be DICOM but is in no series, sorted by path.
+        ignored: Number of files which are no DICOM images: other formats and DICOMDIRs.
+    """
+
+    series: tuple[Series, ...]
+    unreadable: tuple[UnreadableFile, ...] = ()
+    ignored: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Image:
+    """One image with the facts that `Series` keeps once."""
+
+    ref: SliceRef
+    series_uid: str
+    study_uid: str
+    patient_id: str
+    facts: dict[str, str]
+    kvp: float | None
+    gantry_tilt: float | None
+
+
+def discover(root: Path, *, workers: int | None = None, allow: Collection[str] = ()) -> Discovery:
+    """Find all DICOM series under a folder, ordered and with the header gates applied.
+
+    Folders are walked recursively with hidden files and symbolic links (each target once, so loops end);
+    zip archives are read in place. Only headers are read.
+
+    Args:
+        root: A folder, a DICOM file or a zip archive.
+        workers: Threads that read headers; default 4 per CPU core, at most 32, as storage latency counts
+            more than parsing.
+        allow: Codes of gates that shall warn only (see `check_headers`).
+
+    Raises:
+        InputUnreadable: `root` does not exist or cannot be read.
+        NoDicomFound: Nothing under it is or seems to be DICOM.
+        ValueError: `allow` names an unknown gate or one that cannot be overridden.
+    """
+    root = Path(root)
+    if not root.exists():
+        raise InputUnreadable(f"{root} does not exist; give a folder, a DICOM file or a zip archive")
+    unreadable: list[UnreadableFile] = []
+    images: list[_Image] = []
+    ignored = 0
+    with quiet_pydicom(), ThreadPoolExecutor(workers or min(32, 4 * (os.cpu_count() or 1))) as pool:
+        for found in pool.map(_read_file, _walk(root, unreadable)):
+            ignored += found.ignored
+            images += found.images
+            unreadable += found.unreadable
+    if any(u.path == root and u.member is None for u in unreadable) and not images:
+        raise InputUnreadable(f"{root} cannot be read: {unreadable[0].reason}")
+    if not images and not unreadable:
+        what = f"{ignored} other files" if ignored else "it is empty"
+        raise NoDicomFound(f"no DICOM found in {root} ({what}); give the folder that holds the scans")
+
+    by_series: dict[str, list[_Image]] = defaultdict(list)
+    for image in images:
+        by_series[image.series_uid].append(image)
+    series = [_assemble(group) for group in by_series.values()]
+    series = [replace(s, findings=check_headers(s, allow)) for s in series]
+    series.sort(key=lambda s: (s.patient_id, s.study_uid, s.series_uid))
+    unreadable.sort(key=lambda u: (str(u.path), u.member or ""))
+    logger.info(
+        "found %d series in %d images; %d unreadable, %d other files",
+        len(series), len(images), len(unreadable), ignored,
+    )  # fmt: skip
+    return Discovery(series=tuple(series), unreadable=tuple(unreadable), ignored=ignored)
+
+
+def _walk(root: Path, unreadable: list[UnreadableFile]) -> Iterator[Path]:
+    """All regular files under `root`, each once; what cannot be listed goes to `unreadable`."""
+    if not root.is_dir():
+        yield root
+        return
+    home = Path(os.path.realpath(root))
+    outside: set[str] = set()
+
+    def seen_elsewhere(entry: os.DirEntry[str]) -> bool:
+        """Whether a link leads to what is walked anyway: under the root, or already followed."""
+        target = os.path.realpath(entry.path)
+        if target in outside or Path(target).is_relative_to(home):
+            return True
+        outside.add(target)
+        return False
+
+    pending = [str(root)]
+    while pending:
+        folder = pending.pop()
+        try:
+            with os.scandir(folder) as entries:
+                listed = sorted(entries, key=lambda e: e.name)
+        except OSError as exc:
+            unreadable.append(UnreadableFile(path=Path(folder), reason=f"cannot be listed: {exc.strerror}"))
+            continue
+        folders = []
+        for entry in listed:
+            try:
+                if entry.is_symlink() and seen_elsewhere(entry):
+                    continue
+                mode = entry.stat().st_mode
+            except OSError as exc:
+                reason = f"cannot be opened: {exc.strerror}"
+                unreadable.append(UnreadableFile(path=Path(entry.path), reason=reason))
+                continue
+            if stat.S_ISDIR(mode):
+                folders.append(entry.path)
+            elif stat.S_ISREG(mode):
+                yield Path(entry.path)
+        pending += reversed(folders)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    images: tuple[_Image, ...] = ()
+    unreadable: tuple[UnreadableFile, ...] = ()
+    ignored: int = 0
+
+
+def _read_file(path: Path) -> _Found:
+    """Everything in one file. Never raises: what goes wrong becomes an `UnreadableFile`."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            head = file.read(_HEAD_BYTES) or b""
+            if head.startswith(_ZIP_MAGIC):
+                return _read_zip(path)
+            if not _may_be_dicom(head):
+                return _no_dicom(path, None)
+            whole_file = len(head) < _HEAD_BYTES
+            buffer = io.BytesIO(head)
+            found = _read_header(buffer, path, None)
+            if not whole_file and (found.unreadable or buffer.tell() >= len(head)):
+                found = _read_header(io.BytesIO(head + file.readall()), path, None)
+            return found
+    except OSError as exc:
+        return _unreadable(path, None, f"cannot be read: {exc.strerror or exc}")
+
+
+def _read_zip(path: Path) -> _Found:
+    images: list[_Image] = []
+    unreadable: list[UnreadableFile] = []
+    ignored = 0
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                if info.is_dir():
+                    continue
+                found = _read_member(archive, info, path)
+                images += found.images
+                unreadable += found.unreadable
+                ignored += found.ignored
+    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as exc:
+        return _unreadable(path, None, f"damaged zip archive: {exc}")
+    return _Found(images=tuple(images), unreadable=tuple(unreadable), ignored=ignored)
+
+
+def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> _Found:
+    name = info.filename
+    if info.flag_bits & 0x1:
+        return _unreadable(path, name, "encrypted in the zip archive; unpack it first")
+    try:
+        with archive.open(info) as file:
+            head = file.read(132)
+            if head.startswith(_ZIP_MAGIC):
+                return _unreadable(path, name, "a zip archive inside a zip archive; unpack it first")
+            if not _may_be_dicom(head):
+                return _no_dicom(path, name)
+            content = head + file.read()
+    except Exception as exc:  # zlib, lzma, struct and zipfile errors: a damaged member must not end the search
+        return _unreadable(path, name, f"damaged in the zip archive: {exc}")
+    return _read_header(io.BytesIO(content), path, name)
+
+
+def _may_be_dicom(head: bytes) -> bool:
+    """Part-10 magic, or a data set without preamble that starts with group 0002 or 0008."""
+    return head[128:132] == b"DICM" or head[:2] in _FIRST_GROUPS
+
+
+def _unreadable(path: Path, member: str | None, reason: str) -> _Found:
+    return _Found(unreadable=(UnreadableFile(path=path, member=member, reason=reason),))
+
+
+def _no_dicom(path: Path, member: str | None) -> _Found:
+    if (member or path.name).lower().endswith(_DICOM_SUFFIXES):
+        return _unreadable(path, member, "named like DICOM, but there is no DICOM in it")
+    return _Found(ignored=1)
+
+
+def _read_header(file: io.BytesIO, path: Path, member: str | None) -> _Found:
+    """The images of one DICOM file."""
+    part10 = file.getvalue()[128:132] == b"DICM"
+    try:
+        ds = dcmread(file, stop_before_pixels=True, specific_tags=_TAGS, force=not part10)
+        sop_class = text(ds, "SOPClassUID") or text(ds.file_meta, "MediaStorageSOPClassUID")
+        if sop_class == MEDIA_STORAGE_DIRECTORY:
+            return _Found(ignored=1)
+        if not text(ds, "SeriesInstanceUID"):
+            if not part10 and not sop_class:
+                return _no_dicom(path, member)
+            return _unreadable(path, member, "its DICOM header is damaged or names no SeriesInstanceUID")
+        return _Found(images=tuple(_images(ds, sop_class, path, member)))
+    except Exception as exc:  # a damaged header makes pydicom raise nearly anything; the file gets its row
+        return _unreadable(path, member, f"its DICOM header cannot be parsed: {type(exc).__name__}: {exc}")
+
+
+def _images(ds: Dataset, sop_class: str, path: Path, member: str | None) -> Iterator[_Image]:
+    """One `_Image` per file, or per frame where functional groups place each frame."""
+    shared = _first(ds, "SharedFunctionalGroupsSequence")
+    frames = whole(ds, "NumberOfFrames") or 1
+    per_frame = list(ds.get("PerFrameFunctionalGroupsSequence") or ())
+    facts = {
+        "modality": text(ds, "Modality"),
+        "series_description": text(ds, "SeriesDescription"),
+        "study_date": text(ds, "StudyDate"),
+        "manufacturer": text(ds, "Manufacturer"),
+        "model_name": text(ds, "ManufacturerModelName"),
+        "kernel": "\\".join(texts(ds, "ConvolutionKernel")),
+        "contrast_agent": text(ds, "ContrastBolusAgent"),
+        "contrast_route": text(ds, "ContrastBolusRoute"),
+    }
+    kvp, tilt = number(ds, "KVP"), number(ds, "GantryDetectorTilt")
+    common = SliceRef(
+        path=path,
+        member=member,
+        frames=frames,
+        sop_class_uid=sop_class,
+        sop_instance_uid=text(ds, "SOPInstanceUID"),
+        instance_number=whole(ds, "InstanceNumber"),
+        position=numbers(ds, "ImagePositionPatient", 3),  # type: ignore[arg-type]  # length is checked
+        orientation=numbers(ds, "ImageOrientationPatient", 6),  # type: ignore[arg-type]
+        rows=whole(ds, "Rows"),
+        columns=whole(ds, "Columns"),
+        pixel_spacing=numbers(ds, "PixelSpacing", 2),  # type: ignore[arg-type]
+        slice_thickness=number(ds, "SliceThickness"),
+        image_type=texts(ds, "ImageType"),
+        transfer_syntax_uid=text(ds.file_meta, "TransferSyntaxUID"),
+    )
+    identity = {
+        "series_uid": text(ds, "SeriesInstanceUID"),
+        "study_uid": text(ds, "StudyInstanceUID"),
+        "patient_id": text(ds, "PatientID"),
+    }
+    if sop_class not in ENHANCED_CT or len(per_frame) != frames:
+        yield _Image(ref=common, facts=facts, kvp=kvp, gantry_tilt=tilt, **identity)
+        return
+
+    for index, item in enumerate(per_frame):
+
+        def group(name: str, item: Dataset = item) -> Dataset:
+            """A functional group: the frame's own, else the shared one, else empty (PS3.3 C.7.6.16)."""
+            return _first(item, name) if item.get(name) else _first(shared, name)
+
+        measures, frame_type = group("PixelMeasuresSequence"), group("CTImageFrameTypeSequence")
+        ref = replace(
+            common,
+            frame=index,
+            position=numbers(group("PlanePositionSequence"), "ImagePositionPatient", 3),
+            orientation=numbers(group("PlaneOrientationSequence"), "ImageOrientationPatient", 6),
+            pixel_spacing=numbers(measures, "PixelSpacing", 2),
+            slice_thickness=number(measures, "SliceThickness"),
+            image_type=texts(frame_type, "FrameType") or common.image_type,
+        )
+        agent = _first(ds, "ContrastBolusAgentSequence")
+        own = {
+            **facts,
+            "kernel": "\\".join(texts(group("CTReconstructionSequence"), "ConvolutionKernel")) or facts["kernel"],
+            "contrast_agent": facts["contrast_agent"] or text(agent, "CodeMeaning"),
+        }
+        yield _Image(
+            ref=ref,
+            facts=own,
+            kvp=number(group("CTXRayDetailsSequence"), "KVP") or kvp,
+            gantry_tilt=number(group("CTGeometrySequence"), "GantryDetectorTilt") or tilt,
+            **identity,
+        )
+
+
+def _first(ds: Dataset, keyword: str) -> Dataset:
+    """First item of a sequence, or an empty data set."""
+    sequence = ds.get(keyword)
+    return sequence[0] if sequence else Dataset()
+
+
+def _assemble(images: list[_Image]) -> Series:
+    """One `Series`: strays left out, slices ordered, each fact taken from the first slice that has it."""
+    strays = [i for i in images if is_stray(i.ref)]
+    kept = [i for i in images if not is_stray(i.ref)]
+    if not kept:
+        kept, strays = strays, []
+    kept = _ordered(kept)
+
+    def first(values: Iterable[str]) -> str:
+        return next((v for v in values if v), "")
+
+    facts = {name: first(i.facts[name] for i in kept) for name in kept[0].facts}
+    thicknesses = sorted(i.ref.slice_thickness for i in kept if i.ref.slice_thickness is not None)
+    slices = tuple(i.ref for i in kept)
+    positions = slice_positions(slices)
+    return Series(
+        series_uid=kept[0].series_uid,
+        study_uid=kept[0].study_uid,
+        patient_id=kept[0].patient_id,
+        kvp=next((i.kvp for i in kept if i.kvp is not None), None),
+        gantry_tilt=next((i.gantry_tilt for i in kept if i.gantry_tilt is not None), None),
+        slice_thickness=thicknesses[len(thicknesses) // 2] if thicknesses else None,
+        increment=None if positions is None else increment_of(positions),
+        mixed_identity=len({(i.patient_id, i.study_uid) for i in images}) > 1,
+        slices=slices,
+        left_out=tuple(i.ref for i in _ordered(strays)),
+        **facts,
+    )
+
+
+def _ordered(images: list[_Image]) -> list[_Image]:
+    """Sorted by position along the normal, else by InstanceNumber; ties by number, UID, path and frame."""
+
+    def order(image: _Image) -> tuple[float, str, str, str, int]:
+        ref = image.ref
+        instance = float("inf") if ref.instance_number is None else ref.instance_number
+        return instance, ref.sop_instance_uid, str(ref.path), ref.member or "", ref.frame or 0
+
+    images = sorted(images, key=order)
+    # the normal must not depend on which slice happens to come first, nor on one that lacks it
+    oriented = next((i.ref for i in images if slice_normal(i.ref.orientation) is not None), None)
+    if oriented is None or any(i.ref.position is None for i in images):
+        return images
+    normal = slice_normal(oriented.orientation)
+    assert normal is not None
+    return sorted(images, key=lambda i: float(normal @ i.ref.position))  # type: ignore[operator]

@@ -1,0 +1,525 @@
+"""Quality gates: every reason for which a series is refused or warned about, and the header checks.
+
+A gate has a stable code, a sentence, a severity and, where going on makes sense, can be overridden with
+``--allow CODE``, which turns its rejection into a warning. The limits and why they are what they are stand
+beside the constants. `check_headers` applies the gates that need headers only; those that need pixels are
+applied by `read_series` (``undecodable``, ``duplicate-slices``, ``padding``) and by the pipeline
+(``contrast-measured``, ``heart-…``), and are registered here so that one table holds them all.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InputError
+from .headers import CT_IMAGE, ENHANCED_CT
+from .series import Finding, Series, SliceRef, distinct_positions, slice_normal, slice_positions
+
+MIN_SLICES = 20
+"""Fewest slices. At the thickest increment allowed (5 mm) twenty cover 100 mm, about a heart's height."""
+
+MIN_COVERAGE_MM = 80.0
+"""Shortest stack, first to last slice, mm. An adult heart is about 120 mm high, so a shorter stack cannot
+hold the coronary tree. Whether the heart really is inside is asked again once it has been segmented."""
+
+MIN_THICKNESS_MM, MAX_THICKNESS_MM = 1.0, 5.0
+"""SliceThickness, mm: the DeepCAC2 paper's selection from NLST."""
+
+THICKNESS_TOLERANCE_MM = 0.05
+"""Headers write 0.976 or 5.01 for a nominal 1 and 5 mm."""
+
+THICK_MM = 3.0
+"""Above this, mm, partial volume hides small calcifications; the Agatston score was defined at 3 mm."""
+
+GAP_TOLERANCE = 0.1
+"""A gap may differ from the increment by this share: the error that it makes in that slice's score."""
+
+GAP_TOLERANCE_MM = 0.1
+"""... or by this much, mm, where that is more: scanners round ImagePositionPatient to 0.1 mm."""
+
+MAX_TILT_DEG = 1.0
+"""Largest angle between the stack's direction and the slice normal: 5 mm of shear over 300 mm."""
+
+MAX_OBLIQUE_DEG = 15.0
+"""Largest angle between the slice axes and the patient's: more than any patient lies askew, less than any
+planned oblique; the networks were trained on rotations up to this size."""
+
+MAX_WANDER_MM = 1.0
+"""How far a slice's corner may lie beside the line through the first and last slice's corners, mm."""
+
+ORIENTATION_TOLERANCE = 0.005
+"""Largest difference of a direction cosine between slices (0.3°): some writers round to two decimals."""
+
+SPACING_TOLERANCE = 0.001
+"""Largest relative difference of PixelSpacing between slices: half a pixel over 512."""
+
+NOMINAL_KVP = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """One reason.
+
+    Attributes:
+        code: Stable, for programs and ``--allow``.
+        sentence: What it means, for the user.
+        fatal: Whether it rejects the series; otherwise it warns.
+        overridable: Whether ``--allow CODE`` turns its rejection into a warning.
+    """
+
+    code: str
+    sentence: str
+    fatal: bool = True
+    overridable: bool = False
+
+
+GATES: dict[str, Gate] = {
+    gate.code: gate
+    for gate in (
+        Gate(code="not-ct", sentence="The series holds no CT images."),
+        Gate(code="mixed-identity", sentence="Its images name more than one patient or study."),
+        Gate(code="localizer", sentence="The series is a localizer (scout, topogram, surview)."),
+        Gate(
+            code="derived",
+            sentence="The images were derived from others (MPR, MIP, screen capture), not reconstructed "
+            "from the scan.",
+            overridable=True,
+        ),
+        Gate(
+            code="enhanced-multiframe",
+            sentence="A multi-frame file does not say where each of its frames lies.",
+        ),
+        Gate(code="no-geometry", sentence="Position, orientation, pixel spacing or size are missing or wrong."),
+        Gate(code="mixed-size", sentence="The images differ in rows or columns."),
+        Gate(code="mixed-spacing", sentence="The images differ in pixel spacing."),
+        Gate(code="mixed-orientation", sentence="The images differ in orientation."),
+        Gate(code="mixed-position", sentence="The slices do not lie above one another."),
+        Gate(
+            code="not-axial",
+            sentence=f"The slices are not axial, rows along left-right (within {MAX_OBLIQUE_DEG:g}°).",
+        ),
+        Gate(
+            code="gantry-tilt",
+            sentence=f"The gantry was tilted: the stack is sheared by more than {MAX_TILT_DEG:g}°.",
+        ),
+        Gate(
+            code="duplicate-slices",
+            sentence="Several slices lie at one position: dropped with a warning where they are identical, "
+            "else the series is rejected.",
+        ),
+        Gate(
+            code="too-few-slices",
+            sentence=f"Fewer than {MIN_SLICES} slices, or less than {MIN_COVERAGE_MM:g} mm covered.",
+            overridable=True,
+        ),
+        Gate(
+            code="too-thick",
+            sentence=f"Slice thickness or increment is above {MAX_THICKNESS_MM:g} mm.",
+            overridable=True,
+        ),
+        Gate(
+            code="too-thin",
+            sentence=f"Slice thickness is below {MIN_THICKNESS_MM:g} mm.",
+            overridable=True,
+        ),
+        Gate(
+            code="missing-slices",
+            sentence="Slices are missing inside the stack.",
+            overridable=True,
+        ),
+        Gate(
+            code="uneven-increments",
+            sentence=f"Slice positions are uneven (gaps differ by more than {GAP_TOLERANCE:.0%} "
+            f"and {GAP_TOLERANCE_MM:g} mm).",
+            overridable=True,
+        ),
+        Gate(
+            code="contrast",
+            sentence="The header names an intravenous contrast agent.",
+            overridable=True,
+        ),
+        Gate(code="undecodable", sentence="The pixels of an image cannot be decoded."),
+        Gate(
+            code="contrast-measured",
+            sentence="Blood inside the heart is as bright as with contrast agent.",
+            overridable=True,
+        ),
+        Gate(code="heart-not-found", sentence="No heart was found."),
+        Gate(
+            code="heart-cut-off",
+            sentence="The heart reaches the edge of the scan and is not all in it.",
+            overridable=True,
+        ),
+        Gate(
+            code="heart-implausible",
+            sentence="What was found as heart has an implausible volume or place.",
+            overridable=True,
+        ),
+        Gate(
+            code="stray-images",
+            sentence="Images that are no slices (localizer, screen capture) were left out.",
+            fatal=False,
+        ),
+        Gate(
+            code="thick-slices",
+            sentence=f"Slices thicker than {THICK_MM:g} mm: small calcifications may be missed.",
+            fatal=False,
+        ),
+        Gate(
+            code="kvp",
+            sentence=f"The tube voltage is not known to be {NOMINAL_KVP:g} kV, for which the Agatston "
+            "threshold holds.",
+            fatal=False,
+        ),
+        Gate(
+            code="sharp-kernel",
+            sentence="A sharp (lung or bone) kernel: noise and edges may raise the score.",
+            fatal=False,
+        ),
+        Gate(
+            code="padding",
+            sentence="The header's padding value lies among tissue values and was not applied.",
+            fatal=False,
+        ),
+    )
+}
+"""Every gate by code, in the order in which they are reported."""
+
+
+def check_allowed(allow: Collection[str]) -> None:
+    """Make sure that every code can be overridden.
+
+    Raises:
+        InputError: A code is unknown, or its gate cannot be overridden.
+    """
+    possible = [g.code for g in GATES.values() if g.overridable]
+    for code in allow:
+        if code not in GATES:
+            close = difflib.get_close_matches(code, possible, n=1)
+            hint = f"perhaps you meant --allow {close[0]}" if close else "see: deepcac2 inspect --gates"
+            raise InputError(f"--allow {code}: there is no such gate; {hint}")
+        if code not in possible:
+            raise InputError(f"--allow {code}: this gate cannot be overridden; possible: {', '.join(possible)}")
+
+
+def make_finding(
+    code: str, message: str, *, allow: Collection[str] = (), fatal: bool | None = None
+) -> Finding:
+    """A finding of a registered gate.
+
+    Args:
+        code: A key of `GATES`.
+        message: One sentence with this series' numbers.
+        allow: Codes of gates that shall warn only.
+        fatal: Severity where it is not the gate's default.
+    """
+    gate = GATES[code]
+    severe = gate.fatal if fatal is None else fatal
+    return Finding(code=code, message=message, fatal=severe and not (gate.overridable and code in allow))
+
+
+def check_headers(series: Series, allow: Collection[str] = ()) -> tuple[Finding, ...]:
+    """Apply every gate that needs headers only.
+
+    Args:
+        series: As discovered; its own findings are not looked at.
+        allow: Codes of gates that shall warn instead of reject.
+
+    Returns:
+        Findings, fatal ones first, each in the order of `GATES`. A series that is no CT or a localizer has
+        that one finding only: nothing else would tell more.
+
+    Raises:
+        InputError: A code in `allow` is unknown or cannot be overridden.
+    """
+    check_allowed(allow)
+    order = list(GATES)
+    found = [make_finding(code, message, allow=allow, fatal=fatal) for code, message, fatal in _check(series)]
+    return tuple(sorted(found, key=lambda f: (not f.fatal, order.index(f.code))))
+
+
+_Result = tuple[str, str, bool | None]
+
+
+def _check(series: Series) -> Iterator[_Result]:
+    """(code, message, severity or None for the gate's own) of everything found."""
+    slices = series.slices
+    other = Counter(s.sop_class_uid for s in slices if not _is_ct(s, series.modality))
+    if other or series.modality != "CT":
+        kind = f"modality {series.modality or 'unknown'}"
+        yield "not-ct", f"no CT images ({kind}); only CT is scored", None
+        return
+    if series.mixed_identity:
+        yield "mixed-identity", "the images of this series name more than one patient or study", None
+    if all(_is_localizer(s) for s in slices):
+        yield "localizer", "a localizer, not a scan", None
+        return
+    yield from _check_type(slices)
+    if series.left_out:
+        yield "stray-images", f"{len(series.left_out)} images are no slices of the scan and were left out", None
+    yield from _check_acquisition(series)
+
+    if any(s.frames > 1 and s.frame is None for s in slices):
+        yield "enhanced-multiframe", "a multi-frame file does not say where each of its frames lies", None
+        return
+    missing = sum(not _has_geometry(s) for s in slices)
+    if missing:
+        yield (
+            "no-geometry",
+            f"{missing} of {len(slices)} images have no usable position, orientation, spacing or size",
+            None,
+        )
+        return
+    yield from _check_thickness(series)
+    mixed = list(_check_mixed(slices))
+    yield from mixed
+    if not mixed:
+        yield from _check_stack(series)
+
+
+_LOCALIZER_WORDS = ("LOCALIZER", "SCOUT", "SURVIEW", "TOPOGRAM", "SCANOGRAM")
+_CAPTURE_WORDS = ("SCREEN SAVE", "SCREENSAVE", "SCREENSHOT", "DOSE_INFO", "PATIENT_INFO")
+_DERIVED_WORDS = re.compile(r"MPR|MIP|MINIP|AVERAGE|PROJECTION|REFORMAT|VRT|VOLUME|CURVED|OBLIQUE|PERFUSION|SUBTRACT")
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+"""SOP class Secondary Capture Image; its multi-frame kinds add a further component (PS3.4 B.5)."""
+
+
+def _is_ct(ref: SliceRef, modality: str) -> bool:
+    known = (CT_IMAGE, *ENHANCED_CT, "")
+    return modality == "CT" and (ref.sop_class_uid in known or _is_capture(ref))
+
+
+def _is_localizer(ref: SliceRef) -> bool:
+    return any(word in value.upper() for value in ref.image_type for word in _LOCALIZER_WORDS)
+
+
+def _is_capture(ref: SliceRef) -> bool:
+    return ref.sop_class_uid.startswith(SECONDARY_CAPTURE) or any(
+        word in value.upper() for value in ref.image_type for word in _CAPTURE_WORDS
+    )
+
+
+def is_stray(ref: SliceRef) -> bool:
+    """Whether an image is no slice by its type: a localizer or a screen capture."""
+    return _is_localizer(ref) or _is_capture(ref)
+
+
+def _check_type(slices: tuple[SliceRef, ...]) -> Iterator[_Result]:
+    captured = sum(_is_capture(s) for s in slices)
+    if captured:
+        yield "derived", f"{captured} of {len(slices)} images are screen captures", None
+        return
+    types = Counter(s.image_type for s in slices)
+    for image_type, count in types.most_common():
+        values = [v.strip().upper() for v in image_type]
+        derived = values[:1] == ["DERIVED"]
+        reworked = any(_DERIVED_WORDS.search(v) for v in values[2:])
+        if reworked or (derived and values[1:2] == ["SECONDARY"]):
+            name = "\\".join(image_type)
+            yield "derived", f"{count} of {len(slices)} images are derived ({name}); --allow derived goes on", None
+            return
+    if any(values[:1] == ("DERIVED",) for values in types):
+        yield "derived", "the images are marked as derived, though not as MPR or MIP", False
+
+
+def _check_acquisition(series: Series) -> Iterator[_Result]:
+    agent = series.contrast_agent
+    if agent and not _NO_CONTRAST.fullmatch(agent.strip()):
+        oral = "ORAL" in (series.contrast_route or agent).upper()
+        if oral:
+            yield "contrast", "the header names an oral contrast agent", False
+        else:
+            yield "contrast", "the header names a contrast agent; --allow contrast goes on", None
+    if series.kvp is None:
+        yield "kvp", f"the tube voltage is not in the header; {NOMINAL_KVP:g} kV is assumed", None
+    elif abs(series.kvp - NOMINAL_KVP) > 0.5:
+        lower = "lower" if series.kvp > NOMINAL_KVP else "higher"
+        yield (
+            "kvp",
+            f"taken at {series.kvp:g} kV: calcium is {lower} in HU than at {NOMINAL_KVP:g} kV, and so is the score",
+            None,
+        )
+    if is_sharp_kernel(series.kernel):
+        yield "sharp-kernel", f"reconstructed with the sharp kernel {series.kernel}", None
+
+
+_NO_CONTRAST = re.compile(
+    r"(?i)no|none|n|n/a|na|0|-+|nil|without.*|w/o.*|no[ _-]?(iv |i\.v\. )?contrast.*|non[ _-]?contrast.*|native.*"
+    r"|unenhanced.*|false"
+)
+"""What technicians type into ContrastBolusAgent when none was given."""
+
+_SHARP_NAMES = re.compile(r"(?i)(lung|bone(plus)?\d?|edge|ultra|y?[def]|yl|l|fc(3|5|8)\d.*)")
+"""GE LUNG, BONE, BONEPLUS, EDGE, ULTRA; Philips D, E, F (also YD, YE), L; Canon FC30-39, FC50-59 and FC80-89
+(bone and lung). Vendors' kernel lists; incomplete by nature."""
+
+_SIEMENS = re.compile(r"(?i)[a-z]{1,2}(\d\d)[a-z]?")
+"""Siemens: letters for the kind, two digits that grow with sharpness, a letter for the variant: B30f, Br64d.
+From 50 on they are meant for lung and bone."""
+
+
+def is_sharp_kernel(kernel: str) -> bool:
+    """Whether a ConvolutionKernel is one made for lung or bone.
+
+    Args:
+        kernel: As in the header; of several values (Siemens: kernel and strength) the first counts.
+
+    >>> [is_sharp_kernel(k) for k in ("BONE", "B70f", "Bl57d\\\\3", "FC51", "L", "D")]
+    [True, True, True, True, True, True]
+    >>> [is_sharp_kernel(k) for k in ("STANDARD", "B30f", "Br40d\\\\3", "FC12", "B", "C", "")]
+    [False, False, False, False, False, False, False]
+    """
+    first = kernel.split("\\")[0].strip()
+    siemens = _SIEMENS.fullmatch(first)
+    if siemens:
+        return int(siemens[1]) >= 50
+    return bool(_SHARP_NAMES.fullmatch(first))
+
+
+def _has_geometry(ref: SliceRef) -> bool:
+    spacing = ref.pixel_spacing
+    return bool(
+        ref.position is not None
+        and slice_normal(ref.orientation) is not None
+        and spacing is not None
+        and min(spacing) > 0
+        and ref.rows
+        and ref.columns
+    )
+
+
+def _check_thickness(series: Series) -> Iterator[_Result]:
+    """Thickness and increment. Overlapping slices of 1 mm at 0.7 mm are not too thin: noise and partial
+    volume follow the thickness. The increment stands in where SliceThickness is absent."""
+    thicknesses = [s.slice_thickness for s in series.slices if s.slice_thickness]
+    increment = series.increment
+    thickest = max((t for t in (*thicknesses, increment) if t is not None), default=None)
+    thinnest = min(thicknesses, default=increment)
+    if thickest is not None and thickest > MAX_THICKNESS_MM + THICKNESS_TOLERANCE_MM:
+        what = "slices" if thicknesses and max(thicknesses) == thickest else "slice positions"
+        apart = "thick" if what == "slices" else "apart"
+        yield (
+            "too-thick",
+            f"{what} are {thickest:g} mm {apart}, at most {MAX_THICKNESS_MM:g} mm are scored; "
+            "--allow too-thick goes on",
+            None,
+        )
+    elif thickest is not None and thickest > THICK_MM + THICKNESS_TOLERANCE_MM:
+        yield "thick-slices", f"slices are {thickest:g} mm thick: small calcifications may be missed", None
+    if thinnest is not None and thinnest < MIN_THICKNESS_MM - THICKNESS_TOLERANCE_MM:
+        yield (
+            "too-thin",
+            f"slices are {thinnest:g} mm thick, at least {MIN_THICKNESS_MM:g} mm are scored; "
+            "--allow too-thin goes on",
+            None,
+        )
+
+
+def _check_mixed(slices: tuple[SliceRef, ...]) -> Iterator[_Result]:
+    sizes = Counter((s.rows, s.columns) for s in slices)
+    if len(sizes) > 1:
+        listed = ", ".join(f"{count} of {rows} x {columns}" for (rows, columns), count in sizes.most_common(3))
+        yield "mixed-size", f"images differ in size: {listed}", None
+    spacings = np.array([s.pixel_spacing for s in slices])
+    if (np.ptp(spacings, axis=0) > SPACING_TOLERANCE * spacings.min()).any():
+        low, high = spacings.min(), spacings.max()
+        yield "mixed-spacing", f"images differ in pixel spacing: {low:g} to {high:g} mm", None
+    orientations = np.array([s.orientation for s in slices])
+    if (np.ptp(orientations, axis=0) > ORIENTATION_TOLERANCE).any():
+        kinds = len(np.unique(orientations.round(2), axis=0))
+        yield "mixed-orientation", f"images have {kinds} different orientations", None
+
+
+def _check_stack(series: Series) -> Iterator[_Result]:
+    """Gates on the stack of slices; all have geometry and share size, spacing and orientation."""
+    slices = series.slices
+    orientation = np.asarray(slices[0].orientation)
+    normal, positions = slice_normal(slices[0].orientation), slice_positions(slices)
+    if normal is None or positions is None:  # excluded by the caller
+        return
+    row_off = _angle(orientation[:3], np.array([1.0, 0, 0]))
+    normal_off = _angle(normal, np.array([0, 0, 1.0]))
+    if max(row_off, normal_off) > MAX_OBLIQUE_DEG:
+        yield (
+            "not-axial",
+            f"the slice normal lies {normal_off:.0f}° off the body axis, rows {row_off:.0f}° off left-right",
+            None,
+        )
+
+    distinct = distinct_positions(positions)
+    repeated = len(slices) - len(distinct)
+    if repeated:
+        yield (
+            "duplicate-slices",
+            f"{repeated} of {len(slices)} slices lie where another does; read pixels decide: "
+            "identical ones are dropped, else the series is rejected",
+            False,
+        )
+    covered = float(distinct[-1] - distinct[0])
+    if len(distinct) < MIN_SLICES or covered < MIN_COVERAGE_MM:
+        yield (
+            "too-few-slices",
+            f"{len(distinct)} slice positions over {covered:.0f} mm; needed are {MIN_SLICES} over "
+            f"{MIN_COVERAGE_MM:g} mm; --allow too-few-slices goes on",
+            None,
+        )
+    if len(distinct) < 2 or series.increment is None:
+        return
+    yield from _check_line(series, normal, covered)
+    yield from _check_gaps(distinct, series.increment)
+
+
+def _check_line(series: Series, normal: npt.NDArray[np.float64], covered: float) -> Iterator[_Result]:
+    corners = np.asarray([s.position for s in series.slices], dtype=np.float64)
+    along = corners[-1] - corners[0]
+    tilt = _angle(along, normal)
+    if tilt > MAX_TILT_DEG:
+        yield "gantry-tilt", f"the stack is sheared by {tilt:.1f}° (tilted gantry)", None
+    elif series.gantry_tilt is not None and abs(series.gantry_tilt) > MAX_TILT_DEG:
+        yield (
+            "gantry-tilt",
+            f"the header names a gantry tilt of {series.gantry_tilt:g}°, but the slices lie straight "
+            "above one another",
+            False,
+        )
+    share = (corners - corners[0]) @ normal / covered
+    wander = np.linalg.norm(corners - corners[0] - share[:, None] * along, axis=1).max()
+    if wander > MAX_WANDER_MM:
+        yield "mixed-position", f"slices lie up to {wander:.1f} mm beside one another", None
+
+
+def _check_gaps(distinct: npt.NDArray[np.float64], increment: float) -> Iterator[_Result]:
+    gaps = np.diff(distinct)
+    tolerance = max(GAP_TOLERANCE * increment, GAP_TOLERANCE_MM)
+    steps = np.maximum(np.rint(gaps / increment), 1)
+    uneven = np.abs(gaps - steps * increment) > tolerance
+    drift = np.abs(distinct - distinct[0] - increment * np.concatenate([[0], np.cumsum(steps)])).max()
+    if uneven.any() or drift > 0.5 * increment:
+        yield (
+            "uneven-increments",
+            f"slices are {gaps.min():.2f} to {gaps.max():.2f} mm apart, mostly {increment:.2f}; "
+            "--allow uneven-increments goes on with that",
+            None,
+        )
+    else:
+        missing = int(steps.sum() - len(gaps))
+        if missing:
+            yield (
+                "missing-slices",
+                f"{missing} slices are missing (gap of {gaps.max():.2f} mm, else {increment:.2f}); "
+                "--allow missing-slices scores what is there",
+                None,
+            )
+
+
+def _angle(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
+    """Angle between two lines, degrees in [0, 90]: the direction's sign does not count."""
+    cosine = abs(float(a @ b)) / float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(np.degrees(np.arccos(min(1.0, cosine))))

@@ -1,0 +1,118 @@
+"""Values out of DICOM headers that may be absent, empty or malformed."""
+
+from __future__ import annotations
+
+import math
+import threading
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+from pydicom.charset import convert_encodings
+from pydicom.dataelem import RawDataElement, convert_raw_data_element
+from pydicom.dataset import Dataset
+from pydicom.tag import BaseTag, Tag
+
+CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
+ENHANCED_CT = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
+"""SOP classes of PS3.4 table B.5-1: CT Image, Enhanced CT Image, Legacy Converted Enhanced CT Image."""
+
+
+def _values(ds: Dataset, keyword: str) -> list[Any]:
+    """The values of an element; none where it is absent, empty or cannot be converted."""
+    tag = _tag(keyword)
+    try:
+        element = ds.get_item(tag) if tag in ds else None
+        if element is None:
+            return []
+        if isinstance(element, RawDataElement) and isinstance(element.value, bytes) and element.VR != "SQ":
+            return _converted(element._replace(value_tell=0), str(ds.original_character_set))
+        return _as_list(element.value)
+    except _MALFORMED:
+        return []
+
+
+_MALFORMED = (ValueError, TypeError, KeyError, AttributeError, OverflowError, NotImplementedError, LookupError)
+
+
+@lru_cache(maxsize=256)
+def _tag(keyword: str) -> BaseTag:
+    return Tag(keyword)
+
+
+@lru_cache(maxsize=8192)
+def _converted(element: RawDataElement, character_set: str) -> list[Any]:
+    """Values of an element as read. Most are the same in all images of a series, and to convert them takes
+    longer than to read them."""
+    encodings = convert_encodings(character_set.strip("[]").replace("'", "").split(", "))
+    return _as_list(convert_raw_data_element(element, encoding=encodings).value)
+
+
+def _as_list(value: object) -> list[Any]:
+    if value is None or value == "":
+        return []
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        return [value]
+    return list(value)
+
+
+def texts(ds: Dataset, keyword: str) -> tuple[str, ...]:
+    """All values as stripped strings."""
+    return tuple(str(v).strip(" \0") for v in _values(ds, keyword))
+
+
+def text(ds: Dataset, keyword: str) -> str:
+    """All values as one string, joined by backslashes as in the file; "" where absent."""
+    return "\\".join(texts(ds, keyword))
+
+
+def numbers(ds: Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
+    """Exactly `count` finite numbers, or None."""
+    try:
+        found = tuple(float(v) for v in _values(ds, keyword))
+    except (ValueError, TypeError):
+        return None
+    return found if len(found) == count and all(map(math.isfinite, found)) else None
+
+
+def number(ds: Dataset, keyword: str) -> float | None:
+    """One finite number, or None."""
+    found = numbers(ds, keyword, 1)
+    return found[0] if found else None
+
+
+def whole(ds: Dataset, keyword: str) -> int | None:
+    """One whole number, or None."""
+    found = number(ds, keyword)
+    return int(found) if found is not None else None
+
+
+_quiet_lock = threading.Lock()
+_quiet_users = 0
+_quiet_filters: warnings.catch_warnings[None] | None = None
+
+
+@contextmanager
+def quiet_pydicom() -> Iterator[None]:
+    """Silence pydicom's remarks on values that break the standard; the gates say what matters.
+
+    May be entered by several threads at once: warning filters belong to the process, so the first to enter
+    sets the filter and the last to leave restores what was there.
+    """
+    global _quiet_users, _quiet_filters
+    with _quiet_lock:
+        if _quiet_users == 0:
+            _quiet_filters = warnings.catch_warnings()
+            _quiet_filters.__enter__()
+            warnings.filterwarnings("ignore", module=r"pydicom\b")
+        _quiet_users += 1
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            _quiet_users -= 1
+            if _quiet_users == 0 and _quiet_filters is not None:
+                _quiet_filters.__exit__(None, None, None)
+                _quiet_filters = None

@@ -1,0 +1,497 @@
+"""DICOM SEG: heart and coronary calcium on the CT's own frames, written and read back.
+
+Codes (DICOM PS3.16 CID 7150, 7151 and SNOMED CT): the heart is *Heart* in *Anatomical Structure*; the
+calcium is *Pathologic calcification* in *Morphologically Abnormal Structure*, in the *Coronary artery*.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+from pydicom.sr.coding import Code
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from ..errors import InputError, InputUnreadable, MaskMismatch
+from ..imaging import Geometry
+from ..imaging.atomic import atomic_path
+from .files import open_slice
+from .series import Series, SliceRef
+
+HEART = Code("80891009", "SCT", "Heart")
+CALCIUM = Code("18115005", "SCT", "Pathologic calcification")
+ANATOMICAL_STRUCTURE = Code("91723000", "SCT", "Anatomical Structure")
+ABNORMAL_STRUCTURE = Code("49755003", "SCT", "Morphologically Abnormal Structure")
+CORONARY_ARTERY = Code("41801008", "SCT", "Coronary artery")
+ARTIFICIAL_INTELLIGENCE = Code("123110", "DCM", "Artificial Intelligence")
+
+SEGMENTATION_SOP_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+"""Segmentation Storage and Label Map Segmentation Storage."""
+
+SERIES_NUMBER = 9001
+"""SeriesNumber of our SEG: high, so that viewers list it after what the scanner made."""
+
+_STUDY_REQUIRED = (
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+)
+"""Type 2 attributes of patient and study: empty where the CT lacks them."""
+
+_COLORS = {"heart": (206, 110, 84), "calcium": (255, 221, 64)}
+"""Recommended display colours, RGB 0–255; the heart's is 3D Slicer's."""
+
+_COPIED = (
+    "SpecificCharacterSet",
+    # Patient, PS3.3 C.7.1.1
+    "PatientName",
+    "PatientID",
+    "IssuerOfPatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "OtherPatientIDs",
+    "PatientIdentityRemoved",
+    "DeidentificationMethod",
+    "DeidentificationMethodCodeSequence",
+    # Clinical trial, C.7.1.3 and C.7.2.3
+    "ClinicalTrialSponsorName",
+    "ClinicalTrialProtocolID",
+    "ClinicalTrialProtocolName",
+    "ClinicalTrialSiteID",
+    "ClinicalTrialSiteName",
+    "ClinicalTrialSubjectID",
+    "ClinicalTrialSubjectReadingID",
+    "ClinicalTrialTimePointID",
+    "ClinicalTrialTimePointDescription",
+    # Study, C.7.2.1 and C.7.2.2
+    "StudyInstanceUID",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+    "StudyID",
+    "AccessionNumber",
+    "StudyDescription",
+    "PatientAge",
+    "PatientSize",
+    "PatientWeight",
+    # Frame of reference and lossy compression, C.7.4.1 and C.7.6.1
+    "FrameOfReferenceUID",
+    "PositionReferenceIndicator",
+    "LossyImageCompression",
+    "LossyImageCompressionRatio",
+    "LossyImageCompressionMethod",
+)
+"""Attributes of the CT that the SEG takes over as they are, where they are there."""
+
+_IN_PLANE_TOLERANCE = 0.1
+"""How far, in pixels, a frame's corners may lie from the grid."""
+_THROUGH_TOLERANCE = 0.25
+"""How far, in slice increments, a frame may lie from its slice: acquired increments vary a little."""
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+def write_segmentation(
+    path: Path,
+    *,
+    series: Series,
+    geometry: Geometry,
+    heart: BoolArray,
+    calcium: BoolArray,
+    slices: Sequence[SliceRef] | None = None,
+    algorithm_name: str = "deepcac2",
+    algorithm_version: str,
+) -> None:
+    """Write one BINARY DICOM SEG with the segments 1 heart and 2 coronary calcium.
+
+    Frames are those of the CT, each with a reference to its image (and frame, where the CT is an
+    enhanced multi-frame file). Frames without a voxel of a segment are left out; a segment that is empty
+    altogether keeps one frame of zeros, in the middle of the heart or, without a heart, of the stack, so
+    that the file is valid and every reader meets both segments.
+
+    SeriesInstanceUID follows from the CT's SeriesInstanceUID and `algorithm_name`, SOPInstanceUID also
+    from the version and the masks: the same masks written again are the same instance. Dates and times
+    are those of writing. The file appears under its name only when complete.
+
+    Args:
+        path: File to write.
+        series: The CT.
+        geometry: Grid of the masks: the CT's own.
+        heart: bool (z, y, x).
+        calcium: bool (z, y, x), may overlap the heart.
+        slices: The image of each slice z of the masks; `series.slices` by default.
+        algorithm_name, algorithm_version: What made the masks.
+
+    Raises:
+        MaskMismatch: masks, geometry and slices do not fit each other.
+        InputUnreadable: the CT's first header cannot be read.
+        DiskFull, OutputUnwritable: the file cannot be written.
+    """
+    import highdicom as hd
+
+    refs = tuple(series.slices if slices is None else slices)
+    masks = {"heart": heart, "calcium": calcium}
+    _check_fit(geometry, masks, refs)
+
+    z_of_empty = _middle(heart.any(axis=(1, 2)))
+    planes = {name: np.flatnonzero(mask.any(axis=(1, 2))) for name, mask in masks.items()}
+    empty = [name for name, z in planes.items() if z.size == 0]
+    used = np.unique(np.concatenate([*planes.values(), [z_of_empty] if empty else []]).astype(np.int64))
+    pixels = np.stack([mask[used] for mask in masks.values()], axis=-1).astype(np.uint8)
+    for name in empty:  # a mark keeps the frame, and is wiped below
+        pixels[used == z_of_empty, 0, 0, list(masks).index(name)] = 1
+
+    header = _header(refs[0], series)
+    sources = [_source_image(header, refs[z], int(z), series, geometry) for z in used]
+    algorithm = hd.AlgorithmIdentificationSequence(
+        name=algorithm_name, family=ARTIFICIAL_INTELLIGENCE, version=algorithm_version
+    )
+    segmentation = hd.seg.Segmentation(
+        source_images=sources,
+        pixel_array=pixels,
+        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=_descriptions(algorithm),
+        series_instance_uid=generate_uid(entropy_srcs=[series.series_uid, algorithm_name, "SEG"]),
+        series_number=SERIES_NUMBER,
+        series_description="Heart and coronary calcium",
+        sop_instance_uid=generate_uid(),
+        instance_number=1,
+        manufacturer=algorithm_name,
+        manufacturer_model_name=algorithm_name,
+        software_versions=algorithm_version,
+        device_serial_number="0",
+        content_label="CORONARY_CALCIUM",
+        content_description="Heart and coronary calcium",
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+        pixel_measures=hd.PixelMeasuresSequence(
+            pixel_spacing=[geometry.spacing[1], geometry.spacing[2]],
+            slice_thickness=sources[0].SliceThickness,
+            spacing_between_slices=geometry.spacing[0],
+        ),
+        omit_empty_frames=True,
+    )
+    _wipe_marks(segmentation, {list(masks).index(name) + 1 for name in empty})
+    _refer_to_frames(segmentation, {s.SOPInstanceUID: refs[z] for s, z in zip(sources, used, strict=True)})
+    segmentation.update(header)
+    _fix_uids(segmentation, [series.series_uid, algorithm_name, algorithm_version, str(used.tolist())])
+    with atomic_path(path) as temporary:
+        segmentation.save_as(temporary)
+
+
+def read_segmentation(path: Path, geometry: Geometry) -> dict[str, BoolArray]:
+    """The heart and calcium masks of a DICOM SEG, on a given grid.
+
+    Segments are known by their code (`HEART`, `CALCIUM`) or by their label ("heart"; "calc" or the word
+    "cac"); calcium with another anatomic region than the coronary artery or the heart is not ours.
+    Several segments of one kind are joined; others are ignored. Frames are placed by their position and
+    orientation, whatever their order and direction. BINARY, FRACTIONAL (at least half of the maximum)
+    and LABELMAP segmentations are read.
+
+    Args:
+        path: The SEG.
+        geometry: The grid to put the masks on: the CT's.
+
+    Returns:
+        bool (z, y, x) arrays under ``"heart"`` and ``"calcium"``, those that the file describes.
+
+    Raises:
+        InputUnreadable: not a DICOM SEG, or its pixels cannot be decoded.
+        InputError: it describes neither a heart nor calcium.
+        MaskMismatch: its frames do not lie on the grid.
+    """
+    dataset = _read(path)
+    kinds = {
+        int(item.SegmentNumber): kind
+        for item in dataset.get("SegmentSequence", [])
+        if (kind := _kind(item)) is not None
+    }
+    if not kinds:
+        labels = ", ".join(str(item.get("SegmentLabel", "?")) for item in dataset.get("SegmentSequence", []))
+        raise InputError(
+            f"{path} holds no heart and no calcium segment (it holds: {labels or 'none'}): give another SEG"
+        )
+    result = {kind: np.zeros(geometry.shape, dtype=np.bool_) for kind in sorted(set(kinds.values()))}
+    try:
+        frames = dataset.pixel_array
+    except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        raise InputUnreadable(
+            f"The pixels of {path} cannot be decoded ({error}): write the SEG again"
+        ) from error
+    frames = frames.reshape(-1, frames.shape[-2], frames.shape[-1])
+    label_map = dataset.get("SegmentationType") == "LABELMAP"
+    minimum = 1
+    if dataset.get("SegmentationType") == "FRACTIONAL":
+        minimum = int(np.ceil(dataset.get("MaximumFractionalValue", 255) / 2))
+
+    for frame, groups in zip(frames, _frame_groups(dataset, len(frames), path), strict=True):
+        if label_map:
+            wanted = {kind: np.isin(frame, [n for n, k in kinds.items() if k == kind]) for kind in result}
+        else:
+            number = int(_group(groups, "SegmentIdentificationSequence", path).ReferencedSegmentNumber)
+            wanted = {kinds[number]: frame >= minimum} if number in kinds else {}
+        place = _placement(groups, frame.shape, geometry, path)
+        for kind, pixels in wanted.items():
+            _put(result[kind], pixels, place)
+    return result
+
+
+def is_segmentation(path: Path) -> bool:
+    """Whether the file is a DICOM SEG (of either storage class)."""
+    try:
+        dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"])
+    except (InvalidDicomError, OSError, EOFError, ValueError):
+        return False
+    return dataset.get("SOPClassUID") in SEGMENTATION_SOP_CLASSES
+
+
+# Writing
+
+
+def _check_fit(geometry: Geometry, masks: dict[str, BoolArray], refs: Sequence[SliceRef]) -> None:
+    for name, mask in masks.items():
+        if mask.shape != geometry.shape:
+            raise MaskMismatch(
+                f"The {name} mask has shape {mask.shape}, the CT {geometry.shape} (z, y, x): "
+                "bring it back onto the CT's own grid first"
+            )
+    if len(refs) != geometry.shape[0]:
+        raise MaskMismatch(
+            f"The CT has {geometry.shape[0]} slices but {len(refs)} images are named: "
+            "pass the images it was read from"
+        )
+
+
+def _middle(occupied: BoolArray) -> int:
+    """Index in the middle of the occupied slices, or of all where none is."""
+    z = np.flatnonzero(occupied)
+    return int(z[len(z) // 2]) if z.size else len(occupied) // 2
+
+
+def _header(ref: SliceRef, series: Series) -> Dataset:
+    """The attributes of the CT that go into the SEG, with the two UIDs that it cannot do without."""
+    try:
+        header = open_slice(ref)
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, InvalidDicomError) as error:
+        raise InputUnreadable(
+            f"Cannot read {ref.path} again ({error}): check that the CT is still there"
+        ) from error
+    copied = Dataset()
+    for keyword in _COPIED:
+        if keyword in header:
+            copied.add(header[keyword])
+    if not copied.get("StudyInstanceUID"):
+        copied.StudyInstanceUID = series.study_uid or generate_uid(entropy_srcs=[series.series_uid, "study"])
+    if not copied.get("FrameOfReferenceUID"):
+        copied.FrameOfReferenceUID = generate_uid(entropy_srcs=[series.series_uid, "frame of reference"])
+    return copied
+
+
+def _source_image(header: Dataset, ref: SliceRef, z: int, series: Series, geometry: Geometry) -> Dataset:
+    """What highdicom wants to know about one CT image, without reading its file.
+
+    Patient and study stay empty here: highdicom refuses values that real files have (see `_COPIED`).
+    """
+    image = Dataset()
+    for keyword in _STUDY_REQUIRED:
+        setattr(image, keyword, "")
+    image.Modality = "CT"
+    image.StudyInstanceUID = header.StudyInstanceUID
+    image.SeriesInstanceUID = series.series_uid
+    image.FrameOfReferenceUID = header.FrameOfReferenceUID
+    if ref.frame is None:
+        image.SOPClassUID = ref.sop_class_uid or CTImageStorage
+        image.SOPInstanceUID = ref.sop_instance_uid
+    else:  # a stand-in, see _refer_to_frames
+        image.SOPClassUID = CTImageStorage
+        image.SOPInstanceUID = generate_uid(entropy_srcs=[ref.sop_instance_uid, str(ref.frame)])
+    image.Rows, image.Columns = geometry.shape[1:]
+    image.PixelSpacing = [_ds(s) for s in geometry.spacing[1:]]
+    image.SliceThickness = _ds(ref.slice_thickness or series.slice_thickness or geometry.spacing[0])
+    position = ref.position if ref.position is not None else geometry.to_lps([z, 0, 0])
+    image.ImagePositionPatient = [_ds(v) for v in position]
+    orientation = ref.orientation or (*geometry.axes[2], *geometry.axes[1])
+    image.ImageOrientationPatient = [_ds(v) for v in orientation]
+    return image
+
+
+def _ds(value: float) -> Any:
+    return pydicom.valuerep.DSfloat(float(value), auto_format=True)
+
+
+def _descriptions(algorithm: Any) -> list[Any]:
+    import highdicom as hd
+
+    return [
+        hd.seg.SegmentDescription(
+            segment_number=number,
+            segment_label=label,
+            segmented_property_category=category,
+            segmented_property_type=code,
+            algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm_identification=algorithm,
+            anatomic_regions=regions,
+            display_color=hd.color.CIELabColor.from_rgb(*_COLORS[name]),
+        )
+        for number, name, label, category, code, regions in (
+            (1, "heart", "Heart", ANATOMICAL_STRUCTURE, HEART, None),
+            (2, "calcium", "Coronary calcium", ABNORMAL_STRUCTURE, CALCIUM, [CORONARY_ARTERY]),
+        )
+    ]
+
+
+def _wipe_marks(segmentation: Dataset, numbers: Iterable[int]) -> None:
+    """Clear the first pixel of the only frame of each of these segments (DICOM PS3.5 8.1.1 bit order)."""
+    data = bytearray(segmentation.PixelData)
+    for i, groups in enumerate(segmentation.PerFrameFunctionalGroupsSequence):
+        if groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber in numbers:
+            bit = i * segmentation.Rows * segmentation.Columns
+            data[bit // 8] &= ~(1 << bit % 8) & 0xFF
+    segmentation.PixelData = bytes(data)
+
+
+def _refer_to_frames(segmentation: Dataset, refs: dict[str, SliceRef]) -> None:
+    """Replace references to stand-ins for frames by references to the multi-frame file and frame."""
+    if all(ref.frame is None for ref in refs.values()):
+        return
+    for groups in segmentation.PerFrameFunctionalGroupsSequence:
+        for derivation in groups.DerivationImageSequence:
+            for item in derivation.SourceImageSequence:
+                ref = refs[item.ReferencedSOPInstanceUID]
+                if ref.frame is not None:
+                    item.ReferencedSOPClassUID = ref.sop_class_uid
+                    item.ReferencedSOPInstanceUID = ref.sop_instance_uid
+                    item.ReferencedFrameNumber = ref.frame + 1
+    for series in segmentation.ReferencedSeriesSequence:
+        instances: dict[str, Dataset] = {}
+        for item in series.ReferencedInstanceSequence:
+            ref = refs[item.ReferencedSOPInstanceUID]
+            item.ReferencedSOPClassUID = ref.sop_class_uid
+            item.ReferencedSOPInstanceUID = ref.sop_instance_uid
+            instances[ref.sop_instance_uid] = item
+        series.ReferencedInstanceSequence = list(instances.values())
+
+
+def _fix_uids(segmentation: Dataset, sources: list[str]) -> None:
+    """Make the instance's own UIDs follow from its content."""
+    content = hashlib.sha256(segmentation.PixelData).hexdigest()
+    uid = generate_uid(entropy_srcs=[*sources, content])
+    segmentation.SOPInstanceUID = uid
+    segmentation.file_meta.MediaStorageSOPInstanceUID = uid
+    dimensions = generate_uid(entropy_srcs=[uid, "dimensions"])
+    for item in (*segmentation.DimensionOrganizationSequence, *segmentation.DimensionIndexSequence):
+        item.DimensionOrganizationUID = dimensions
+
+
+# Reading
+
+
+def _read(path: Path) -> Dataset:
+    try:
+        dataset = pydicom.dcmread(path)
+    except (InvalidDicomError, OSError, EOFError, ValueError) as error:
+        raise InputUnreadable(f"Cannot read {path} as DICOM ({error}): give a DICOM SEG") from error
+    if dataset.get("SOPClassUID") not in SEGMENTATION_SOP_CLASSES:
+        raise InputUnreadable(
+            f"{path} is DICOM but no SEG (SOP class {dataset.get('SOPClassUID')}): give a SEG"
+        )
+    return dataset
+
+
+def _codes(item: Dataset, keyword: str) -> set[str]:
+    return {str(code.get("CodeValue", "")) for code in item.get(keyword, [])}
+
+
+def _kind(item: Dataset) -> str | None:
+    """``"heart"``, ``"calcium"`` or None for an item of SegmentSequence; SNOMED RT codes count too."""
+    types = _codes(item, "SegmentedPropertyTypeCodeSequence")
+    regions = _codes(item, "AnatomicRegionSequence")
+    label = str(item.get("SegmentLabel", "")).lower()
+    if types & {CALCIUM.value, "M-55420"} or "calc" in label or "cac" in label.split():
+        elsewhere = regions and not regions & {CORONARY_ARTERY.value, "T-43000", HEART.value, "T-32000"}
+        return None if elsewhere else "calcium"
+    if types & {HEART.value, "T-32000"} or "heart" in label:
+        return "heart"
+    return None
+
+
+def _frame_groups(dataset: Dataset, n: int, path: Path) -> list[tuple[Dataset, Dataset]]:
+    """(own, shared) functional groups of each frame."""
+    shared = dataset.get("SharedFunctionalGroupsSequence") or [Dataset()]
+    own = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    if len(own) != n:
+        raise InputUnreadable(f"{path} has {n} frames but describes {len(own)}: write the SEG again")
+    return [(item, shared[0]) for item in own]
+
+
+def _group(groups: tuple[Dataset, Dataset], keyword: str, path: Path) -> Dataset:
+    for item in groups:
+        if item.get(keyword):
+            found: Dataset = item[keyword][0]
+            return found
+    raise InputUnreadable(f"{path} does not say where its frames lie ({keyword} is missing): write it again")
+
+
+_Placement = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]
+
+
+def _placement(
+    groups: tuple[Dataset, Dataset], shape: tuple[int, ...], geometry: Geometry, path: Path
+) -> _Placement:
+    """Index (z, y, x) of a frame's first pixel, and its steps down a column and along a row."""
+    rows, columns = shape
+    measures = _group(groups, "PixelMeasuresSequence", path)
+    cosines = np.asarray(
+        _group(groups, "PlaneOrientationSequence", path).ImageOrientationPatient, dtype=float
+    )
+    corner = np.asarray(_group(groups, "PlanePositionSequence", path).ImagePositionPatient, dtype=float)
+    down = cosines[3:] * float(measures.PixelSpacing[0])
+    along = cosines[:3] * float(measures.PixelSpacing[1])
+    exact = geometry.to_index(
+        np.stack([corner, corner + down, corner + along, corner + down * (rows - 1) + along * (columns - 1)])
+    )
+    start = np.round(exact[0]).astype(np.int64)
+    step_down = np.round(exact[1] - exact[0]).astype(np.int64)
+    step_along = np.round(exact[2] - exact[0]).astype(np.int64)
+    last = start + step_down * (rows - 1) + step_along * (columns - 1)
+    deviation = np.abs(exact[[0, 3]] - np.stack([start, last])).max(axis=0)
+    in_plane = (step_down != 0) | (step_along != 0)
+    spacing = measures.get("SpacingBetweenSlices")
+    if (
+        np.abs(step_down).sum() != 1
+        or np.abs(step_along).sum() != 1
+        or (step_down * step_along).any()
+        or (deviation > np.where(in_plane, _IN_PLANE_TOLERANCE, _THROUGH_TOLERANCE)).any()
+        or (spacing is not None and float(spacing) > 1.5 * geometry.spacing[int(np.argmin(in_plane))])
+    ):
+        raise MaskMismatch(
+            f"The frames of {path} do not lie on the CT's grid (off by {deviation.max():.2f} voxels): "
+            "give the CT series that the SEG was made for"
+        )
+    return start, step_down, step_along
+
+
+def _put(mask: BoolArray, pixels: BoolArray, place: _Placement) -> None:
+    """Set the voxels of `mask` (z, y, x) on which true pixels (rows, columns) lie."""
+    start, step_down, step_along = place
+    row, column = np.nonzero(pixels)
+    if row.size == 0:
+        return
+    index = start + row[:, None] * step_down + column[:, None] * step_along
+    if (index < 0).any() or (index >= mask.shape).any():
+        raise MaskMismatch(
+            "The segmentation reaches beyond the CT's grid: give the CT series that the SEG was made for"
+        )
+    mask[tuple(index.T)] = True

@@ -1,0 +1,257 @@
+"""Coronary calcium: the patch 3D U-Net of the DeepCAC2 paper, step by step.
+
+The steps of the paper's method, in order, are the public functions of this file:
+`crop_grid` → `to_crop` → `window` → `z_normalise` → `rescale` → patches of 64 × 64 × 16 with steps of
+32 × 32 × 8 → U-Net → average of overlapping predictions → `to_ct` → threshold 0.5. `CalciumModel`
+strings them together.
+
+Sizes are given here in array order (z, y, x); the paper writes them as x × y × z.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..errors import WeightsUnsupported
+from ..imaging import Geometry, Volume
+from ..imaging.resampling import centred_grid, resample, support
+from ..imaging.tiling import average_patches, corners_touching, patch_corners
+
+if TYPE_CHECKING:
+    from ..weights import WeightSet
+
+CROP_SPACING = (2.5, 0.7, 0.7)
+"""Voxel size of the model grid, mm (z, y, x); DeepCAC2 paper: 0.7 × 0.7 × 2.5 mm."""
+CROP_SHAPE = (58, 256, 256)
+"""Voxels of the crop around the heart (z, y, x); DeepCAC2 paper: 256 × 256 × 58."""
+WINDOW_HU = (-135.0, 500.0)
+"""Intensity window, HU; DeepCAC2 paper."""
+PATCH_SHAPE = (16, 64, 64)
+"""Patch (z, y, x); DeepCAC2 paper: 64 × 64 × 16."""
+PATCH_STEP = (8, 32, 32)
+"""Step between patches (z, y, x); DeepCAC2 paper: 32 × 32 × 8."""
+THRESHOLD = 0.5
+"""Probability from which a voxel is calcium; DeepCAC2 paper."""
+CANDIDATE_HU = 130
+"""HU below which no voxel is ever counted as calcium (Agatston et al. 1990, the default rule)."""
+
+
+def crop_grid(ct: Geometry, heart_centre: tuple[float, float, float]) -> Geometry:
+    """The paper's crop: 256 × 256 × 58 voxels of 0.7 × 0.7 × 2.5 mm centred on the heart.
+
+    Args:
+        ct: The CT's grid; the crop is laid parallel to it.
+        heart_centre: LPS point (x, y, z), mm.
+    """
+    return centred_grid(ct, heart_centre, CROP_SPACING, CROP_SHAPE)
+
+
+def to_crop(volume: Volume, grid: Geometry, *, device: torch.device) -> torch.Tensor:
+    """CT values on the crop's grid (trilinear); DeepCAC2 paper, resampling and cropping.
+
+    Only what the crop needs is resampled. Voxels outside the CT get the window's lower bound or less
+    (air), as a padded CT would have.
+
+    Returns:
+        float32 (58, 256, 256), HU.
+    """
+    return resample(volume.hu, volume.geometry, grid, outside=-1024.0, device=device)
+
+
+def window(hu: torch.Tensor) -> torch.Tensor:
+    """Clip to [−135, 500] HU; DeepCAC2 paper."""
+    return hu.clamp(*WINDOW_HU)
+
+
+def z_normalise(values: torch.Tensor) -> tuple[torch.Tensor, float, float]:
+    """Subtract the crop's mean and divide by its standard deviation; DeepCAC2 paper.
+
+    Returns:
+        Normalised values, mean, standard deviation (1 for a constant crop).
+    """
+    sd, mean = torch.std_mean(values, correction=0)
+    scale = float(sd) or 1.0
+    return (values - mean) / scale, float(mean), scale
+
+
+def rescale(values: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """Map [`low`, `high`] linearly onto [0, 1]; DeepCAC2 paper, after z-normalisation."""
+    return (values - low) / (high - low) if high > low else torch.zeros_like(values)
+
+
+def normalise(hu: torch.Tensor, *, rescale_to: str = "window") -> torch.Tensor:
+    """`window`, `z_normalise` and `rescale` in the paper's order.
+
+    A linear rescaling undoes the shift and scale of the z-normalisation, so what matters is which two
+    values become 0 and 1. ``"window"`` takes the window's bounds: the same HU is the same input in every
+    scan. ``"crop"`` takes the smallest and largest value of the crop, which is the same thing as soon as
+    the crop holds lung and dense bone, and differs (brighter calcium) when nothing in it reaches 500 HU.
+
+    Args:
+        hu: HU values of the crop, any shape.
+        rescale_to: ``"window"`` or ``"crop"``; weights say which one they were trained with.
+
+    Returns:
+        float32, same shape, in [0, 1].
+    """
+    normalised, mean, sd = z_normalise(window(hu))
+    if rescale_to == "crop":
+        low, high = float(normalised.min()), float(normalised.max())
+    else:
+        low, high = (WINDOW_HU[0] - mean) / sd, (WINDOW_HU[1] - mean) / sd
+    return rescale(normalised, low, high).clamp_(0.0, 1.0)
+
+
+def to_ct(probability: torch.Tensor, grid: Geometry, ct: Geometry) -> npt.NDArray[np.float32]:
+    """Probability of the crop brought back onto the CT's own grid (trilinear), 0 outside the crop.
+
+    Args:
+        probability: float32 on `grid`.
+
+    Returns:
+        float32 (z, y, x) of shape ``ct.shape``.
+    """
+    return resample(probability, grid, ct, outside=0.0).cpu().numpy()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalciumPrediction:
+    """What the calcium model found.
+
+    Attributes:
+        mask: bool (z, y, x) on the CT's grid: probability ≥ 0.5. Below 130 HU it may miss voxels of a
+            dense run (see `CalciumModel.predict`); at every voxel ≥ 130 HU it is the dense run's.
+        probability: float32 (z, y, x) on the CT's grid, or None when not asked for.
+        patches_run: Patches that were sent through the network.
+        patches_total: Patches of the crop.
+    """
+
+    mask: npt.NDArray[np.bool_]
+    probability: npt.NDArray[np.float32] | None
+    patches_run: int
+    patches_total: int
+
+
+def build_network(architecture: dict[str, Any]) -> torch.nn.Module:
+    """The 3D U-Net of a set of weights: MONAI's `UNet` with one input and one output channel.
+
+    Args:
+        architecture: Keyword arguments of `monai.networks.nets.UNet` (channels, strides,
+            num_res_units, norm, act).
+
+    Returns:
+        Network from (n, 1, 16, 64, 64) in [0, 1] to logits of the same shape.
+    """
+    from monai.networks.nets import UNet
+
+    return UNet(spatial_dims=3, in_channels=1, out_channels=1, **architecture)
+
+
+class CalciumModel:
+    """Patch U-Net with its weights on a device; `predict` goes from a CT to a mask on the CT's grid."""
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        *,
+        device: torch.device,
+        rescale_to: str = "window",
+        batch_size: int = 8,
+    ) -> None:
+        self.device = device
+        self.rescale_to = rescale_to
+        self.batch_size = batch_size
+        self.network = network.to(device).eval()
+        if device.type == "cpu":
+            self.network = self.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+
+    @classmethod
+    def load(cls, weights: WeightSet, device: torch.device) -> CalciumModel:
+        """Load a verified set of weights.
+
+        Raises:
+            WeightsMissing, WeightsAltered: See `weights.load_tensors`.
+            WeightsUnsupported: The tensors do not fit the architecture that the set describes.
+        """
+        from ..weights import load_tensors
+
+        description = weights.metadata
+        tensors = load_tensors(weights, "model.safetensors")
+        try:
+            network = build_network(description["architecture"])
+            network.load_state_dict(tensors)
+        except (KeyError, RuntimeError, TypeError) as error:
+            reason = str(error).splitlines()[0]
+            raise WeightsUnsupported(
+                f"the weights {weights.name!r} are not a calcium U-Net this version knows ({reason}); "
+                "choose others with --calcium-weights"
+            ) from error
+        rescale_to = description.get("normalisation", {}).get("rescale_to", "window")
+        batch = 8 if device.type == "cpu" else 64
+        return cls(network, device=device, rescale_to=rescale_to, batch_size=batch)
+
+    @torch.inference_mode()
+    def _probability(self, patches: torch.Tensor) -> torch.Tensor:
+        if self.device.type == "cpu":
+            patches = patches.contiguous(memory_format=torch.channels_last_3d)
+        return torch.sigmoid(self.network(patches))
+
+    def predict(
+        self,
+        volume: Volume,
+        heart_centre: tuple[float, float, float],
+        *,
+        region: npt.NDArray[np.bool_] | None = None,
+        dense: bool = False,
+        keep_probability: bool = False,
+    ) -> CalciumPrediction:
+        """Segment calcium in the crop around the heart.
+
+        Patches are skipped when nothing they say can matter. A counted voxel of the CT is ≥ 130 HU and
+        reads, when the result is brought back, at most eight voxels of the crop; each of those averages
+        the patches that cover it. So only patches that hold such a voxel are run: every counted voxel
+        gets exactly what a dense run gives it, the others may get less.
+
+        Args:
+            volume: The CT.
+            heart_centre: LPS point (x, y, z), mm; see `HeartPrediction`.
+            region: bool (z, y, x) on the CT's grid; calcium outside it is not looked for. None: the
+                whole crop, as in the paper.
+            dense: Run every patch of the crop (for comparison).
+            keep_probability: Return the probability too.
+        """
+        grid = crop_grid(volume.geometry, heart_centre)
+        corners = patch_corners(CROP_SHAPE, PATCH_SHAPE, PATCH_STEP)
+        candidates = volume.hu >= CANDIDATE_HU
+        if region is not None:
+            candidates &= region
+        chosen = (
+            corners
+            if dense
+            else corners_touching(corners, PATCH_SHAPE, support(candidates, volume.geometry, grid))
+        )
+        mask = np.zeros(volume.hu.shape, dtype=bool)
+        probability = None
+        if chosen:
+            values = normalise(to_crop(volume, grid, device=self.device), rescale_to=self.rescale_to)
+            with torch.inference_mode():
+                averaged = average_patches(
+                    values, chosen, PATCH_SHAPE, self._probability, batch_size=self.batch_size
+                )
+                probability = to_ct(averaged, grid, volume.geometry)
+            mask = probability >= THRESHOLD
+            if region is not None:
+                mask &= region
+        if keep_probability and probability is None:
+            probability = np.zeros(volume.hu.shape, dtype=np.float32)
+        return CalciumPrediction(
+            mask=mask,
+            probability=probability if keep_probability else None,
+            patches_run=len(chosen),
+            patches_total=len(corners),
+        )

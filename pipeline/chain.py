@@ -1,0 +1,270 @@
+"""The chain in memory: a workflow turned into a list of stages, models loaded once."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Iterator
+
+from ..dicom import Series, safe_name, write_segmentation
+from ..errors import DeepCACError, SeriesFailed
+from ..imaging.atomic import write_whole
+from . import outputs, stages
+from .case import Case
+from .workflow import TARGET_ROLES, Workflow
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+Stage = Callable[[Case], Case]
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N`` as a device.
+
+    ``auto`` takes the GPU if there is one and the CPU otherwise, and the run says which; a device that is
+    named is that device or an error.
+
+    Raises:
+        DeviceError: The named device is not there, or the name is unknown.
+    """
+    import torch
+
+    from ..errors import DeviceError
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cpu":
+        return torch.device("cpu")
+    if name == "cuda" or (name.startswith("cuda:") and name[5:].isdigit()):
+        if not torch.cuda.is_available():
+            raise DeviceError(
+                f"--device {name}: no usable GPU here (no driver, no GPU, or a torch without CUDA); "
+                "use --device cpu, or --device auto to take what there is"
+            )
+        index = int(name[5:]) if ":" in name else 0
+        if index >= torch.cuda.device_count():
+            raise DeviceError(f"--device {name}: there are {torch.cuda.device_count()} GPUs, numbered from 0")
+        return torch.device(name)
+    raise DeviceError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:N")
+
+
+def describe_device(device: torch.device) -> str:
+    """The device in words, for logs and reports."""
+    import torch
+
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"cpu ({torch.get_num_threads()} threads)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """A workflow ready to run: stages with their models.
+
+    Attributes:
+        workflow: What it was built from.
+        stages: (module name, stage), in order.
+        provenance: Versions, workflow fingerprint, weight hashes and device, for the details JSON.
+    """
+
+    workflow: Workflow
+    stages: tuple[tuple[str, Stage], ...]
+    provenance: dict[str, Any]
+
+    def __call__(self, case: Case) -> Case:
+        """Run all stages on a case.
+
+        Raises:
+            SeriesRejected: A gate said no.
+            SeriesFailed: A stage broke, with the stage's name as code.
+            DiskFull, OutputUnwritable: The output cannot be written; these end a run.
+        """
+        for name, stage in self.stages:
+            started = time.perf_counter()
+            with _attributed(name):
+                case = stage(case)
+            seconds = time.perf_counter() - started
+            case = replace(case, timings={**case.timings, name: seconds})
+        return case
+
+
+@contextmanager
+def _attributed(stage: str) -> Iterator[None]:
+    """Any unexpected exception of a stage becomes a `SeriesFailed` that names the stage."""
+    try:
+        yield
+    except DeepCACError:
+        raise
+    except MemoryError as error:
+        raise SeriesFailed(f"{stage}: not enough memory for this series", code="out-of-memory") from error
+    except Exception as error:
+        # One bad series must not stop a run of thousands; the log file keeps the traceback.
+        log.exception("%s broke", stage)
+        text = (str(error).splitlines() or [""])[0]
+        raise SeriesFailed(f"{stage} broke: {type(error).__name__}: {text}", code="internal-error") from error
+
+
+def target_paths(workflow: Workflow, series: Series) -> dict[str, Path]:
+    """Where the outputs of a series go, relative to the output folder, by role.
+
+    The workflow's ``DataOrganizer`` targets, with what this project adds beside the report. PatientID and
+    UIDs are escaped (`dicom.safe_name`): whatever they hold, the paths stay inside.
+    """
+    folder = series_folder(series)
+    paths = {"details": folder / outputs.DETAILS_NAME, "preview": folder / outputs.PREVIEW_NAME}
+    options = workflow.options("DataOrganizer")
+    for target in options.targets if options is not None else ():
+        query, _, template = target.partition("-->")
+        text = template.replace("[i:PatientID]", safe_name(series.patient_id))
+        text = text.replace("[i:SeriesInstanceUID]", safe_name(series.series_uid))
+        paths[TARGET_ROLES[query]] = Path(text)
+    return paths
+
+
+def series_folder(series: Series) -> Path:
+    """``<PatientID>/<SeriesInstanceUID>``, escaped."""
+    return Path(safe_name(series.patient_id)) / safe_name(series.series_uid)
+
+
+def build_chain(
+    workflow: Workflow,
+    *,
+    output: Path,
+    device: torch.device,
+    allow: Collection[str] = (),
+    keep: Collection[str] = (),
+) -> Chain:
+    """Load the models and string the stages of `workflow` together.
+
+    Args:
+        output: The run's output folder.
+        allow: Codes of gates that warn instead of reject, on top of the workflow's own.
+        keep: Further files to write: ``"nifti"`` keeps CT and masks as NIfTI.
+
+    Raises:
+        WeightsError: Weights are missing, altered or of an unknown kind.
+    """
+    from .. import __version__
+    from ..models.calcium import CalciumModel
+    from ..models.heart import HeartModel
+    from ..weights import resolve
+
+    importer = workflow.options("DicomImporter")
+    allowed = frozenset(allow) | frozenset(importer.allow)
+    provenance: dict[str, Any] = {
+        "deepcac2": __version__,
+        "workflow": workflow.name,
+        "workflow_fingerprint": workflow.fingerprint(),
+        "device": describe_device(device),
+        "allowed_gates": sorted(allowed),
+        "weights": {},
+    }
+    chain: list[tuple[str, Stage]] = []
+    for step in workflow.steps:
+        options = step.options
+        if step.module == "DicomImporter":
+            stage: Stage = stages.check_headers
+        elif step.module == "NiftiConverter":
+
+            def stage(case: Case) -> Case:
+                return stages.build_volume(case, allow=allowed)
+
+        elif step.module == "HeartRunner":
+            weights = resolve(options.weights, "heart")
+            provenance["weights"]["heart"] = {"name": weights.name, "sha256": weights.hash}
+            stage = stages.FindHeart(model=HeartModel.load(weights, device), allow=allowed)
+        elif step.module == "DeepCACRunner":
+            weights = resolve(options.weights, "calcium")
+            provenance["weights"]["calcium"] = {"name": weights.name, "sha256": weights.hash}
+            model = CalciumModel.load(weights, device)
+            stage = stages.FindCalcium(model=model, heart_margin_mm=options.heart_margin_mm)
+        elif step.module == "AGSCalculator":
+            stage = stages.ScoreCalcium(rule=options.rule, calibration_factor=options.calibration_factor)
+        elif step.module == "DSegConverter":
+            stage = _WriteSegmentation(workflow=workflow, output=output, version=__version__)
+        elif step.module == "ReportExporter":
+            stage = _WriteReport(workflow=workflow, output=output, includes=tuple(options.includes))
+        else:
+            stage = _Organise(workflow=workflow, output=output, keep=frozenset(keep))
+        chain.append((step.module, stage))
+    return Chain(workflow=workflow, stages=tuple(chain), provenance=provenance)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _WriteSegmentation:
+    workflow: Workflow
+    output: Path
+    version: str
+
+    def __call__(self, case: Case) -> Case:
+        path = self.output / target_paths(self.workflow, case.series).get(
+            "seg", series_folder(case.series) / "cac.seg.dcm"
+        )
+        if case.volume is None or case.heart is None or case.calcium is None:
+            raise TypeError("the SEG needs the CT, the heart and the calcium")
+        write_segmentation(
+            path,
+            series=case.series,
+            geometry=case.volume.geometry,
+            heart=case.heart,
+            calcium=case.calcium,
+            slices=case.series.slices,
+            algorithm_version=self.version,
+        )
+        return replace(case, outputs={**case.outputs, "seg": path})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _WriteReport:
+    workflow: Workflow
+    output: Path
+    includes: tuple[dict[str, Any], ...]
+
+    def __call__(self, case: Case) -> Case:
+        path = self.output / target_paths(self.workflow, case.series).get(
+            "report", series_folder(case.series) / outputs.REPORT_NAME
+        )
+        outputs.write_json(path, outputs.report(case, list(self.includes)))
+        return replace(case, outputs={**case.outputs, "report": path})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Organise:
+    """Writes what stands beside SEG and report: the preview, and NIfTI where asked for."""
+
+    workflow: Workflow
+    output: Path
+    keep: frozenset[str]
+
+    def __call__(self, case: Case) -> Case:
+        paths = target_paths(self.workflow, case.series)
+        written = dict(case.outputs)
+        if case.score is not None:
+            written["preview"] = self.output / paths["preview"]
+            write_whole(written["preview"], outputs.preview(case))
+        if "nifti" in self.keep and case.volume is not None:
+            written |= _write_nifti(case, self.output / series_folder(case.series))
+        return replace(case, outputs=written)
+
+
+def _write_nifti(case: Case, folder: Path) -> dict[str, Path]:
+    from ..imaging.files import write_image
+
+    if case.volume is None:
+        raise TypeError("the CT has not been read yet")
+    geometry = case.volume.geometry
+    files: dict[str, Any] = {"ct": case.volume.hu, "heart": case.heart, "calcium": case.calcium}
+    written = {}
+    for name, array in files.items():
+        if array is not None:
+            path = folder / f"{name}.nii.gz"
+            write_image(path, array if name == "ct" else array.astype("uint8"), geometry)
+            written[f"nifti-{name}"] = path
+    return written

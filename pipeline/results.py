@@ -1,0 +1,93 @@
+"""The table of a run: one row for every series found, as CSV and Parquet."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ..imaging.atomic import write_whole, written_whole
+
+STATUSES = ("scored", "rejected", "failed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultRow:
+    """One series of a run.
+
+    Attributes:
+        status: ``scored``, ``rejected`` (by a quality gate) or ``failed`` (something broke).
+        code, reason: Reason code and sentence of a rejection or failure, "" otherwise.
+        agatston_score: Without unit.
+        risk_group: 0 to 3; risk_group_name in words.
+        volume_mm3, mass_mg: Of the counted calcium; mass only with a calibration factor.
+        warnings: Codes of findings that did not reject, joined by ``;``.
+        seconds: Wall time of this series.
+        folder: Its folder relative to the output, "" when it has none.
+    """
+
+    patient_id: str
+    study_uid: str
+    series_uid: str
+    status: str
+    code: str = ""
+    reason: str = ""
+    agatston_score: float | None = None
+    risk_group: int | None = None
+    risk_group_name: str = ""
+    volume_mm3: float | None = None
+    mass_mg: float | None = None
+    n_lesions: int | None = None
+    heart_volume_ml: float | None = None
+    rule: str = ""
+    study_date: str = ""
+    series_description: str = ""
+    manufacturer: str = ""
+    model_name: str = ""
+    kernel: str = ""
+    kvp: float | None = None
+    slice_thickness: float | None = None
+    increment: float | None = None
+    n_slices: int = 0
+    warnings: str = ""
+    seconds: float | None = None
+    folder: str = ""
+    deepcac2_version: str = ""
+    weights: str = ""
+
+
+COLUMNS = tuple(f.name for f in fields(ResultRow))
+
+
+def write_csv(path: Path, rows: list[ResultRow]) -> None:
+    """Write the table as CSV (UTF-8, header line), whole or not at all.
+
+    A text that a spreadsheet would run as a formula is preceded by an apostrophe.
+    """
+    buffer = io.StringIO(newline="")
+    writer = csv.DictWriter(buffer, fieldnames=COLUMNS)
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: _plain(v) for k, v in asdict(row).items()})
+    write_whole(path, buffer.getvalue().encode())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
+        return "'" + value
+    return value
+
+
+def write_parquet(path: Path, rows: list[ResultRow]) -> None:
+    """Write the table as Parquet with the same columns, whole or not at all."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    kinds = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
+    schema = pa.schema([(f.name, kinds[str(f.type).split(" ")[0]]) for f in fields(ResultRow)])
+    columns = {name: [getattr(row, name) for row in rows] for name in COLUMNS}
+    table = pa.table(columns, schema=schema)
+    with written_whole(path) as temporary:
+        parquet.write_table(table, temporary)

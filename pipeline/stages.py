@@ -1,0 +1,247 @@
+"""The stages: callables ``Case -> Case`` that each do one thing.
+
+They know nothing of workflows or folders; `chain` builds them from a workflow for the run in memory, and
+the modules of `utils` call the same functions between files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..dicom import Finding, Series, read_series
+from ..dicom.gates import GATES
+from ..errors import SeriesRejected
+from ..imaging import Geometry, Volume
+from ..scoring import score
+from .case import Case
+
+if TYPE_CHECKING:
+    from ..models.calcium import CalciumModel
+    from ..models.heart import HeartModel
+
+MIN_HEART_ML, MAX_HEART_ML = 150.0, 2500.0
+"""Plausible volume of a whole adult heart with its pericardium, mL. Our own limits, set wide on purpose:
+they are for masks that went wrong (a vertebra, the liver), not for small or large hearts."""
+
+MIN_HEART_HU = -150.0
+"""A heart whose median is below this is not a heart: soft tissue with some fat has a median of about
+0 to 60 HU, lung −850 HU, fat −100 HU."""
+
+MAX_BORDER_SHARE = 0.25
+"""Share of the heart's largest cross-section that may lie in the first or last slice before the heart
+counts as cut off by the field of view."""
+
+CONTRAST_HU = 100.0
+"""Median HU of the inner heart above which the scan is taken for contrast-enhanced. Our own limit:
+unenhanced blood is about 30 to 60 HU, an enhanced blood pool usually far above 150 HU."""
+
+
+def gate(code: str, message: str, allow: Collection[str]) -> Finding:
+    """A finding of gate `code`: fatal unless the user allowed it.
+
+    Raises:
+        SeriesRejected: The gate is not allowed to pass.
+    """
+    if code in allow and GATES[code].overridable:
+        return Finding(code=code, message=message, fatal=False)
+    hint = f" (go on with --allow {code})" if GATES[code].overridable else ""
+    raise SeriesRejected(f"{message}{hint}", code=code)
+
+
+def check_headers(case: Case) -> Case:
+    """Stop here when the header gates rejected the series.
+
+    Raises:
+        SeriesRejected: With the code and sentence of the first fatal finding.
+    """
+    rejection = case.series.rejection
+    if rejection is not None:
+        raise SeriesRejected(rejection.message, code=rejection.code)
+    return replace(case, findings=(*case.findings, *case.series.warnings))
+
+
+def build_volume(case: Case, *, allow: Collection[str] = ()) -> Case:
+    """Read the pixels into `Case.volume`.
+
+    Raises:
+        SeriesRejected, SeriesFailed: See `dicom.read_series`.
+    """
+    reading = read_series(case.series)
+    for finding in reading.findings:
+        if finding.fatal:
+            gate(finding.code, finding.message, allow)
+    series = replace(case.series, slices=reading.slices)
+    return replace(case, series=series, volume=reading.volume, findings=(*case.findings, *reading.findings))
+
+
+def _inner(mask: npt.NDArray[np.bool_], geometry: Geometry, depth_mm: float) -> npt.NDArray[np.bool_]:
+    """The mask without a rim of about `depth_mm` in the slices' plane."""
+    from scipy.ndimage import minimum_filter
+
+    size = [1] + [2 * max(1, round(depth_mm / s)) + 1 for s in geometry.spacing[1:]]
+    return np.asarray(minimum_filter(mask, size=size, mode="constant"), dtype=bool)
+
+
+def _box(mask: npt.NDArray[np.bool_]) -> tuple[slice, slice, slice]:
+    ranges = []
+    for axis in range(3):
+        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        ranges.append(slice(int(hit[0]), int(hit[-1]) + 1))
+    return ranges[0], ranges[1], ranges[2]
+
+
+def check_heart(
+    volume: Volume, heart: npt.NDArray[np.bool_], *, allow: Collection[str] = ()
+) -> tuple[dict[str, Any], tuple[Finding, ...]]:
+    """The gates that look at the heart: found, whole, plausible, without contrast.
+
+    Args:
+        volume: The CT.
+        heart: bool (z, y, x) on the CT's grid.
+
+    Returns:
+        Numbers for the details JSON, and the findings that `allow` turned into warnings.
+
+    Raises:
+        SeriesRejected: heart-not-found, heart-cut-off, heart-implausible or contrast-measured.
+    """
+    if not heart.any():
+        raise SeriesRejected(
+            "no heart was found in this series; look at the scan, or at the orientation in its headers",
+            code="heart-not-found",
+        )
+    findings: list[Finding] = []
+    box = _box(heart)
+    part, hu = heart[box], volume.hu[box]
+    millilitres = float(part.sum()) * volume.geometry.voxel_volume / 1000
+    median = float(np.median(hu[part]))
+    inner = _inner(part, volume.geometry, 8.0)
+    blood = float(np.median(hu[inner])) if inner.any() else median
+    facts = {
+        "heart_volume_ml": round(millilitres, 1),
+        "heart_median_hu": median,
+        "heart_inner_median_hu": blood,
+    }
+    if not MIN_HEART_ML <= millilitres <= MAX_HEART_ML or median < MIN_HEART_HU:
+        message = (
+            f"what was found has {millilitres:.0f} mL and a median of {median:.0f} HU: not a plausible heart"
+        )
+        findings.append(gate("heart-implausible", message, allow))
+    areas = heart.sum(axis=(1, 2))
+    border = max(int(areas[0]), int(areas[-1]))
+    sides = int(heart[:, [0, -1], :].sum() + heart[:, :, [0, -1]].sum())
+    if border > MAX_BORDER_SHARE * areas.max() or sides > 0.02 * heart.sum():
+        message = "the heart reaches beyond the scanned field; part of its calcium would be missing"
+        findings.append(gate("heart-cut-off", message, allow))
+    if blood > CONTRAST_HU:
+        message = f"the inner heart has a median of {blood:.0f} HU: this scan seems to be contrast-enhanced"
+        findings.append(gate("contrast-measured", message, allow))
+    return facts, tuple(findings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FindHeart:
+    """Heart mask by a `HeartModel`, then the gates that look at it."""
+
+    model: HeartModel
+    allow: Collection[str] = ()
+
+    def __call__(self, case: Case) -> Case:
+        """Raises `SeriesRejected` as `check_heart` does."""
+        volume = _present(case.volume)
+        prediction = self.model.predict(volume)
+        facts, findings = check_heart(volume, prediction.mask, allow=self.allow)
+        return replace(
+            case,
+            heart=prediction.mask,
+            findings=(*case.findings, *findings),
+            facts={**case.facts, **facts},
+        )
+
+
+def heart_centre(heart: npt.NDArray[np.bool_], geometry: Geometry) -> tuple[float, float, float]:
+    """Centre of the heart mask's bounding box, LPS mm (x, y, z): where the calcium crop is laid.
+
+    The middle of the box, not the centre of gravity: the crop must hold the whole heart.
+
+    Raises:
+        ValueError: The mask is empty.
+    """
+    if not heart.any():
+        raise ValueError("an empty heart mask has no centre")
+    middle = [(s.start + s.stop - 1) / 2 for s in _box(heart)]
+    x, y, z = geometry.to_lps(middle)
+    return float(x), float(y), float(z)
+
+
+def widened(mask: npt.NDArray[np.bool_], geometry: Geometry, margin_mm: float) -> npt.NDArray[np.bool_]:
+    """The mask and everything within `margin_mm` of it (Euclidean), bool (z, y, x).
+
+    Computed on a grid of about 3 mm, so the edge is true to about 3 mm.
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    steps = [max(1, round(3.0 / s)) for s in geometry.spacing]
+    coarse = mask[:: steps[0], :: steps[1], :: steps[2]]
+    sampling = [s * n for s, n in zip(geometry.spacing, steps, strict=True)]
+    if not coarse.any():
+        return mask
+    near = distance_transform_edt(~coarse, sampling=sampling) <= margin_mm
+    for axis, (step, size) in enumerate(zip(steps, mask.shape, strict=True)):
+        near = np.repeat(near, step, axis=axis).take(range(size), axis=axis)
+    return near | mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class FindCalcium:
+    """Calcium mask by a `CalciumModel` around the heart.
+
+    Attributes:
+        heart_margin_mm: Keep to the heart mask widened by this much; None: the whole crop (the paper).
+    """
+
+    model: CalciumModel
+    heart_margin_mm: float | None = None
+
+    def __call__(self, case: Case) -> Case:
+        volume, heart = _present(case.volume), _present(case.heart)
+        region = None
+        if self.heart_margin_mm is not None:
+            region = widened(heart, volume.geometry, self.heart_margin_mm)
+        prediction = self.model.predict(volume, heart_centre(heart, volume.geometry), region=region)
+        facts = {"patches_run": prediction.patches_run, "patches_total": prediction.patches_total}
+        return replace(case, calcium=prediction.mask, facts={**case.facts, **facts})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreCalcium:
+    """Agatston score, volume, mass and lesions by a named rule."""
+
+    rule: str = "agatston"
+    calibration_factor: float | None = None
+
+    def __call__(self, case: Case) -> Case:
+        result = score(
+            _present(case.volume),
+            _present(case.calcium),
+            rule=self.rule,
+            slice_thickness=case.series.slice_thickness,
+            calibration_factor=self.calibration_factor,
+        )
+        return replace(case, score=result)
+
+
+def _present(value: Any) -> Any:
+    if value is None:
+        raise TypeError("this stage needs the stages before it: their result is missing in the case")
+    return value
+
+
+def new_case(series: Series) -> Case:
+    """The case at the start of the chain."""
+    return Case(series=series)

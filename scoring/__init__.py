@@ -1,0 +1,10 @@
+"""Agatston, volume and mass scores of a calcium mask by named rules. Knows no files.
+
+One scorer (`score`) reads a `Rule`; the rules of the literature are rows of one table (`RULES`).
+"""
+
+from .agatston import score
+from .result import CalciumScore, Lesion, LesionPart, RiskGroup, risk_group
+from .rules import RULES, Rule
+
+__all__ = ["RULES", "CalciumScore", "Lesion", "LesionPart", "RiskGroup", "Rule", "risk_group", "score"]

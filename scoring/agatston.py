@@ -1,0 +1,276 @@
+"""The scorer: reads a `Rule`, a CT and a mask, and adds up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import cc3d
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InputError, MaskMismatch
+from ..imaging import Volume
+from .result import CalciumScore, Lesion, LesionPart
+from .rules import REFERENCE_THICKNESS_MM, WEIGHTS, Rule, find_rule
+
+_IntArray = npt.NDArray[np.int64]
+
+
+def score(
+    volume: Volume,
+    mask: npt.NDArray[np.bool_],
+    *,
+    rule: str | Rule = "agatston",
+    slice_thickness: float | None = None,
+    calibration_factor: float | None = None,
+) -> CalciumScore:
+    """Agatston score of the calcium in `mask`, by `rule`.
+
+    Score = Σ over weighted pieces of area (mm²) × weight × thickness factor. The weight is set by the
+    piece's maximum HU: 130–199 → 1, 200–299 → 2, 300–399 → 3, ≥ 400 → 4. A piece whose maximum is below
+    130 HU has no weight: it counts in nothing, not even in the volume.
+
+    What is decided here:
+
+    - an empty mask, or one without a voxel that counts, scores 0 with no lesions;
+    - a stack of one slice has no increment of its own: `volume.geometry.spacing[0]` is taken as given;
+    - lesions at the border of the array count like others; nothing lies beyond it;
+    - a size limit is compared with a relative tolerance of 1e-9, so that 4 pixels of 0.5 × 0.5 mm are 1 mm².
+
+    Args:
+        volume: CT, int16 HU (z, y, x), on its own grid.
+        mask: bool (z, y, x), same shape: what is coronary calcium.
+        rule: A name of `RULES` or a `Rule`.
+        slice_thickness: SliceThickness of the header, mm; only rules that divide it by 3 mm need it.
+        calibration_factor: mg of calcium per mm³ and HU, of the scanner and protocol; gives the mass.
+
+    Returns:
+        The score with volume, mass and lesions.
+
+    Raises:
+        MaskMismatch: `mask` has another shape than the CT.
+        InputError: `mask` is not bool; the rule is unknown or needs a slice thickness that is not given;
+            a thickness or calibration factor is not a positive number.
+
+    Examples:
+        Four pixels of 1 mm², 250 HU, in a slice of 3 mm weigh 2:
+
+        >>> import numpy as np
+        >>> from deepcac2.imaging import Geometry
+        >>> hu = np.zeros((1, 4, 4), np.int16)
+        >>> hu[0, 1:3, 1:3] = 250
+        >>> ct = Volume(
+        ...     hu=hu, geometry=Geometry(shape=(1, 4, 4), spacing=(3.0, 1.0, 1.0), origin=(0.0, 0.0, 0.0))
+        ... )
+        >>> score(ct, hu > 0).total
+        8.0
+    """
+    chosen = find_rule(rule)
+    _check(volume, mask, slice_thickness, calibration_factor)
+    geometry = volume.geometry
+    factor = _thickness_factor(chosen, geometry.spacing[0], slice_thickness)
+
+    pieces = _Pieces(volume, mask, chosen)
+    contributions = pieces.n * geometry.pixel_area * pieces.weight * factor
+    lesions, total = _lesions(volume, chosen, pieces, contributions)
+
+    n_counted = len(pieces.hu)
+    hu_sum = int(pieces.hu.sum())
+    mass = None if calibration_factor is None else calibration_factor * hu_sum * geometry.voxel_volume
+    parameters = {
+        **chosen.parameters(),
+        "weights": [list(w) for w in WEIGHTS],
+        "reference_thickness_mm": REFERENCE_THICKNESS_MM,
+        "spacing_mm": [float(s) for s in geometry.spacing],
+        "slice_thickness_mm": slice_thickness,
+        "thickness_factor": factor,
+        "calibration_factor_mg_per_mm3_hu": calibration_factor,
+    }
+    return CalciumScore(
+        rule=chosen.name,
+        total=total,
+        volume_mm3=n_counted * geometry.voxel_volume,
+        mass_mg=mass,
+        n_counted=n_counted,
+        lesions=lesions,
+        parameters=parameters,
+    )
+
+
+def _check(
+    volume: Volume,
+    mask: npt.NDArray[np.bool_],
+    slice_thickness: float | None,
+    calibration_factor: float | None,
+) -> None:
+    if mask.shape != volume.hu.shape:
+        raise MaskMismatch(
+            f"The mask has shape {mask.shape} and the CT {volume.hu.shape} (z, y, x): "
+            "resample the mask to the CT's own grid"
+        )
+    if mask.dtype != np.bool_:
+        raise InputError(f"The mask must be boolean, not {mask.dtype}: compare it with its label first")
+    for name, value in (("slice thickness", slice_thickness), ("calibration factor", calibration_factor)):
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise InputError(f"The {name} must be a positive number, not {value}")
+
+
+def _thickness_factor(rule: Rule, increment: float, slice_thickness: float | None) -> float:
+    if rule.thickness == "none":
+        return 1.0
+    if rule.thickness == "increment":
+        return increment / REFERENCE_THICKNESS_MM
+    if slice_thickness is None:
+        raise InputError(
+            f"The rule '{rule.name}' needs the slice thickness of the scan: give --slice-thickness MM"
+        )
+    return slice_thickness / REFERENCE_THICKNESS_MM
+
+
+def _bounding_box(mask: npt.NDArray[np.bool_]) -> tuple[slice, slice, slice]:
+    """Smallest box that holds all true voxels; empty slices when there are none."""
+    rows = np.any(mask, axis=2)
+    z = np.flatnonzero(np.any(rows, axis=1))
+    y = np.flatnonzero(np.any(rows, axis=0))
+    if z.size == 0:
+        return (slice(0, 0), slice(0, 0), slice(0, 0))
+    x = np.flatnonzero(np.any(mask[z[0] : z[-1] + 1, y[0] : y[-1] + 1], axis=(0, 1)))
+    return (slice(z[0], z[-1] + 1), slice(y[0], y[-1] + 1), slice(x[0], x[-1] + 1))
+
+
+class _Pieces:
+    """The counted voxels of a scan and the pieces they are weighted in.
+
+    Attributes:
+        index: int64 (voxel, 3), array index (z, y, x) of each counted voxel.
+        hu: int64 (voxel,), its HU.
+        lesion: int64 (voxel,), its 3D lesion, 0, 1, …
+        piece: int64 (voxel,), its piece, 0, 1, …
+        n, z, maximum, weight, owner: int64 (piece,): voxels, slice, maximum HU that sets the weight,
+            weight (1 to 4), and lesion of each piece.
+    """
+
+    def __init__(self, volume: Volume, mask: npt.NDArray[np.bool_], rule: Rule) -> None:
+        box = _bounding_box(mask)
+        hu = volume.hu[box]
+        counted = mask[box].copy() if rule.threshold is None else mask[box] & (hu >= rule.threshold)
+        index = np.nonzero(counted)
+        values = hu[index].astype(np.int64)
+        lesion = _label(counted, rule.connectivity, index)
+        if rule.per_slice or rule.weight_per == "lesion":
+            piece = lesion
+        else:
+            piece = _label(counted, rule.in_plane, index)
+
+        # A lesion goes when too small; a piece when its maximum gives no weight.
+        size = np.bincount(lesion)
+        tolerance = 1 - 1e-9
+        enough = size >= rule.min_voxels
+        enough &= size * volume.geometry.pixel_area >= rule.min_area_mm2 * tolerance
+        enough &= size * volume.geometry.voxel_volume >= rule.min_volume_mm3 * tolerance
+        weight = _weights(_maximum(values, piece))
+        keep = enough[lesion] & (weight[piece] > 0)
+
+        z = index[0][keep]
+        if rule.per_slice:  # lesions of the table: what touches across slices
+            counted[index] = keep
+            self.lesion = _renumber(_label(counted, 26, tuple(axis[keep] for axis in index)))
+        else:
+            self.lesion = _renumber(lesion[keep])
+        # One piece never spans slices here, even where one weight holds for the whole lesion.
+        self.piece = _renumber(piece[keep] * np.int64(volume.hu.shape[0]) + z)
+        self.hu = values[keep]
+        offset = [s.start for s in box]
+        self.index = np.stack([axis[keep] for axis in index], axis=1) + offset
+
+        self.n = np.bincount(self.piece)
+        first = _first(self.piece)
+        self.z = self.index[first, 0]
+        self.owner = self.lesion[first]
+        maximum = _maximum(values, piece)
+        self.maximum = maximum[piece[keep]][first]
+        self.weight = _weights(self.maximum)
+
+
+def _label(counted: npt.NDArray[np.bool_], connectivity: int, index: Sequence[_IntArray]) -> _IntArray:
+    """Component, 0, 1, …, of each voxel of `index` within `counted` (z, y, x)."""
+    if len(index[0]) == 0:
+        return np.zeros(0, dtype=np.int64)
+    if connectivity in (4, 8):  # an empty slice between any two: nothing joins across slices
+        spread = np.zeros((2 * counted.shape[0], *counted.shape[1:]), dtype=np.bool_)
+        spread[::2] = counted
+        labels = cc3d.connected_components(spread, connectivity={4: 6, 8: 26}[connectivity])[::2]
+    else:
+        labels = cc3d.connected_components(counted, connectivity=connectivity)
+    return np.asarray(labels[tuple(index)], dtype=np.int64) - 1
+
+
+def _renumber(values: _IntArray) -> _IntArray:
+    """The same grouping with numbers 0, 1, … without gaps."""
+    return np.unique(values, return_inverse=True)[1].reshape(-1).astype(np.int64)
+
+
+def _first(groups: _IntArray) -> _IntArray:
+    """Position of one member of each group 0, 1, …"""
+    return np.unique(groups, return_index=True)[1].astype(np.int64)
+
+
+def _maximum(values: _IntArray, groups: _IntArray) -> _IntArray:
+    """Maximum of each group 0, 1, …"""
+    result = np.full(int(groups.max(initial=-1)) + 1, np.iinfo(np.int64).min)
+    np.maximum.at(result, groups, values)
+    return result
+
+
+def _weights(maximum: _IntArray) -> _IntArray:
+    """Agatston weight of each maximum HU, 0 below 130."""
+    return np.searchsorted([limit for limit, _ in WEIGHTS], maximum, side="right").astype(np.int64)
+
+
+def _lesions(
+    volume: Volume, rule: Rule, pieces: _Pieces, contributions: npt.NDArray[np.floating[Any]]
+) -> tuple[tuple[Lesion, ...], float]:
+    """The lesion table, highest score first, and the total."""
+    geometry = volume.geometry
+    n = np.bincount(pieces.lesion)
+    highest = _maximum(pieces.hu, pieces.lesion)
+    mean = np.bincount(pieces.lesion, weights=pieces.hu) / n
+    centroid = np.stack(
+        [np.bincount(pieces.lesion, weights=pieces.index[:, i]) / n for i in range(3)], axis=1
+    )
+    centroid_lps = geometry.to_lps(centroid)
+    scores = np.bincount(pieces.owner, weights=contributions, minlength=len(n))
+    if rule.round_lesions:
+        scores = np.round(scores)
+    members: list[list[LesionPart]] = [[] for _ in n]
+    for i in np.lexsort((pieces.piece[_first(pieces.piece)], pieces.z)):
+        members[pieces.owner[i]].append(
+            LesionPart(
+                slice_index=int(pieces.z[i]),
+                n_voxels=int(pieces.n[i]),
+                area_mm2=float(pieces.n[i] * geometry.pixel_area),
+                max_hu=int(pieces.maximum[i]),
+                weight=int(pieces.weight[i]),
+                score=float(contributions[i]),
+            )
+        )
+    lesions = tuple(
+        Lesion(
+            index=rank,
+            n_voxels=int(n[k]),
+            volume_mm3=float(n[k] * geometry.voxel_volume),
+            area_mm2=float(n[k] * geometry.pixel_area),
+            max_hu=int(highest[k]),
+            mean_hu=float(mean[k]),
+            weights=tuple(sorted({part.weight for part in members[k]})),
+            score=float(scores[k]),
+            slices=(members[k][0].slice_index, members[k][-1].slice_index),
+            centroid_index=(float(centroid[k, 0]), float(centroid[k, 1]), float(centroid[k, 2])),
+            centroid_lps=(float(centroid_lps[k, 0]), float(centroid_lps[k, 1]), float(centroid_lps[k, 2])),
+            parts=tuple(members[k]),
+        )
+        for rank, k in enumerate(np.argsort(-scores, kind="stable"), start=1)
+    )
+    return lesions, math.fsum(lesion.score for lesion in lesions)

@@ -1,0 +1,145 @@
+"""`Rule`: everything in which Agatston implementations differ; `RULES`: the ones with a name."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from ..errors import InputError
+
+WEIGHTS: tuple[tuple[int, int], ...] = ((130, 1), (200, 2), (300, 3), (400, 4))
+"""(lowest maximum HU, weight) of a lesion; below 130 HU the weight is 0. Agatston et al. 1990 [1]."""
+
+REFERENCE_THICKNESS_MM = 3.0
+"""Contiguous 3 mm slices: the protocol for which the score was defined [1]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """How calcium is counted. Frozen; make variants with `dataclasses.replace`.
+
+    Connectivity, seen from voxel ``o`` in its own slice (left) and in the slice above or below (right);
+    ``x`` is a neighbour::
+
+        4           8           6                    18                   26
+        . x .       x x x       . x .    . . .       x x x    . x .       x x x    x x x
+        x o x       x o x       x o x    . x .       x o x    x x x       x o x    x x x
+        . x .       x x x       . x .    . . .       x x x    . x .       x x x    x x x
+
+    4 and 8 make lesions that live in one slice; 6, 18 and 26 make lesions through slices.
+
+    Attributes:
+        name: Name in reports.
+        summary: One line for people.
+        threshold: Voxels of the mask count from this HU on; None: every voxel of the mask counts.
+        connectivity: Which voxels belong to one lesion (see the picture).
+        min_area_mm2, min_volume_mm3, min_voxels: Smaller lesions count nothing. An area is only
+            meaningful for lesions of one slice (connectivity 4 or 8).
+        weight_per: ``"slice"``: each connected piece of a lesion within a slice is weighted by its own
+            maximum; ``"lesion"``: one maximum for the whole lesion.
+        thickness: What the 3 mm of the reference protocol are compared with: the distance of slice
+            positions (``"increment"``), the header's SliceThickness (``"slice-thickness"``), or
+            nothing (``"none"``, factor 1).
+        round_lesions: Each lesion's score is rounded to a whole number before adding up.
+    """
+
+    name: str
+    summary: str = ""
+    threshold: int | None = 130
+    connectivity: Literal[4, 8, 6, 18, 26] = 8
+    min_area_mm2: float = 0.0
+    min_volume_mm3: float = 0.0
+    min_voxels: int = 1
+    weight_per: Literal["slice", "lesion"] = "slice"
+    thickness: Literal["increment", "slice-thickness", "none"] = "increment"
+    round_lesions: bool = False
+
+    def __post_init__(self) -> None:
+        if self.connectivity not in (4, 8, 6, 18, 26):
+            raise InputError(f"Rule connectivity must be 4, 8, 6, 18 or 26, not {self.connectivity}")
+        if self.weight_per not in ("slice", "lesion"):
+            raise InputError(f"Rule weight_per must be 'slice' or 'lesion', not {self.weight_per!r}")
+        if self.thickness not in ("increment", "slice-thickness", "none"):
+            raise InputError(
+                f"Rule thickness must be 'increment', 'slice-thickness' or 'none', not {self.thickness!r}"
+            )
+        if self.min_area_mm2 > 0 and not self.per_slice:
+            raise InputError("Rule min_area_mm2 needs lesions within a slice: use connectivity 4 or 8")
+
+    @property
+    def per_slice(self) -> bool:
+        """Whether a lesion lives in one slice only."""
+        return self.connectivity in (4, 8)
+
+    @property
+    def in_plane(self) -> Literal[4, 8]:
+        """The connectivity within a slice."""
+        return 4 if self.connectivity in (4, 6) else 8
+
+    def parameters(self) -> dict[str, Any]:
+        """All parameters as JSON types, for reports."""
+        return asdict(self)
+
+
+def find_rule(rule: str | Rule) -> Rule:
+    """The rule of that name, or `rule` itself.
+
+    Raises:
+        InputError: no rule has this name; the message names the nearest one.
+    """
+    if isinstance(rule, Rule):
+        return rule
+    if rule in RULES:
+        return RULES[rule]
+    near = difflib.get_close_matches(rule, RULES, n=1)
+    hint = f"Perhaps you meant '{near[0]}'" if near else f"Use one of {', '.join(RULES)}"
+    raise InputError(f"No scoring rule is called '{rule}'. {hint}")
+
+
+RULES: dict[str, Rule] = {
+    rule.name: rule
+    for rule in (
+        Rule(
+            name="agatston",
+            summary="mask and >= 130 HU, 2D lesions of >= 1 mm2, slice increment / 3 mm (the default)",
+            min_area_mm2=1.0,
+        ),
+        Rule(
+            name="classic",
+            summary="as agatston, without the factor for the slice increment",
+            min_area_mm2=1.0,
+            thickness="none",
+        ),
+        Rule(
+            name="deepcac-v1",
+            summary="every voxel of the mask, 2D lesions of more than 3 pixels, slice increment / 3 mm",
+            threshold=None,
+            min_voxels=4,
+        ),
+        Rule(
+            name="ai-cac",
+            summary="every voxel of the mask, 3D face-connected lesions of >= 2 voxels, one maximum for "
+            "each, rounded, SliceThickness / 3 mm",
+            threshold=None,
+            connectivity=6,
+            min_voxels=2,
+            weight_per="lesion",
+            thickness="slice-thickness",
+            round_lesions=True,
+        ),
+        Rule(
+            name="van-velzen",
+            summary="mask and >= 130 HU, 3D 26-connected lesions of >= 1.5 mm3, slice increment / 3 mm",
+            connectivity=26,
+            min_volume_mm3=1.5,
+        ),
+    )
+}
+"""The named rules. Sources: agatston, classic: Agatston et al. 1990 [1], the increment factor as in
+Ohnesorge et al. 2002 [2]; deepcac-v1: Zeleznik et al. 2021 [3] (its rounding of the voxel volume to three
+digits is left out); ai-cac: Hagopian et al. 2025 [4]; van-velzen: van Velzen et al. 2020 [5].
+
+[1] doi:10.1016/0735-1097(90)90282-T  [2] doi:10.1007/s00330-002-1340-8  [3] doi:10.1038/s41467-021-20966-2
+[4] doi:10.1056/AIoa2400937  [5] doi:10.1148/radiol.2020191621
+"""

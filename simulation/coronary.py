@@ -1,0 +1,212 @@
+"""Coronary arteries in their grooves, the calcium in them, and calcium that is not coronary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .heart import Heart
+from .shapes import Points, smooth_curve
+
+ZERO_SHARE = 0.28
+"""Share of patients without coronary calcium; 25-30 % in lung screening (NLST, DeepCAC2 paper)."""
+MEDIAN_SCORE, SPREAD = 100.0, 1.55
+"""Median and log standard deviation of the Agatston score of the others: 7 % lie above 1000."""
+ARTERY_SHARE = {"LM": 0.08, "LAD": 0.45, "LCX": 0.19, "RCA": 0.28}
+"""How calcium spreads over the arteries (LAD first, then RCA, LCX, LM, as in every screening cohort)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesion:
+    """A piece of calcium or metal: a bead chain along a wall.
+
+    Attributes:
+        kind: The artery (``LM``, ``LAD``, ``LCX``, ``RCA``) or what it is instead (``aorta``, ``valve`` ...).
+        points: (n, 3) bead centres, patient coordinates, mm.
+        radii: (n,) bead radii, mm.
+        hu: Hounsfield units of the material itself, before any blur.
+    """
+
+    kind: str
+    points: Points
+    radii: Points
+    hu: float
+
+    def volume(self) -> float:
+        """Volume of the chain of truncated cones and the two end caps, mm³."""
+        length = np.linalg.norm(np.diff(self.points, axis=0), axis=1)
+        a, b = self.radii[:-1], self.radii[1:]
+        cones = np.pi / 3 * length * (a * a + a * b + b * b)
+        return float(cones.sum() + 2 / 3 * np.pi * (self.radii[0] ** 3 + self.radii[-1] ** 3))
+
+
+def sample_coronaries(rng: np.random.Generator, heart: Heart) -> dict[str, Points]:
+    """Centrelines of the four named arteries, about 1 mm between points, patient coordinates, mm.
+
+    The right coronary and circumflex arteries follow the groove between atria and ventricles, the left
+    anterior descending artery the groove between the ventricles.
+    """
+    apex, right, inferior = heart.axes
+    o = heart.origin
+
+    def groove(degrees: Points, along: Points, depth: float) -> Points:
+        angle = np.deg2rad(degrees)[:, None]
+        direction = np.cos(angle) * right + np.sin(angle) * inferior
+        start = o + along[:, None] * apex + 4.0 * right
+        return heart.surface(start, direction, depth)
+
+    swing = rng.normal(0, 5, 4)
+    root = o + np.array([-8.0, -9.0, 17.0])
+    n_rca = 9
+    rca = groove(np.linspace(-52 + swing[0], 78 + swing[1], n_rca), rng.normal(-3, 1.5) + np.linspace(2, -4, n_rca), rng.uniform(5, 8))
+    rca_end = groove(np.array([95.0, 93.0, 91.0]) + swing[1], np.array([4.0, 18.0, 32.0]), 5.0)
+    bend = -97 + swing[2]
+    reach = rng.uniform(0.78, 0.98) * (heart.ventricles[0][0][0] + heart.ventricles[0][1][0])
+    n_lad = 9
+    lad = groove(
+        bend + np.linspace(0, 6, n_lad) + rng.normal(0, 1.5, n_lad), np.linspace(2, reach, n_lad), rng.uniform(3.5, 5.5)
+    )
+    lcx = groove(np.linspace(bend - 16, -215 + 2 * swing[3], 7), np.linspace(-1, -5, 7), rng.uniform(5, 7.5))
+    fork = lad[0] * 0.6 + lcx[0] * 0.4 + 0.12 * (root - lad[0])
+    left_ostium = root + 13 * _unit(fork - root)
+    right_ostium = root + 13 * _unit(rca[0] - root)
+    return {
+        "LM": smooth_curve(np.stack([left_ostium, 0.5 * (left_ostium + fork) + rng.normal(0, 1, 3), fork]), 1.0),
+        "LAD": smooth_curve(np.vstack([fork, lad[1:]]), 1.0),
+        "LCX": smooth_curve(np.vstack([fork, lcx]), 1.0),
+        "RCA": smooth_curve(np.vstack([right_ostium, rca, rca_end]), 1.0),
+    }
+
+
+def sample_lesions(
+    rng: np.random.Generator, coronaries: dict[str, Points], radius: float
+) -> tuple[float, tuple[Lesion, ...]]:
+    """The patient's intended Agatston score and lesions that make up about that much.
+
+    Args:
+        rng: Source of randomness.
+        coronaries: Centrelines.
+        radius: Radius of the arteries, mm.
+
+    Returns:
+        (score aimed at, lesions); (0.0, ()) for a patient without calcium.
+    """
+    if rng.random() < ZERO_SHARE:
+        return 0.0, ()
+    target = float(np.clip(MEDIAN_SCORE * np.exp(rng.normal(0, SPREAD)), 2, 5000))
+    names = list(ARTERY_SHARE)
+    preference = np.array([ARTERY_SHARE[n] for n in names]) * rng.gamma(2.0, 0.5, 4)
+    preference /= preference.sum()
+    lesions: list[Lesion] = []
+    left = target
+    while left > 0.5 and len(lesions) < 60:
+        share = float(np.clip(left * rng.uniform(0.08, 0.6), min(left, 1.5), 260))
+        hu = float(np.clip(rng.lognormal(np.log(300 + 220 * np.log10(1 + share)), 0.3), 210, 1500))
+        weight = 4.0 if hu > 520 else 3.0 if hu > 400 else 2.0
+        volume = share * 3.0 / weight * 0.8  # blur pushes about a quarter more voxels over 130 HU
+        lesions.append(_plaque(rng, coronaries, str(rng.choice(names, p=preference)), volume, hu, radius))
+        left -= share
+    return target, tuple(lesions)
+
+
+def _plaque(
+    rng: np.random.Generator, coronaries: dict[str, Points], artery: str, volume: float, hu: float, radius: float
+) -> Lesion:
+    line = coronaries[artery]
+    # calcium sits mostly in the near half of an artery
+    at = int((len(line) - 1) * (rng.beta(1.3, 2.6) if artery != "LM" else rng.random()))
+    thick = float(np.clip(0.55 * volume ** (1 / 3) * rng.uniform(0.55, 1.0), 0.45, 0.75 * radius + 0.7))
+    length = max(volume / (np.pi * thick**2) - 4 / 3 * thick, 0.2)
+    n = max(int(np.ceil(length / 1.2)) + 1, 2)
+    index = np.clip(at + np.linspace(-length / 2, length / 2, n), 0, len(line) - 1)
+    centre = np.stack([np.interp(index, np.arange(len(line)), line[:, i]) for i in range(3)], axis=1)
+    tangent = _unit(line[min(at + 2, len(line) - 1)] - line[max(at - 2, 0)])
+    side = np.cross(tangent, rng.normal(size=3))
+    offset = _unit(side) * max(radius - 0.5 * thick, 0.3)
+    wobble = rng.normal(0, 0.12 * thick, (n, 3))
+    return Lesion(
+        kind=artery,
+        points=centre + offset + wobble,
+        radii=thick * np.clip(rng.normal(1, 0.13, n), 0.65, 1.35),
+        hu=hu,
+    )
+
+
+def sample_distractors(
+    rng: np.random.Generator,
+    heart: Heart,
+    aorta: tuple[Points, Points],
+    airways: tuple[tuple[Points, Points], ...],
+    half_depth: float,
+    target: float,
+) -> tuple[Lesion, ...]:
+    """Calcium that is not coronary, and metal; more of it where there is coronary calcium.
+
+    Args:
+        rng: Source of randomness.
+        heart: The heart.
+        aorta: Centreline and radii.
+        airways: Centrelines and radii of windpipe and bronchi.
+        half_depth: Of the rib cage, mm, to find the breast bone.
+        target: The intended coronary score.
+    """
+    out: list[Lesion] = []
+    line, radii = aorta
+    burden = 0.6 + 0.35 * np.log10(1 + target)
+    for _ in range(rng.poisson(2.2 * burden)):
+        i = int(rng.integers(3, len(line) - 1))
+        u, v = _across(line[min(i + 1, len(line) - 1)] - line[i - 1])
+        angle = rng.uniform(0, 2 * np.pi) + np.linspace(0, rng.uniform(0.1, 1.2), 7)
+        ring = line[i] + (radii[i] - 0.6) * (np.cos(angle)[:, None] * u + np.sin(angle)[:, None] * v)
+        r = rng.uniform(0.5, 1.5) * np.clip(rng.normal(1, 0.25, 7), 0.4, 1.6)
+        out.append(Lesion(kind="aorta", points=ring + rng.normal(0, 0.4, ring.shape), radii=r, hu=float(rng.uniform(250, 1100))))
+    if rng.random() < 0.16 * burden:
+        centre = line[2]
+        u, v = _across(line[4] - line[0])
+        for _ in range(int(rng.integers(1, 5))):
+            angle = rng.uniform(0, 2 * np.pi)
+            spoke = np.linspace(0.2, 0.8, 4)[:, None] * radii[2] * (np.cos(angle) * u + np.sin(angle) * v)
+            out.append(Lesion(kind="aortic valve", points=centre + spoke + rng.normal(0, 0.6, spoke.shape), radii=rng.uniform(0.6, 1.8, 4), hu=float(rng.uniform(250, 1000))))
+    if rng.random() < 0.12 * burden:
+        apex, right, inferior = heart.axes
+        angle = np.linspace(0, rng.uniform(0.5, 2.4), 10) + rng.uniform(0.3, 2.2)
+        ring = 17 * (np.cos(angle)[:, None] * right + np.sin(angle)[:, None] * inferior)
+        out.append(Lesion(kind="mitral annulus", points=heart.origin - 15 * right - 2 * apex + ring, radii=rng.uniform(0.9, 3.0) * np.clip(rng.normal(1, 0.2, 10), 0.5, 1.5), hu=float(rng.uniform(300, 1300))))
+    for _ in range(rng.poisson(0.7)):
+        branch, width = airways[int(rng.integers(0, len(airways)))]
+        i = int(rng.integers(0, len(branch)))
+        centre = branch[i] + _unit(rng.normal(size=3)) * (width[i] + rng.uniform(4, 9))
+        out.append(Lesion(kind="lymph node", points=centre + rng.normal(0, 1.8, (5, 3)), radii=rng.uniform(0.8, 2.6, 5), hu=float(rng.uniform(250, 1000))))
+    if rng.random() < 0.5:
+        for branch, width in airways[:3]:
+            for i in range(1, len(branch) - 1, 2):
+                if rng.random() < 0.5:
+                    u, v = _across(branch[i + 1] - branch[i - 1])
+                    angle = rng.uniform(0, 2 * np.pi) + np.linspace(0, rng.uniform(0.3, 1.5), 5)
+                    ring = branch[i] + (width[i] + 1.0) * (np.cos(angle)[:, None] * u + np.sin(angle)[:, None] * v)
+                    out.append(Lesion(kind="cartilage", points=ring, radii=np.full(5, rng.uniform(0.5, 0.8)), hu=float(rng.uniform(180, 450))))
+    if rng.random() < 0.04:
+        for z in np.arange(30.0, 190.0, 26.0):
+            angle = np.linspace(0, 2 * np.pi, 16)
+            loop = np.stack([9 * np.cos(angle), -half_depth - 6 + 8 * np.sin(angle), np.full(16, z)], axis=1)
+            out.append(Lesion(kind="sternal wire", points=loop + rng.normal(0, 0.3, loop.shape), radii=np.full(16, 0.5), hu=6000.0))
+    if rng.random() < 0.03:
+        apex, right, inferior = heart.axes
+        tip = heart.origin + heart.ventricles[1][0][0] * 1.7 * apex + 16 * right + 10 * inferior
+        start = heart.origin + np.array([-36.0, -4.0, 85.0])
+        lead = smooth_curve(np.stack([start, heart.origin + (-36.0, 0.0, 30.0), heart.origin + 26 * right - 8 * apex, tip]), 3.0)
+        out.append(Lesion(kind="pacemaker lead", points=lead, radii=np.full(len(lead), 0.9), hu=3000.0))
+    return tuple(out)
+
+
+def _unit(v: Points) -> Points:
+    out: Points = v / max(float(np.linalg.norm(v)), 1e-9)
+    return out
+
+
+def _across(direction: Points) -> tuple[Points, Points]:
+    """Two unit vectors at right angles to a direction and to each other."""
+    t = _unit(np.asarray(direction, dtype=np.float64))
+    u = _unit(np.cross(t, np.array([0.0, 0.0, 1.0]) if abs(t[2]) < 0.9 else np.array([1.0, 0.0, 0.0])))
+    return u, np.cross(t, u)

@@ -1,0 +1,132 @@
+"""The heart: four chambers, the roots of the great vessels, and the sac around them.
+
+The sac (what a reader outlines as "whole heart") is a smooth union of the chambers and of the vessel
+roots, so that it bridges the grooves between them; what lies inside the sac but in no chamber is
+epicardial fat. The coronary arteries run in those grooves (see `coronary`).
+
+Normal sizes after the cardiac CT and MR reference values collected in Kawel-Boehm et al., J Cardiovasc
+Magn Reson 2020;22:87 (left ventricle about 90 mm long and 50 mm wide inside; total heart volume with
+epicardial fat about 600-900 ml, which is also what the heart labels of LIDC chests measure).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .shapes import Array, Points, capsule, ellipsoid, smooth_min
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heart:
+    """Position, axes and chambers of one heart, in patient coordinates (mm).
+
+    Attributes:
+        origin: Centre of the plane between atria and ventricles.
+        axes: Rows: towards the apex, from the left to the right ventricle, to the inferior wall.
+        ventricles: (centre, radii) of left and right ventricle with their walls, in `axes` coordinates.
+        atria: (centre, radii) of right and left atrium, relative to `origin` along patient axes.
+        root, top: Ends of the bundle of great vessels inside the sac, relative to `origin`.
+        bundle: Radius of that bundle.
+        fat: How far the sac stands off the chambers, mm.
+        bridge: How widely the sac bridges the grooves, mm.
+        wall: Thickness of the left ventricular wall, mm.
+    """
+
+    origin: Points
+    axes: Points
+    ventricles: tuple[tuple[Points, Points], tuple[Points, Points]]
+    atria: tuple[tuple[Points, Points], tuple[Points, Points]]
+    root: Points
+    top: Points
+    bundle: float
+    fat: float
+    bridge: float
+    wall: float
+
+    def local(self, x: Array, y: Array, z: Array) -> tuple[tuple[Array, Array, Array], tuple[Array, Array, Array]]:
+        """The points relative to the origin, along patient axes and along the heart's own axes."""
+        px, py, pz = (v - np.float32(c) for v, c in zip((x, y, z), self.origin, strict=True))
+        a = self.axes.astype(np.float32)
+        own = [px * r[0] + py * r[1] + pz * r[2] for r in a]
+        return (px, py, pz), (own[0], own[1], own[2])
+
+    def chambers(self, x: Array, y: Array, z: Array) -> tuple[Array, Array, Array, Array]:
+        """Signed distances (mm) to left and right ventricle, right and left atrium."""
+        rel, own = self.local(x, y, z)
+        lv, rv = (ellipsoid(*own, _triple(c), _triple(r)) for c, r in self.ventricles)
+        ra, la = (ellipsoid(*rel, _triple(c), _triple(r)) for c, r in self.atria)
+        return lv, rv, ra, la
+
+    def sac(self, x: Array, y: Array, z: Array, chambers: tuple[Array, Array, Array, Array] | None = None) -> Array:
+        """Signed distance (mm) to the pericardial sac: the heart a reader outlines."""
+        lv, rv, ra, la = self.chambers(x, y, z) if chambers is None else chambers
+        rel, _ = self.local(x, y, z)
+        d = smooth_min(lv, rv, self.bridge)
+        d = smooth_min(d, smooth_min(ra, la, self.bridge), self.bridge)
+        d = smooth_min(d, capsule(*rel, self.root, self.top, self.bundle, self.bundle * 0.9), self.bridge)
+        out: Array = d - np.float32(self.fat)
+        return out
+
+    def surface(self, start: Points, direction: Points, depth: float) -> Points:
+        """Points (n, 3) `depth` mm below the sac along rays from `start` (n, 3) in `direction` (n, 3)."""
+        t = np.arange(0.0, 110.0, 0.5)
+        p = (start[:, None, :] + t[None, :, None] * direction[:, None, :]).astype(np.float32)
+        outside = self.sac(p[..., 0], p[..., 1], p[..., 2]) > -depth
+        first = np.where(outside.any(axis=1), outside.argmax(axis=1), len(t) - 1)
+        out: Points = start + t[first][:, None] * direction
+        return out
+
+    def extent(self) -> tuple[Points, Points, Points, float]:
+        """Lowest and highest corner, centroid (mm) and volume (mm³) of the sac, on a 3 mm grid."""
+        step = 3.0
+        g = np.arange(-99.0, 100.0, step, dtype=np.float32)
+        z, y, x = np.meshgrid(
+            g + np.float32(self.origin[2]), g + np.float32(self.origin[1]), g + np.float32(self.origin[0]), indexing="ij"
+        )
+        inside = self.sac(x, y, z) < 0
+        p = np.stack([x[inside], y[inside], z[inside]], axis=1).astype(np.float64)
+        return p.min(axis=0), p.max(axis=0), p.mean(axis=0), len(p) * step**3
+
+
+def sample_heart(rng: np.random.Generator, *, size: float, obesity: float) -> Heart:
+    """A heart at the origin of patient coordinates; the caller moves it into place.
+
+    Args:
+        rng: Source of randomness.
+        size: Linear scale, 1 for an average adult.
+        obesity: 0 (lean) to 1 (very obese); more epicardial fat.
+    """
+    azimuth = np.deg2rad(rng.normal(48, 9))  # from straight ahead towards the left
+    elevation = np.deg2rad(rng.normal(30, 9))  # below the horizontal; flatter in obesity
+    elevation = float(np.clip(elevation - 0.12 * obesity, 0.1, 0.95))
+    apex = np.array(
+        [np.sin(azimuth) * np.cos(elevation), -np.cos(azimuth) * np.cos(elevation), -np.sin(elevation)]
+    )
+    right = np.array([-np.cos(azimuth), -np.sin(azimuth), rng.normal(-0.15, 0.1)])
+    right -= apex * (right @ apex)
+    right /= np.linalg.norm(right)
+    inferior = np.cross(apex, right)
+    s = size * rng.normal(1, 0.03, 12)
+    wall = float(np.clip(rng.normal(9, 1.5), 6, 14))
+    lv = (np.array([26 * s[0], -15 * s[0], 2.0]), np.array([46 * s[0], 31 * s[1], 32 * s[1]]))
+    rv = (np.array([24 * s[2], 19 * s[2], 2.0]), np.array([44 * s[2], 24 * s[3], 38 * s[3]]))
+    ra = (np.array([-33 * s[4], 2.0, 4 * s[4]]), np.array([22 * s[5], 27 * s[5], 30 * s[5]]))
+    la = (np.array([-4.0, 24 * s[6], 14 * s[6]]), np.array([33 * s[7], 19 * s[7], 24 * s[7]]))
+    return Heart(
+        origin=np.zeros(3),
+        axes=np.stack([apex, right, inferior]),
+        ventricles=(lv, rv),
+        atria=(ra, la),
+        root=np.array([-2.0, -10 * s[8], 8.0]),
+        top=np.array([rng.normal(1, 3), -14 * s[8], 38 * s[9]]),
+        bundle=float(24 * s[10]),
+        fat=float(np.clip(1.5 + 3.0 * obesity + rng.normal(0, 0.5), 0.8, 6)),
+        bridge=float(rng.uniform(14, 24)),
+        wall=wall,
+    )
+
+
+def _triple(v: Points) -> tuple[float, float, float]:
+    return float(v[0]), float(v[1]), float(v[2])

@@ -1,0 +1,357 @@
+"""Training of the whole-heart network through nnU-Net's own planning, preprocessing and training.
+
+`make_heart_dataset` writes simulated patients (and labelled scans, if given) in nnU-Net's layout.
+`train_heart` runs nnU-Net on it in a process of its own, because nnU-Net takes its folders from the
+environment: the child gets them in its own environment, and this one is left alone. What the child does is
+in `training.heart_worker`. `export_heart` turns the result into a set of weights.
+
+Isensee et al., nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation,
+Nature Methods 18 (2021), 203-211.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import TrainingError
+from ..imaging import Geometry
+from ..imaging.orientation import to_canonical
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..weights import WeightSet
+
+log = logging.getLogger(__name__)
+
+DATASET = "Dataset600_Heart"
+CONFIGURATION = "3d_fullres"
+"""nnU-Net's name for the one configuration trained; its spacing is the recipe's, thus low resolution."""
+
+PROGRESS = "progress: "
+"""Lines of the child's output that start so are passed on to the log."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeartRecipe:
+    """How a heart network is trained.
+
+    Attributes:
+        patients: Simulated patients, seeds from `first_seed` upwards; nnU-Net keeps a fifth for validation.
+        noise_hu: Largest standard deviation of the white noise added to a simulated low-resolution image,
+            HU. Rendering at a wide spacing averages the noise away, sampling a real scan does not.
+        extra_repeat: How often each labelled scan is put into the data set.
+        spacing_mm: Grid of the network (z, y, x), mm.
+        base_features, max_features: Feature maps of the first stage, doubled per stage up to the maximum.
+        convs_per_stage: Convolutions per stage, in the encoder and in the decoder.
+        bottleneck_edge: Smallest edge of a feature map, voxels; a larger one means fewer stages.
+        memory_gb: Memory target of nnU-Net's planner; it decides the size of the patch.
+        batch_size: Patches per iteration.
+        intensity_hu: Normalisation as (lower clip, upper clip, mean, standard deviation), HU; empty for
+            what nnU-Net measures inside the training hearts.
+        epochs, iterations_per_epoch, validation_iterations: Length of the training.
+        optimizer: ``"adamw"``, or ``"sgd"`` (nnU-Net's own: Nesterov momentum 0.99).
+        learning_rate: At the start; falls polynomially to zero (nnU-Net's schedule).
+        precision: ``"float32"`` or ``"bfloat16"`` (autocast; on a GPU nnU-Net always uses its own).
+        rotation_degrees: Augmentation turns patches up to this far around each axis.
+        augmentation_processes: Worker processes for augmentation; 0 augments in the training process.
+        preprocessing_processes: Worker processes of nnU-Net's preprocessing.
+        checkpoint_every: Epochs between checkpoints.
+        seed: Of weights and augmentation.
+    """
+
+    name: str
+    patients: int = 200
+    first_seed: int = 200_000
+    noise_hu: float = 40.0
+    extra_repeat: int = 1
+    spacing_mm: tuple[float, float, float] = (5.0, 5.0, 5.0)
+    base_features: int = 16
+    max_features: int = 128
+    convs_per_stage: int = 2
+    bottleneck_edge: int = 8
+    memory_gb: float = 1.0
+    batch_size: int = 2
+    intensity_hu: tuple[float, ...] = ()
+    epochs: int = 40
+    iterations_per_epoch: int = 50
+    validation_iterations: int = 10
+    optimizer: str = "adamw"
+    learning_rate: float = 1e-3
+    precision: str = "float32"
+    rotation_degrees: float = 15.0
+    augmentation_processes: int = 0
+    preprocessing_processes: int = 1
+    checkpoint_every: int = 2
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in ("adamw", "sgd"):
+            raise ValueError(f"optimizer is 'adamw' or 'sgd', not {self.optimizer!r}")
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision is 'float32' or 'bfloat16', not {self.precision!r}")
+        if self.intensity_hu and len(self.intensity_hu) != 4:
+            raise ValueError("intensity_hu holds lower clip, upper clip, mean and standard deviation, or nothing")
+        if len(self.spacing_mm) != 3 or min(self.spacing_mm) <= 0:
+            raise ValueError("spacing_mm holds three distances above 0: z, y, x")
+
+
+def coarse(geometry: Geometry, spacing: tuple[float, float, float]) -> Geometry:
+    """The grid of about `spacing` (mm, z, y, x) that fills the same box as `geometry`.
+
+    The voxel count is rounded per axis and the spacing adapted, as nnU-Net resamples.
+    """
+    shape = [
+        max(1, round(n * old / new)) for n, old, new in zip(geometry.shape, geometry.spacing, spacing, strict=True)
+    ]
+    ratio = np.array(geometry.shape) / shape
+    origin = geometry.to_lps((ratio - 1) / 2)
+    wide = ratio * geometry.spacing
+    return replace(
+        geometry,
+        shape=(shape[0], shape[1], shape[2]),
+        spacing=(float(wide[0]), float(wide[1]), float(wide[2])),
+        origin=(float(origin[0]), float(origin[1]), float(origin[2])),
+    )
+
+
+def simulated_heart(
+    seed: int, *, spacing_mm: tuple[float, float, float], noise_hu: float
+) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8], tuple[float, float, float]]:
+    """A simulated patient at low resolution, in canonical orientation.
+
+    Returns:
+        int16 HU and uint8 label (1 = heart), both (z, y, x), and the spacing (z, y, x) in mm.
+    """
+    from ..simulation import default_geometry, simulate_patient
+
+    patient = simulate_patient(seed, geometry=coarse(default_geometry(seed), spacing_mm))
+    rng = np.random.default_rng([seed, 78])
+    hu = patient.volume.hu + rng.normal(0.0, rng.uniform(0.0, noise_hu), patient.volume.hu.shape)
+    image = to_canonical(np.clip(hu, -1024, 3071).round().astype(np.int16), patient.volume.geometry)
+    label = to_canonical(patient.heart.astype(np.uint8), patient.volume.geometry)
+    return image.array, label.array, image.geometry.spacing
+
+
+def make_heart_dataset(raw: Path, recipe: HeartRecipe, *, extra: Sequence[Path] = ()) -> Path:
+    """Write the training data in nnU-Net's layout; what is already there is kept.
+
+    Args:
+        raw: Folder for data sets (nnU-Net's ``nnUNet_raw``).
+        recipe: Which patients, which spacing.
+        extra: Folders of labelled scans to add, see `labelled_scans`.
+
+    Returns:
+        The data set's folder, ``raw/Dataset600_Heart``.
+
+    Raises:
+        TrainingError: The folder was made with other settings, or `extra` holds no scan.
+    """
+    folder = raw / DATASET
+    images, labels = folder / "imagesTr", folder / "labelsTr"
+    images.mkdir(parents=True, exist_ok=True)
+    labels.mkdir(parents=True, exist_ok=True)
+    about = {
+        "seeds": [recipe.first_seed, recipe.first_seed + recipe.patients],
+        "spacing_mm": list(recipe.spacing_mm),
+        "noise_hu": recipe.noise_hu,
+        "extra": [str(e) for e in extra],
+        "extra_repeat": recipe.extra_repeat,
+    }
+    _same_or_new(folder / "made.json", about)
+    for seed in range(recipe.first_seed, recipe.first_seed + recipe.patients):
+        case = f"sim_{seed}"
+        if not (labels / f"{case}.nii.gz").exists():
+            image, label, spacing = simulated_heart(
+                seed, spacing_mm=tuple(recipe.spacing_mm), noise_hu=recipe.noise_hu
+            )
+            _write_case(folder, case, image, label, spacing)
+            log.info("patient %d of %d simulated", seed - recipe.first_seed + 1, recipe.patients)
+    number = 0
+    for source in extra:
+        for image, label, spacing in labelled_scans(source):
+            for _ in range(recipe.extra_repeat):
+                _write_case(folder, f"scan_{number:03d}", image, label, spacing)
+                number += 1
+    content = {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, "heart": 1},
+        "numTraining": len(list(labels.glob("*.nii.gz"))),
+        "file_ending": ".nii.gz",
+    }
+    (folder / "dataset.json").write_text(json.dumps(content, indent=2))
+    return folder
+
+
+def labelled_scans(
+    source: Path,
+) -> Iterable[tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8], tuple[float, float, float]]]:
+    """Labelled CT scans from a folder, in canonical orientation.
+
+    Two layouts are read: nnU-Net's (``imagesTr/CASE_0000.nii.gz`` and ``labelsTr/CASE.nii.gz``, any label
+    above 0 is heart) and one folder per scan with ``image*.nrrd`` and ``mask*.nrrd`` on the same grid
+    (labels 1 and 3 are heart, as in the DeepCAC v1 example data).
+
+    Yields:
+        int16 HU and uint8 label (1 = heart), both (z, y, x), and the spacing (z, y, x) in mm.
+
+    Raises:
+        TrainingError: No labelled scan in `source`.
+    """
+    pairs: list[tuple[Path, Path, tuple[int, ...] | None]] = []
+    for label in sorted((source / "labelsTr").glob("*.nii.gz")):
+        case = label.name.removesuffix(".nii.gz")
+        pairs.append((source / "imagesTr" / f"{case}_0000.nii.gz", label, None))
+    for image in sorted(source.glob("*/image*.nrrd")):
+        label = image.with_name("mask" + image.name.removeprefix("image"))
+        pairs.append((image, label, (1, 3)))
+    if not pairs:
+        raise TrainingError(
+            f"{source} holds no labelled scan; expected imagesTr/ and labelsTr/ with .nii.gz files, "
+            "or folders with image*.nrrd and mask*.nrrd"
+        )
+    for image, label, heart in pairs:
+        hu, geometry = _read_image(image)
+        mask, mask_geometry = _read_image(label)
+        if not geometry.same_grid(mask_geometry):
+            raise TrainingError(f"{label} does not lie on the grid of {image}; resample the mask first")
+        binary = np.isin(mask, heart) if heart else mask > 0
+        turned = to_canonical(np.clip(hu, -1024, 3071).astype(np.int16), geometry)
+        yield turned.array, to_canonical(binary.astype(np.uint8), geometry).array, turned.geometry.spacing
+
+
+def _read_image(path: Path) -> tuple[npt.NDArray[Any], Geometry]:
+    import SimpleITK as sitk
+
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise TrainingError(f"{path} cannot be read as an image: {str(error).strip().splitlines()[-1]}") from error
+    array = sitk.GetArrayFromImage(image)
+    direction = np.array(image.GetDirection()).reshape(3, 3)
+    z, y, x = (tuple(float(c) for c in direction[:, i]) for i in (2, 1, 0))
+    spacing = image.GetSpacing()
+    geometry = Geometry(
+        shape=(array.shape[0], array.shape[1], array.shape[2]),
+        spacing=(spacing[2], spacing[1], spacing[0]),
+        origin=tuple(image.GetOrigin()),
+        axes=((z[0], z[1], z[2]), (y[0], y[1], y[2]), (x[0], x[1], x[2])),
+    )
+    return array, geometry
+
+
+def _write_case(
+    folder: Path,
+    case: str,
+    image: npt.NDArray[np.int16],
+    label: npt.NDArray[np.uint8],
+    spacing: tuple[float, float, float],
+) -> None:
+    import SimpleITK as sitk
+
+    for array, target in (
+        (image, folder / "imagesTr" / f"{case}_0000.nii.gz"),
+        (label, folder / "labelsTr" / f"{case}.nii.gz"),
+    ):
+        picture = sitk.GetImageFromArray(np.ascontiguousarray(array))
+        picture.SetSpacing((spacing[2], spacing[1], spacing[0]))
+        temporary = target.with_name("tmp_" + target.name)
+        sitk.WriteImage(picture, str(temporary))
+        temporary.replace(target)
+
+
+def _same_or_new(note: Path, about: dict[str, Any]) -> None:
+    if note.exists() and json.loads(note.read_text()) != about:
+        raise TrainingError(f"{note.parent} was made with another recipe; remove it or choose another --work folder")
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps(about))
+
+
+def train_heart(
+    recipe: HeartRecipe,
+    work: Path,
+    *,
+    device: torch.device,
+    data: Path | None = None,
+    extra: Sequence[Path] = (),
+    resume: bool = True,
+) -> Path:
+    """Train a heart network.
+
+    Args:
+        recipe: How.
+        work: Folder for everything: ``raw/``, ``preprocessed/``, ``results/`` (nnU-Net's), ``nnunet.log``
+            (all that nnU-Net said), ``log.csv`` (one row an epoch) and ``weights/``.
+        device: ``cpu`` or ``cuda``.
+        data: A data set in nnU-Net's layout (folder ``DatasetXXX_Name``) instead of simulated patients.
+        extra: Labelled scans to add to the simulated patients, see `labelled_scans`.
+        resume: Go on from the last checkpoint where there is one.
+
+    Returns:
+        Folder of the finished set of weights, ``work/weights``.
+
+    Raises:
+        TrainingError: The data or an earlier run in `work` does not fit, or nnU-Net failed.
+    """
+    if data is None:
+        data = make_heart_dataset(work / "raw", recipe, extra=extra)
+    elif not (data / "dataset.json").is_file():
+        raise TrainingError(f"{data} is no nnU-Net data set: it has no dataset.json")
+    job = {"recipe": asdict(recipe), "dataset": data.name, "device": device.type, "work": str(work.resolve())}
+    _same_or_new(work / "recipe.json", json.loads(json.dumps(job)))
+    environment = {
+        **os.environ,
+        "nnUNet_raw": str(data.parent.resolve()),
+        "nnUNet_preprocessed": str((work / "preprocessed").resolve()),
+        "nnUNet_results": str((work / "results").resolve()),
+        "nnUNet_n_proc_DA": str(recipe.augmentation_processes),
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+        "PYTHONUNBUFFERED": "1",
+    }
+    command = [sys.executable, "-m", f"{__package__}.heart_worker", json.dumps({**job, "resume": resume})]
+    last = ""
+    with (
+        (work / "nnunet.log").open("a", encoding="utf-8") as handle,
+        subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as child,
+    ):
+        try:
+            for line in child.stdout or ():
+                handle.write(line)
+                handle.flush()
+                last = line.strip() or last
+                if line.startswith(PROGRESS):
+                    log.info("%s", line.removeprefix(PROGRESS).strip())
+        except BaseException:
+            child.terminate()
+            raise
+    if child.returncode:
+        raise TrainingError(f"nnU-Net ended with code {child.returncode}: {last} (all of it: {work / 'nnunet.log'})")
+    results = next((work / "results" / data.name).glob("*__*__*"))
+    return export_heart(results, work / "weights", recipe=recipe).path
+
+
+def export_heart(results: Path, out: Path, *, recipe: HeartRecipe) -> WeightSet:
+    """Turn a trainer's results folder (plans.json, dataset.json, fold_*/checkpoint_final.pth) into weights."""
+    from ..weights import convert_nnunet_v2
+
+    return convert_nnunet_v2(
+        results,
+        out,
+        name=recipe.name,
+        licence="Apache-2.0",
+        training_data="simulated chests of this project (see recipe)",
+        training={"recipe": json.loads(json.dumps(asdict(recipe)))},
+    )

@@ -1,0 +1,30 @@
+"""Sets of network weights: where they come from, what they are, and whether they are what they claim.
+
+Everything loaded is safetensors with a known sha256; pickles are never opened here except by the
+converters (`weights.nnunet_v1`, `weights.nnunet_v2`), which read tensors and plain data only.
+"""
+
+from .description import WeightSet, describe, read_description, write_description
+from .fetch import fetch
+from .manifest import ManifestEntry, bundle, load_manifest, user_folder
+from .nnunet_v1 import convert_nnunet_v1
+from .nnunet_v2 import convert_nnunet_v2
+from .store import load_json, load_tensors, resolve, verify
+
+__all__ = [
+    "ManifestEntry",
+    "WeightSet",
+    "bundle",
+    "convert_nnunet_v1",
+    "convert_nnunet_v2",
+    "describe",
+    "fetch",
+    "load_json",
+    "load_manifest",
+    "load_tensors",
+    "read_description",
+    "resolve",
+    "user_folder",
+    "verify",
+    "write_description",
+]

@@ -1,0 +1,98 @@
+"""`manifest.json`: every set of weights this project knows, bundled or to be fetched."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from .description import DESCRIPTION, WeightSet, describe, write_json
+
+PACKAGE_FOLDER = Path(__file__).resolve().parent
+MANIFEST = PACKAGE_FOLDER / "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManifestEntry:
+    """One set in the manifest.
+
+    Attributes:
+        name, role: As in `WeightSet`.
+        folder: Sub-folder of ``weights/`` for a bundled set; None for one to be fetched.
+        default: Whether ``"bundled"`` means this set for its role.
+        files: File name to sha256; empty for a set to be fetched.
+        source: For a set to be fetched: ``url``, ``file``, ``record``, ``format`` (``"nnunet-v1"``) and
+            ``sha256`` of the archive, None where this project does not know it.
+        licence, citation, training_data, intended_use: For the reader.
+        input: Spacing and normalisation that the network expects.
+        measured: Accuracy by data set, as measured by this project; empty where it was not.
+    """
+
+    name: str
+    role: str
+    folder: str | None = None
+    default: bool = False
+    files: Mapping[str, str] = field(default_factory=dict)
+    source: Mapping[str, Any] = field(default_factory=dict)
+    licence: str = ""
+    citation: str = ""
+    training_data: str = ""
+    intended_use: str = ""
+    input: Mapping[str, Any] = field(default_factory=dict)
+    measured: Mapping[str, Any] = field(default_factory=dict)
+
+
+@cache
+def load_manifest() -> Mapping[str, ManifestEntry]:
+    """All known sets by name, in the manifest's order."""
+    content = json.loads(MANIFEST.read_text(encoding="utf-8"))
+    return {e["name"]: ManifestEntry(**e) for e in content["sets"]}
+
+
+def default_entry(role: str) -> ManifestEntry:
+    """The set that ``"bundled"`` means for a role."""
+    return next(e for e in load_manifest().values() if e.role == role and e.default)
+
+
+def user_folder() -> Path:
+    """Where fetched sets are kept: ``$XDG_DATA_HOME/deepcac2/weights``, by default in ``~/.local/share``
+    (XDG Base Directory Specification 0.8)."""
+    base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(base) / "deepcac2" / "weights"
+
+
+def bundle(source: Path, name: str) -> WeightSet:
+    """Make the set in `source` the content of the bundled set `name`: copy its files, update the manifest.
+
+    For maintainers, after training: run in a checkout, then commit ``weights/``. Hashes, and what the
+    description says under the names of manifest fields (``licence``, ``training_data`` …), are taken over.
+
+    Raises:
+        WeightsError: `source` holds no set.
+        ValueError: `name` is not a bundled set of that role.
+    """
+    found = describe(source)
+    entry = load_manifest().get(name)
+    if entry is None or entry.folder is None or entry.role != found.role:
+        raise ValueError(f"{name!r} is not a bundled set of {found.role} weights in {MANIFEST.name}")
+    target = PACKAGE_FOLDER / entry.folder
+    target.mkdir(exist_ok=True)
+    for stale in target.iterdir():
+        if stale.name not in found.files and stale.suffix in (".json", ".safetensors"):
+            stale.unlink()
+    for file in (*found.files, DESCRIPTION):
+        shutil.copyfile(source / file, target / file)
+    content = json.loads(MANIFEST.read_text(encoding="utf-8"))
+    row = next(e for e in content["sets"] if e["name"] == name)
+    row["files"] = dict(found.files)
+    for key in ("licence", "citation", "training_data", "intended_use", "input", "measured"):
+        if key in found.metadata:
+            row[key] = found.metadata[key]
+    write_json(MANIFEST, content)
+    load_manifest.cache_clear()
+    return describe(target)

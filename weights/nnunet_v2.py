@@ -1,0 +1,187 @@
+"""nnU-Net v2 results to a set of weights: the same network, the same plans, no pickle.
+
+A folder of heart weights holds
+
+- ``plans.json`` and ``dataset.json`` as nnU-Net wrote them,
+- ``fold_<n>.safetensors``, one per fold; the logits of several folds are averaged,
+- ``weights.json``: sha256 of each, the configuration, mirroring axes, and where it all came from.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import WeightsError, WeightsMissing, WeightsUnsupported
+from .description import WeightSet, sha256_of, write_description, write_json
+
+if TYPE_CHECKING:
+    import torch
+
+
+def convert_nnunet_v2(
+    source: Path,
+    destination: Path,
+    *,
+    name: str | None = None,
+    checkpoint: str = "checkpoint_final.pth",
+    **metadata: Any,
+) -> WeightSet:
+    """Convert a folder of nnU-Net v2 results.
+
+    Args:
+        source: ``Trainer__Plans__configuration`` folder: ``plans.json``, ``dataset.json``, ``fold_*/``.
+        destination: New folder for the set.
+        name: Name of the set; the data set's name where not given.
+        checkpoint: File to take from each fold.
+        metadata: Further entries of ``weights.json``.
+
+    Raises:
+        WeightsMissing: `source` lacks one of these.
+        WeightsUnsupported: A checkpoint holds more than tensors and plain data, or the network is none
+            that can be rebuilt.
+        WeightsError: `destination` is not empty of another set.
+    """
+    plans, dataset = _json(source / "plans.json"), _json(source / "dataset.json")
+    checkpoints = sorted(source.glob(f"fold_*/{checkpoint}"))
+    if not checkpoints:
+        raise WeightsMissing(f"no fold_*/{checkpoint} in {source}; give the folder that holds plans.json")
+    states = [read_checkpoint(p) for p in checkpoints]
+    tensors = {f"fold_{p.parent.name.removeprefix('fold_')}.safetensors": unique_tensors(s["network_weights"])
+               for p, s in zip(checkpoints, states, strict=True)}
+    return write_heart_set(
+        destination,
+        name=name or str(plans["dataset_name"]),
+        plans=plans,
+        dataset=dataset,
+        folds=tensors,
+        configuration=states[0]["init_args"]["configuration"],
+        mirror_axes=states[0].get("inference_allowed_mirroring_axes"),
+        source={
+            "format": "nnunet-v2",
+            "trainer": states[0]["trainer_name"],
+            "files": {f"{p.parent.name}/{p.name}": sha256_of(p) for p in checkpoints},
+        },
+        **metadata,
+    )
+
+
+def write_heart_set(
+    destination: Path,
+    *,
+    name: str,
+    plans: dict[str, Any],
+    dataset: dict[str, Any],
+    folds: Mapping[str, dict[str, torch.Tensor]],
+    configuration: str,
+    mirror_axes: Any,
+    source: dict[str, Any],
+    **metadata: Any,
+) -> WeightSet:
+    """Write the folder of a heart set; used by both converters.
+
+    Raises:
+        WeightsError: `destination` holds something else already.
+    """
+    from safetensors.torch import save_file
+
+    if destination.exists() and not destination.is_dir():
+        raise WeightsError(f"{destination} is not a folder; name a new one")
+    if destination.is_dir():
+        foreign = [p.name for p in destination.iterdir() if not _ours(p.name)]
+        if foreign:
+            raise WeightsError(f"{destination} holds {foreign[0]} and other files; name a new folder")
+        for old in destination.iterdir():
+            old.unlink()
+    destination.mkdir(parents=True, exist_ok=True)
+    write_json(destination / "plans.json", plans)
+    write_json(destination / "dataset.json", dataset)
+    for file, tensors in folds.items():
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, destination / file)
+    plan = plans["configurations"][configuration]
+    intensity = plans["foreground_intensity_properties_per_channel"]["0"]
+    metadata.setdefault("licence", "as the source")
+    return write_description(
+        destination,
+        name=name,
+        role="heart",
+        files=["plans.json", "dataset.json", *folds],
+        configuration=configuration,
+        mirror_axes=list(mirror_axes) if mirror_axes else [],
+        input={
+            "spacing_mm": plan["spacing"],
+            "patch": [int(p) for p in plan["patch_size"]],
+            "normalisation": {
+                "scheme": plan["normalization_schemes"][0],
+                "clip_hu": [intensity["percentile_00_5"], intensity["percentile_99_5"]],
+                "mean_hu": intensity["mean"],
+                "sd_hu": intensity["std"],
+            },
+        },
+        source=source,
+        **metadata,
+    )
+
+
+def _ours(file: str) -> bool:
+    return bool(re.fullmatch(r"(plans|dataset|weights)\.json|fold_\w+\.safetensors", file))
+
+
+def unique_tensors(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict of nnU-Net v2's networks with each tensor once, under its first name.
+
+    Their decoder holds the encoder a second time, and each block holds its convolution and norm both by
+    name and in a list.
+    """
+    kept = {k.removeprefix("module."): v for k, v in state.items()}
+    return {k: v for k, v in kept.items() if ".all_modules." not in k and not k.startswith("decoder.encoder.")}
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a torch checkpoint of nnU-Net v1 or v2 with torch's restricted unpickler.
+
+    Tensors, plain containers and NumPy numbers are let through, nothing else.
+
+    Raises:
+        WeightsUnsupported: It holds anything else, or is no checkpoint.
+    """
+    import torch
+
+    try:
+        with torch.serialization.safe_globals(_numpy_globals()):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WeightsUnsupported(f"{path} holds more than weights, or is no checkpoint ({reason}); not opened") from error
+    if not isinstance(state, dict):
+        raise WeightsUnsupported(f"{path} is no nnU-Net checkpoint: it holds a {type(state).__name__}")
+    return state
+
+
+def _numpy_globals() -> list[Any]:
+    """The NumPy names that nnU-Net's logs in a checkpoint consist of, as NumPy 1 and 2 spell them."""
+    import numpy as np
+
+    scalar, _ = np.float64(0.0).__reduce__()
+    reconstruct = np.zeros(1).__reduce__()[0]
+    numbers = (np.float16, np.float32, np.float64, np.int32, np.int64, np.bool_)
+    found: list[Any] = [np.dtype, np.ndarray, *(type(np.dtype(t)) for t in numbers)]
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+        found += [(scalar, f"{module}.scalar"), (reconstruct, f"{module}._reconstruct")]
+    return found
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise WeightsMissing(f"no {path.name} in {path.parent}; give the folder that holds plans.json and fold_*") from None
+    except ValueError as error:
+        raise WeightsUnsupported(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise WeightsUnsupported(f"{path} is not a JSON object")
+    return content

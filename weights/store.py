@@ -1,0 +1,149 @@
+"""From what the user names to verified tensors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import WeightsAltered, WeightsError, WeightsMissing, WeightsUnsupported
+from .description import DESCRIPTION, WeightSet, describe, sha256_of
+from .manifest import PACKAGE_FOLDER, default_entry, load_manifest, user_folder
+
+if TYPE_CHECKING:
+    import torch
+
+PICKLES = (".pth", ".pt", ".pkl", ".pickle", ".ckpt", ".model", ".bin")
+
+
+def resolve(name_or_path: str | Path, role: str) -> WeightSet:
+    """Find a set of weights.
+
+    Args:
+        name_or_path: ``"bundled"`` (the manifest's default for the role), a name in the manifest, or a
+            path: the folder of a set, or one ``.safetensors`` file with its description beside it.
+        role: ``"heart"`` or ``"calcium"``.
+
+    Raises:
+        WeightsMissing: Not there; the message says how to get it.
+        WeightsUnsupported: A pickle; the message names the converter.
+        WeightsAltered: A bundled set whose description is not the manifest's.
+        WeightsError: A set for another role.
+    """
+    text = str(name_or_path)
+    entry = default_entry(role) if text == "bundled" else load_manifest().get(text)
+    if entry is not None:
+        if entry.folder is not None:
+            folder = PACKAGE_FOLDER / entry.folder
+            if not (folder / DESCRIPTION).is_file():
+                raise WeightsMissing(
+                    f"the bundled {role} weights are not in this installation; "
+                    f"train them (deepcac2 train {role}) and name them with --weights PATH"
+                )
+        else:
+            folder = user_folder() / entry.name
+            if not (folder / DESCRIPTION).is_file():
+                raise WeightsMissing(f"{entry.name} is not here yet; run: deepcac2 weights fetch {entry.name}")
+        found = describe(folder)
+        if entry.files and dict(found.files) != dict(entry.files):
+            raise WeightsAltered(f"{folder} is not the set that the manifest lists; reinstall deepcac2")
+    else:
+        found = _from_path(Path(text), role)
+    if found.role != role:
+        raise WeightsError(f"{text} holds {found.role} weights, not {role} weights")
+    return found
+
+
+def _from_path(path: Path, role: str) -> WeightSet:
+    if path.suffix in PICKLES:
+        raise WeightsUnsupported(_pickle_message(path, path.parent))
+    if path.is_dir():
+        if not (path / DESCRIPTION).is_file():
+            pickled = next((p for p in sorted(path.rglob("*")) if p.suffix in PICKLES), None)
+            if pickled is not None:
+                raise WeightsUnsupported(_pickle_message(pickled, path))
+        return describe(path)
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise WeightsUnsupported(f"{path} is no .safetensors file; only safetensors are loaded")
+        own = path.with_suffix(".json")
+        found = describe(path.parent, sidecar=own.name if own.is_file() else DESCRIPTION)
+        if path.name not in found.files:
+            raise WeightsMissing(f"{DESCRIPTION} beside {path} does not name it; its sha256 is unknown")
+        return found
+    names = ", ".join(["bundled", *(e.name for e in load_manifest().values() if e.role == role)])
+    raise WeightsMissing(f"no {role} weights at {path}; give an existing path or one of: {names}")
+
+
+def _pickle_message(pickled: Path, folder: Path) -> str:
+    v1 = pickled.suffix in (".model", ".pkl", ".pickle")
+    command = "convert-nnunet-v1" if v1 else "convert-nnunet-v2"
+    return (
+        f"{pickled.name} is a pickle, which could run code and is never loaded; "
+        f"convert an nnU-Net folder once: deepcac2 weights {command} {folder} NEW_FOLDER"
+    )
+
+
+def verify(weights: WeightSet) -> None:
+    """Hash every file of the set.
+
+    Raises:
+        WeightsMissing: A file is gone.
+        WeightsAltered: A file's sha256 differs.
+    """
+    for name, expected in weights.files.items():
+        path = weights.path / name
+        if not path.is_file():
+            raise WeightsMissing(f"{path} is missing; copy or fetch the whole set {weights.name} again")
+        _compare(path, sha256_of(path), expected)
+
+
+def load_json(weights: WeightSet, name: str) -> Any:
+    """The content of one JSON file of the set, if its sha256 is right.
+
+    Raises:
+        WeightsMissing, WeightsAltered: As `verify`.
+    """
+    return json.loads(_read(weights, name))
+
+
+def load_tensors(weights: WeightSet, name: str) -> dict[str, torch.Tensor]:
+    """The tensors of one safetensors file of the set, on the CPU, if its sha256 is right.
+
+    The bytes that were hashed are the bytes that are parsed.
+
+    Raises:
+        WeightsMissing, WeightsAltered: As `verify`.
+        WeightsUnsupported: Not safetensors.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    if not name.endswith(".safetensors"):
+        raise WeightsUnsupported(f"{weights.path / name} is no .safetensors file; only safetensors are loaded")
+    try:
+        return load(_read(weights, name))
+    except SafetensorError as error:
+        raise WeightsUnsupported(f"{weights.path / name} is not valid safetensors: {error}") from error
+
+
+def _read(weights: WeightSet, name: str) -> bytes:
+    path = weights.path / name
+    if name not in weights.files:
+        raise WeightsMissing(f"{path} is not part of the set {weights.name}; convert or train the set again")
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise WeightsMissing(
+            f"{path} is missing; copy or fetch the whole set {weights.name} again"
+        ) from None
+    _compare(path, hashlib.sha256(content).hexdigest(), weights.files[name])
+    return content
+
+
+def _compare(path: Path, found: str, expected: str) -> None:
+    if found != expected:
+        raise WeightsAltered(
+            f"{path} was altered (sha256 {found[:12]}…, expected {expected[:12]}…); fetch or copy it again"
+        )
