@@ -35,9 +35,10 @@ RUN pip install --no-deps --no-build-isolation -e /app/models/deepcac2 \
  && chmod -R a+rX /app/models \
  && install -d -m 1777 /app/data /app/data/input_data /app/data/output_data /app/tmp
 
-# The weights baked in: the bundled set, or any name that `deepcac2 weights list` knows.
+# The weights baked in, where every user finds them: the bundled ones, and any set of weights/manifest.json.
+ENV XDG_DATA_HOME=/app/share
 ARG WEIGHTS=bundled
-RUN if [ "$WEIGHTS" != bundled ]; then deepcac2 weights fetch "$WEIGHTS"; fi \
+RUN /app/models/deepcac2/container/bake-weights "$WEIGHTS" \
  && deepcac2 weights verify
 
 # A user who is in no passwd file has no home and no name; everything that wants one is sent to /tmp.

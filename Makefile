@@ -56,8 +56,8 @@ format: $(stamp) ## write what `make check` asks for, where a tool can
 	$(bin)/ruff format .
 	$(bin)/ruff check --fix .
 
-docs: $(stamp) ## write docs/cli.md anew from the commands' own help
-	$(bin)/python docs/make_cli.py > docs/cli.md
+docs: $(stamp) ## write docs/cli.md and docs/errors.md anew from the code
+	$(bin)/python docs/generate.py
 
 constraints: ## resolve all dependencies anew and pin them (takes a few minutes)
 	rm -rf build/constraints
@@ -68,7 +68,7 @@ constraints: ## resolve all dependencies anew and pin them (takes a few minutes)
 	mv constraints.new constraints.txt
 
 bench: $(stamp) ## measure against the budgets of docs/architecture.md
-	$(bin)/python -m benchmarks
+	$(bin)/python benchmarks/chain.py
 
 container: ## build the image $(IMAGE), with the weights $(WEIGHTS)
 	$(container_build) --build-arg WEIGHTS=$(WEIGHTS) --build-arg REVISION=$$(git rev-parse HEAD) \

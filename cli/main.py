@@ -17,7 +17,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser with all commands; each command is one module of this package."""
     parser = argparse.ArgumentParser(
         prog="deepcac2",
-        description="Coronary calcium from chest CT: DICOM in; Agatston score, risk group, DICOM SEG and report out.",
+        description="Coronary calcium from chest CT: Agatston score, risk group, DICOM SEG and report.",
         epilog="Research use only. Not a medical device. Exit codes: see docs/errors.md.",
     )
     parser.add_argument("--version", action="version", version=f"deepcac2 {__version__}")

@@ -6,9 +6,10 @@ import argparse
 import logging
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Iterator
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..pipeline.results import ResultRow
@@ -33,8 +34,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--heart-weights", metavar="NAME|PATH", help="other weights for the heart")
     parser.add_argument("--calcium-weights", metavar="NAME|PATH", help="other weights for the calcium")
     parser.add_argument("--rule", metavar="NAME", help="scoring rule (default: the workflow's)")
-    parser.add_argument("--allow", action="append", default=[], metavar="CODE",
-                        help="go on where this quality gate would reject (deepcac2 inspect --gates); repeatable")  # fmt: skip
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="CODE",
+        help="go on where this quality gate would reject (deepcac2 inspect --gates); repeatable",
+    )
     parser.add_argument(
         "--keep", action="append", default=[], choices=["nifti"], help="also keep CT and masks as NIfTI"
     )
@@ -166,10 +172,9 @@ def _report(summary: RunSummary, log_path: Path, *, quiet: bool) -> None:
             group = f"{row.risk_group} {row.risk_group_name}" if row.risk_group is not None else ""
             heart = f"{row.heart_volume_ml:.0f}" if row.heart_volume_ml is not None else ""
             note = row.warnings if row.status == "scored" else f"{row.code}: {row.reason}"
-            cells = (
-                row.patient_id, f"…{row.series_uid[-12:]}" if row.series_uid else "", row.status, score, group, heart,
-                f"{row.seconds:.1f}" if row.seconds is not None else "", note,
-            )  # fmt: skip
+            uid = f"…{row.series_uid[-12:]}" if row.series_uid else ""
+            seconds = f"{row.seconds:.1f}" if row.seconds is not None else ""
+            cells = (row.patient_id, uid, row.status, score, group, heart, seconds, note)
             table.add_row(*(escape(c) for c in cells))
         console.print(table)
         previews = sorted(summary.output.glob("*/*/preview.png"))

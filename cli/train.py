@@ -22,8 +22,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--config", type=Path, metavar="FILE", help="recipe (default: the bundled weights' own)"
     )
     parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="work folder")
-    parser.add_argument("--extra", type=Path, metavar="DIR",
-                        help="heart only: more training cases, NRRD or NIfTI images with masks (docs/training.md)")  # fmt: skip
+    parser.add_argument(
+        "--extra", type=Path, metavar="DIR", help="heart only: more cases with masks (docs/training.md)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     parser.set_defaults(run=run)

@@ -12,17 +12,28 @@ import os
 import stat
 import zipfile
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from ..errors import InputUnreadable, NoDicomFound
 from .gates import check_headers, is_stray
-from .headers import ENHANCED_CT, number, numbers, quiet_pydicom, text, texts, whole
+from .headers import (
+    ENHANCED_CT,
+    number,
+    orientation,
+    pixel_spacing,
+    position,
+    quiet_pydicom,
+    text,
+    texts,
+    whole,
+)
 from .series import Series, SliceRef, increment_of, slice_normal, slice_positions
 
 logger = logging.getLogger(__name__)
@@ -36,7 +47,7 @@ _HEAD_BYTES = 1 << 15
 """Headers of single-frame CT end long before; where one does not, the whole file is read."""
 _ZIP_MAGIC = b"PK\x03\x04"
 
-_TAGS: list[str | int | tuple[int, int]] = [
+_TAGS = [
     "SpecificCharacterSet", "ImageType", "SOPClassUID", "SOPInstanceUID", "StudyDate", "Modality",
     "Manufacturer", "SeriesDescription", "ManufacturerModelName", "PatientID", "ContrastBolusAgent",
     "ContrastBolusAgentSequence", "ContrastBolusRoute", "SliceThickness", "KVP", "GantryDetectorTilt",
@@ -118,7 +129,7 @@ def discover(root: Path, *, workers: int | None = None, allow: Collection[str] =
             images += found.images
             unreadable += found.unreadable
     if any(u.path == root and u.member is None for u in unreadable) and not images:
-        raise InputUnreadable(f"{root} cannot be read: {unreadable[0].reason}")
+        raise InputUnreadable(f"{root} cannot be read: {unreadable[0].reason}; check path and permissions")
     if not images and not unreadable:
         what = f"{ignored} other files" if ignored else "it is empty"
         raise NoDicomFound(f"no DICOM found in {root} ({what}); give the folder that holds the scans")
@@ -144,11 +155,12 @@ def _walk(root: Path, unreadable: list[UnreadableFile]) -> Iterator[Path]:
         return
     home = Path(os.path.realpath(root))
     outside: set[str] = set()
+    visited: set[tuple[int, int]] = set()
 
     def seen_elsewhere(entry: os.DirEntry[str]) -> bool:
-        """Whether a link leads to what is walked anyway: under the root, or already followed."""
+        """Whether a link leads to what is walked anyway (under the root, already followed) or above it."""
         target = os.path.realpath(entry.path)
-        if target in outside or Path(target).is_relative_to(home):
+        if target in outside or Path(target).is_relative_to(home) or home.is_relative_to(target):
             return True
         outside.add(target)
         return False
@@ -157,6 +169,10 @@ def _walk(root: Path, unreadable: list[UnreadableFile]) -> Iterator[Path]:
     while pending:
         folder = pending.pop()
         try:
+            here = Path(folder).stat()
+            if (here.st_dev, here.st_ino) in visited:
+                continue
+            visited.add((here.st_dev, here.st_ino))
             with os.scandir(folder) as entries:
                 listed = sorted(entries, key=lambda e: e.name)
         except OSError as exc:
@@ -235,7 +251,7 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) ->
             if not _may_be_dicom(head):
                 return _no_dicom(path, name)
             content = head + file.read()
-    except Exception as exc:  # zlib, lzma, struct and zipfile errors: a damaged member must not end the search
+    except Exception as exc:  # zlib, lzma, struct, zipfile: a damaged member must not end the search
         return _unreadable(path, name, f"damaged in the zip archive: {exc}")
     return _read_header(io.BytesIO(content), path, name)
 
@@ -283,7 +299,7 @@ def _images(ds: Dataset, sop_class: str, path: Path, member: str | None) -> Iter
         "study_date": text(ds, "StudyDate"),
         "manufacturer": text(ds, "Manufacturer"),
         "model_name": text(ds, "ManufacturerModelName"),
-        "kernel": "\\".join(texts(ds, "ConvolutionKernel")),
+        "kernel": text(ds, "ConvolutionKernel"),
         "contrast_agent": text(ds, "ContrastBolusAgent"),
         "contrast_route": text(ds, "ContrastBolusRoute"),
     }
@@ -295,11 +311,11 @@ def _images(ds: Dataset, sop_class: str, path: Path, member: str | None) -> Iter
         sop_class_uid=sop_class,
         sop_instance_uid=text(ds, "SOPInstanceUID"),
         instance_number=whole(ds, "InstanceNumber"),
-        position=numbers(ds, "ImagePositionPatient", 3),  # type: ignore[arg-type]  # length is checked
-        orientation=numbers(ds, "ImageOrientationPatient", 6),  # type: ignore[arg-type]
+        position=position(ds),
+        orientation=orientation(ds),
         rows=whole(ds, "Rows"),
         columns=whole(ds, "Columns"),
-        pixel_spacing=numbers(ds, "PixelSpacing", 2),  # type: ignore[arg-type]
+        pixel_spacing=pixel_spacing(ds),
         slice_thickness=number(ds, "SliceThickness"),
         image_type=texts(ds, "ImageType"),
         transfer_syntax_uid=text(ds.file_meta, "TransferSyntaxUID"),
@@ -323,16 +339,17 @@ def _images(ds: Dataset, sop_class: str, path: Path, member: str | None) -> Iter
         ref = replace(
             common,
             frame=index,
-            position=numbers(group("PlanePositionSequence"), "ImagePositionPatient", 3),
-            orientation=numbers(group("PlaneOrientationSequence"), "ImageOrientationPatient", 6),
-            pixel_spacing=numbers(measures, "PixelSpacing", 2),
+            position=position(group("PlanePositionSequence")),
+            orientation=orientation(group("PlaneOrientationSequence")),
+            pixel_spacing=pixel_spacing(measures),
             slice_thickness=number(measures, "SliceThickness"),
             image_type=texts(frame_type, "FrameType") or common.image_type,
         )
         agent = _first(ds, "ContrastBolusAgentSequence")
         own = {
             **facts,
-            "kernel": "\\".join(texts(group("CTReconstructionSequence"), "ConvolutionKernel")) or facts["kernel"],
+            "kernel": "\\".join(texts(group("CTReconstructionSequence"), "ConvolutionKernel"))
+            or facts["kernel"],
             "contrast_agent": facts["contrast_agent"] or text(agent, "CodeMeaning"),
         }
         yield _Image(
@@ -358,10 +375,9 @@ def _assemble(images: list[_Image]) -> Series:
         kept, strays = strays, []
     kept = _ordered(kept)
 
-    def first(values: Iterable[str]) -> str:
-        return next((v for v in values if v), "")
+    def fact(name: str) -> str:
+        return next((i.facts[name] for i in kept if i.facts[name]), "")
 
-    facts = {name: first(i.facts[name] for i in kept) for name in kept[0].facts}
     thicknesses = sorted(i.ref.slice_thickness for i in kept if i.ref.slice_thickness is not None)
     slices = tuple(i.ref for i in kept)
     positions = slice_positions(slices)
@@ -376,7 +392,14 @@ def _assemble(images: list[_Image]) -> Series:
         mixed_identity=len({(i.patient_id, i.study_uid) for i in images}) > 1,
         slices=slices,
         left_out=tuple(i.ref for i in _ordered(strays)),
-        **facts,
+        modality=fact("modality"),
+        series_description=fact("series_description"),
+        study_date=fact("study_date"),
+        manufacturer=fact("manufacturer"),
+        model_name=fact("model_name"),
+        kernel=fact("kernel"),
+        contrast_agent=fact("contrast_agent"),
+        contrast_route=fact("contrast_route"),
     )
 
 
@@ -389,10 +412,10 @@ def _ordered(images: list[_Image]) -> list[_Image]:
         return instance, ref.sop_instance_uid, str(ref.path), ref.member or "", ref.frame or 0
 
     images = sorted(images, key=order)
-    # the normal must not depend on which slice happens to come first, nor on one that lacks it
-    oriented = next((i.ref for i in images if slice_normal(i.ref.orientation) is not None), None)
-    if oriented is None or any(i.ref.position is None for i in images):
+    normals = (slice_normal(i.ref.orientation) for i in images)
+    normal = next((n for n in normals if n is not None), None)
+    positions = [i.ref.position for i in images]
+    if normal is None or None in positions:
         return images
-    normal = slice_normal(oriented.orientation)
-    assert normal is not None
-    return sorted(images, key=lambda i: float(normal @ i.ref.position))  # type: ignore[operator]
+    projected = np.asarray(positions, dtype=np.float64) @ normal
+    return [images[i] for i in np.argsort(projected, kind="stable")]

@@ -3,8 +3,8 @@
 A gate has a stable code, a sentence, a severity and, where going on makes sense, can be overridden with
 ``--allow CODE``, which turns its rejection into a warning. The limits and why they are what they are stand
 beside the constants. `check_headers` applies the gates that need headers only; those that need pixels are
-applied by `read_series` (``undecodable``, ``duplicate-slices``, ``padding``) and by the pipeline
-(``contrast-measured``, ``heart-…``), and are registered here so that one table holds them all.
+applied by `read_series` (``undecodable``, ``no-rescale``, ``duplicate-slices``, ``padding``) and by the
+pipeline (``contrast-measured``, ``heart-…``), and are registered here so that one table holds them all.
 """
 
 from __future__ import annotations
@@ -20,7 +20,15 @@ import numpy.typing as npt
 
 from ..errors import InputError
 from .headers import CT_IMAGE, ENHANCED_CT
-from .series import Finding, Series, SliceRef, distinct_positions, slice_normal, slice_positions
+from .series import (
+    SAME_POSITION_MM,
+    Finding,
+    Series,
+    SliceRef,
+    distinct_positions,
+    slice_normal,
+    slice_positions,
+)
 
 MIN_SLICES = 20
 """Fewest slices. At the thickest increment allowed (5 mm) twenty cover 100 mm, about a heart's height."""
@@ -96,18 +104,18 @@ GATES: dict[str, Gate] = {
             code="enhanced-multiframe",
             sentence="A multi-frame file does not say where each of its frames lies.",
         ),
-        Gate(code="no-geometry", sentence="Position, orientation, pixel spacing or size are missing or wrong."),
+        Gate(code="no-geometry", sentence="Position, orientation, spacing or size is missing or wrong."),
         Gate(code="mixed-size", sentence="The images differ in rows or columns."),
         Gate(code="mixed-spacing", sentence="The images differ in pixel spacing."),
         Gate(code="mixed-orientation", sentence="The images differ in orientation."),
         Gate(code="mixed-position", sentence="The slices do not lie above one another."),
         Gate(
-            code="not-axial",
-            sentence=f"The slices are not axial, rows along left-right (within {MAX_OBLIQUE_DEG:g}°).",
-        ),
-        Gate(
             code="gantry-tilt",
             sentence=f"The gantry was tilted: the stack is sheared by more than {MAX_TILT_DEG:g}°.",
+        ),
+        Gate(
+            code="not-axial",
+            sentence=f"The slices are not axial, rows along left-right (within {MAX_OBLIQUE_DEG:g}°).",
         ),
         Gate(
             code="duplicate-slices",
@@ -146,6 +154,11 @@ GATES: dict[str, Gate] = {
             overridable=True,
         ),
         Gate(code="undecodable", sentence="The pixels of an image cannot be decoded."),
+        Gate(
+            code="no-rescale",
+            sentence="The header does not say how stored values become Hounsfield units, or they are none; "
+            "signed values without rescale are taken as HU with a warning.",
+        ),
         Gate(
             code="contrast-measured",
             sentence="Blood inside the heart is as bright as with contrast agent.",
@@ -206,13 +219,13 @@ def check_allowed(allow: Collection[str]) -> None:
             hint = f"perhaps you meant --allow {close[0]}" if close else "see: deepcac2 inspect --gates"
             raise InputError(f"--allow {code}: there is no such gate; {hint}")
         if code not in possible:
-            raise InputError(f"--allow {code}: this gate cannot be overridden; possible: {', '.join(possible)}")
+            raise InputError(f"--allow {code}: it cannot be overridden; these can: {', '.join(possible)}")
 
 
 def make_finding(
     code: str, message: str, *, allow: Collection[str] = (), fatal: bool | None = None
 ) -> Finding:
-    """A finding of a registered gate.
+    """A finding of a registered gate; a rejection that can be overridden says how.
 
     Args:
         code: A key of `GATES`.
@@ -222,7 +235,12 @@ def make_finding(
     """
     gate = GATES[code]
     severe = gate.fatal if fatal is None else fatal
-    return Finding(code=code, message=message, fatal=severe and not (gate.overridable and code in allow))
+    if severe and gate.overridable:
+        if code in allow:
+            severe = False
+        else:
+            message = f"{message} (go on with --allow {code})"
+    return Finding(code=code, message=message, fatal=severe)
 
 
 def check_headers(series: Series, allow: Collection[str] = ()) -> tuple[Finding, ...]:
@@ -263,7 +281,9 @@ def _check(series: Series) -> Iterator[_Result]:
         return
     yield from _check_type(slices)
     if series.left_out:
-        yield "stray-images", f"{len(series.left_out)} images are no slices of the scan and were left out", None
+        count = len(series.left_out)
+        yield "stray-images", f"{count} localizers or screen captures in the series were left out", None
+
     yield from _check_acquisition(series)
 
     if any(s.frames > 1 and s.frame is None for s in slices):
@@ -286,7 +306,10 @@ def _check(series: Series) -> Iterator[_Result]:
 
 _LOCALIZER_WORDS = ("LOCALIZER", "SCOUT", "SURVIEW", "TOPOGRAM", "SCANOGRAM")
 _CAPTURE_WORDS = ("SCREEN SAVE", "SCREENSAVE", "SCREENSHOT", "DOSE_INFO", "PATIENT_INFO")
-_DERIVED_WORDS = re.compile(r"MPR|MIP|MINIP|AVERAGE|PROJECTION|REFORMAT|VRT|VOLUME|CURVED|OBLIQUE|PERFUSION|SUBTRACT")
+_DERIVED_WORDS = re.compile(
+    r"MPR|CPR|MIP|MINIP|M(AX|IN|EAN)_IP|AVERAGE|PROJECTION|REFORMAT|VRT|CURVED|PERFUSION|SUBTRACT"
+)
+"""In ImageType from its third value on; DICOM's terms (PS3.3 C.8.15.2.1) and vendors' own."""
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 """SOP class Secondary Capture Image; its multi-frame kinds add a further component (PS3.4 B.5)."""
 
@@ -323,7 +346,11 @@ def _check_type(slices: tuple[SliceRef, ...]) -> Iterator[_Result]:
         reworked = any(_DERIVED_WORDS.search(v) for v in values[2:])
         if reworked or (derived and values[1:2] == ["SECONDARY"]):
             name = "\\".join(image_type)
-            yield "derived", f"{count} of {len(slices)} images are derived ({name}); --allow derived goes on", None
+            yield (
+                "derived",
+                f"{count} of {len(slices)} images are derived ({name})",
+                None,
+            )
             return
     if any(values[:1] == ("DERIVED",) for values in types):
         yield "derived", "the images are marked as derived, though not as MPR or MIP", False
@@ -336,14 +363,14 @@ def _check_acquisition(series: Series) -> Iterator[_Result]:
         if oral:
             yield "contrast", "the header names an oral contrast agent", False
         else:
-            yield "contrast", "the header names a contrast agent; --allow contrast goes on", None
+            yield "contrast", "the header names a contrast agent", None
     if series.kvp is None:
         yield "kvp", f"the tube voltage is not in the header; {NOMINAL_KVP:g} kV is assumed", None
     elif abs(series.kvp - NOMINAL_KVP) > 0.5:
         lower = "lower" if series.kvp > NOMINAL_KVP else "higher"
         yield (
             "kvp",
-            f"taken at {series.kvp:g} kV: calcium is {lower} in HU than at {NOMINAL_KVP:g} kV, and so is the score",
+            f"taken at {series.kvp:g} kV: HU of calcium and score are {lower} than at {NOMINAL_KVP:g} kV",
             None,
         )
     if is_sharp_kernel(series.kernel):
@@ -351,8 +378,8 @@ def _check_acquisition(series: Series) -> Iterator[_Result]:
 
 
 _NO_CONTRAST = re.compile(
-    r"(?i)no|none|n|n/a|na|0|-+|nil|without.*|w/o.*|no[ _-]?(iv |i\.v\. )?contrast.*|non[ _-]?contrast.*|native.*"
-    r"|unenhanced.*|false"
+    r"(?i)no|none|n|n/a|na|0|-+|nil|false|without.*|w/o.*|no[ _-]?(iv |i\.v\. )?contrast.*"
+    r"|non[ _-]?contrast.*|native.*|unenhanced.*"
 )
 """What technicians type into ContrastBolusAgent when none was given."""
 
@@ -407,8 +434,7 @@ def _check_thickness(series: Series) -> Iterator[_Result]:
         apart = "thick" if what == "slices" else "apart"
         yield (
             "too-thick",
-            f"{what} are {thickest:g} mm {apart}, at most {MAX_THICKNESS_MM:g} mm are scored; "
-            "--allow too-thick goes on",
+            f"{what} are {thickest:g} mm {apart}, at most {MAX_THICKNESS_MM:g} mm are scored",
             None,
         )
     elif thickest is not None and thickest > THICK_MM + THICKNESS_TOLERANCE_MM:
@@ -416,8 +442,7 @@ def _check_thickness(series: Series) -> Iterator[_Result]:
     if thinnest is not None and thinnest < MIN_THICKNESS_MM - THICKNESS_TOLERANCE_MM:
         yield (
             "too-thin",
-            f"slices are {thinnest:g} mm thick, at least {MIN_THICKNESS_MM:g} mm are scored; "
-            "--allow too-thin goes on",
+            f"slices are {thinnest:g} mm thick, at least {MIN_THICKNESS_MM:g} mm are scored",
             None,
         )
 
@@ -425,7 +450,9 @@ def _check_thickness(series: Series) -> Iterator[_Result]:
 def _check_mixed(slices: tuple[SliceRef, ...]) -> Iterator[_Result]:
     sizes = Counter((s.rows, s.columns) for s in slices)
     if len(sizes) > 1:
-        listed = ", ".join(f"{count} of {rows} x {columns}" for (rows, columns), count in sizes.most_common(3))
+        listed = ", ".join(
+            f"{count} of {rows} x {columns}" for (rows, columns), count in sizes.most_common(3)
+        )
         yield "mixed-size", f"images differ in size: {listed}", None
     spacings = np.array([s.pixel_spacing for s in slices])
     if (np.ptp(spacings, axis=0) > SPACING_TOLERANCE * spacings.min()).any():
@@ -440,19 +467,9 @@ def _check_mixed(slices: tuple[SliceRef, ...]) -> Iterator[_Result]:
 def _check_stack(series: Series) -> Iterator[_Result]:
     """Gates on the stack of slices; all have geometry and share size, spacing and orientation."""
     slices = series.slices
-    orientation = np.asarray(slices[0].orientation)
     normal, positions = slice_normal(slices[0].orientation), slice_positions(slices)
     if normal is None or positions is None:  # excluded by the caller
         return
-    row_off = _angle(orientation[:3], np.array([1.0, 0, 0]))
-    normal_off = _angle(normal, np.array([0, 0, 1.0]))
-    if max(row_off, normal_off) > MAX_OBLIQUE_DEG:
-        yield (
-            "not-axial",
-            f"the slice normal lies {normal_off:.0f}° off the body axis, rows {row_off:.0f}° off left-right",
-            None,
-        )
-
     distinct = distinct_positions(positions)
     repeated = len(slices) - len(distinct)
     if repeated:
@@ -467,32 +484,44 @@ def _check_stack(series: Series) -> Iterator[_Result]:
         yield (
             "too-few-slices",
             f"{len(distinct)} slice positions over {covered:.0f} mm; needed are {MIN_SLICES} over "
-            f"{MIN_COVERAGE_MM:g} mm; --allow too-few-slices goes on",
+            f"{MIN_COVERAGE_MM:g} mm",
             None,
         )
-    if len(distinct) < 2 or series.increment is None:
-        return
-    yield from _check_line(series, normal, covered)
-    yield from _check_gaps(distinct, series.increment)
+    yield from _check_line(series, normal)
+    if series.increment is not None:
+        yield from _check_gaps(distinct, series.increment)
 
 
-def _check_line(series: Series, normal: npt.NDArray[np.float64], covered: float) -> Iterator[_Result]:
+def _check_line(series: Series, normal: npt.NDArray[np.float64]) -> Iterator[_Result]:
+    """Direction of the slices and of the stack. With a tilted gantry the slices are oblique as well; the
+    tilt is the reason to name."""
     corners = np.asarray([s.position for s in series.slices], dtype=np.float64)
     along = corners[-1] - corners[0]
-    tilt = _angle(along, normal)
-    if tilt > MAX_TILT_DEG:
-        yield "gantry-tilt", f"the stack is sheared by {tilt:.1f}° (tilted gantry)", None
-    elif series.gantry_tilt is not None and abs(series.gantry_tilt) > MAX_TILT_DEG:
+    length = float(along @ normal)
+    if length > SAME_POSITION_MM:
+        tilt = _angle(along, normal)
+        if tilt > MAX_TILT_DEG:
+            yield "gantry-tilt", f"the stack is sheared by {tilt:.1f}° (tilted gantry)", None
+            return
+        beside = corners - corners[0] - np.outer((corners - corners[0]) @ normal / length, along)
+        wander = float(np.linalg.norm(beside, axis=1).max())
+        if wander > MAX_WANDER_MM:
+            yield "mixed-position", f"slices lie up to {wander:.1f} mm beside one another", None
+    normal_off = _angle(normal, np.array([0, 0, 1.0]))
+    row_off = _angle(np.asarray(series.slices[0].orientation)[:3], np.array([1.0, 0, 0]))
+    if max(row_off, normal_off) > MAX_OBLIQUE_DEG:
+        yield (
+            "not-axial",
+            f"the slice normal lies {normal_off:.0f}° off the body axis, rows {row_off:.0f}° off left-right",
+            None,
+        )
+    if series.gantry_tilt is not None and abs(series.gantry_tilt) > MAX_TILT_DEG:
         yield (
             "gantry-tilt",
             f"the header names a gantry tilt of {series.gantry_tilt:g}°, but the slices lie straight "
             "above one another",
             False,
         )
-    share = (corners - corners[0]) @ normal / covered
-    wander = np.linalg.norm(corners - corners[0] - share[:, None] * along, axis=1).max()
-    if wander > MAX_WANDER_MM:
-        yield "mixed-position", f"slices lie up to {wander:.1f} mm beside one another", None
 
 
 def _check_gaps(distinct: npt.NDArray[np.float64], increment: float) -> Iterator[_Result]:
@@ -504,8 +533,7 @@ def _check_gaps(distinct: npt.NDArray[np.float64], increment: float) -> Iterator
     if uneven.any() or drift > 0.5 * increment:
         yield (
             "uneven-increments",
-            f"slices are {gaps.min():.2f} to {gaps.max():.2f} mm apart, mostly {increment:.2f}; "
-            "--allow uneven-increments goes on with that",
+            f"slices are {gaps.min():.2f} to {gaps.max():.2f} mm apart, mostly {increment:.2f}",
             None,
         )
     else:
@@ -513,8 +541,7 @@ def _check_gaps(distinct: npt.NDArray[np.float64], increment: float) -> Iterator
         if missing:
             yield (
                 "missing-slices",
-                f"{missing} slices are missing (gap of {gaps.max():.2f} mm, else {increment:.2f}); "
-                "--allow missing-slices scores what is there",
+                f"slices missing: {missing} (gap of {gaps.max():.2f} mm, else {increment:.2f})",
                 None,
             )
 

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
-from pydicom.charset import convert_encodings
 from pydicom.dataelem import RawDataElement, convert_raw_data_element
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag, Tag
@@ -28,13 +27,15 @@ def _values(ds: Dataset, keyword: str) -> list[Any]:
         if element is None:
             return []
         if isinstance(element, RawDataElement) and isinstance(element.value, bytes) and element.VR != "SQ":
-            return _converted(element._replace(value_tell=0), str(ds.original_character_set))
+            encodings = ds.original_character_set
+            encodings = (encodings,) if isinstance(encodings, str) else tuple(encodings)
+            return _converted(element._replace(value_tell=0), encodings)
         return _as_list(element.value)
     except _MALFORMED:
         return []
 
 
-_MALFORMED = (ValueError, TypeError, KeyError, AttributeError, OverflowError, NotImplementedError, LookupError)
+_MALFORMED = (ValueError, TypeError, AttributeError, OverflowError, NotImplementedError, LookupError)
 
 
 @lru_cache(maxsize=256)
@@ -43,11 +44,10 @@ def _tag(keyword: str) -> BaseTag:
 
 
 @lru_cache(maxsize=8192)
-def _converted(element: RawDataElement, character_set: str) -> list[Any]:
+def _converted(element: RawDataElement, encodings: tuple[str, ...]) -> list[Any]:
     """Values of an element as read. Most are the same in all images of a series, and to convert them takes
     longer than to read them."""
-    encodings = convert_encodings(character_set.strip("[]").replace("'", "").split(", "))
-    return _as_list(convert_raw_data_element(element, encoding=encodings).value)
+    return _as_list(convert_raw_data_element(element, encoding=list(encodings)).value)
 
 
 def _as_list(value: object) -> list[Any]:
@@ -75,6 +75,24 @@ def numbers(ds: Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
     except (ValueError, TypeError):
         return None
     return found if len(found) == count and all(map(math.isfinite, found)) else None
+
+
+def position(ds: Dataset) -> tuple[float, float, float] | None:
+    """ImagePositionPatient, LPS mm (x, y, z)."""
+    found = numbers(ds, "ImagePositionPatient", 3)
+    return None if found is None else (found[0], found[1], found[2])
+
+
+def orientation(ds: Dataset) -> tuple[float, float, float, float, float, float] | None:
+    """ImageOrientationPatient, six direction cosines."""
+    found = numbers(ds, "ImageOrientationPatient", 6)
+    return None if found is None else (found[0], found[1], found[2], found[3], found[4], found[5])
+
+
+def pixel_spacing(ds: Dataset) -> tuple[float, float] | None:
+    """PixelSpacing, mm between rows and between columns."""
+    found = numbers(ds, "PixelSpacing", 2)
+    return None if found is None else (found[0], found[1])
 
 
 def number(ds: Dataset, keyword: str) -> float | None:

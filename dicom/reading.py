@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import re
+import tempfile
 import zipfile
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -15,23 +18,36 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from pydicom import dcmread
-from pydicom.dataset import Dataset
-from pydicom.pixels import iter_pixels
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.pixels.utils import iter_pixels
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from ..errors import SeriesFailed, SeriesRejected
 from ..imaging.volume import PADDING_HU, Geometry, Volume
 from .gates import make_finding
-from .headers import number, quiet_pydicom
+from .headers import CT_IMAGE, number, quiet_pydicom, text
 from .series import SAME_POSITION_MM, Finding, Series, SliceRef, increment_of, slice_normal, slice_positions
 
-_TAGS: list[str | int | tuple[int, int]] = [
-    "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns",
+_TAGS = [
+    "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows",
+    "Columns",
     "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue",
-    "PixelPaddingRangeLimit", "RescaleIntercept", "RescaleSlope", "PixelData", "ExtendedOffsetTable",
-    "ExtendedOffsetTableLengths", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+    "PixelPaddingRangeLimit", "RescaleIntercept", "RescaleSlope", "RescaleType", "PixelData",
+    "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
 ]  # fmt: skip
 
 _INT16 = np.iinfo(np.int16)
+
+_JPEG_FAMILY = re.compile(r"1\.2\.840\.10008\.1\.2\.4\.(5\d|70|8[01]|9[0-3]|20[1-3])")
+"""JPEG, JPEG-LS, JPEG 2000 and HTJ2K: each codestream ends with the marker FF D9 (EOI or EOC)."""
+
+_JPEG_12_BIT = ("1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.53", "1.2.840.10008.1.2.4.55")
+"""JPEG processes 2 and 4, 6 and 8, 10 and 12: at 12 bits pydicom has no decoder, SimpleITK has."""
+
+_NOT_HU = ("OD", "MGML", "Z_EFF", "ED", "EDW", "PCT")
+"""RescaleType terms of PS3.3 C.11.1.1.2 that are no Hounsfield units (e.g. iodine maps, electron density)."""
 
 PLAUSIBLE_PADDING_HU = -900
 """A padding value above this many HU is not believed: files that declare 0 with intercept 0 would otherwise
@@ -69,8 +85,8 @@ def read_series(series: Series, *, workers: int | None = None) -> Reading:
         and columns are never flipped: ``geometry.axes`` tells their direction.
 
     Raises:
-        SeriesRejected: ``no-geometry``, ``mixed-size``, or ``duplicate-slices`` where slices at one position
-            differ.
+        SeriesRejected: ``no-geometry``, ``mixed-size``, ``no-rescale``, or ``duplicate-slices`` where slices
+            at one position differ.
         SeriesFailed: ``undecodable`` where a file is missing, damaged, truncated or in no known syntax.
     """
     slices = series.slices
@@ -90,16 +106,14 @@ def read_series(series: Series, *, workers: int | None = None) -> Reading:
         ExitStack() as stack,
         ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool,
     ):
-        archives = {
-            path: _open_archive(path, stack) for path, member in by_file if member is not None
-        }
-        ignored = pool.map(lambda item: _read_file(item, slices, archives, hu), by_file.values())
-        padding_ignored = sum(ignored)
-
-    findings = []
-    if padding_ignored:
-        message = f"the padding value of {padding_ignored} images lies among tissue values and was not applied"
-        findings.append(make_finding("padding", message))
+        archives = {path: _open_archive(path, stack) for path, member in by_file if member is not None}
+        remarks: Counter[str] = Counter()
+        for counted in pool.map(lambda item: _read_file(item, slices, archives, hu), by_file.values()):
+            remarks += counted
+    findings = [
+        make_finding(code, f"{count} of {len(slices)} images: {_REMARKS[code]}", fatal=False)
+        for code, count in sorted(remarks.items())
+    ]
     keep = _without_duplicates(positions, hu)
     if len(keep) < len(slices):
         message = f"{len(slices) - len(keep)} of {len(slices)} slices were identical copies and were dropped"
@@ -116,47 +130,104 @@ def _open_archive(path: Path, stack: ExitStack) -> zipfile.ZipFile:
         raise SeriesFailed(f"{path.name} cannot be opened: {exc}", code="undecodable") from exc
 
 
+_REMARKS = {
+    "padding": "the padding value lies among tissue values and was not applied",
+    "no-rescale": "no rescale in the header; the signed stored values were taken as HU",
+}
+
+
 def _read_file(
     indices: list[int],
     slices: tuple[SliceRef, ...],
     archives: dict[Path, zipfile.ZipFile],
     hu: npt.NDArray[np.int16],
-) -> int:
-    """Decode one file's frames into ``hu[indices]``; returns for how many padding was not believed."""
+) -> Counter[str]:
+    """Decode one file's frames into ``hu[indices]``; returns how often which warning is due."""
     ref = slices[indices[0]]
-    ignored = 0
+    remarks: Counter[str] = Counter()
     try:
         source: Any = ref.path if ref.member is None else io.BytesIO(archives[ref.path].read(ref.member))
         ds = dcmread(source, specific_tags=_TAGS, force=True)
-        if ref.frame is None:
-            frames: Any = [ds.pixel_array]
-        else:
-            frames = iter_pixels(ds, indices=[slices[i].frame or 0 for i in indices])
+        if "PixelData" not in ds:
+            raise ValueError("the file has no pixels or is cut short")
+        frames = _decode(ds, [slices[i].frame for i in indices])
         for index, stored in zip(indices, frames, strict=True):
             if stored.shape != hu.shape[1:]:
                 raise ValueError(f"pixels are {stored.shape}, not {hu.shape[1:]}")
-            ignored += not _to_hu(stored, ds, slices[index].frame, hu[index])
+            remarks += _to_hu(stored, ds, slices[index].frame, hu[index])
+    except SeriesRejected:
+        raise
     except Exception as exc:  # decoders raise nearly anything on damaged pixels
         detail = " ".join(str(exc).split())[:200]
         raise SeriesFailed(
-            f"image {indices[0] + 1} of {len(slices)} ({ref.file_name}) cannot be decoded: {detail}",
+            f"image {indices[0] + 1} of {len(slices)} ({ref.file_name}) cannot be decoded: {detail}; "
+            "copy the file again from its source",
             code="undecodable",
         ) from exc
-    return ignored
+    return remarks
 
 
-def _to_hu(stored: npt.NDArray[Any], ds: Dataset, frame: int | None, out: npt.NDArray[np.int16]) -> bool:
-    """Write the HU of one image's stored values into `out`; False if its padding value was not believed."""
-    slope, intercept = _rescale(ds, frame)
+def _decode(ds: Dataset, frames: list[int | None]) -> Iterator[npt.NDArray[Any]]:
+    """Stored values (rows, columns) of the asked-for frames of one file; None: the only frame."""
+    syntax = str(ds.file_meta.TransferSyntaxUID) if "TransferSyntaxUID" in ds.file_meta else ""
+    if not syntax:
+        # a data set without a file meta header; pydicom found out how it is encoded
+        implicit, little = ds.original_encoding
+        known = (
+            ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        )
+        ds.file_meta.TransferSyntaxUID = known
+    if _JPEG_FAMILY.fullmatch(syntax):
+        streams = list(generate_frames(ds.PixelData, number_of_frames=int(ds.get("NumberOfFrames") or 1)))
+        if not all(stream.rstrip(b"\0\xff").endswith(b"\xff\xd9") for stream in streams):
+            raise ValueError("the compressed pixels are cut short")  # some decoders would fill up with grey
+        if syntax in _JPEG_12_BIT and ds.BitsAllocated == 16:
+            yield from (_decode_jpeg_12_bit(streams[frame or 0], ds, syntax) for frame in frames)
+            return
+    if frames == [None]:
+        yield ds.pixel_array
+    else:
+        yield from iter_pixels(ds, indices=[frame or 0 for frame in frames])
+
+
+def _decode_jpeg_12_bit(stream: bytes, ds: Dataset, syntax: str) -> npt.NDArray[Any]:
+    """Decode one lossy 12-bit JPEG frame by handing SimpleITK a file that holds nothing else."""
+    import SimpleITK as sitk  # the library's own customary name
+
+    bare = Dataset()
+    bare.file_meta = FileMetaDataset()
+    bare.file_meta.TransferSyntaxUID = UID(syntax)
+    bare.SOPClassUID, bare.SOPInstanceUID = CT_IMAGE, "2.25.1"
+    for keyword in ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
+                    "SamplesPerPixel", "PhotometricInterpretation"):  # fmt: skip
+        setattr(bare, keyword, ds[keyword].value)
+    bare.PixelData = encapsulate([stream])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "frame.dcm"
+        bare.save_as(path, enforce_file_format=True)
+        stored: npt.NDArray[Any] = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+    return stored.reshape(stored.shape[-2:])
+
+
+def _to_hu(
+    stored: npt.NDArray[Any], ds: Dataset, frame: int | None, out: npt.NDArray[np.int16]
+) -> Counter[str]:
+    """Write the HU of one image's stored values into `out`; returns which warnings are due."""
+    remarks: Counter[str] = Counter()
+    rescale = _rescale(ds, frame)
+    if rescale is None:
+        if stored.dtype.kind != "i":
+            raise SeriesRejected("the header does not say how stored values become HU", code="no-rescale")
+        remarks["no-rescale"] += 1
+    slope, intercept = rescale or (1.0, 0.0)
     padding = _padding_range(ds, stored.dtype)
-    believed = True
     mask = None
     if padding is not None:
-        if max(p * slope + intercept for p in padding) <= PLAUSIBLE_PADDING_HU:
-            low, high = padding
+        low, high = padding
+        if max(low * slope, high * slope) + intercept <= PLAUSIBLE_PADDING_HU:
             mask = stored == low if low == high else (stored >= low) & (stored <= high)
         else:
-            believed = False
+            remarks["padding"] += 1
     if slope == 1 and intercept == int(intercept):
         offset = int(intercept)
         if _INT16.min <= int(stored.min()) + offset and int(stored.max()) + offset <= _INT16.max:
@@ -169,19 +240,32 @@ def _to_hu(stored: npt.NDArray[Any], ds: Dataset, frame: int | None, out: npt.ND
         np.clip(np.rint(exact), _INT16.min, _INT16.max, out=out, casting="unsafe")
     if mask is not None:
         out[mask] = PADDING_HU
-    return believed
+    return remarks
 
 
-def _rescale(ds: Dataset, frame: int | None) -> tuple[float, float]:
-    """(slope, intercept) of one image; 1 and 0 where the file names none (PS3.3 C.8.2.1 demands them)."""
+def _rescale(ds: Dataset, frame: int | None) -> tuple[float, float] | None:
+    """(slope, intercept) of one image, or None where the header has neither.
+
+    Raises:
+        SeriesRejected: ``no-rescale``: the values are no HU.
+        ValueError: The slope is 0.
+    """
     holder = ds
     if frame is not None:
-        for groups in (ds.PerFrameFunctionalGroupsSequence[frame], *(ds.get("SharedFunctionalGroupsSequence") or ())):
+        own = ds.PerFrameFunctionalGroupsSequence[frame]
+        for groups in (own, *(ds.get("SharedFunctionalGroupsSequence") or ())):
             if groups.get("PixelValueTransformationSequence"):
                 holder = groups.PixelValueTransformationSequence[0]
                 break
+    kind = text(holder, "RescaleType").upper()
+    if kind in _NOT_HU:
+        raise SeriesRejected(f"pixel values are no Hounsfield units (RescaleType {kind})", code="no-rescale")
     slope, intercept = number(holder, "RescaleSlope"), number(holder, "RescaleIntercept")
-    return (1.0 if not slope else slope), (0.0 if intercept is None else intercept)
+    if slope is None and intercept is None:
+        return None
+    if slope == 0:
+        raise ValueError("RescaleSlope is 0")
+    return (1.0 if slope is None else slope), (0.0 if intercept is None else intercept)
 
 
 def _padding_range(ds: Dataset, dtype: np.dtype[Any]) -> tuple[int, int] | None:
@@ -232,7 +316,13 @@ def _geometry(slices: tuple[SliceRef, ...], positions: npt.NDArray[np.float64]) 
     first = slices[0]
     normal, increment = slice_normal(first.orientation), increment_of(positions)
     increment = increment or first.slice_thickness
-    if normal is None or first.position is None or not first.pixel_spacing or not increment or not first.orientation:
+    if (
+        normal is None
+        or first.position is None
+        or not first.pixel_spacing
+        or not increment
+        or not first.orientation
+    ):
         raise SeriesRejected("the distance between slices is not known", code="no-geometry")
     row, column = (np.asarray(v) / np.linalg.norm(v) for v in (first.orientation[:3], first.orientation[3:]))
 

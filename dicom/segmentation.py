@@ -24,6 +24,7 @@ from ..errors import InputError, InputUnreadable, MaskMismatch
 from ..imaging import Geometry
 from ..imaging.atomic import atomic_path
 from .files import open_slice
+from .headers import quiet_pydicom
 from .series import Series, SliceRef
 
 HEART = Code("80891009", "SCT", "Heart")
@@ -146,16 +147,17 @@ def write_segmentation(
     masks = {"heart": heart, "calcium": calcium}
     _check_fit(geometry, masks, refs)
 
-    z_of_empty = _middle(heart.any(axis=(1, 2)))
-    planes = {name: np.flatnonzero(mask.any(axis=(1, 2))) for name, mask in masks.items()}
+    z_of_empty = _middle(np.asarray(np.any(heart, axis=(1, 2))))
+    planes = {name: np.flatnonzero(np.any(mask, axis=(1, 2))) for name, mask in masks.items()}
     empty = [name for name, z in planes.items() if z.size == 0]
     used = np.unique(np.concatenate([*planes.values(), [z_of_empty] if empty else []]).astype(np.int64))
     pixels = np.stack([mask[used] for mask in masks.values()], axis=-1).astype(np.uint8)
     for name in empty:  # a mark keeps the frame, and is wiped below
         pixels[used == z_of_empty, 0, 0, list(masks).index(name)] = 1
 
-    header = _header(refs[0], series)
-    sources = [_source_image(header, refs[z], int(z), series, geometry) for z in used]
+    with quiet_pydicom():
+        header = _header(refs[0], series)
+    sources = [_source_image(header, refs, int(z), series, geometry) for z in used]
     algorithm = hd.AlgorithmIdentificationSequence(
         name=algorithm_name, family=ARTIFICIAL_INTELLIGENCE, version=algorithm_version
     )
@@ -176,15 +178,13 @@ def write_segmentation(
         content_label="CORONARY_CALCIUM",
         content_description="Heart and coronary calcium",
         transfer_syntax_uid=ExplicitVRLittleEndian,
-        pixel_measures=hd.PixelMeasuresSequence(
-            pixel_spacing=[geometry.spacing[1], geometry.spacing[2]],
-            slice_thickness=sources[0].SliceThickness,
-            spacing_between_slices=geometry.spacing[0],
-        ),
         omit_empty_frames=True,
     )
     _wipe_marks(segmentation, {list(masks).index(name) + 1 for name in empty})
-    _refer_to_frames(segmentation, {s.SOPInstanceUID: refs[z] for s, z in zip(sources, used, strict=True)})
+    _refer_to_images(segmentation, {_stand_in(z): refs[z] for z in used.tolist()})
+    # highdicom sees only the slices used and takes their distance for the increment
+    measures = segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    measures.SpacingBetweenSlices = _ds(geometry.spacing[0])
     segmentation.update(header)
     _fix_uids(segmentation, [series.series_uid, algorithm_name, algorithm_version, str(used.tolist())])
     with atomic_path(path) as temporary:
@@ -212,7 +212,8 @@ def read_segmentation(path: Path, geometry: Geometry) -> dict[str, BoolArray]:
         InputError: it describes neither a heart nor calcium.
         MaskMismatch: its frames do not lie on the grid.
     """
-    dataset = _read(path)
+    with quiet_pydicom():
+        dataset = _read(path)
     kinds = {
         int(item.SegmentNumber): kind
         for item in dataset.get("SegmentSequence", [])
@@ -257,6 +258,17 @@ def is_segmentation(path: Path) -> bool:
     return dataset.get("SOPClassUID") in SEGMENTATION_SOP_CLASSES
 
 
+def referenced_series(path: Path) -> str:
+    """SeriesInstanceUID of the images that a DICOM SEG was made on, "" where it does not say.
+
+    Raises:
+        InputUnreadable: not a DICOM SEG.
+    """
+    with quiet_pydicom():
+        series = _read(path).get("ReferencedSeriesSequence")
+    return str(series[0].get("SeriesInstanceUID", "")) if series else ""
+
+
 # Writing
 
 
@@ -299,11 +311,14 @@ def _header(ref: SliceRef, series: Series) -> Dataset:
     return copied
 
 
-def _source_image(header: Dataset, ref: SliceRef, z: int, series: Series, geometry: Geometry) -> Dataset:
+def _source_image(
+    header: Dataset, refs: Sequence[SliceRef], z: int, series: Series, geometry: Geometry
+) -> Dataset:
     """What highdicom wants to know about one CT image, without reading its file.
 
     Patient and study stay empty here: highdicom refuses values that real files have (see `_COPIED`).
     """
+    ref = refs[z]
     image = Dataset()
     for keyword in _STUDY_REQUIRED:
         setattr(image, keyword, "")
@@ -311,18 +326,14 @@ def _source_image(header: Dataset, ref: SliceRef, z: int, series: Series, geomet
     image.StudyInstanceUID = header.StudyInstanceUID
     image.SeriesInstanceUID = series.series_uid
     image.FrameOfReferenceUID = header.FrameOfReferenceUID
-    if ref.frame is None:
-        image.SOPClassUID = ref.sop_class_uid or CTImageStorage
-        image.SOPInstanceUID = ref.sop_instance_uid
-    else:  # a stand-in, see _refer_to_frames
-        image.SOPClassUID = CTImageStorage
-        image.SOPInstanceUID = generate_uid(entropy_srcs=[ref.sop_instance_uid, str(ref.frame)])
+    image.SOPClassUID = CTImageStorage
+    image.SOPInstanceUID = _stand_in(z)
     image.Rows, image.Columns = geometry.shape[1:]
     image.PixelSpacing = [_ds(s) for s in geometry.spacing[1:]]
     image.SliceThickness = _ds(ref.slice_thickness or series.slice_thickness or geometry.spacing[0])
     position = ref.position if ref.position is not None else geometry.to_lps([z, 0, 0])
     image.ImagePositionPatient = [_ds(v) for v in position]
-    orientation = ref.orientation or (*geometry.axes[2], *geometry.axes[1])
+    orientation = refs[0].orientation or (*geometry.axes[2], *geometry.axes[1])
     image.ImageOrientationPatient = [_ds(v) for v in orientation]
     return image
 
@@ -362,26 +373,34 @@ def _wipe_marks(segmentation: Dataset, numbers: Iterable[int]) -> None:
     segmentation.PixelData = bytes(data)
 
 
-def _refer_to_frames(segmentation: Dataset, refs: dict[str, SliceRef]) -> None:
-    """Replace references to stand-ins for frames by references to the multi-frame file and frame."""
-    if all(ref.frame is None for ref in refs.values()):
-        return
+def _stand_in(z: int) -> str:
+    """SOPInstanceUID under which highdicom knows slice z.
+
+    So it need not know the image's storage class, nor that several slices are frames of one file.
+    """
+    return f"2.25.{z + 1}"
+
+
+def _refer_to_images(segmentation: Dataset, refs: dict[str, SliceRef]) -> None:
+    """Replace every reference to a stand-in by one to the image, and the frame where it is one."""
+    items = list(segmentation.get("SourceImageSequence", []))
     for groups in segmentation.PerFrameFunctionalGroupsSequence:
         for derivation in groups.DerivationImageSequence:
-            for item in derivation.SourceImageSequence:
-                ref = refs[item.ReferencedSOPInstanceUID]
-                if ref.frame is not None:
-                    item.ReferencedSOPClassUID = ref.sop_class_uid
-                    item.ReferencedSOPInstanceUID = ref.sop_instance_uid
-                    item.ReferencedFrameNumber = ref.frame + 1
-    for series in segmentation.ReferencedSeriesSequence:
-        instances: dict[str, Dataset] = {}
-        for item in series.ReferencedInstanceSequence:
-            ref = refs[item.ReferencedSOPInstanceUID]
-            item.ReferencedSOPClassUID = ref.sop_class_uid
-            item.ReferencedSOPInstanceUID = ref.sop_instance_uid
-            instances[ref.sop_instance_uid] = item
-        series.ReferencedInstanceSequence = list(instances.values())
+            items.extend(derivation.SourceImageSequence)
+    for item in {id(item): item for item in items}.values():  # highdicom uses one item in several places
+        ref = refs[item.ReferencedSOPInstanceUID]
+        item.update(_reference(ref))
+        if ref.frame is not None:
+            item.ReferencedFrameNumber = ref.frame + 1
+    instances = {ref.sop_instance_uid: _reference(ref) for ref in refs.values()}
+    segmentation.ReferencedSeriesSequence[0].ReferencedInstanceSequence = list(instances.values())
+
+
+def _reference(ref: SliceRef) -> Dataset:
+    item = Dataset()
+    item.ReferencedSOPClassUID = ref.sop_class_uid or CTImageStorage
+    item.ReferencedSOPInstanceUID = ref.sop_instance_uid
+    return item
 
 
 def _fix_uids(segmentation: Dataset, sources: list[str]) -> None:

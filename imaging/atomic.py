@@ -1,50 +1,69 @@
-"""Writing a file so that it is either whole or not there."""
+"""Files that appear whole or not at all: written under a temporary name, then renamed."""
 
 from __future__ import annotations
 
 import errno
 import os
-import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import DiskFull, OutputUnwritable
+from ..errors import DiskFull, OutputError, OutputUnwritable
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's errors on writing `path` into ours.
+
+    Raises:
+        DiskFull: No space left; nothing half-written stays.
+        OutputUnwritable: Any other refusal (rights, read-only, a file where a folder should be).
+    """
+    try:
+        yield
+    except OutputError:
+        raise
+    except OSError as error:
+        if error.errno in _FULL:
+            raise DiskFull(
+                f"no space left while writing {path.name} to {path.parent}; "
+                "free some and give the same command again: it goes on where it stopped"
+            ) from error
+        raise OutputUnwritable(
+            f"cannot write {path}: {error.strerror or error}; choose another folder or change its rights"
+        ) from error
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`; renamed to `path` when the block ends, removed when it fails.
+    """A temporary name beside `path`; renamed to `path` when the block ends well, removed otherwise.
 
-    The temporary name is hidden, unique, and ends like `path`, so that writers which go by the ending
-    (``.nii.gz``) do the same for both. Missing folders are made.
+    The temporary name is hidden, unique, and ends like `path` (``.nii.gz``), which some writers look at.
+    Missing folders are made. The data is flushed to the disk before the rename.
 
     Raises:
-        DiskFull: no space is left.
-        OutputUnwritable: the folder or file cannot be written.
+        DiskFull, OutputUnwritable: See `output_errors`.
     """
-    path = Path(path)
-    temporary: Path | None = None
-    try:
+    temporary = path.with_name(f".{os.getpid()}-{threading.get_ident():x}-{path.name[-150:]}")
+    with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".writing-", suffix=f"-{path.name}"[-100:], dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        temporary.chmod(0o666 & ~_umask())
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(f"No space left to write {path}: free some space and run again") from error
-        reason = error.strerror or str(error)
-        raise OutputUnwritable(f"Cannot write {path} ({reason}): choose a folder you may write to") from error
-    finally:
-        if temporary is not None:
+        try:
+            yield temporary
+            with temporary.open("rb") as handle:
+                os.fsync(handle.fileno())
+            temporary.replace(path)
+        finally:
             temporary.unlink(missing_ok=True)
 
 
-def _umask() -> int:
-    """The process's umask; it can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def write_whole(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, whole or not at all.
+
+    Raises:
+        DiskFull, OutputUnwritable: See `output_errors`.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)

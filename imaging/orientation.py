@@ -29,12 +29,14 @@ class Canonical(NamedTuple):
         array: View of the input, axes permuted and reversed, never resampled: (z to the head, y to the
             back, x to the left).
         geometry: Where that view's voxels lie; every voxel keeps its LPS position.
+        order: Canonical axis j is axis ``order[j]`` of the input.
         undo: Turns an array of ``geometry.shape`` (any dtype) back to the input's shape and axes; returns
             a view.
     """
 
     array: npt.NDArray[Any]
     geometry: Geometry
+    order: tuple[int, int, int]
     undo: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 
 
@@ -81,4 +83,4 @@ def to_canonical(array: npt.NDArray[Any], geometry: Geometry) -> Canonical:
             raise ValueError(f"array {turned_array.shape} does not fit the canonical grid {turned.shape}")
         return np.flip(turned_array, flipped).transpose(inverse)
 
-    return Canonical(np.flip(array.transpose(order), flipped), turned, undo)
+    return Canonical(np.flip(array.transpose(order), flipped), turned, (z, y, x), undo)

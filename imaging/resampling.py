@@ -140,7 +140,8 @@ def support(mask: npt.NDArray[np.bool_], source: Geometry, target: Geometry) -> 
         hit = np.flatnonzero(w.inside & moved.any(axis=(1, 2)))
         for i in hit:
             low = w.low[i]
-            spread[low] |= moved[i]
+            if w.weight[i] < 1:
+                spread[low] |= moved[i]
             if w.weight[i] > 0 and low + 1 < target.shape[axis]:
                 spread[low + 1] |= moved[i]
         out = np.moveaxis(spread, 0, axis)

@@ -19,6 +19,7 @@ import torch
 
 from ..errors import WeightsUnsupported
 from ..imaging import Geometry, Volume
+from ..imaging.orientation import to_canonical
 from ..imaging.resampling import centred_grid, resample, support
 from ..imaging.tiling import average_patches, corners_touching, patch_corners
 
@@ -51,16 +52,20 @@ def crop_grid(ct: Geometry, heart_centre: tuple[float, float, float]) -> Geometr
     return centred_grid(ct, heart_centre, CROP_SPACING, CROP_SHAPE)
 
 
-def to_crop(volume: Volume, grid: Geometry, *, device: torch.device) -> torch.Tensor:
+def to_crop(hu: npt.NDArray[np.int16], ct: Geometry, grid: Geometry, *, device: torch.device) -> torch.Tensor:
     """CT values on the crop's grid (trilinear); DeepCAC2 paper, resampling and cropping.
 
-    Only what the crop needs is resampled. Voxels outside the CT get the window's lower bound or less
-    (air), as a padded CT would have.
+    Only what the crop needs is resampled. Voxels outside the CT get −1024 HU (air), as a padded CT has.
+
+    Args:
+        hu: int16 (z, y, x) on `ct`, HU.
+        ct: The CT's grid.
+        grid: The crop's grid, parallel to it.
 
     Returns:
         float32 (58, 256, 256), HU.
     """
-    return resample(volume.hu, volume.geometry, grid, outside=-1024.0, device=device)
+    return resample(hu, ct, grid, outside=-1024.0, device=device)
 
 
 def window(hu: torch.Tensor) -> torch.Tensor:
@@ -149,7 +154,8 @@ def build_network(architecture: dict[str, Any]) -> torch.nn.Module:
     """
     from monai.networks.nets import UNet
 
-    return UNet(spatial_dims=3, in_channels=1, out_channels=1, **architecture)
+    network: torch.nn.Module = UNet(spatial_dims=3, in_channels=1, out_channels=1, **architecture)
+    return network
 
 
 class CalciumModel:
@@ -225,25 +231,27 @@ class CalciumModel:
             dense: Run every patch of the crop (for comparison).
             keep_probability: Return the probability too.
         """
-        grid = crop_grid(volume.geometry, heart_centre)
+        # The network knows bodies one way round: head up, back down, as nnU-Net does the heart.
+        ct = to_canonical(volume.hu, volume.geometry)
+        wanted = None if region is None else to_canonical(region, volume.geometry).array
+        grid = crop_grid(ct.geometry, heart_centre)
         corners = patch_corners(CROP_SHAPE, PATCH_SHAPE, PATCH_STEP)
-        candidates = volume.hu >= CANDIDATE_HU
-        if region is not None:
-            candidates &= region
-        chosen = (
-            corners
-            if dense
-            else corners_touching(corners, PATCH_SHAPE, support(candidates, volume.geometry, grid))
-        )
+        if dense:
+            chosen = corners
+        else:
+            candidates = ct.array >= CANDIDATE_HU
+            if wanted is not None:
+                candidates &= wanted
+            chosen = corners_touching(corners, PATCH_SHAPE, support(candidates, ct.geometry, grid))
         mask = np.zeros(volume.hu.shape, dtype=bool)
         probability = None
         if chosen:
-            values = normalise(to_crop(volume, grid, device=self.device), rescale_to=self.rescale_to)
-            with torch.inference_mode():
-                averaged = average_patches(
-                    values, chosen, PATCH_SHAPE, self._probability, batch_size=self.batch_size
-                )
-                probability = to_ct(averaged, grid, volume.geometry)
+            hu = to_crop(ct.array, ct.geometry, grid, device=self.device)
+            values = normalise(hu, rescale_to=self.rescale_to)
+            averaged = average_patches(
+                values, chosen, PATCH_SHAPE, self._probability, batch_size=self.batch_size
+            )
+            probability = np.ascontiguousarray(ct.undo(to_ct(averaged, grid, ct.geometry)))
             mask = probability >= THRESHOLD
             if region is not None:
                 mask &= region

@@ -28,7 +28,7 @@ class Case:
         calcium: bool (z, y, x) on the CT's grid: what the calcium model calls calcium, before the HU rule.
         score: The Agatston score and all that comes with it.
         findings: Warnings gathered after the header gates.
-        outputs: Files written, by role (``"seg"``, ``"report"``, ``"details"``, ``"preview"``, ``"nifti-ct"`` …).
+        outputs: Files written, by role (``"seg"``, ``"report"``, ``"preview"``, ``"nifti-ct"`` …).
         timings: Seconds per stage name.
         facts: Further numbers for the details JSON (e.g. heart volume), JSON types only.
     """

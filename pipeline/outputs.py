@@ -172,23 +172,26 @@ def preview(case: Case) -> bytes:
     volume, heart, calcium, score = case.volume, case.heart, case.calcium, case.score
     if volume is None or heart is None or calcium is None or score is None:
         raise TypeError("a preview needs the CT, the heart, the calcium and the score")
-    counted = calcium & (volume.hu >= score.parameters.get("threshold_hu", 130))
+    threshold = score.parameters["threshold"]
+    counted = calcium if threshold is None else calcium & (volume.hu >= threshold)
     slices = preview_slices(case)
-    hu, geometry, _ = to_canonical(volume.hu, volume.geometry)
-    heart, _, _ = to_canonical(heart, volume.geometry)
-    counted, _, _ = to_canonical(counted, volume.geometry)
+    turned = to_canonical(volume.hu, volume.geometry)
+    hu, geometry = turned.array, turned.geometry
+    heart = to_canonical(heart, volume.geometry).array
+    counted = to_canonical(counted, volume.geometry).array
     flipped = volume.geometry.axes[0][2] < 0
-    order = [volume.hu.shape[0] - 1 - z if flipped else z for z in slices]
+    order = [len(hu) - 1 - z if flipped else z for z in slices]
     sz, sy, sx = geometry.spacing
     middle = [int(np.flatnonzero(heart.any(axis=a)).mean()) for a in ((1, 2), (0, 2), (0, 1))]
     tiles = [
         (f"slice {z + 1}", _tile(hu[k], heart[k], counted[k], (sy, sx)))
         for z, k in zip(slices, order, strict=True)
     ]
+    projected = np.asarray(counted.any(axis=1)), np.asarray(counted.any(axis=2))
     front = np.s_[::-1, middle[1], :]
     side = np.s_[::-1, :, middle[2]]
-    tiles.append(("coronal", _tile(hu[front], heart[front], counted[:, :, :].any(axis=1)[::-1], (sz, sx))))
-    tiles.append(("sagittal", _tile(hu[side], heart[side], counted.any(axis=2)[::-1], (sz, sy))))
+    tiles.append(("coronal", _tile(hu[front], heart[front], projected[0][::-1], (sz, sx))))
+    tiles.append(("sagittal", _tile(hu[side], heart[side], projected[1][::-1], (sz, sy))))
     head = 64
     sheet = Image.new("RGB", (3 * _TILE, head + 2 * _TILE), (16, 16, 16))
     draw = ImageDraw.Draw(sheet)

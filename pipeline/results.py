@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..imaging.atomic import write_whole, written_whole
+from ..imaging.atomic import atomic_path, write_whole
 
 STATUSES = ("scored", "rejected", "failed")
 
@@ -89,5 +89,5 @@ def write_parquet(path: Path, rows: list[ResultRow]) -> None:
     schema = pa.schema([(f.name, kinds[str(f.type).split(" ")[0]]) for f in fields(ResultRow)])
     columns = {name: [getattr(row, name) for row in rows] for name in COLUMNS}
     table = pa.table(columns, schema=schema)
-    with written_whole(path) as temporary:
+    with atomic_path(path) as temporary:
         parquet.write_table(table, temporary)

@@ -72,7 +72,7 @@ def check_folders(source: Path, output: Path) -> None:
     inside, outside = source.resolve(), output.resolve()
     if outside == inside or inside in outside.parents:
         raise OutputInsideInput(
-            f"the output {output} lies inside the input {source}, so results would be read as input next time; "
+            f"the output {output} lies inside the input {source} and would be read as input next time; "
             "choose a folder outside"
         )
 

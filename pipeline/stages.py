@@ -17,6 +17,7 @@ from ..dicom import Finding, Series, read_series
 from ..dicom.gates import GATES
 from ..errors import SeriesRejected
 from ..imaging import Geometry, Volume
+from ..imaging.masks import bounding_box, widened
 from ..scoring import score
 from .case import Case
 
@@ -87,14 +88,6 @@ def _inner(mask: npt.NDArray[np.bool_], geometry: Geometry, depth_mm: float) -> 
     return np.asarray(minimum_filter(mask, size=size, mode="constant"), dtype=bool)
 
 
-def _box(mask: npt.NDArray[np.bool_]) -> tuple[slice, slice, slice]:
-    ranges = []
-    for axis in range(3):
-        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        ranges.append(slice(int(hit[0]), int(hit[-1]) + 1))
-    return ranges[0], ranges[1], ranges[2]
-
-
 def check_heart(
     volume: Volume, heart: npt.NDArray[np.bool_], *, allow: Collection[str] = ()
 ) -> tuple[dict[str, Any], tuple[Finding, ...]]:
@@ -116,7 +109,7 @@ def check_heart(
             code="heart-not-found",
         )
     findings: list[Finding] = []
-    box = _box(heart)
+    box = bounding_box(heart)
     part, hu = heart[box], volume.hu[box]
     millilitres = float(part.sum()) * volume.geometry.voxel_volume / 1000
     median = float(np.median(hu[part]))
@@ -172,29 +165,9 @@ def heart_centre(heart: npt.NDArray[np.bool_], geometry: Geometry) -> tuple[floa
     Raises:
         ValueError: The mask is empty.
     """
-    if not heart.any():
-        raise ValueError("an empty heart mask has no centre")
-    middle = [(s.start + s.stop - 1) / 2 for s in _box(heart)]
+    middle = [(s.start + s.stop - 1) / 2 for s in bounding_box(heart)]
     x, y, z = geometry.to_lps(middle)
     return float(x), float(y), float(z)
-
-
-def widened(mask: npt.NDArray[np.bool_], geometry: Geometry, margin_mm: float) -> npt.NDArray[np.bool_]:
-    """The mask and everything within `margin_mm` of it (Euclidean), bool (z, y, x).
-
-    Computed on a grid of about 3 mm, so the edge is true to about 3 mm.
-    """
-    from scipy.ndimage import distance_transform_edt
-
-    steps = [max(1, round(3.0 / s)) for s in geometry.spacing]
-    coarse = mask[:: steps[0], :: steps[1], :: steps[2]]
-    sampling = [s * n for s, n in zip(geometry.spacing, steps, strict=True)]
-    if not coarse.any():
-        return mask
-    near = distance_transform_edt(~coarse, sampling=sampling) <= margin_mm
-    for axis, (step, size) in enumerate(zip(steps, mask.shape, strict=True)):
-        near = np.repeat(near, step, axis=axis).take(range(size), axis=axis)
-    return near | mask
 
 
 @dataclass(frozen=True, kw_only=True)

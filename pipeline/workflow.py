@@ -158,6 +158,9 @@ MODULES: dict[str, type[Any]] = {
 """Module name → its options, in the order in which they depend on each other."""
 
 
+_SECTIONS = ("general", "execute", "modules")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """One module of the chain with its options."""
@@ -221,10 +224,9 @@ class Workflow:
         if not isinstance(content, dict) or not isinstance(content.get("execute"), list):
             raise WorkflowError(f"the workflow {name!r} needs a list 'execute' of module names")
         for key in content:
-            if key not in ("general", "execute", "modules"):
-                raise WorkflowError(
-                    f"workflow {name!r}: unknown section {key!r}.{nearest(key, ('general', 'execute', 'modules'))}"
-                )
+            if key not in _SECTIONS:
+                hint = nearest(str(key), _SECTIONS)
+                raise WorkflowError(f"workflow {name!r}: unknown section {key!r}.{hint}")
         modules = content.get("modules") or {}
         if not isinstance(modules, dict):
             raise WorkflowError(f"workflow {name!r}: 'modules' must map module names to options")

@@ -104,7 +104,12 @@ def default_geometry(seed: int, *, size: int = 512, slices: int | None = None) -
 
 
 def add_noise(
-    hu: Array, geometry: Geometry, scan: Acquisition, seed: int, shoulder_z: float, centre: tuple[float, float, float]
+    hu: Array,
+    geometry: Geometry,
+    scan: Acquisition,
+    seed: int,
+    shoulder_z: float,
+    centre: tuple[float, float, float],
 ) -> None:
     """Add correlated noise in place, slice by slice.
 
@@ -148,6 +153,8 @@ def add_noise(
         spectrum = scipy.fft.rfft2(white)
         spectrum *= gains[0] if shoulder < 0.5 else gains[1]
         noise = scipy.fft.irfft2(spectrum, s=(ny, nx))
-        mixed = noise if previous is None else overlap * previous + np.float32(np.sqrt(1 - overlap**2)) * noise
+        mixed = (
+            noise if previous is None else overlap * previous + np.float32(np.sqrt(1 - overlap**2)) * noise
+        )
         previous = noise
         hu[i] += mixed * profile * np.float32(sd * (1 + 0.6 * shoulder))

@@ -59,20 +59,28 @@ def sample_coronaries(rng: np.random.Generator, heart: Heart) -> dict[str, Point
     swing = rng.normal(0, 5, 4)
     root = o + np.array([-8.0, -9.0, 17.0])
     n_rca = 9
-    rca = groove(np.linspace(-52 + swing[0], 78 + swing[1], n_rca), rng.normal(-3, 1.5) + np.linspace(2, -4, n_rca), rng.uniform(5, 8))
+    rca = groove(
+        np.linspace(-52 + swing[0], 78 + swing[1], n_rca),
+        rng.normal(-3, 1.5) + np.linspace(2, -4, n_rca),
+        rng.uniform(5, 8),
+    )
     rca_end = groove(np.array([95.0, 93.0, 91.0]) + swing[1], np.array([4.0, 18.0, 32.0]), 5.0)
     bend = -97 + swing[2]
     reach = rng.uniform(0.78, 0.98) * (heart.ventricles[0][0][0] + heart.ventricles[0][1][0])
     n_lad = 9
     lad = groove(
-        bend + np.linspace(0, 6, n_lad) + rng.normal(0, 1.5, n_lad), np.linspace(2, reach, n_lad), rng.uniform(3.5, 5.5)
+        bend + np.linspace(0, 6, n_lad) + rng.normal(0, 1.5, n_lad),
+        np.linspace(2, reach, n_lad),
+        rng.uniform(3.5, 5.5),
     )
     lcx = groove(np.linspace(bend - 16, -215 + 2 * swing[3], 7), np.linspace(-1, -5, 7), rng.uniform(5, 7.5))
     fork = lad[0] * 0.6 + lcx[0] * 0.4 + 0.12 * (root - lad[0])
     left_ostium = root + 13 * _unit(fork - root)
     right_ostium = root + 13 * _unit(rca[0] - root)
     return {
-        "LM": smooth_curve(np.stack([left_ostium, 0.5 * (left_ostium + fork) + rng.normal(0, 1, 3), fork]), 1.0),
+        "LM": smooth_curve(
+            np.stack([left_ostium, 0.5 * (left_ostium + fork) + rng.normal(0, 1, 3), fork]), 1.0
+        ),
         "LAD": smooth_curve(np.vstack([fork, lad[1:]]), 1.0),
         "LCX": smooth_curve(np.vstack([fork, lcx]), 1.0),
         "RCA": smooth_curve(np.vstack([right_ostium, rca, rca_end]), 1.0),
@@ -111,7 +119,12 @@ def sample_lesions(
 
 
 def _plaque(
-    rng: np.random.Generator, coronaries: dict[str, Points], artery: str, volume: float, hu: float, radius: float
+    rng: np.random.Generator,
+    coronaries: dict[str, Points],
+    artery: str,
+    volume: float,
+    hu: float,
+    radius: float,
 ) -> Lesion:
     line = coronaries[artery]
     # calcium sits mostly in the near half of an artery
@@ -159,43 +172,97 @@ def sample_distractors(
         u, v = _across(line[min(i + 1, len(line) - 1)] - line[i - 1])
         angle = rng.uniform(0, 2 * np.pi) + np.linspace(0, rng.uniform(0.1, 1.2), 7)
         ring = line[i] + (radii[i] - 0.6) * (np.cos(angle)[:, None] * u + np.sin(angle)[:, None] * v)
-        r = rng.uniform(0.5, 1.5) * np.clip(rng.normal(1, 0.25, 7), 0.4, 1.6)
-        out.append(Lesion(kind="aorta", points=ring + rng.normal(0, 0.4, ring.shape), radii=r, hu=float(rng.uniform(250, 1100))))
+        beads = rng.uniform(0.5, 1.5) * np.clip(rng.normal(1, 0.25, 7), 0.4, 1.6)
+        out.append(
+            Lesion(
+                kind="aorta",
+                points=ring + rng.normal(0, 0.4, ring.shape),
+                radii=beads,
+                hu=float(rng.uniform(250, 1100)),
+            )
+        )
     if rng.random() < 0.16 * burden:
         centre = line[2]
         u, v = _across(line[4] - line[0])
         for _ in range(int(rng.integers(1, 5))):
             angle = rng.uniform(0, 2 * np.pi)
             spoke = np.linspace(0.2, 0.8, 4)[:, None] * radii[2] * (np.cos(angle) * u + np.sin(angle) * v)
-            out.append(Lesion(kind="aortic valve", points=centre + spoke + rng.normal(0, 0.6, spoke.shape), radii=rng.uniform(0.6, 1.8, 4), hu=float(rng.uniform(250, 1000))))
+            out.append(
+                Lesion(
+                    kind="aortic valve",
+                    points=centre + spoke + rng.normal(0, 0.6, spoke.shape),
+                    radii=rng.uniform(0.6, 1.8, 4),
+                    hu=float(rng.uniform(250, 1000)),
+                )
+            )
     if rng.random() < 0.12 * burden:
         apex, right, inferior = heart.axes
         angle = np.linspace(0, rng.uniform(0.5, 2.4), 10) + rng.uniform(0.3, 2.2)
         ring = 17 * (np.cos(angle)[:, None] * right + np.sin(angle)[:, None] * inferior)
-        out.append(Lesion(kind="mitral annulus", points=heart.origin - 15 * right - 2 * apex + ring, radii=rng.uniform(0.9, 3.0) * np.clip(rng.normal(1, 0.2, 10), 0.5, 1.5), hu=float(rng.uniform(300, 1300))))
+        out.append(
+            Lesion(
+                kind="mitral annulus",
+                points=heart.origin - 15 * right - 2 * apex + ring,
+                radii=rng.uniform(0.9, 3.0) * np.clip(rng.normal(1, 0.2, 10), 0.5, 1.5),
+                hu=float(rng.uniform(300, 1300)),
+            )
+        )
     for _ in range(rng.poisson(0.7)):
         branch, width = airways[int(rng.integers(0, len(airways)))]
         i = int(rng.integers(0, len(branch)))
         centre = branch[i] + _unit(rng.normal(size=3)) * (width[i] + rng.uniform(4, 9))
-        out.append(Lesion(kind="lymph node", points=centre + rng.normal(0, 1.8, (5, 3)), radii=rng.uniform(0.8, 2.6, 5), hu=float(rng.uniform(250, 1000))))
+        out.append(
+            Lesion(
+                kind="lymph node",
+                points=centre + rng.normal(0, 1.8, (5, 3)),
+                radii=rng.uniform(0.8, 2.6, 5),
+                hu=float(rng.uniform(250, 1000)),
+            )
+        )
     if rng.random() < 0.5:
         for branch, width in airways[:3]:
             for i in range(1, len(branch) - 1, 2):
                 if rng.random() < 0.5:
                     u, v = _across(branch[i + 1] - branch[i - 1])
                     angle = rng.uniform(0, 2 * np.pi) + np.linspace(0, rng.uniform(0.3, 1.5), 5)
-                    ring = branch[i] + (width[i] + 1.0) * (np.cos(angle)[:, None] * u + np.sin(angle)[:, None] * v)
-                    out.append(Lesion(kind="cartilage", points=ring, radii=np.full(5, rng.uniform(0.5, 0.8)), hu=float(rng.uniform(180, 450))))
+                    ring = branch[i] + (width[i] + 1.0) * (
+                        np.cos(angle)[:, None] * u + np.sin(angle)[:, None] * v
+                    )
+                    out.append(
+                        Lesion(
+                            kind="cartilage",
+                            points=ring,
+                            radii=np.full(5, rng.uniform(0.5, 0.8)),
+                            hu=float(rng.uniform(180, 450)),
+                        )
+                    )
     if rng.random() < 0.04:
         for z in np.arange(30.0, 190.0, 26.0):
             angle = np.linspace(0, 2 * np.pi, 16)
             loop = np.stack([9 * np.cos(angle), -half_depth - 6 + 8 * np.sin(angle), np.full(16, z)], axis=1)
-            out.append(Lesion(kind="sternal wire", points=loop + rng.normal(0, 0.3, loop.shape), radii=np.full(16, 0.5), hu=6000.0))
+            out.append(
+                Lesion(
+                    kind="sternal wire",
+                    points=loop + rng.normal(0, 0.3, loop.shape),
+                    radii=np.full(16, 0.5),
+                    hu=6000.0,
+                )
+            )
     if rng.random() < 0.03:
         apex, right, inferior = heart.axes
         tip = heart.origin + heart.ventricles[1][0][0] * 1.7 * apex + 16 * right + 10 * inferior
         start = heart.origin + np.array([-36.0, -4.0, 85.0])
-        lead = smooth_curve(np.stack([start, heart.origin + (-36.0, 0.0, 30.0), heart.origin + 26 * right - 8 * apex, tip]), 3.0)
+        lead = smooth_curve(
+            np.stack(
+                [
+                    start,
+                    heart.origin + np.array([-36.0, 0.0, 30.0]),
+                    heart.origin + 26 * right - 8 * apex,
+                    tip,
+                ]
+            ),
+            3.0,
+        )
         out.append(Lesion(kind="pacemaker lead", points=lead, radii=np.full(len(lead), 0.9), hu=3000.0))
     return tuple(out)
 

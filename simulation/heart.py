@@ -27,8 +27,10 @@ class Heart:
         axes: Rows: towards the apex, from the left to the right ventricle, to the inferior wall.
         ventricles: (centre, radii) of left and right ventricle with their walls, in `axes` coordinates.
         atria: (centre, radii) of right and left atrium, relative to `origin` along patient axes.
-        root, top: Ends of the bundle of great vessels inside the sac, relative to `origin`.
-        bundle: Radius of that bundle.
+        great: (start, end, radius) of ascending aorta and pulmonary trunk with the sac's folds around
+            them, relative to `origin`.
+        top: Height above `origin` where the sac ends: the division of the pulmonary trunk.
+        floor: Depth below `origin` at which the sac lies flat on the diaphragm.
         fat: How far the sac stands off the chambers, mm.
         bridge: How widely the sac bridges the grooves, mm.
         wall: Thickness of the left ventricular wall, mm.
@@ -38,14 +40,16 @@ class Heart:
     axes: Points
     ventricles: tuple[tuple[Points, Points], tuple[Points, Points]]
     atria: tuple[tuple[Points, Points], tuple[Points, Points]]
-    root: Points
-    top: Points
-    bundle: float
+    great: tuple[tuple[Points, Points, float], tuple[Points, Points, float]]
+    top: float
+    floor: float
     fat: float
     bridge: float
     wall: float
 
-    def local(self, x: Array, y: Array, z: Array) -> tuple[tuple[Array, Array, Array], tuple[Array, Array, Array]]:
+    def local(
+        self, x: Array, y: Array, z: Array
+    ) -> tuple[tuple[Array, Array, Array], tuple[Array, Array, Array]]:
         """The points relative to the origin, along patient axes and along the heart's own axes."""
         px, py, pz = (v - np.float32(c) for v, c in zip((x, y, z), self.origin, strict=True))
         a = self.axes.astype(np.float32)
@@ -59,14 +63,18 @@ class Heart:
         ra, la = (ellipsoid(*rel, _triple(c), _triple(r)) for c, r in self.atria)
         return lv, rv, ra, la
 
-    def sac(self, x: Array, y: Array, z: Array, chambers: tuple[Array, Array, Array, Array] | None = None) -> Array:
+    def sac(
+        self, x: Array, y: Array, z: Array, chambers: tuple[Array, Array, Array, Array] | None = None
+    ) -> Array:
         """Signed distance (mm) to the pericardial sac: the heart a reader outlines."""
         lv, rv, ra, la = self.chambers(x, y, z) if chambers is None else chambers
         rel, _ = self.local(x, y, z)
         d = smooth_min(lv, rv, self.bridge)
         d = smooth_min(d, smooth_min(ra, la, self.bridge), self.bridge)
-        d = smooth_min(d, capsule(*rel, self.root, self.top, self.bundle, self.bundle * 0.9), self.bridge)
-        out: Array = d - np.float32(self.fat)
+        aorta, trunk = (capsule(*rel, a, b, r, r) for a, b, r in self.great)
+        d = smooth_min(d, smooth_min(aorta, trunk, self.bridge), self.bridge)
+        d = np.maximum(d - np.float32(self.fat), (rel[2] - np.float32(self.top)) * np.float32(0.9))
+        out: Array = -smooth_min(-d, rel[2] + np.float32(self.floor) - np.float32(0.1) * rel[0], 10.0)
         return out
 
     def surface(self, start: Points, direction: Points, depth: float) -> Points:
@@ -83,7 +91,10 @@ class Heart:
         step = 3.0
         g = np.arange(-99.0, 100.0, step, dtype=np.float32)
         z, y, x = np.meshgrid(
-            g + np.float32(self.origin[2]), g + np.float32(self.origin[1]), g + np.float32(self.origin[0]), indexing="ij"
+            g + np.float32(self.origin[2]),
+            g + np.float32(self.origin[1]),
+            g + np.float32(self.origin[0]),
+            indexing="ij",
         )
         inside = self.sac(x, y, z) < 0
         p = np.stack([x[inside], y[inside], z[inside]], axis=1).astype(np.float64)
@@ -99,7 +110,7 @@ def sample_heart(rng: np.random.Generator, *, size: float, obesity: float) -> He
         obesity: 0 (lean) to 1 (very obese); more epicardial fat.
     """
     azimuth = np.deg2rad(rng.normal(48, 9))  # from straight ahead towards the left
-    elevation = np.deg2rad(rng.normal(30, 9))  # below the horizontal; flatter in obesity
+    elevation = np.deg2rad(rng.normal(37, 9))  # below the horizontal; flatter in obesity
     elevation = float(np.clip(elevation - 0.12 * obesity, 0.1, 0.95))
     apex = np.array(
         [np.sin(azimuth) * np.cos(elevation), -np.cos(azimuth) * np.cos(elevation), -np.sin(elevation)]
@@ -110,20 +121,23 @@ def sample_heart(rng: np.random.Generator, *, size: float, obesity: float) -> He
     inferior = np.cross(apex, right)
     s = size * rng.normal(1, 0.03, 12)
     wall = float(np.clip(rng.normal(9, 1.5), 6, 14))
-    lv = (np.array([26 * s[0], -15 * s[0], 2.0]), np.array([46 * s[0], 31 * s[1], 32 * s[1]]))
-    rv = (np.array([24 * s[2], 19 * s[2], 2.0]), np.array([44 * s[2], 24 * s[3], 38 * s[3]]))
-    ra = (np.array([-33 * s[4], 2.0, 4 * s[4]]), np.array([22 * s[5], 27 * s[5], 30 * s[5]]))
-    la = (np.array([-4.0, 24 * s[6], 14 * s[6]]), np.array([33 * s[7], 19 * s[7], 24 * s[7]]))
+    lv = (np.array([25 * s[0], -16 * s[0], 2.0]), np.array([48 * s[0], 34 * s[1], 35 * s[1]]))
+    rv = (np.array([23 * s[2], 20 * s[2], 2.0]), np.array([46 * s[2], 27 * s[3], 41 * s[3]]))
+    ra = (np.array([-33 * s[4], 1.0, 3 * s[4]]), np.array([25 * s[5], 30 * s[5], 33 * s[5]]))
+    la = (np.array([-4.0, 24 * s[6], 14 * s[6]]), np.array([36 * s[7], 21 * s[7], 25 * s[7]]))
     return Heart(
         origin=np.zeros(3),
         axes=np.stack([apex, right, inferior]),
         ventricles=(lv, rv),
         atria=(ra, la),
-        root=np.array([-2.0, -10 * s[8], 8.0]),
-        top=np.array([rng.normal(1, 3), -14 * s[8], 38 * s[9]]),
-        bundle=float(24 * s[10]),
+        great=(
+            (np.array([-3.0, -7.0, 4.0]), np.array([-18.0, -12.0, 80.0]), float(16 * s[8])),
+            (np.array([14.0, -28.0, 12.0]), np.array([14.0, -13.0, 80.0]), float(13.5 * s[9])),
+        ),
+        top=float(np.clip(rng.normal(54, 5), 42, 66) * s[10]),
+        floor=float(rng.normal(55, 4) * size),
         fat=float(np.clip(1.5 + 3.0 * obesity + rng.normal(0, 0.5), 0.8, 6)),
-        bridge=float(rng.uniform(14, 24)),
+        bridge=float(rng.uniform(20, 32)),
         wall=wall,
     )
 

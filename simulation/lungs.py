@@ -72,11 +72,11 @@ def sample_vessels(
     """One tree per lung, inside an ellipse-like lung of the given half width, half depth and height, mm."""
     trees = []
     for side in (-1.0, 1.0):
-        p = rng.uniform((0.16, -0.92, -20.0), (0.97, 0.92, apex), (700, 3))
+        p = rng.uniform((0.16, -0.92, -20.0), (0.97, 0.92, apex), (1100, 3))
         taper = np.sqrt(np.clip(1 - (np.maximum(p[:, 2], 0) / apex) ** 3, 0, 1))
         keep = (p[:, 0] ** 2 + p[:, 1] ** 2 < 0.9 * taper**2) & (p[:, 2] > -10 + 50 * (1 - p[:, 0]))
-        p = p[keep][: int(rng.uniform(150, 230))] * (side * half_width, half_depth, 1.0)
+        p = p[keep][: int(rng.uniform(260, 400))] * (side * half_width, half_depth, 1.0)
         p[:, 1] -= 4
-        root = hilum + (side * 46, 18, 34)
+        root = hilum + np.array([side * 46, 18.0, 34.0])
         trees.append(grow(rng, root, p, tip=float(rng.uniform(0.5, 0.75))))
     return tuple(trees)

@@ -127,7 +127,11 @@ def simulate_patient(
         "distractors": sorted({x.kind for x in anatomy.distractors}),
     }
     return SimulatedPatient(
-        volume=Volume(hu=out, geometry=grid), heart=heart, calcium=calcium, distractors=distractors, facts=facts
+        volume=Volume(hu=out, geometry=grid),
+        heart=heart,
+        calcium=calcium,
+        distractors=distractors,
+        facts=facts,
     )
 
 
@@ -138,4 +142,5 @@ def outside_circle(geometry: Geometry, scan: Acquisition, seed: int) -> npt.NDAr
     _, ny, nx = geometry.shape
     j, k = np.meshgrid(np.arange(ny), np.arange(nx), indexing="ij")
     p = geometry.to_lps(np.stack([np.zeros_like(j), j, k], axis=-1))
-    return np.hypot(p[..., 0] - centre[0], p[..., 1] - centre[1]) > scan.field_of_view / 2
+    distance: npt.NDArray[np.float64] = np.hypot(p[..., 0] - centre[0], p[..., 1] - centre[1])
+    return distance > scan.field_of_view / 2

@@ -79,9 +79,8 @@ def paint_patient(canvas: Canvas, anatomy: Anatomy) -> Array:
     """Paint the whole patient; returns the signed distance (mm) to the heart's sac on the canvas."""
     _paint_table(canvas, anatomy)
     _paint_trunk(canvas, anatomy)
-    cavity = _paint_lungs_and_abdomen(canvas, anatomy)
+    _paint_lungs_and_abdomen(canvas, anatomy)
     _paint_mediastinum(canvas, anatomy)
-    del cavity
     _paint_lung_vessels(canvas, anatomy)
     _paint_spine(canvas, anatomy)
     _paint_cage(canvas, anatomy)
@@ -110,7 +109,9 @@ def _paint_table(canvas: Canvas, anatomy: Anatomy) -> None:
     px, py, _ = canvas.at(box)
     d = np.abs(np.sqrt(px * px + np.square(py - np.float32(y + 12 - curve))) - np.float32(curve))
     canvas.paint(box, np.maximum(d - np.float32(12), np.abs(px) - np.float32(215)), -900.0)
-    canvas.paint(box, np.maximum(np.abs(d - np.float32(12)) - np.float32(1.2), np.abs(px) - np.float32(215)), hu)
+    canvas.paint(
+        box, np.maximum(np.abs(d - np.float32(12)) - np.float32(1.2), np.abs(px) - np.float32(215)), hu
+    )
 
 
 def _paint_trunk(canvas: Canvas, anatomy: Anatomy) -> None:
@@ -123,9 +124,9 @@ def _paint_trunk(canvas: Canvas, anatomy: Anatomy) -> None:
     wide = np.float32(1) + np.float32(0.16) * flare * flare + np.float32(0.05) * flare
     back = y - np.float32(6)
     everything = (slice(None), slice(None), slice(None))
-    d = (_squared_norm_mix(x / (wide * np.float32(outer_x)), back * np.float32(1 / outer_y)) - 1) * np.float32(
-        min(outer_x, outer_y)
-    )
+    d = (
+        _squared_norm_mix(x / (wide * np.float32(outer_x)), back * np.float32(1 / outer_y)) - 1
+    ) * np.float32(min(outer_x, outer_y))
     radius, reach = b.breast
     if radius:
         for side in (-1.0, 1.0):
@@ -149,12 +150,17 @@ def _paint_trunk(canvas: Canvas, anatomy: Anatomy) -> None:
             centre = (side * 0.5 * b.half_width, -outer_y + 0.45 * radius - reach + 8, 0.3 * b.apex)
             canvas.ellipsoid(centre, (radius * 0.5, radius * 0.25, radius * 0.45), b.fat_hu * 0.35)
     mottle = anatomy.mottle.on_grid(canvas.geometry)
-    inner = (_squared_norm_mix(x / (wide * np.float32(inner_x)), back * np.float32(1 / inner_y)) - 1) * np.float32(
-        min(inner_x, inner_y)
+    inner = (
+        _squared_norm_mix(x / (wide * np.float32(inner_x)), back * np.float32(1 / inner_y)) - 1
+    ) * np.float32(min(inner_x, inner_y))
+    # sheets of fat between the layers of muscle
+    fatty = np.clip(
+        np.float32(1.6) - np.abs(np.mod(inner + np.float32(3) * mottle, 19) - np.float32(9)), 0, 1
     )
-    # sheets of fat between the muscles, more of them towards the shoulders
-    fatty = np.clip((np.abs(mottle) < (0.05 + 0.25 * flare)).astype(np.float32), 0, 1)
-    canvas.paint(everything, inner, np.float32(b.muscle_hu) - fatty * np.float32(110) + np.float32(4) * mottle)
+    fatty *= np.clip(np.float32(0.6) + mottle, 0, 1)
+    canvas.paint(
+        everything, inner, np.float32(b.muscle_hu) - fatty * np.float32(100) + np.float32(4) * mottle
+    )
     for side in (-1.0, 1.0):
         low = np.array([side * (outer_x - 22), 4.0, b.apex - 25])
         high = np.array([side * (outer_x + 34), -14.0, b.apex + 160])
@@ -176,7 +182,7 @@ def _limb(canvas: Canvas, low: Points, high: Points, radius: float, d: Array) ->
 def _cavity(anatomy: Anatomy, x: Array, y: Array, z: Array) -> tuple[Array, Array]:
     """Signed distance (mm) to the inside of the rib cage, and its radial coordinate."""
     b = anatomy.body
-    e = np.sqrt(np.square(x * np.float32(1 / b.half_width)) + np.square(y * np.float32(1 / b.half_depth)))
+    e = _squared_norm_mix(x * np.float32(1 / b.half_width), y * np.float32(1 / b.half_depth))
     up = np.clip(z * np.float32(1 / b.apex), 0, 1)
     taper = np.sqrt(np.float32(1) - up ** np.float32(b.rate))
     out: Array = (e - taper) * np.float32(0.8 * b.half_depth)
@@ -200,16 +206,26 @@ def _paint_lungs_and_abdomen(canvas: Canvas, anatomy: Anatomy) -> None:
         -np.square((x - np.float32(0.55 * b.half_width)) * np.float32(2.4 / b.half_width))
     )
     e2 = e * e
-    height -= np.float32(85) * e2 * e2 * e2 + np.float32(32) * np.square(np.maximum(y, 0) * np.float32(1 / b.half_depth))
+    e8 = np.square(np.square(e2))
+    height -= np.float32(80) * e8 * e2 + np.float32(34) * np.square(
+        np.maximum(y, 0) * np.float32(1 / b.half_depth)
+    )
     under = (z - height) * np.float32(0.8)
     texture = anatomy.texture.on_grid(canvas.geometry)[box]
     mottle = anatomy.mottle.on_grid(canvas.geometry)[box]
-    lung = np.float32(b.lung_hu) + np.float32(b.lung_gradient) * y + np.float32(14) * texture + np.float32(12) * mottle
+    lung = (
+        np.float32(b.lung_hu)
+        + np.float32(b.lung_gradient) * y
+        + np.float32(8) * texture
+        + np.float32(7) * mottle
+    )
     canvas.paint(box, np.maximum(d, -under), lung)
     inside = np.maximum(d, under)
     canvas.paint(box, inside, b.muscle_hu)
     canvas.paint(box, inside + np.float32(3), b.fat_hu)
-    low = canvas.box(np.array([-b.half_width, -b.half_depth, -1000.0]), np.array([b.half_width, b.half_depth, 70.0]))
+    low = canvas.box(
+        np.array([-b.half_width, -b.half_depth, -1000.0]), np.array([b.half_width, b.half_depth, 70.0])
+    )
     if low is None:
         return
     # the lower part of the same box
@@ -217,11 +233,20 @@ def _paint_lungs_and_abdomen(canvas: Canvas, anatomy: Anatomy) -> None:
     under, d = under[part], d[part]
     x, y, z = canvas.at(low)
     solid = np.maximum(d + np.float32(4), under + np.float32(3.5))
-    liver = ellipsoid(x, y, z, (-0.34 * b.half_width, -4.0, -50.0), (0.72 * b.half_width, 0.95 * b.half_depth, 110.0))
+    liver = np.float32(0.8) * (
+        x - np.float32(0.35 * b.half_width) + np.float32(0.34) * (y + np.float32(b.half_depth))
+    )
+    liver += np.float32(3) * mottle[part]
     size, gas, fluid = b.stomach
     centre = (0.5 * b.half_width, -0.1 * b.half_depth, min(b.domes[1], b.domes[2]) - size + 4)
     stomach = np.maximum(ellipsoid(x, y, z, centre, (size, size * 1.15, size)), solid)
-    spleen = ellipsoid(x, y, z, (0.66 * b.half_width, 0.5 * b.half_depth, -42.0), (0.25 * b.half_width, 0.4 * b.half_depth, 55.0))
+    spleen = ellipsoid(
+        x,
+        y,
+        z,
+        (0.66 * b.half_width, 0.5 * b.half_depth, -42.0),
+        (0.25 * b.half_width, 0.4 * b.half_depth, 55.0),
+    )
     canvas.paint(low, np.maximum(liver, solid), np.float32(b.liver_hu) + np.float32(2) * mottle[part])
     canvas.paint(low, np.maximum(spleen, solid), 48.0)
     canvas.paint(low, stomach, 35.0)
@@ -237,24 +262,42 @@ def _paint_mediastinum(canvas: Canvas, anatomy: Anatomy) -> None:
     o = heart.origin
     box = canvas.around((o[0], o[1], o[2]), (110.0, 110.0, 110.0))
     if box is not None:
-        canvas.paint(box, heart.sac(*canvas.at(box)) - np.float32(0.6 * m), fat)
-    apex = o + heart.axes[0] * 62
-    canvas.ellipsoid((apex[0] + 4, apex[1] + 4, 2 + m), (10 + 2.5 * m, 12 + 2.5 * m, 10 + 2 * m), fat)
-    canvas.ellipsoid((o[0] - 48, o[1] - 22, 6 + m), (6 + 2 * m, 10 + 2.5 * m, 8 + 2 * m), fat)
+        x, y, z = canvas.at(box)
+        around = heart.sac(x, y, z) - np.float32(0.6 * m)
+        apex = o + heart.axes[0] * 56
+        pad = ellipsoid(x, y, z, (apex[0], apex[1], 4 + m), (8 + 2.5 * m, 12 + 2.5 * m, 10 + 2 * m))
+        around = smooth_min(around, pad, 24.0)
+        pad = ellipsoid(x, y, z, (o[0] - 38, o[1] - 26, 8 + m), (5 + m, 7 + 1.5 * m, 6 + m))
+        canvas.paint(box, smooth_min(around, pad, 24.0), fat)
+    canvas.ellipsoid((6.0, b.spine(-40) - 16, -75.0), (32.0, 22.0, 85.0), fat)
     canvas.ellipsoid((1.0, -6.0, o[2] + 112), (22 + 1.5 * m, 0.52 * b.half_depth, 88.0), fat)
     front = canvas.box(np.array([-40.0, -b.half_depth - 5, 20.0]), np.array([50.0, o[1] + 10, b.apex]))
     if front is not None:
         x, y, z = canvas.at(front)
-        width = np.float32(1.5 + m) + np.float32(0.12) * np.maximum(y + np.float32(b.half_depth - 30), 0)
+        width = np.float32(1.0 + 0.4 * m) + np.float32(0.3) * np.maximum(y + np.float32(b.half_depth - 22), 0)
+        width = np.minimum(width, np.float32(17 + m))
         near = np.maximum(np.abs(x - np.float32(5)) - width, -np.minimum(z - 20, np.float32(b.apex) - z))
         near = np.maximum(near, np.maximum(-np.float32(b.half_depth + 5) - y, y - np.float32(o[1] + 10)))
         canvas.paint(front, near, fat)
     rear = canvas.box(np.array([-40.0, o[1], -60.0]), np.array([50.0, b.spine_y + 20, o[2] + 60]))
     if rear is not None:
         x, y, z = canvas.at(rear)
-        near = np.maximum(np.abs(x - np.float32(10)) - np.float32(9 + m), np.abs(y - np.float32((o[1] + b.spine_y) / 2 + 10)) - np.float32(abs(b.spine_y - o[1]) / 2 + 10))
-        canvas.paint(rear, np.maximum(near, z - np.float32(o[2] + 55)), fat)
-    for points, radii in (v.aorta, v.trunk, v.superior_cava, v.oesophagus, v.airways[0], *v.arch_branches, v.left_brachiocephalic):
+        near = np.maximum(
+            np.abs(x - np.float32(9)) - np.float32(7 + m),
+            np.abs(y - np.float32((o[1] + b.spine_y) / 2 + 10)) - np.float32(abs(b.spine_y - o[1]) / 2 + 10),
+        )
+        canvas.paint(
+            rear, np.maximum(near, np.abs(z - np.float32(o[2] / 2 + 22)) - np.float32(o[2] / 2 + 28)), fat
+        )
+    for points, radii in (
+        v.aorta,
+        v.trunk,
+        v.superior_cava,
+        v.oesophagus,
+        v.airways[0],
+        *v.arch_branches,
+        v.left_brachiocephalic,
+    ):
         canvas.tube(points[::2], radii[::2] + 2 + 0.7 * m, fat)
     for points, radii in (v.right_pulmonary, v.left_pulmonary, *v.airways[1:3], *v.pulmonary_veins):
         canvas.tube(points[::2], radii[::2] + 1 + 0.3 * m, fat)
@@ -267,7 +310,11 @@ def _paint_lung_vessels(canvas: Canvas, anatomy: Anatomy) -> None:
             j = tree.parent[i]
             if tree.radius[j] < limit:
                 continue
-            canvas.tube(tree.points[[j, i]], np.array([min(tree.radius[j], 1.6 * tree.radius[i]), tree.radius[i]]), anatomy.body.blood_hu)
+            canvas.tube(
+                tree.points[[j, i]],
+                np.array([min(tree.radius[j], 1.6 * tree.radius[i]), tree.radius[i]]),
+                anatomy.body.blood_hu,
+            )
 
 
 def _paint_spine(canvas: Canvas, anatomy: Anatomy) -> None:
@@ -282,7 +329,11 @@ def _paint_spine(canvas: Canvas, anatomy: Anatomy) -> None:
     mottle = anatomy.mottle.on_grid(canvas.geometry)[box]
     radial = np.sqrt(np.square(x * np.float32(1 / 1.12)) + yc * yc)
     # muscles along the spine
-    canvas.paint(box, np.sqrt(np.square((np.abs(x) - 20) * np.float32(0.75)) + np.square(yc - 38)) - np.float32(17), b.muscle_hu)
+    canvas.paint(
+        box,
+        np.sqrt(np.square((np.abs(x) - 20) * np.float32(0.75)) + np.square(yc - 38)) - np.float32(17),
+        b.muscle_hu,
+    )
     canvas.paint(box, radial - np.float32(19), b.muscle_hu - 20)
     period = 24.5
     u = np.abs(np.mod(z + np.float32(b.phase), np.float32(period)) - np.float32(period / 2))
@@ -294,9 +345,15 @@ def _paint_spine(canvas: Canvas, anatomy: Anatomy) -> None:
     canal = np.sqrt(np.square(x * np.float32(0.85)) + np.square(yc - 26))
     arch = np.maximum(canal - np.float32(13), u - np.float32(9))
     canvas.paint(box, arch, 0.55 * cortical)
-    spinous = np.maximum(np.maximum(np.abs(x) - np.float32(3.5), np.abs(yc - np.float32(48)) - np.float32(13)), np.abs(u - 3) - np.float32(6))
+    spinous = np.maximum(
+        np.maximum(np.abs(x) - np.float32(3.5), np.abs(yc - np.float32(48)) - np.float32(13)),
+        np.abs(u - 3) - np.float32(6),
+    )
     canvas.paint(box, spinous, 0.5 * cortical)
-    transverse = np.maximum(np.abs(x) - np.float32(32), np.sqrt(np.square(yc - np.float32(22) - np.float32(0.25) * np.abs(x)) + u * u) - np.float32(6))
+    transverse = np.maximum(
+        np.abs(x) - np.float32(32),
+        np.sqrt(np.square(yc - np.float32(22) - np.float32(0.25) * np.abs(x)) + u * u) - np.float32(6),
+    )
     canvas.paint(box, transverse, 0.5 * cortical)
     canvas.paint(box, transverse + np.float32(1.8), marrow)
     canvas.paint(box, canal - np.float32(8.5), 20.0)
@@ -316,7 +373,9 @@ def _paint_cage(canvas: Canvas, anatomy: Anatomy) -> None:
     if box is not None:
         px, py, pz = canvas.at(box)
         slope = np.float32(y) + np.float32(0.18) * np.maximum(pz - np.float32(0.4 * b.apex), 0)
-        wide = np.float32(14) + np.float32(14) * np.clip((pz - np.float32(0.72 * b.apex)) * np.float32(0.05), 0, 1)
+        wide = np.float32(14) + np.float32(14) * np.clip(
+            (pz - np.float32(0.72 * b.apex)) * np.float32(0.05), 0, 1
+        )
         plate = np.maximum(np.abs(px) - wide, np.abs(py - slope) - np.float32(5.5))
         plate = np.maximum(plate, np.abs(pz - np.float32(0.48 * b.apex)) - np.float32(0.34 * b.apex))
         canvas.paint(box, plate, 0.6 * cortical)
@@ -347,11 +406,20 @@ def rib_curves(anatomy: Anatomy) -> list[tuple[Points, Points]]:
         start = -62 + i * (b.apex + 62 - 12) / (count - 1)
         drop = 62 - 22 * i / count
         phi = np.deg2rad(np.linspace(14, 158, 30))
-        z = start - drop * np.sin(np.clip(phi / 2, 0, np.pi / 2)) ** 1.5 + 24 * np.clip(phi - 2.2, 0, 1) ** 2 * 2
+        z = (
+            start
+            - drop * np.sin(np.clip(phi / 2, 0, np.pi / 2)) ** 1.5
+            + 24 * np.clip(phi - 2.2, 0, 1) ** 2 * 2
+        )
         taper = np.sqrt(np.clip(1 - np.clip(z / b.apex, 0, 0.985) ** b.rate, 0.12, 1))
         for side in (-1.0, 1.0):
             ring = np.stack(
-                [side * (b.half_width * taper + 6) * np.sin(phi), (b.half_depth * taper + 6) * np.cos(phi), z], axis=1
+                [
+                    side * (b.half_width * taper + 6) * np.sin(phi),
+                    (b.half_depth * taper + 6) * np.cos(phi),
+                    z,
+                ],
+                axis=1,
             )
             cut = 24 if i > 1 else 26
             if i == 0:
@@ -378,7 +446,7 @@ def _paint_heart(canvas: Canvas, anatomy: Anatomy) -> Array:
     mottle = anatomy.mottle.on_grid(canvas.geometry)[box]
     tissue = np.maximum(tissue, d + np.float32(heart.fat + 0.3))
     canvas.paint(box, tissue, np.float32(b.blood_hu + 1) + np.float32(1.5) * mottle)
-    canvas.paint(box, np.maximum(lv, tissue), b.blood_hu + 7)
+    canvas.paint(box, np.maximum(lv, tissue), b.blood_hu + 4)
     canvas.paint(box, lv + np.float32(heart.wall), b.blood_hu)
     return sac
 
@@ -401,7 +469,7 @@ def _paint_great_vessels(canvas: Canvas, anatomy: Anatomy) -> None:
     canvas.tube(v.oesophagus[0], v.oesophagus[1], 32.0)
     canvas.tube(v.oesophagus[0][5:12], 2.0, -300.0)
     for points, radii in v.airways:
-        canvas.tube(points, radii + np.where(radii > 5, 1.6, 0.9), 10.0)
+        canvas.tube(points, radii + np.where(radii > 5, 1.6, 0.7), 0.0)
     for points, radii in v.airways:
         canvas.tube(points, radii, -985.0)
 
@@ -410,10 +478,8 @@ def _paint_coronaries(canvas: Canvas, anatomy: Anatomy) -> None:
     b, r = anatomy.body, anatomy.coronary_radius
     spread = {"LM": 3.0, "LAD": 3.6, "LCX": 4.6, "RCA": 5.2}
     for name, line in anatomy.coronaries.items():
-        n = len(line)
         skip = 3 if name in ("LM", "RCA") else 0
         canvas.tube(line[skip::4], spread[name] + 0.25 * anatomy.heart.fat, b.fat_hu + 6)
-        del n
     for name, line in anatomy.coronaries.items():
         taper = np.linspace(1.0 if name != "LM" else 1.15, 0.6 if name != "LM" else 1.05, len(line))
         canvas.tube(line[::3], (r * taper)[::3], b.blood_hu)
@@ -450,7 +516,7 @@ def rasterise(
     start, stop = np.maximum(low, 0), np.minimum(high, geometry.shape)
     if (stop <= start).any():
         return None
-    fine = np.array([max(int(round(s / 0.36)) // 2 * 2 + 1, 1) for s in spacing])
+    fine = np.array([max(round(s / 0.36) // 2 * 2 + 1, 1) for s in spacing])
     counts = high - low
     sub = spacing / fine
     first = low - 0.5 + 0.5 / fine
@@ -465,7 +531,7 @@ def rasterise(
     cover = canvas.hu
     sigma = (0.0, blur / sub[1], blur / sub[2])
     cover = scipy.ndimage.gaussian_filter(cover, sigma, mode="constant", truncate=3.0)
-    width = max(int(round(thickness / sub[0])), 1)
+    width = max(round(thickness / float(sub[0])), 1)
     cover = scipy.ndimage.uniform_filter1d(cover, width, axis=0, mode="constant")
     cover = cover[fine[0] // 2 :: fine[0], fine[1] // 2 :: fine[1], fine[2] // 2 :: fine[2]]
     cut = tuple(slice(int(a - lo), int(b - lo)) for a, b, lo in zip(start, stop, low, strict=True))

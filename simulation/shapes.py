@@ -91,7 +91,13 @@ class Waves:
 
     @classmethod
     def random(
-        cls, rng: np.random.Generator, *, count: int, wavelength: tuple[float, float], sd: float, components: int = 1
+        cls,
+        rng: np.random.Generator,
+        *,
+        count: int,
+        wavelength: tuple[float, float],
+        sd: float,
+        components: int = 1,
     ) -> Waves:
         """`count` waves with lengths (mm) drawn from a range; the field has standard deviation `sd`."""
         direction = rng.normal(size=(count, 3))

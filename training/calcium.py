@@ -23,6 +23,7 @@ import torch
 
 from ..errors import TrainingError
 from ..imaging import Geometry, Volume
+from ..imaging.masks import widened
 from ..imaging.resampling import resample
 from ..models.calcium import (
     CANDIDATE_HU,
@@ -46,6 +47,7 @@ class CalciumRecipe:
         validation_patients: Further patients, never trained on, that measure progress.
         label_threshold: Share of a crop voxel that must be calcium for the voxel to be labelled so.
         centre_jitter_mm: Standard deviation of the crop's shift, mm: the heart model is not perfect.
+        heart_margin_mm: What is within this distance of the heart counts as near it.
         steps: Optimiser steps in all.
         batch_size: Patches per step, half of them with calcium.
         learning_rate: Of Adam; falls to zero along half a cosine when `cosine` is true.
@@ -61,6 +63,7 @@ class CalciumRecipe:
     first_seed: int = 100_000
     label_threshold: float = 0.5
     centre_jitter_mm: float = 6.0
+    heart_margin_mm: float = 10.0
     steps: int = 2000
     batch_size: int = 8
     learning_rate: float = 1e-3
@@ -86,26 +89,34 @@ class CropCache:
 
     Attributes:
         hu: int16 (n, 58, 256, 256), HU on the crop grid.
-        calcium: uint8 (n, 58, 256, 256), 1 where coronary calcium.
+        label: uint8 (n, 58, 256, 256): 1 coronary calcium, 2 elsewhere in the heart or near it, 0 the rest.
     """
 
     hu: npt.NDArray[np.int16]
-    calcium: npt.NDArray[np.uint8]
+    label: npt.NDArray[np.uint8]
 
 
 def crop_of(
-    volume: Volume, calcium: npt.NDArray[np.bool_], centre: tuple[float, float, float], label_threshold: float
+    volume: Volume,
+    heart: npt.NDArray[np.bool_],
+    calcium: npt.NDArray[np.bool_],
+    centre: tuple[float, float, float],
+    recipe: CalciumRecipe,
 ) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]:
     """The network's view of a patient and its label, on the crop grid around `centre` (LPS mm).
 
     Returns:
-        int16 HU and uint8 label, both (58, 256, 256).
+        int16 HU and uint8 label as in `CropCache`, both (58, 256, 256).
     """
     cpu = torch.device("cpu")
-    grid = crop_grid(volume.geometry, centre)
-    hu = to_crop(volume, grid, device=cpu).round_().numpy().astype(np.int16)
-    share = resample(calcium.astype(np.uint8), volume.geometry, grid, outside=0.0)
-    return hu, (share >= label_threshold).numpy().astype(np.uint8)
+    ct = volume.geometry
+    grid = crop_grid(ct, centre)
+    hu = to_crop(volume.hu, ct, grid, device=cpu).round_().numpy().astype(np.int16)
+    near = widened(heart, ct, recipe.heart_margin_mm).astype(np.uint8)
+    label = (resample(near, ct, grid, outside=0.0) >= 0.5).to(torch.uint8) * 2
+    share = resample(calcium.astype(np.uint8), ct, grid, outside=0.0)
+    label[share >= recipe.label_threshold] = 1
+    return hu, label.numpy()
 
 
 def region_around(geometry: Geometry, centre: tuple[float, float, float], margin_mm: float = 5.0) -> Geometry:
@@ -126,17 +137,15 @@ def region_around(geometry: Geometry, centre: tuple[float, float, float], margin
     )
 
 
-def simulated_crop(
-    seed: int, *, jitter_mm: float, label_threshold: float
-) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]:
+def simulated_crop(seed: int, recipe: CalciumRecipe) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]:
     """Crop and label of one simulated patient; only the region around the heart is rendered."""
     from ..simulation import default_geometry, heart_centre, simulate_patient
 
-    shift = np.random.default_rng([seed, 77]).normal(0.0, jitter_mm, 3)
+    shift = np.random.default_rng([seed, 77]).normal(0.0, recipe.centre_jitter_mm, 3)
     centre = np.asarray(heart_centre(seed)) + shift
     point = (float(centre[0]), float(centre[1]), float(centre[2]))
     patient = simulate_patient(seed, geometry=region_around(default_geometry(seed), point))
-    return crop_of(patient.volume, patient.calcium, point, label_threshold)
+    return crop_of(patient.volume, patient.heart, patient.calcium, point, recipe)
 
 
 def make_calcium_cache(recipe: CalciumRecipe, seeds: Iterable[int], folder: Path) -> CropCache:
@@ -147,47 +156,51 @@ def make_calcium_cache(recipe: CalciumRecipe, seeds: Iterable[int], folder: Path
     """
     seeds = list(seeds)
     folder.mkdir(parents=True, exist_ok=True)
-    about = {"seeds": seeds, "jitter_mm": recipe.centre_jitter_mm, "label_threshold": recipe.label_threshold}
+    settings = ("centre_jitter_mm", "label_threshold", "heart_margin_mm")
+    about = {"seeds": seeds, **{k: getattr(recipe, k) for k in settings}}
     note = folder / "cache.json"
     if note.exists() and json.loads(note.read_text()) != about:
         raise TrainingError(
             f"{folder} holds crops of another recipe; remove it or choose another --work folder"
         )
     shape = (len(seeds), *CROP_SHAPE)
-    paths = folder / "hu.npy", folder / "calcium.npy"
+    paths = folder / "hu.npy", folder / "label.npy"
     mode: Any = "r+" if note.exists() else "w+"
     hu = np.lib.format.open_memmap(paths[0], mode=mode, dtype=np.int16, shape=shape)
-    calcium = np.lib.format.open_memmap(paths[1], mode=mode, dtype=np.uint8, shape=shape)
+    label = np.lib.format.open_memmap(paths[1], mode=mode, dtype=np.uint8, shape=shape)
     note.write_text(json.dumps(about))
     for i, seed in enumerate(seeds):
         done = folder / f"{seed}.done"
         if done.exists():
             continue
-        hu[i], calcium[i] = simulated_crop(
-            seed, jitter_mm=recipe.centre_jitter_mm, label_threshold=recipe.label_threshold
-        )
+        hu[i], label[i] = simulated_crop(seed, recipe)
         hu.flush()
-        calcium.flush()
+        label.flush()
         done.touch()
         log.info("patient %d of %d simulated", i + 1, len(seeds))
-    return CropCache(hu=hu, calcium=calcium)
+    return CropCache(hu=hu, label=label)
 
 
 class PatchSampler:
     """Draws balanced batches: half with calcium, half without but with something at least 130 HU bright.
 
     A patch without any voxel ≥ 130 HU is never shown to the network at inference, so it need not be
-    learnt either.
+    learnt either. Three of four patches without calcium hold something bright in the heart or near it
+    (valves, the aortic wall, noise), where a mistake would count; the others anything bright.
     """
 
     def __init__(self, cache: CropCache, *, noise_hu: float) -> None:
         self.cache = cache
         self.noise_hu = noise_hu
-        self.positive = [np.argwhere(c).astype(np.int16) for c in cache.calcium]
+        self.positive = [np.argwhere(c == 1).astype(np.int16) for c in cache.label]
         self.with_calcium = [i for i, p in enumerate(self.positive) if len(p)]
         if not self.with_calcium:
             raise TrainingError("no patient of the training data has calcium; use more patients")
-        self.bright = [np.argwhere(h >= CANDIDATE_HU)[::7].astype(np.int16) for h in cache.hu]
+        bright = [h >= CANDIDATE_HU for h in cache.hu]
+        self.bright = [np.argwhere(b)[::7].astype(np.int16) for b in bright]
+        self.near = [
+            np.argwhere(b & (c == 2)).astype(np.int16) for b, c in zip(bright, cache.label, strict=True)
+        ]
 
     def _corner(self, rng: np.random.Generator, voxel: npt.NDArray[np.int16]) -> tuple[slice, slice, slice]:
         offset = [rng.integers(0, p) for p in PATCH_SHAPE]
@@ -205,11 +218,11 @@ class PatchSampler:
                 pool = self.positive[i]
             else:
                 i = int(rng.integers(len(self.bright)))
-                pool = self.bright[i]
+                pool = self.near[i] if rng.random() < 0.75 else self.bright[i]
                 if not len(pool):
                     continue
             corner = self._corner(rng, pool[rng.integers(len(pool))])
-            if with_calcium or not self.cache.calcium[i][corner].any():
+            if with_calcium or not (self.cache.label[i][corner] == 1).any():
                 return i, corner
         raise TrainingError("found no patch without calcium; the training data has too few patients")
 
@@ -222,7 +235,7 @@ class PatchSampler:
             sd = rng.uniform(0.0, self.noise_hu)
             hu += rng.normal(0.0, sd, hu.shape).astype(np.float32) + rng.normal(0.0, 8.0)
             images.append(hu)
-            labels.append(self.cache.calcium[i][corner].astype(np.float32))
+            labels.append((self.cache.label[i][corner] == 1).astype(np.float32))
         low, high = WINDOW_HU
         image = (np.clip(np.stack(images), low, high) - low) / (high - low)
         return torch.from_numpy(image)[:, None], torch.from_numpy(np.stack(labels))[:, None]
@@ -302,7 +315,7 @@ def train_calcium(recipe: CalciumRecipe, work: Path, *, device: torch.device, re
             if recipe.loss == "dice_ce":
                 loss = loss + cross_entropy(logits.float(), target)
             optimiser.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             scaler.step(optimiser)
             scaler.update()
             losses.append(float(loss.detach()))
@@ -351,7 +364,7 @@ def export_calcium(
         files=["model.safetensors"],
         architecture=recipe.architecture,
         normalisation={"window_hu": list(WINDOW_HU), "rescale_to": "window"},
-        training={"recipe": asdict(recipe), "data": "simulated chests of this project"},
+        training={"recipe": asdict(recipe), "data": "simulated chests of this project (deepcac2 simulate)"},
         measured={"validation patch Dice": round(validation_dice, 4)},
     )
     return folder

@@ -82,7 +82,11 @@ def _case(results: Path, path: Path) -> CaseResult:
     patient, true_score = str(known["patient_id"]), float(known["score"])
     series = Series(series_uid=known["series_uid"], patient_id=patient)
     folder = results / series_folder(series)
-    base = {"patient_id": patient, "true_score": true_score, "true_group": int(risk_group(true_score))}
+    base: dict[str, Any] = {
+        "patient_id": patient,
+        "true_score": true_score,
+        "true_group": int(risk_group(true_score)),
+    }
     if not folder.exists():
         return CaseResult(status="missing", **base)
     content = read_details(folder)

@@ -49,14 +49,16 @@ class HeartRecipe:
 
     Attributes:
         patients: Simulated patients, seeds from `first_seed` upwards; nnU-Net keeps a fifth for validation.
-        noise_hu: Largest standard deviation of the white noise added to a simulated low-resolution image,
-            HU. Rendering at a wide spacing averages the noise away, sampling a real scan does not.
+        noise_hu: Largest standard deviation of white noise added to a simulated low-resolution image, HU:
+            averaging down takes the noise away, a noisier scan or plain sampling does not.
+        crop_share: Share of patients cut to the heart and up to 60 mm around it, like a cardiac scan.
         extra_repeat: How often each labelled scan is put into the data set.
         spacing_mm: Grid of the network (z, y, x), mm.
         base_features, max_features: Feature maps of the first stage, doubled per stage up to the maximum.
         convs_per_stage: Convolutions per stage, in the encoder and in the decoder.
         bottleneck_edge: Smallest edge of a feature map, voxels; a larger one means fewer stages.
-        memory_gb: Memory target of nnU-Net's planner; it decides the size of the patch.
+        patch_percentile: Share of training images, in percent, that fit into one patch along each axis.
+        memory_gb: Memory target of nnU-Net's planner; a patch that needs more is made smaller.
         batch_size: Patches per iteration.
         intensity_hu: Normalisation as (lower clip, upper clip, mean, standard deviation), HU; empty for
             what nnU-Net measures inside the training hearts.
@@ -74,14 +76,16 @@ class HeartRecipe:
     name: str
     patients: int = 200
     first_seed: int = 200_000
-    noise_hu: float = 40.0
+    noise_hu: float = 30.0
+    crop_share: float = 0.3
     extra_repeat: int = 1
-    spacing_mm: tuple[float, float, float] = (5.0, 5.0, 5.0)
+    spacing_mm: tuple[float, float, float] = (6.0, 6.0, 6.0)
     base_features: int = 16
     max_features: int = 128
     convs_per_stage: int = 2
-    bottleneck_edge: int = 8
-    memory_gb: float = 1.0
+    bottleneck_edge: int = 4
+    patch_percentile: float = 85.0
+    memory_gb: float = 2.0
     batch_size: int = 2
     intensity_hu: tuple[float, ...] = ()
     epochs: int = 40
@@ -127,21 +131,50 @@ def coarse(geometry: Geometry, spacing: tuple[float, float, float]) -> Geometry:
 
 
 def simulated_heart(
-    seed: int, *, spacing_mm: tuple[float, float, float], noise_hu: float
+    seed: int, recipe: HeartRecipe
 ) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8], tuple[float, float, float]]:
     """A simulated patient at low resolution, in canonical orientation.
+
+    Drawn at half the recipe's spacing and averaged down by the resampling that inference uses, so that
+    edges are as soft as there.
 
     Returns:
         int16 HU and uint8 label (1 = heart), both (z, y, x), and the spacing (z, y, x) in mm.
     """
+    from ..models.heart import resample
     from ..simulation import default_geometry, simulate_patient
 
-    patient = simulate_patient(seed, geometry=coarse(default_geometry(seed), spacing_mm))
+    full = default_geometry(seed)
+    fine = coarse(full, _triple(np.array(recipe.spacing_mm) / 2))
+    grid = coarse(full, _triple(recipe.spacing_mm))
+    patient = simulate_patient(seed, geometry=fine)
+    hu = resample(patient.volume.hu, grid.shape, smooth=True).numpy()
+    heart = resample(patient.heart.astype(np.uint8), grid.shape, smooth=True).numpy() >= 0.5
     rng = np.random.default_rng([seed, 78])
-    hu = patient.volume.hu + rng.normal(0.0, rng.uniform(0.0, noise_hu), patient.volume.hu.shape)
-    image = to_canonical(np.clip(hu, -1024, 3071).round().astype(np.int16), patient.volume.geometry)
-    label = to_canonical(patient.heart.astype(np.uint8), patient.volume.geometry)
-    return image.array, label.array, image.geometry.spacing
+    hu = hu + rng.normal(0.0, rng.uniform(0.0, recipe.noise_hu), hu.shape)
+    image = to_canonical(np.clip(hu, -1024, 3071).round().astype(np.int16), grid)
+    label = to_canonical(heart.astype(np.uint8), grid).array
+    box = (slice(None),) * 3
+    if rng.random() < recipe.crop_share and label.any():
+        box = _around(label, rng, _triple(60.0 / np.array(image.geometry.spacing)))
+    return image.array[box], label[box], image.geometry.spacing
+
+
+def _around(
+    label: npt.NDArray[np.uint8], rng: np.random.Generator, margin: tuple[float, float, float]
+) -> tuple[slice, ...]:
+    """A box around the label with margins of up to `margin` voxels, each side by itself: a cardiac scan."""
+    box = []
+    for axis in range(3):
+        hit = np.flatnonzero(label.any(axis=tuple(a for a in range(3) if a != axis)))
+        low = int(hit[0]) - int(rng.uniform(0.05, 1.0) * margin[axis])
+        high = int(hit[-1]) + 1 + int(rng.uniform(0.05, 1.0) * margin[axis])
+        box.append(slice(max(0, low), high))
+    return tuple(box)
+
+
+def _triple(values: Sequence[float] | npt.NDArray[Any]) -> tuple[float, float, float]:
+    return float(values[0]), float(values[1]), float(values[2])
 
 
 def make_heart_dataset(raw: Path, recipe: HeartRecipe, *, extra: Sequence[Path] = ()) -> Path:
@@ -166,6 +199,7 @@ def make_heart_dataset(raw: Path, recipe: HeartRecipe, *, extra: Sequence[Path] 
         "seeds": [recipe.first_seed, recipe.first_seed + recipe.patients],
         "spacing_mm": list(recipe.spacing_mm),
         "noise_hu": recipe.noise_hu,
+        "crop_share": recipe.crop_share,
         "extra": [str(e) for e in extra],
         "extra_repeat": recipe.extra_repeat,
     }
@@ -173,9 +207,7 @@ def make_heart_dataset(raw: Path, recipe: HeartRecipe, *, extra: Sequence[Path] 
     for seed in range(recipe.first_seed, recipe.first_seed + recipe.patients):
         case = f"sim_{seed}"
         if not (labels / f"{case}.nii.gz").exists():
-            image, label, spacing = simulated_heart(
-                seed, spacing_mm=tuple(recipe.spacing_mm), noise_hu=recipe.noise_hu
-            )
+            image, label, spacing = simulated_heart(seed, recipe)
             _write_case(folder, case, image, label, spacing)
             log.info("patient %d of %d simulated", seed - recipe.first_seed + 1, recipe.patients)
     number = 0
@@ -353,5 +385,6 @@ def export_heart(results: Path, out: Path, *, recipe: HeartRecipe) -> WeightSet:
         name=recipe.name,
         licence="Apache-2.0",
         training_data="simulated chests of this project (see recipe)",
+        resampling="smooth",
         training={"recipe": json.loads(json.dumps(asdict(recipe)))},
     )

@@ -20,6 +20,7 @@ from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor impo
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 from nnunetv2.preprocessing.resampling.resample_torch import resample_torch_fornnunet
 from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -49,6 +50,19 @@ class HeartPlanner(ExperimentPlanner):  # type: ignore[misc]
         self.UNet_min_batch_size = recipe.batch_size
         self.max_dataset_covered = 0.0  # so the batch is the smallest allowed: the recipe's
         self.lowres_creation_threshold = 0.0  # one configuration only
+
+    def get_plans_for_configuration(self, spacing: Any, median_shape: Any, *args: Any) -> dict[str, Any]:
+        """Let the patch cover the large chests, not only the median one: then one tile is enough for most."""
+        if len(spacing) == 3:
+            shapes = [
+                compute_new_shape(shape, old, spacing)
+                for shape, old in zip(
+                    self.dataset_fingerprint["shapes_after_crop"], self.dataset_fingerprint["spacings"], strict=True
+                )
+            ]
+            median_shape = np.percentile(np.array(shapes), self.recipe.patch_percentile, axis=0)
+        plan: dict[str, Any] = super().get_plans_for_configuration(spacing, median_shape, *args)
+        return plan
 
     @staticmethod
     def static_estimate_VRAM_usage(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ def convert_nnunet_v2(
     *,
     name: str | None = None,
     checkpoint: str = "checkpoint_final.pth",
+    labels: Sequence[int] | None = None,
     **metadata: Any,
 ) -> WeightSet:
     """Convert a folder of nnU-Net v2 results.
@@ -38,13 +39,14 @@ def convert_nnunet_v2(
         destination: New folder for the set.
         name: Name of the set; the data set's name where not given.
         checkpoint: File to take from each fold.
+        labels: Classes that are heart; needed only where there are several and none is called heart.
         metadata: Further entries of ``weights.json``.
 
     Raises:
         WeightsMissing: `source` lacks one of these.
         WeightsUnsupported: A checkpoint holds more than tensors and plain data, or the network is none
             that can be rebuilt.
-        WeightsError: `destination` is not empty of another set.
+        WeightsError: The heart's class is not clear, or `destination` holds something else.
     """
     plans, dataset = _json(source / "plans.json"), _json(source / "dataset.json")
     checkpoints = sorted(source.glob(f"fold_*/{checkpoint}"))
@@ -61,6 +63,7 @@ def convert_nnunet_v2(
         folds=tensors,
         configuration=states[0]["init_args"]["configuration"],
         mirror_axes=states[0].get("inference_allowed_mirroring_axes"),
+        labels=heart_labels(dataset["labels"], labels),
         source={
             "format": "nnunet-v2",
             "trainer": states[0]["trainer_name"],
@@ -79,6 +82,7 @@ def write_heart_set(
     folds: Mapping[str, dict[str, torch.Tensor]],
     configuration: str,
     mirror_axes: Any,
+    labels: Sequence[int],
     source: dict[str, Any],
     **metadata: Any,
 ) -> WeightSet:
@@ -112,6 +116,7 @@ def write_heart_set(
         files=["plans.json", "dataset.json", *folds],
         configuration=configuration,
         mirror_axes=list(mirror_axes) if mirror_axes else [],
+        heart_labels=list(labels),
         input={
             "spacing_mm": plan["spacing"],
             "patch": [int(p) for p in plan["patch_size"]],
@@ -125,6 +130,42 @@ def write_heart_set(
         source=source,
         **metadata,
     )
+
+
+def heart_labels(labels: Mapping[str, Any], given: Sequence[int] | None) -> tuple[int, ...]:
+    """Which classes of a data set are heart.
+
+    Args:
+        labels: ``labels`` of the ``dataset.json``: name to number.
+        given: What the user says, or None.
+
+    Raises:
+        WeightsError: Several classes, none called heart, and nothing given.
+        WeightsUnsupported: Overlapping regions instead of classes.
+
+    >>> heart_labels({"background": 0, "myocardium": 1}, None)
+    (1,)
+    >>> heart_labels({"background": 0, "lung": 1, "Heart": 2}, None)
+    (2,)
+    """
+    if any(isinstance(value, (list, tuple)) for value in labels.values()):
+        raise WeightsUnsupported("the network was trained with overlapping regions; only plain classes are read")
+    numbers = {name: int(value) for name, value in labels.items() if name not in ("background", "ignore")}
+    if given:
+        unknown = sorted(set(given) - set(numbers.values()))
+        if unknown:
+            raise WeightsError(f"no class {unknown[0]} for --heart-label; there are {_listed(numbers)}")
+        return tuple(int(g) for g in given)
+    if len(numbers) == 1:
+        return tuple(numbers.values())
+    named = tuple(v for k, v in numbers.items() if k.lower() in ("heart", "whole heart", "whole_heart"))
+    if not named:
+        raise WeightsError(f"which class is the heart? Say it with --heart-label NUMBER; there are {_listed(numbers)}")
+    return named
+
+
+def _listed(numbers: Mapping[str, int]) -> str:
+    return ", ".join(f"{number} ({name})" for name, number in numbers.items())
 
 
 def _ours(file: str) -> bool:

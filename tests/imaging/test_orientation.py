@@ -28,6 +28,7 @@ def test_all_48_ways_round_become_canonical_and_keep_every_voxels_position(order
     for component in range(3):
         canonical = to_canonical(positions[..., component], geometry)
         assert np.allclose(canonical.geometry.axes, CANONICAL)
+        assert canonical.geometry.spacing == tuple(geometry.spacing[i] for i in canonical.order)
         grid = np.stack(np.meshgrid(*map(np.arange, canonical.geometry.shape), indexing="ij"), axis=-1)
         assert np.allclose(canonical.array, canonical.geometry.to_lps(grid)[..., component])
         assert np.array_equal(canonical.undo(canonical.array), positions[..., component])

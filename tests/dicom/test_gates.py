@@ -1,0 +1,270 @@
+"""Each header gate fires on a series made to break it, and on nothing else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from pydicom.dataset import Dataset
+
+from deepcac2.cli.inspect import gates_markdown
+from deepcac2.dicom import GATES, Series, check_headers, discover, make_finding
+from deepcac2.dicom.gates import is_sharp_kernel
+from deepcac2.errors import InputError
+
+HU = npt.NDArray[np.int16]
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+def shift(vector: tuple[float, float, float], when: Callable[[int], bool] = lambda i: True) -> Any:
+    """Edit that moves slice i by i times a vector."""
+
+    def edit(i: int, ds: Dataset) -> None:
+        if when(i):
+            ds.ImagePositionPatient = [
+                float(p) + i * v for p, v in zip(ds.ImagePositionPatient, vector, strict=True)
+            ]
+
+    return edit
+
+
+def put(when: Callable[[int], bool] = lambda i: True, **values: Any) -> Any:
+    """Edit that sets elements; None deletes."""
+
+    def edit(i: int, ds: Dataset) -> None:
+        if not when(i):
+            return
+        for keyword, value in values.items():
+            if value is None:
+                delattr(ds, keyword)
+            else:
+                setattr(ds, keyword, value)
+
+    return edit
+
+
+def tilted(i: int, ds: Dataset) -> None:
+    """Slices rotated by 20° about the row axis, still stacked along z: a tilted gantry."""
+    c, s = np.cos(np.radians(20)), np.sin(np.radians(20))
+    ds.ImageOrientationPatient = [1, 0, 0, 0, round(c, 8), round(-s, 8)]
+    ds.ImagePositionPatient = [-10, -20, i * 3 / round(c, 8)]
+
+
+def half(i: int) -> bool:
+    return i >= 20
+
+
+def smaller(i: int, ds: Dataset) -> None:
+    if half(i):
+        ds.Rows = 6
+        ds.PixelData = ds.PixelData[: len(ds.PixelData) // 2]
+
+
+MPR = ["DERIVED", "PRIMARY", "MPR"]
+CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+CASES: dict[str, tuple[Any, dict[str, Any], str | None, set[str]]] = {
+    # name: (edit, arguments of `write`, rejection, warnings)
+    "good": (None, {}, None, set()),
+    "MR": (put(Modality="MR", SOPClassUID="1.2.840.10008.5.1.4.1.1.4"), {}, "not-ct", set()),
+    "PET in a CT series": (put(SOPClassUID="1.2.840.10008.5.1.4.1.1.128"), {}, "not-ct", set()),
+    "localizer": (put(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), {}, "localizer", set()),
+    "MPR": (put(ImageType=MPR), {}, "derived", set()),
+    "MIP": (put(ImageType=["DERIVED", "SECONDARY", "AXIAL", "MIP"]), {}, "derived", set()),
+    "screen save": (put(ImageType=["DERIVED", "SECONDARY", "SCREEN SAVE"]), {}, "derived", set()),
+    "secondary capture": (put(SOPClassUID=CAPTURE), {}, "derived", set()),
+    "derived but axial": (put(ImageType=["DERIVED", "PRIMARY", "AXIAL"]), {}, None, {"derived"}),
+    "reconstructed again": (put(ImageType=["ORIGINAL", "SECONDARY", "AXIAL"]), {}, None, set()),
+    "coronal": (None, {"orientation": (1, 0, 0, 0, 0, -1)}, "not-axial", set()),
+    "sagittal": (None, {"orientation": (0, 1, 0, 0, 0, -1)}, "not-axial", set()),
+    "rows front to back": (None, {"orientation": (0, 1, 0, -1, 0, 0)}, "not-axial", set()),
+    "prone, feet first": (None, {"orientation": (-1, 0, 0, 0, -1, 0)}, None, set()),
+    "10 degrees oblique": (None, {"orientation": (1, 0, 0, 0, 0.98480775, 0.17364818)}, None, set()),
+    "no position": (put(lambda i: i == 7, ImagePositionPatient=None), {}, "no-geometry", set()),
+    "no orientation": (put(lambda i: i == 0, ImageOrientationPatient=None), {}, "no-geometry", set()),
+    "zero cosines": (put(ImageOrientationPatient=[0, 0, 0, 0, 0, 0]), {}, "no-geometry", set()),
+    "skew cosines": (put(ImageOrientationPatient=[1, 0, 0, 0.6, 0.8, 0]), {}, "no-geometry", set()),
+    "zero spacing": (put(PixelSpacing=[0, 0]), {}, "no-geometry", set()),
+    "two sizes": (smaller, {}, "mixed-size", set()),
+    "two spacings": (put(half, PixelSpacing=[0.9, 0.7]), {}, "mixed-spacing", set()),
+    "two orientations": (put(half, ImageOrientationPatient=[0, 1, 0, -1, 0, 0]), {}, "mixed-orientation", set()),
+    "rounded orientation": (put(half, ImageOrientationPatient=[1, 0.001, 0, -0.001, 1, 0]), {}, None, set()),
+    "tilted gantry": (tilted, {}, "gantry-tilt", set()),
+    "sheared": (shift((0, 0.3, 0)), {}, "gantry-tilt", set()),
+    "tilt in the header only": (put(GantryDetectorTilt=18.5), {}, None, {"gantry-tilt"}),
+    "second half moved": (
+        put(half, ImagePositionPatient=None), {}, "no-geometry", set(),
+    ),
+    "one slice moved": (shift((0.5, 0, 0), lambda i: i == 9), {}, "mixed-position", set()),
+    "8 mm": (None, {"increment": 8.0, "thickness": 8.0}, "too-thick", set()),
+    "8 mm apart": (None, {"increment": 8.0, "thickness": 5.0}, "too-thick", set()),
+    "5 mm": (None, {"increment": 5.0, "thickness": 5.0}, None, {"thick-slices"}),
+    "3 mm": (None, {"increment": 3.0, "thickness": 3.0}, None, set()),
+    "0.75 mm": (None, {"increment": 3.0, "thickness": 0.75}, "too-thin", set()),
+    "no thickness": (put(SliceThickness=None), {"increment": 6.0}, "too-thick", set()),
+    "agent": (put(ContrastBolusAgent="ISOVUE300/100"), {}, "contrast", set()),
+    "agent in one image": (put(lambda i: i == 3, ContrastBolusAgent="OMNI"), {}, "contrast", set()),
+    "agent NONE": (put(ContrastBolusAgent="NONE"), {}, None, set()),
+    "agent w/o": (put(ContrastBolusAgent="w/o contrast"), {}, None, set()),
+    "oral agent": (put(ContrastBolusAgent="Gastro", ContrastBolusRoute="ORAL"), {}, None, {"contrast"}),
+    "140 kV": (put(KVP=140), {}, None, {"kvp"}),
+    "unknown kV": (put(KVP=None), {}, None, {"kvp"}),
+    "lung kernel": (put(ConvolutionKernel="LUNG"), {}, None, {"sharp-kernel"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_series_gets_its_finding(name: str, ct, hu: HU, tmp_path: Path) -> None:
+    edit, arguments, rejection, warnings = CASES[name]
+    ct.write(tmp_path, hu, edit=edit, **arguments)
+    (series,) = discover(tmp_path).series
+    assert (series.rejection.code if series.rejection else None) == rejection
+    if rejection is None:
+        assert {f.code for f in series.warnings} == warnings
+
+
+def positions(tmp_path: Path, ct: Any, z: npt.ArrayLike, **arguments: Any) -> Series:
+    """A series with slices at the given z."""
+    heights = np.asarray(z, dtype=float)
+
+    def edit(i: int, ds: Dataset) -> None:
+        ds.ImagePositionPatient = [0, 0, float(heights[i])]
+
+    shape = (len(heights), 4, 4)
+    ct.write(tmp_path, np.arange(len(heights) * 16).reshape(shape).astype(np.int16), edit=edit, **arguments)
+    (series,) = discover(tmp_path).series
+    return series
+
+
+def code_of(series: Series) -> str | None:
+    return series.rejection.code if series.rejection else None
+
+
+def test_gaps(ct, tmp_path: Path) -> None:
+    even = np.arange(60) * 2.0
+    gone = np.delete(even, [20, 21, 40])
+    jitter = even + np.where(np.arange(60) == 30, 0.5, 0)
+    rounded = (np.arange(200) * 0.625).round(1)
+    stretched = np.cumsum(np.r_[np.full(30, 2.0), np.full(30, 2.15)])
+    switched = np.r_[np.arange(40) * 2.0, 80 + np.arange(20) * 3.0]
+    expected = {
+        "even": (even, None), "gone": (gone, "missing-slices"), "jitter": (jitter, "uneven-increments"),
+        "rounded": (rounded, None), "stretched": (stretched, "uneven-increments"),
+        "switched": (switched, "uneven-increments"), "downwards": (-even, None),
+    }  # fmt: skip
+    for name, (z, code) in expected.items():
+        series = positions(tmp_path / name, type(ct)(), z, thickness=2.0)
+        assert code_of(series) == code, name
+    series = positions(tmp_path / "again", type(ct)(), gone)
+    assert series.increment == pytest.approx(2.0)
+    assert "missing: 3 " in series.findings[0].message
+
+
+def test_the_increment_of_rounded_positions_is_exact(ct, tmp_path: Path) -> None:
+    series = positions(tmp_path, ct, (np.arange(201) * 0.625).round(1))
+    assert series.increment == pytest.approx(0.625, abs=1e-9)
+
+
+def test_too_few_slices_by_number_and_by_length(ct, tmp_path: Path) -> None:
+    assert code_of(positions(tmp_path / "a", type(ct)(), np.arange(19) * 5.0)) == "too-few-slices"
+    assert code_of(positions(tmp_path / "b", type(ct)(), np.arange(20) * 5.0)) is None
+    assert code_of(positions(tmp_path / "c", type(ct)(), np.arange(60) * 1.0)) == "too-few-slices"
+    assert code_of(positions(tmp_path / "d", type(ct)(), [5.0])) == "too-few-slices"
+
+
+def test_slices_at_one_position_warn_until_pixels_are_read(ct, tmp_path: Path) -> None:
+    series = positions(tmp_path, ct, np.r_[np.arange(40) * 3.0, 6.0])
+    assert series.rejection is None
+    assert [f.code for f in series.warnings] == ["duplicate-slices"]
+    assert series.increment == pytest.approx(3.0)
+
+
+def test_allow_turns_a_rejection_into_a_warning(ct, hu: HU, tmp_path: Path) -> None:
+    ct.write(tmp_path, hu, increment=8.0, thickness=8.0)
+    (series,) = discover(tmp_path).series
+    assert series.rejection is not None
+    assert series.rejection.message.endswith("(go on with --allow too-thick)")
+    (allowed,) = discover(tmp_path, allow=["too-thick"]).series
+    assert allowed.rejection is None
+    assert [f.code for f in allowed.warnings] == ["too-thick"]
+    assert "--allow" not in allowed.warnings[0].message
+    assert check_headers(series, allow=["too-thick"]) == allowed.findings
+
+
+def test_fatal_findings_come_first(ct, hu: HU, tmp_path: Path) -> None:
+    ct.write(tmp_path, hu, increment=8.0, edit=put(KVP=100, ContrastBolusAgent="X"))
+    (series,) = discover(tmp_path).series
+    assert [(f.code, f.fatal) for f in series.findings] == [
+        ("too-thick", True),
+        ("contrast", True),
+        ("kvp", False),
+    ]
+
+
+def test_enhanced_multiframe_is_read_or_rejected(ct, hu: HU, tmp_path: Path) -> None:
+    ct.write_enhanced(tmp_path / "a", hu)
+    (series,) = discover(tmp_path).series
+    assert series.rejection is None
+    assert [s.frame for s in series.slices] == list(range(len(hu)))[::-1]
+    assert (series.kvp, series.kernel, series.increment) == (100.0, "B60f", 3.0)
+    assert [f.code for f in series.warnings] == ["kvp", "sharp-kernel"]
+    ct.write_enhanced(tmp_path / "a", hu, broken=True)
+    (series,) = discover(tmp_path).series
+    assert code_of(series) == "enhanced-multiframe"
+
+
+def test_sharp_kernels() -> None:
+    # kernels of the NLST protocols: lung kernels and soft-tissue kernels of the four makers
+    for kernel in (
+        "B50f",
+        "B60f",
+        "B70f",
+        "B80f",
+        "LUNG",
+        "BONE",
+        "D",
+        "FC50",
+        "FC51",
+        "FC53",
+        "FC30",
+        "Br64d\\3",
+    ):
+        assert is_sharp_kernel(kernel), kernel
+    for kernel in (
+        "B20f",
+        "B30f",
+        "B40f",
+        "STANDARD",
+        "SOFT",
+        "C",
+        "B",
+        "A",
+        "FC10",
+        "FC01",
+        "FC02",
+        "Qr40",
+        "",
+    ):
+        assert not is_sharp_kernel(kernel), kernel
+
+
+def test_registry() -> None:
+    for code, gate in GATES.items():
+        assert code == gate.code
+        assert re.fullmatch(r"[a-z]+(-[a-z]+)*", code)
+        assert gate.sentence[0].isupper()
+        assert gate.sentence.endswith(".")
+        assert gate.fatal or not gate.overridable
+    assert {"contrast-measured", "heart-not-found", "heart-cut-off", "heart-implausible"} <= set(GATES)
+    with pytest.raises(KeyError):
+        make_finding("no-such-gate", "x")
+    with pytest.raises(InputError):
+        check_headers(Series(series_uid="1"), allow=["undecodable"])
+
+
+def test_docs_hold_the_table() -> None:
+    assert gates_markdown() in (DOCS / "gates.md").read_text(encoding="utf-8")

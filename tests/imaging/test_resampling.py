@@ -1,0 +1,75 @@
+"""Resampling against SciPy's general interpolator, and the support rule against brute force."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.ndimage import map_coordinates
+
+from deepcac2.imaging import Geometry
+from deepcac2.imaging.resampling import axis_weights, centred_grid, resample, support
+
+
+def grids(seed: int) -> tuple[Geometry, Geometry]:
+    rng = np.random.default_rng(seed)
+    # A rotated, left-handed frame: nothing may depend on the axes being the patient's.
+    axes, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+    frame = tuple(tuple(float(v) for v in row) for row in axes)
+    source = Geometry(shape=(9, 14, 11), spacing=(3.0, 0.8, 1.1), origin=(5.0, -7.0, 40.0), axes=frame)
+    centre = source.to_lps(rng.uniform(2, 7, 3))
+    target = centred_grid(source, tuple(centre), (1.7, 1.3, 0.9), (12, 10, 13))
+    return source, target
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_resample_is_trilinear(seed: int) -> None:
+    source, target = grids(seed)
+    array = np.random.default_rng(seed).normal(size=source.shape).astype(np.float32)
+    ours = resample(array, source, target, outside=-5.0).numpy()
+    index = source.to_index(target.to_lps(np.moveaxis(np.indices(target.shape), 0, -1)))
+    theirs = map_coordinates(array, np.moveaxis(index, -1, 0), order=1, mode="nearest")
+    size = np.asarray(source.shape)
+    outside = ((index < -0.5) | (index > size - 0.5)).any(axis=-1)
+    assert outside.any()
+    assert not outside.all()
+    np.testing.assert_allclose(ours[~outside], theirs[~outside], atol=1e-4)
+    assert (ours[outside] == -5.0).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_support_holds_every_voxel_that_is_read_and_no_other(seed: int) -> None:
+    ct, model = grids(seed)
+    rng = np.random.default_rng(seed)
+    mask = rng.random(ct.shape) < 0.02
+    found = support(mask, ct, model)
+    read = np.zeros(model.shape, dtype=bool)
+    for voxel in np.argwhere(np.ones(model.shape, dtype=bool)):
+        probe = np.zeros(model.shape, dtype=np.float32)
+        probe[tuple(voxel)] = 1.0
+        back = resample(probe, model, ct, outside=0.0).numpy()
+        read[tuple(voxel)] = bool((back[mask] > 0).any())
+    assert read.any()
+    np.testing.assert_array_equal(found, read)
+
+
+def test_axes_that_differ_are_refused() -> None:
+    source, target = grids(0)
+    other = Geometry(shape=target.shape, spacing=target.spacing, origin=target.origin)
+    with pytest.raises(ValueError, match="same axes"):
+        resample(np.zeros(source.shape, np.float32), source, other, outside=0.0)
+
+
+def test_a_single_slice_can_be_sampled() -> None:
+    weights = axis_weights(-0.4, 0.4, 3, 1)
+    np.testing.assert_array_equal(weights.inside, [True, True, True])
+    np.testing.assert_array_equal(weights.low, [0, 0, 0])
+    geometry = Geometry(shape=(1, 2, 2), spacing=(3.0, 1.0, 1.0), origin=(0.0, 0.0, 0.0))
+    array = np.arange(4, dtype=np.int16).reshape(1, 2, 2)
+    np.testing.assert_array_equal(resample(array, geometry, geometry, outside=0.0).numpy(), array)
+
+
+def test_centred_grid_is_centred() -> None:
+    source, _ = grids(1)
+    grid = centred_grid(source, (1.0, 2.0, 3.0), (2.5, 0.7, 0.7), (58, 256, 256))
+    middle = grid.to_lps([(n - 1) / 2 for n in grid.shape])
+    np.testing.assert_allclose(middle, (1.0, 2.0, 3.0), atol=1e-9)

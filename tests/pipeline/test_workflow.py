@@ -1,0 +1,75 @@
+"""Workflows: strict reading, and words that help with a typo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from deepcac2.errors import WorkflowError
+from deepcac2.pipeline import Workflow
+
+DEFAULT = (Path(__file__).parents[2] / "config" / "default.yml").read_text()
+
+
+def test_default_runs_the_modules_of_the_design() -> None:
+    workflow = Workflow.load("default")
+    assert [s.module for s in workflow.steps] == [
+        "DicomImporter",
+        "NiftiConverter",
+        "HeartRunner",
+        "DeepCACRunner",
+        "AGSCalculator",
+        "DSegConverter",
+        "ReportExporter",
+        "DataOrganizer",
+    ]
+    assert workflow.options("AGSCalculator").rule == "agatston"
+    assert Workflow.parse(DEFAULT, name="default").fingerprint() == workflow.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("- AGSCalculator", "- AGSCalculater", "Perhaps you meant 'AGSCalculator'"),
+        ("  AGSCalculator:", "  AgsCalculator:", "Perhaps you meant 'AGSCalculator'"),
+        ("    rule: agatston", "    rul: agatston", "unknown option 'rul'. Perhaps you meant 'rule'"),
+        ("    rule: agatston", "    rule: 3", "'rule' must be str, not 3"),
+        ("execute:", "exceute:", "needs a list 'execute'"),
+        ("modules:", "module:", "Perhaps you meant 'modules'"),
+        ("dicomseg:mod=seg-->", "dicomsg:mod=seg-->", "Perhaps you meant 'dicomseg:mod=seg'"),
+        ("[i:PatientID]", "[i:PatientId]", "Perhaps you meant 'i:PatientID'"),
+        ("[i:PatientID]/", "../", "must stay inside"),
+        ("- HeartRunner\n", "", "needs HeartRunner before it"),
+        ("- NiftiConverter\n", "", "lacks NiftiConverter"),
+        ("- HeartRunner\n- DeepCACRunner", "- DeepCACRunner\n- HeartRunner", "in this order"),
+        ("general:", "general: [", "not valid YAML"),
+    ],
+)
+def test_mistakes_are_one_line_with_help(old: str, new: str, message: str) -> None:
+    assert old in DEFAULT
+    with pytest.raises(WorkflowError) as caught:
+        Workflow.parse(DEFAULT.replace(old, new, 1), name="mine")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_name_and_missing_file() -> None:
+    with pytest.raises(WorkflowError, match="Perhaps you meant 'default'"):
+        Workflow.load("defualt")
+    with pytest.raises(WorkflowError, match="cannot read the workflow"):
+        Workflow.load("/nowhere/mine.yml")
+
+
+def test_options_beside_the_module_name_count_for_that_step() -> None:
+    content = yaml.safe_load(DEFAULT)
+    content["execute"][4] = {"module": "AGSCalculator", "rule": "ai-cac"}
+    assert Workflow.parse(yaml.safe_dump(content), name="w").options("AGSCalculator").rule == "ai-cac"
+
+
+def test_the_fingerprint_follows_the_options() -> None:
+    workflow = Workflow.load("default")
+    other = workflow.with_options("AGSCalculator", rule="ai-cac")
+    assert other.fingerprint() != workflow.fingerprint()
+    assert workflow.options("AGSCalculator").rule == "agatston"
