@@ -31,8 +31,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--workflow", default="default", metavar="NAME|FILE", help="workflow (default: %(default)s)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
-    parser.add_argument("--heart-weights", metavar="NAME|PATH", help="other weights for the heart")
-    parser.add_argument("--calcium-weights", metavar="NAME|PATH", help="other weights for the calcium")
+    parser.add_argument(
+        "--weights",
+        action="append",
+        default=[],
+        metavar="NAME|PATH",
+        help="other weights than the bundled ones; the set says whether it is for heart or calcium; repeatable",
+    )
     parser.add_argument("--rule", metavar="NAME", help="scoring rule (default: the workflow's)")
     parser.add_argument(
         "--allow",
@@ -82,16 +87,16 @@ def _workflow(args: argparse.Namespace, workflow: Any) -> Any:
     from ..errors import WorkflowError
     from ..pipeline.options import nearest
     from ..scoring import RULES
+    from ..weights import resolve
 
     for code in args.allow:
         if code not in GATES:
             raise WorkflowError(f"--allow {code}: no such quality gate.{nearest(code, GATES)}")
     if args.rule is not None and args.rule not in RULES:
         raise WorkflowError(f"--rule {args.rule}: no such rule.{nearest(args.rule, RULES)}")
-    if args.heart_weights is not None:
-        workflow = workflow.with_options("HeartRunner", weights=args.heart_weights)
-    if args.calcium_weights is not None:
-        workflow = workflow.with_options("DeepCACRunner", weights=args.calcium_weights)
+    for name in args.weights:
+        module = "HeartRunner" if resolve(name).role == "heart" else "DeepCACRunner"
+        workflow = workflow.with_options(module, weights=name)
     if args.rule is not None:
         workflow = workflow.with_options("AGSCalculator", rule=args.rule)
     return workflow

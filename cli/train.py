@@ -14,8 +14,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "train",
         help="train the heart or the calcium network",
         description="Train a network by a recipe (config/train/*.yml). Everything lands in the work folder: "
-        "data, checkpoints, log, and at the end the set of weights, which 'run' takes by --heart-weights or "
-        "--calcium-weights. The same command again goes on where it was stopped.",
+        "data, checkpoints, log, and at the end the set of weights, which 'run' takes by --weights. "
+        "The same command again goes on where it was stopped.",
     )
     parser.add_argument("role", choices=["heart", "calcium"])
     parser.add_argument(
@@ -23,7 +23,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="work folder")
     parser.add_argument(
-        "--extra", type=Path, metavar="DIR", help="heart only: more cases with masks (docs/training.md)"
+        "--extra",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="heart only: more cases with masks (docs/training.md); repeatable",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
@@ -49,6 +54,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         from ..training.heart import HeartRecipe, train_heart
 
-        folder = train_heart(load_recipe(config, HeartRecipe), args.work, extra=args.extra, device=device)
+        folder = train_heart(load_recipe(config, HeartRecipe), args.work, extra=tuple(args.extra), device=device)
     sys.stdout.write(f"weights: {folder}\n")
     return 0

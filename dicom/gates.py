@@ -387,7 +387,7 @@ _SHARP_NAMES = re.compile(r"(?i)(lung|bone(plus)?\d?|edge|ultra|y?[def]|yl|l|fc(
 """GE LUNG, BONE, BONEPLUS, EDGE, ULTRA; Philips D, E, F (also YD, YE), L; Canon FC30-39, FC50-59 and FC80-89
 (bone and lung). Vendors' kernel lists; incomplete by nature."""
 
-_SIEMENS = re.compile(r"(?i)[a-z]{1,2}(\d\d)[a-z]?")
+_SIEMENS = re.compile(r"(?i)(?!FC)[a-z]{1,2}(\d\d)[a-z]?")
 """Siemens: letters for the kind, two digits that grow with sharpness, a letter for the variant: B30f, Br64d.
 From 50 on they are meant for lung and bone."""
 

@@ -195,7 +195,7 @@ class CalciumModel:
             reason = str(error).splitlines()[0]
             raise WeightsUnsupported(
                 f"the weights {weights.name!r} are not a calcium U-Net this version knows ({reason}); "
-                "choose others with --calcium-weights"
+                "choose others with --weights"
             ) from error
         rescale_to = description.get("normalisation", {}).get("rescale_to", "window")
         batch = 8 if device.type == "cpu" else 64

@@ -89,6 +89,7 @@ class HeartModel:
         self,
         *,
         networks: Sequence[torch.nn.Module],
+        classes: int,
         patch: tuple[int, int, int],
         spacing: tuple[float, float, float],
         transpose: tuple[int, int, int],
@@ -101,6 +102,7 @@ class HeartModel:
     ) -> None:
         """Args:
         networks: One per fold: float32 (1, 1, *patch) to logits (1, classes, *patch).
+        classes: Background, heart and what else there is.
         patch: Voxels, in the network's axes.
         spacing: mm, in the network's axes.
         transpose: nnU-Net's ``transpose_forward``: network axis k is canonical axis ``transpose[k]``.
@@ -112,6 +114,7 @@ class HeartModel:
         weights: The set they came from.
         """
         self.networks = list(networks)
+        self.classes = classes
         self.patch = patch
         self.spacing = spacing
         self.transpose = transpose
@@ -125,7 +128,12 @@ class HeartModel:
 
     @classmethod
     def load(
-        cls, weights: WeightSet | str | Path, device: torch.device, *, mirror: bool = False, tile_step: float = 0.5
+        cls,
+        weights: WeightSet | str | Path,
+        device: torch.device,
+        *,
+        mirror: bool = False,
+        tile_step: float = 0.5,
     ) -> HeartModel:
         """Build the network from the set's plans and load its verified tensors.
 
@@ -133,7 +141,7 @@ class HeartModel:
             weights: A set, or what `weights.resolve` takes.
             device: Where to run.
             mirror: Average over the mirrorings the network was trained with (up to 8 times slower).
-            tile_step: Step of the sliding window as a share of the patch, in (0, 1]; nnU-Net's default is 0.5.
+            tile_step: Step of the sliding window as a share of the patch, in (0, 1]; nnU-Net's is 0.5.
 
         Raises:
             WeightsMissing, WeightsAltered: See `weights.resolve` and `weights.load_tensors`.
@@ -163,6 +171,7 @@ class HeartModel:
         intensity = manager.foreground_intensity_properties_per_channel["0"]
         model = cls(
             networks=networks,
+            classes=labels.num_segmentation_heads,
             patch=_three(plan.patch_size, int),
             spacing=_three(plan.spacing, float),
             transpose=_three(manager.transpose_forward, int),
@@ -183,6 +192,8 @@ class HeartModel:
 
     def predict(self, volume: Volume) -> HeartPrediction:
         """Segment the heart of a CT in any orientation."""
+        import cc3d
+
         margin = self.low_resolution_margin(volume)
         probability = torch.sigmoid(torch.stack([margin.min(), margin.max()])).tolist()
         box = _heart_box(margin)
@@ -198,7 +209,8 @@ class HeartModel:
                 probability_range=(probability[0], probability[1]),
                 box=(),
             )
-        fill_positive(margin, mask, box)
+        part = fill_positive(margin, mask, box)
+        part[...] = cc3d.largest_k(part, k=1, connectivity=6)
         return _measured(volume, mask, (probability[0], probability[1]))
 
     def low_resolution_margin(self, volume: Volume) -> torch.Tensor:
@@ -235,7 +247,10 @@ class HeartModel:
         Returns:
             float32 (classes, …) of the same size, on the model's device.
         """
-        from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compute_steps_for_sliding_window
+        from nnunetv2.inference.sliding_window_prediction import (
+            compute_gaussian,
+            compute_steps_for_sliding_window,
+        )
 
         lack = [max(0, p - n) for p, n in zip(self.patch, data.shape, strict=True)]
         below = [m // 2 for m in lack]
@@ -243,21 +258,24 @@ class HeartModel:
         padded = torch.nn.functional.pad(data, [v for pair in reversed(pads) for v in pair])
         steps = compute_steps_for_sliding_window(tuple(padded.shape), self.patch, self.tile_step)
         tiles = [
-            tuple(slice(s, s + p) for s, p in zip(corner, self.patch, strict=True)) for corner in itertools.product(*steps)
+            tuple(slice(s, s + p) for s, p in zip(corner, self.patch, strict=True))
+            for corner in itertools.product(*steps)
         ]
         padded = padded.to(self.device)
         if len(tiles) == 1:
             total = self._tile(padded[tiles[0]])
         else:
             weight = compute_gaussian(
-                self.patch, sigma_scale=1 / 8, value_scaling_factor=10, dtype=torch.float32, device=self.device
+                self.patch,
+                sigma_scale=1 / 8,
+                value_scaling_factor=10,
+                dtype=torch.float32,
+                device=self.device,
             )
-            total, weights = torch.zeros(()), torch.zeros(padded.shape, device=self.device)
+            total = torch.zeros((self.classes, *padded.shape), device=self.device)
+            weights = torch.zeros(padded.shape, device=self.device)
             for tile in tiles:
-                part = self._tile(padded[tile])
-                if total.ndim == 0:
-                    total = torch.zeros((part.shape[0], *padded.shape), device=self.device)
-                total[(slice(None), *tile)] += part * weight
+                total[(slice(None), *tile)] += self._tile(padded[tile]) * weight
                 weights[tile] += weight
             total /= weights
         inner = tuple(slice(b, b + n) for b, n in zip(below, data.shape, strict=True))
@@ -265,18 +283,18 @@ class HeartModel:
 
     def _tile(self, patch: torch.Tensor) -> torch.Tensor:
         """Logits float32 (classes, *patch), averaged over folds and mirrorings."""
-        total: torch.Tensor | None = None
+        total: torch.Tensor | float = 0.0
         flips: list[tuple[int, ...]] = [
-            axes for n in range(len(self.mirror_axes) + 1) for axes in itertools.combinations(self.mirror_axes, n)
+            axes
+            for n in range(len(self.mirror_axes) + 1)
+            for axes in itertools.combinations(self.mirror_axes, n)
         ]
         # On a GPU nnU-Net runs in half precision (autocast), on a CPU in single.
         with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
             for network, axes in itertools.product(self.networks, flips):
                 dims = [a + 2 for a in axes]
-                out = torch.flip(network(torch.flip(patch[None, None], dims)), dims)[0].float()
-                total = out if total is None else total + out
-        assert total is not None
-        return total / (len(self.networks) * len(flips))
+                total = total + torch.flip(network(torch.flip(patch[None, None], dims)), dims)[0].float()
+        return torch.as_tensor(total) / (len(self.networks) * len(flips))
 
 
 def heart_margin(logits: torch.Tensor, labels: Sequence[int]) -> torch.Tensor:
@@ -364,13 +382,16 @@ def resample(
 
 def fill_positive(
     margin: torch.Tensor, mask: npt.NDArray[np.bool_], box: tuple[tuple[int, int], ...]
-) -> None:
+) -> npt.NDArray[np.bool_]:
     """Set `mask` where the linearly interpolated `margin` is above zero, within a box.
 
     Args:
         margin: float32 (z, y, x) at low resolution.
         mask: bool (z, y, x), all false, on the grid that fills the same box of the patient; changed.
         box: (start, stop) per axis in indices of `margin`.
+
+    Returns:
+        The part of `mask` that was written, a view.
     """
     rows, matrices = [], []
     for (start, stop), low, full in zip(box, margin.shape, mask.shape, strict=True):
@@ -380,19 +401,23 @@ def fill_positive(
         inside = slice(max(0, first), min(full, last))
         rows.append(inside)
         matrices.append(torch.from_numpy(interpolation_matrix(low, full, rows=inside)))
-    columns = [slice(max(0, start - 1), min(low, stop + 1)) for (start, stop), low in zip(box, margin.shape, strict=True)]
+    columns = [
+        slice(max(0, start - 1), min(low, stop + 1))
+        for (start, stop), low in zip(box, margin.shape, strict=True)
+    ]
     wz, wy, wx = (m[:, c] for m, c in zip(matrices, columns, strict=True))
     part = margin[tuple(columns)]
     tall = (wz @ part.flatten(1)).reshape(-1, *part.shape[1:])
     target = mask[tuple(rows)]
     for start in range(0, len(tall), _SLAB):
         target[start : start + _SLAB] = ((wy @ tall[start : start + _SLAB]) @ wx.T > 0).numpy()
+    return target
 
 
 def _heart_box(margin: torch.Tensor) -> tuple[tuple[int, int], ...] | None:
     """Keep only the largest positive component of `margin` (changed in place) and return its box.
 
-    Components are joined by faces: then linear interpolation keeps each in one piece.
+    Components are joined by faces.
     """
     import cc3d
 
@@ -463,13 +488,17 @@ def _check_supported(path: Path, plan: Any) -> None:
     if plan.previous_stage_name is not None:
         raise WeightsUnsupported(f"{path} holds the second stage of a cascade; give its 3d_lowres stage")
     if list(plan.normalization_schemes) != ["CTNormalization"]:
-        raise WeightsUnsupported(f"{path} was not trained on CT alone: {', '.join(plan.normalization_schemes)}")
+        raise WeightsUnsupported(
+            f"{path} was not trained on CT alone: {', '.join(plan.normalization_schemes)}"
+        )
     if any(plan.use_mask_for_norm):
         raise WeightsUnsupported(f"{path} normalises within a mask, which is not done for CT")
     kwargs = plan.network_arch_init_kwargs
     names = [kwargs[k] for k in plan.network_arch_init_kwargs_req_import if kwargs[k] is not None]
     if not plan.network_arch_class_name.startswith("dynamic_network_architectures.architectures."):
-        raise WeightsUnsupported(f"{path} names the network {plan.network_arch_class_name}, which is not nnU-Net's own")
+        raise WeightsUnsupported(
+            f"{path} names the network {plan.network_arch_class_name}, which is not nnU-Net's own"
+        )
     for name in names:
         if not str(name).startswith("torch.nn."):
             raise WeightsUnsupported(f"{path} names the layer {name}, which is not torch's own")

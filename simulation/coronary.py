@@ -185,8 +185,8 @@ def sample_distractors(
         centre = line[2]
         u, v = _across(line[4] - line[0])
         for _ in range(int(rng.integers(1, 5))):
-            angle = rng.uniform(0, 2 * np.pi)
-            spoke = np.linspace(0.2, 0.8, 4)[:, None] * radii[2] * (np.cos(angle) * u + np.sin(angle) * v)
+            turn = rng.uniform(0, 2 * np.pi)
+            spoke = np.linspace(0.2, 0.8, 4)[:, None] * radii[2] * (np.cos(turn) * u + np.sin(turn) * v)
             out.append(
                 Lesion(
                     kind="aortic valve",

@@ -13,8 +13,7 @@ from ..imaging import Geometry, Volume
 from ..imaging.volume import PADDING_HU
 from .acquisition import KERNELS, Acquisition, add_noise, default_geometry, sample_acquisition
 from .anatomy import place_heart, sample_anatomy, sample_body, sample_frame
-from .rendering import Speck, add_specks, paint_patient, rasterise, slice_profile, to_target, working_grid
-from .shapes import Canvas
+from .rendering import Speck, add_specks, draw, rasterise, slice_profile, to_target, working_grid
 
 CALCIUM_HU = 130
 """A reader marks as calcium what reaches this (Agatston et al., J Am Coll Cardiol 1990;15:827)."""
@@ -66,10 +65,7 @@ def simulate_patient(
     anatomy = sample_anatomy(seed)
     blur = KERNELS[scan.kernel][0]
     working, factor, sub = working_grid(grid)
-    canvas = Canvas(anatomy.frame, working)
-    sac = paint_patient(canvas, anatomy)
-    hu = canvas.hu
-    del canvas
+    hu, sac = draw(anatomy, working)
     # edges are already soft by about a voxel of the working grid
     for axis in (1, 2):
         extra = (blur / working.spacing[axis]) ** 2 - 0.3

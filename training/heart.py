@@ -106,7 +106,9 @@ class HeartRecipe:
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision is 'float32' or 'bfloat16', not {self.precision!r}")
         if self.intensity_hu and len(self.intensity_hu) != 4:
-            raise ValueError("intensity_hu holds lower clip, upper clip, mean and standard deviation, or nothing")
+            raise ValueError(
+                "intensity_hu holds lower clip, upper clip, mean and standard deviation, or nothing"
+            )
         if len(self.spacing_mm) != 3 or min(self.spacing_mm) <= 0:
             raise ValueError("spacing_mm holds three distances above 0: z, y, x")
 
@@ -117,7 +119,8 @@ def coarse(geometry: Geometry, spacing: tuple[float, float, float]) -> Geometry:
     The voxel count is rounded per axis and the spacing adapted, as nnU-Net resamples.
     """
     shape = [
-        max(1, round(n * old / new)) for n, old, new in zip(geometry.shape, geometry.spacing, spacing, strict=True)
+        max(1, round(n * old / new))
+        for n, old, new in zip(geometry.shape, geometry.spacing, spacing, strict=True)
     ]
     ratio = np.array(geometry.shape) / shape
     origin = geometry.to_lps((ratio - 1) / 2)
@@ -154,7 +157,7 @@ def simulated_heart(
     hu = hu + rng.normal(0.0, rng.uniform(0.0, recipe.noise_hu), hu.shape)
     image = to_canonical(np.clip(hu, -1024, 3071).round().astype(np.int16), grid)
     label = to_canonical(heart.astype(np.uint8), grid).array
-    box = (slice(None),) * 3
+    box: tuple[slice, ...] = (slice(None),) * 3
     if rng.random() < recipe.crop_share and label.any():
         box = _around(label, rng, _triple(60.0 / np.array(image.geometry.spacing)))
     return image.array[box], label[box], image.geometry.spacing
@@ -269,7 +272,9 @@ def _read_image(path: Path) -> tuple[npt.NDArray[Any], Geometry]:
     try:
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:
-        raise TrainingError(f"{path} cannot be read as an image: {str(error).strip().splitlines()[-1]}") from error
+        raise TrainingError(
+            f"{path} cannot be read as an image: {str(error).strip().splitlines()[-1]}"
+        ) from error
     array = sitk.GetArrayFromImage(image)
     direction = np.array(image.GetDirection()).reshape(3, 3)
     z, y, x = (tuple(float(c) for c in direction[:, i]) for i in (2, 1, 0))
@@ -305,7 +310,9 @@ def _write_case(
 
 def _same_or_new(note: Path, about: dict[str, Any]) -> None:
     if note.exists() and json.loads(note.read_text()) != about:
-        raise TrainingError(f"{note.parent} was made with another recipe; remove it or choose another --work folder")
+        raise TrainingError(
+            f"{note.parent} was made with another recipe; remove it or choose another --work folder"
+        )
     note.parent.mkdir(parents=True, exist_ok=True)
     note.write_text(json.dumps(about))
 
@@ -370,13 +377,15 @@ def train_heart(
             child.terminate()
             raise
     if child.returncode:
-        raise TrainingError(f"nnU-Net ended with code {child.returncode}: {last} (all of it: {work / 'nnunet.log'})")
+        raise TrainingError(
+            f"nnU-Net ended with code {child.returncode}: {last} (all of it: {work / 'nnunet.log'})"
+        )
     results = next((work / "results" / data.name).glob("*__*__*"))
     return export_heart(results, work / "weights", recipe=recipe).path
 
 
 def export_heart(results: Path, out: Path, *, recipe: HeartRecipe) -> WeightSet:
-    """Turn a trainer's results folder (plans.json, dataset.json, fold_*/checkpoint_final.pth) into weights."""
+    """Turn a trainer's results (plans.json, dataset.json, fold_*/checkpoint_final.pth) into a set."""
     from ..weights import convert_nnunet_v2
 
     return convert_nnunet_v2(

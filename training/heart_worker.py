@@ -57,7 +57,9 @@ class HeartPlanner(ExperimentPlanner):  # type: ignore[misc]
             shapes = [
                 compute_new_shape(shape, old, spacing)
                 for shape, old in zip(
-                    self.dataset_fingerprint["shapes_after_crop"], self.dataset_fingerprint["spacings"], strict=True
+                    self.dataset_fingerprint["shapes_after_crop"],
+                    self.dataset_fingerprint["spacings"],
+                    strict=True,
                 )
             ]
             median_shape = np.percentile(np.array(shapes), self.recipe.patch_percentile, axis=0)
@@ -75,11 +77,18 @@ class HeartPlanner(ExperimentPlanner):  # type: ignore[misc]
     ) -> int:
         """nnU-Net's estimate, without setting torch's threads to the number of augmentation processes."""
         network = get_network_from_plans(
-            arch_class_name, arch_kwargs, arch_kwargs_req_import, input_channels, output_channels, allow_init=False
+            arch_class_name,
+            arch_kwargs,
+            arch_kwargs_req_import,
+            input_channels,
+            output_channels,
+            allow_init=False,
         )
         return int(network.compute_conv_feature_map_size(patch_size))
 
-    def determine_resampling(self, *_args: Any, **_kwargs: Any) -> tuple[Any, dict[str, Any], Any, dict[str, Any]]:
+    def determine_resampling(
+        self, *_args: Any, **_kwargs: Any
+    ) -> tuple[Any, dict[str, Any], Any, dict[str, Any]]:
         """Linear instead of cubic: what `models.heart` does at inference."""
         return (
             resample_torch_fornnunet,
@@ -88,7 +97,9 @@ class HeartPlanner(ExperimentPlanner):  # type: ignore[misc]
             {"is_seg": True, "force_separate_z": False},
         )
 
-    def determine_segmentation_softmax_export_fn(self, *_args: Any, **_kwargs: Any) -> tuple[Any, dict[str, Any]]:
+    def determine_segmentation_softmax_export_fn(
+        self, *_args: Any, **_kwargs: Any
+    ) -> tuple[Any, dict[str, Any]]:
         return resample_torch_fornnunet, {"is_seg": False, "force_separate_z": False}
 
     def save_plans(self, plans: dict[str, Any]) -> None:
@@ -129,10 +140,14 @@ class HeartTrainer(nnUNetTrainer):  # type: ignore[misc]
             return super().configure_optimizers()  # type: ignore[no-any-return]
         from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 
-        optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay)
+        optimizer = torch.optim.AdamW(
+            self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay
+        )
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
 
-    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, bool, Any, tuple[int, ...]]:
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(
+        self,
+    ) -> tuple[Any, bool, Any, tuple[int, ...]]:
         """Moderate rotations, no mirroring, no pseudo-2D augmentation."""
         angle = np.deg2rad(self.recipe.rotation_degrees)
         rotation = (-angle, angle)
@@ -221,10 +236,16 @@ def main(job: dict[str, Any]) -> None:
     torch.manual_seed(recipe.seed)
     plans = _plan_and_preprocess(job["dataset"], recipe)
     plan = plans["configurations"][CONFIGURATION]
-    sys.stdout.write(f"{PROGRESS}patch {plan['patch_size']}, batch {plan['batch_size']}, spacing {plan['spacing']}\n")
+    sys.stdout.write(
+        f"{PROGRESS}patch {plan['patch_size']}, batch {plan['batch_size']}, spacing {plan['spacing']}\n"
+    )
     dataset_json = load_json(str(Path(nnUNet_raw) / job["dataset"] / "dataset.json"))
     trainer = HeartTrainer(
-        {**plans, "continue_training": job["resume"]}, CONFIGURATION, 0, dataset_json, torch.device(job["device"])
+        {**plans, "continue_training": job["resume"]},
+        CONFIGURATION,
+        0,
+        dataset_json,
+        torch.device(job["device"]),
     )
     trainer.follow(recipe, work / "log.csv")
     trainer.initialize()

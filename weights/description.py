@@ -103,7 +103,9 @@ def describe(folder: Path, *, sidecar: str = DESCRIPTION) -> WeightSet:
         if Path(file).name != file:
             raise WeightsError(f"{folder / sidecar} names {file!r}, which is not a plain file name")
         if not (folder / file).is_file():
-            raise WeightsMissing(f"{folder / file} is missing though {sidecar} names it; copy the whole folder")
+            raise WeightsMissing(
+                f"{folder / file} is missing though {sidecar} names it; copy the whole folder"
+            )
     known = ("format", "name", "role", "files")
     return WeightSet(
         name=content["name"],
@@ -131,7 +133,9 @@ def read_description(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise WeightsError(f"{path} cannot be read: {error}; convert or train the set again") from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise WeightsError(f"{path} is not a description of weights in format {_FORMAT}; convert the set again")
+        raise WeightsError(
+            f"{path} is not a description of weights in format {_FORMAT}; convert the set again"
+        )
     files = content.get("files")
     well_formed = (
         isinstance(content.get("name"), str)

@@ -39,7 +39,10 @@ OTHER_NETWORKS = ("ReLU", "GeLU", "Mish", "_BN", "FRN", "GN", "NoNormalization",
 _SAFE = {
     ("collections", "OrderedDict"),
     ("_codecs", "encode"),
-    *(("builtins", n) for n in ("set", "frozenset", "complex", "slice", "range", "bytearray", "list", "tuple", "dict")),
+    *(
+        ("builtins", n)
+        for n in ("set", "frozenset", "complex", "slice", "range", "bytearray", "list", "tuple", "dict")
+    ),
     *(("numpy", n) for n in ("dtype", "ndarray")),
     *((f"numpy.{core}.multiarray", n) for core in ("core", "_core") for n in ("_reconstruct", "scalar")),
     *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
@@ -122,18 +125,20 @@ def convert_nnunet_v1(
         stage = _stage(plans, info, configuration)
         states = [_state_v2(read_checkpoint(f)["state_dict"]) for f in files]
         v2_plans = _plans_v2(plans, stage, states[0], folder)
-    except (KeyError, IndexError, TypeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         raise WeightsUnsupported(f"{folder} is no nnU-Net v1 result that is understood: {error!r}") from error
     chosen = next(iter(v2_plans["configurations"]))
     classes = [int(c) for c in plans["all_classes"]]
     named = {"heart": classes[0]} if len(classes) == 1 else {f"class_{c}": c for c in classes}
-    dataset = {
+    dataset: dict[str, Any] = {
         "channel_names": {"0": "CT"},
         "labels": {"background": 0, **named},
         "numTraining": len(plans.get("original_sizes", [])),
         "file_ending": ".nii.gz",
     }
-    tensors = {f"fold_{p.name.removeprefix('fold_')}.safetensors": s for p, s in zip(folds, states, strict=True)}
+    tensors = {
+        f"fold_{p.name.removeprefix('fold_')}.safetensors": s for p, s in zip(folds, states, strict=True)
+    }
     return write_heart_set(
         destination,
         name=name or str(v2_plans["dataset_name"]),
@@ -158,7 +163,9 @@ def _results_folder(source: Path, configuration: str | None) -> Path:
         raise WeightsMissing(f"no folder {source}; unpack the archive and give its folder")
     found = sorted(p.parent for p in source.rglob("plans.pkl") if any(p.parent.glob("*/*.model")))
     if configuration is not None and len(found) > 1:
-        found = [f for f in found if configuration in f.relative_to(source).parts or configuration == source.name]
+        found = [
+            f for f in found if configuration in f.relative_to(source).parts or configuration == source.name
+        ]
     if not found:
         raise WeightsMissing(f"no plans.pkl beside fold_*/ in {source}; give a folder of nnU-Net v1 results")
     if len(found) > 1:
@@ -215,8 +222,15 @@ def _state_v2(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     level = {f"encoder.stages.{i}.0": i for i in range(depth + 1)}
     level |= {f"decoder.stages.{i}": depth - 1 - i for i in range(depth)}
     kernels = {
-        r: [max(state[f"{b}.conv.weight"].shape[2 + a] for s, bs in blocks.items() if level[s] == r for b in bs)
-            for a in range(3)]
+        r: [
+            max(
+                state[f"{b}.conv.weight"].shape[2 + a]
+                for s, bs in blocks.items()
+                if level[s] == r
+                for b in bs
+            )
+            for a in range(3)
+        ]
         for r in range(depth + 1)
     }
     for side, names in blocks.items():
@@ -238,7 +252,9 @@ def _state_v2(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             used |= {f"{old}.{i}.weight", f"{old}.{i}.bias"}
     unknown = sorted(set(state) - used)
     if unknown:
-        raise WeightsUnsupported(f"the checkpoint holds {unknown[0]}, which nnunetv2's plain U-Net has no place for")
+        raise WeightsUnsupported(
+            f"the checkpoint holds {unknown[0]}, which nnunetv2's plain U-Net has no place for"
+        )
     return result
 
 
@@ -266,7 +282,7 @@ def _plans_v2(
         raise WeightsUnsupported(f"{folder} normalises within a mask, which is not done for CT")
     strides = [[1, 1, 1], *_pools(old)]
     levels = len(strides)
-    convs = 1 + max(int(k.split(".")[4]) for k in state if k.startswith("encoder.stages.0.0.convs."))
+    convs = 1 + max(int(k.split(".")[5]) for k in state if k.startswith("encoder.stages.0.0.convs."))
     features, kernels = [], []
     for r in range(levels):
         weight = state[f"encoder.stages.{r}.0.convs.0.conv.weight"]
@@ -278,7 +294,7 @@ def _plans_v2(
     resampling = {"order_z": 0, "force_separate_z": None}
     task = next((p for p in reversed(folder.resolve().parts) if re.match(r"Task\d+_", p)), folder.name)
     spacing = [float(s) for s in old["current_spacing"]]
-    median = [int(round(float(n))) for n in old["median_patient_size_in_voxels"]]
+    median = [round(float(n)) for n in old["median_patient_size_in_voxels"]]
     configuration = {
         "data_identifier": f"{plans.get('data_identifier', 'nnUNetData')}_stage{stage}",
         "preprocessor_name": "DefaultPreprocessor",

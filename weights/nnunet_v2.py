@@ -53,8 +53,10 @@ def convert_nnunet_v2(
     if not checkpoints:
         raise WeightsMissing(f"no fold_*/{checkpoint} in {source}; give the folder that holds plans.json")
     states = [read_checkpoint(p) for p in checkpoints]
-    tensors = {f"fold_{p.parent.name.removeprefix('fold_')}.safetensors": unique_tensors(s["network_weights"])
-               for p, s in zip(checkpoints, states, strict=True)}
+    tensors = {
+        f"fold_{p.parent.name.removeprefix('fold_')}.safetensors": unique_tensors(s["network_weights"])
+        for p, s in zip(checkpoints, states, strict=True)
+    }
     return write_heart_set(
         destination,
         name=name or str(plans["dataset_name"]),
@@ -149,7 +151,9 @@ def heart_labels(labels: Mapping[str, Any], given: Sequence[int] | None) -> tupl
     (2,)
     """
     if any(isinstance(value, (list, tuple)) for value in labels.values()):
-        raise WeightsUnsupported("the network was trained with overlapping regions; only plain classes are read")
+        raise WeightsUnsupported(
+            "the network was trained with overlapping regions; only plain classes are read"
+        )
     numbers = {name: int(value) for name, value in labels.items() if name not in ("background", "ignore")}
     if given:
         unknown = sorted(set(given) - set(numbers.values()))
@@ -160,7 +164,9 @@ def heart_labels(labels: Mapping[str, Any], given: Sequence[int] | None) -> tupl
         return tuple(numbers.values())
     named = tuple(v for k, v in numbers.items() if k.lower() in ("heart", "whole heart", "whole_heart"))
     if not named:
-        raise WeightsError(f"which class is the heart? Say it with --heart-label NUMBER; there are {_listed(numbers)}")
+        raise WeightsError(
+            f"which class is the heart? Say it with --heart-label NUMBER; there are {_listed(numbers)}"
+        )
     return named
 
 
@@ -179,7 +185,9 @@ def unique_tensors(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
     name and in a list.
     """
     kept = {k.removeprefix("module."): v for k, v in state.items()}
-    return {k: v for k, v in kept.items() if ".all_modules." not in k and not k.startswith("decoder.encoder.")}
+    return {
+        k: v for k, v in kept.items() if ".all_modules." not in k and not k.startswith("decoder.encoder.")
+    }
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -197,7 +205,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WeightsUnsupported(f"{path} holds more than weights, or is no checkpoint ({reason}); not opened") from error
+        raise WeightsUnsupported(
+            f"{path} holds more than weights, or is no checkpoint ({reason}); not opened"
+        ) from error
     if not isinstance(state, dict):
         raise WeightsUnsupported(f"{path} is no nnU-Net checkpoint: it holds a {type(state).__name__}")
     return state
@@ -207,7 +217,7 @@ def _numpy_globals() -> list[Any]:
     """The NumPy names that nnU-Net's logs in a checkpoint consist of, as NumPy 1 and 2 spell them."""
     import numpy as np
 
-    scalar, _ = np.float64(0.0).__reduce__()
+    scalar = np.float64(0.0).__reduce__()[0]
     reconstruct = np.zeros(1).__reduce__()[0]
     numbers = (np.float16, np.float32, np.float64, np.int32, np.int64, np.bool_)
     found: list[Any] = [np.dtype, np.ndarray, *(type(np.dtype(t)) for t in numbers)]
@@ -220,7 +230,9 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise WeightsMissing(f"no {path.name} in {path.parent}; give the folder that holds plans.json and fold_*") from None
+        raise WeightsMissing(
+            f"no {path.name} in {path.parent}; give the folder that holds plans.json and fold_*"
+        ) from None
     except ValueError as error:
         raise WeightsUnsupported(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):

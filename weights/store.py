@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 PICKLES = (".pth", ".pt", ".pkl", ".pickle", ".ckpt", ".model", ".bin")
 
 
-def resolve(name_or_path: str | Path, role: str) -> WeightSet:
+def resolve(name_or_path: str | Path, role: str | None = None) -> WeightSet:
     """Find a set of weights.
 
     Args:
         name_or_path: ``"bundled"`` (the manifest's default for the role), a name in the manifest, or a
             path: the folder of a set, or one ``.safetensors`` file with its description beside it.
-        role: ``"heart"`` or ``"calcium"``.
+        role: ``"heart"`` or ``"calcium"``; None takes a set of either role (not ``"bundled"``).
 
     Raises:
         WeightsMissing: Not there; the message says how to get it.
@@ -32,7 +32,7 @@ def resolve(name_or_path: str | Path, role: str) -> WeightSet:
         WeightsError: A set for another role.
     """
     text = str(name_or_path)
-    entry = default_entry(role) if text == "bundled" else load_manifest().get(text)
+    entry = default_entry(role) if text == "bundled" and role else load_manifest().get(text)
     if entry is not None:
         if entry.folder is not None:
             folder = PACKAGE_FOLDER / entry.folder
@@ -44,18 +44,20 @@ def resolve(name_or_path: str | Path, role: str) -> WeightSet:
         else:
             folder = user_folder() / entry.name
             if not (folder / DESCRIPTION).is_file():
-                raise WeightsMissing(f"{entry.name} is not here yet; run: deepcac2 weights fetch {entry.name}")
+                raise WeightsMissing(
+                    f"{entry.name} is not here yet; run: deepcac2 weights fetch {entry.name}"
+                )
         found = describe(folder)
         if entry.files and dict(found.files) != dict(entry.files):
             raise WeightsAltered(f"{folder} is not the set that the manifest lists; reinstall deepcac2")
     else:
         found = _from_path(Path(text), role)
-    if found.role != role:
+    if role is not None and found.role != role:
         raise WeightsError(f"{text} holds {found.role} weights, not {role} weights")
     return found
 
 
-def _from_path(path: Path, role: str) -> WeightSet:
+def _from_path(path: Path, role: str | None) -> WeightSet:
     if path.suffix in PICKLES:
         raise WeightsUnsupported(_pickle_message(path, path.parent))
     if path.is_dir():
@@ -72,8 +74,8 @@ def _from_path(path: Path, role: str) -> WeightSet:
         if path.name not in found.files:
             raise WeightsMissing(f"{DESCRIPTION} beside {path} does not name it; its sha256 is unknown")
         return found
-    names = ", ".join(["bundled", *(e.name for e in load_manifest().values() if e.role == role)])
-    raise WeightsMissing(f"no {role} weights at {path}; give an existing path or one of: {names}")
+    names = ", ".join(["bundled", *(e.name for e in load_manifest().values() if role in (None, e.role))])
+    raise WeightsMissing(f"no {role or 'such'} weights at {path}; give an existing path or one of: {names}")
 
 
 def _pickle_message(pickled: Path, folder: Path) -> str:
@@ -121,7 +123,9 @@ def load_tensors(weights: WeightSet, name: str) -> dict[str, torch.Tensor]:
     from safetensors.torch import load
 
     if not name.endswith(".safetensors"):
-        raise WeightsUnsupported(f"{weights.path / name} is no .safetensors file; only safetensors are loaded")
+        raise WeightsUnsupported(
+            f"{weights.path / name} is no .safetensors file; only safetensors are loaded"
+        )
     try:
         return load(_read(weights, name))
     except SafetensorError as error:
@@ -135,9 +139,7 @@ def _read(weights: WeightSet, name: str) -> bytes:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise WeightsMissing(
-            f"{path} is missing; copy or fetch the whole set {weights.name} again"
-        ) from None
+        raise WeightsMissing(f"{path} is missing; copy or fetch the whole set {weights.name} again") from None
     _compare(path, hashlib.sha256(content).hexdigest(), weights.files[name])
     return content
 

@@ -91,9 +91,42 @@ def test_published_scores_of_the_inserts(phantom: Volume, shared_data: Path, rul
         result = score(phantom, mask, rule=rule, calibration_factor=factor)
         expected = float(rows[density][f"calculated_agat_{size}"])
         mass = float(rows[density][f"calculated_mass_{size}"])
-        print(size, density, (row, column), result.total, expected, result.mass_mg, mass)
         if size == "small":  # 1 mm inserts: at most a few pixels, where one pixel is a tenth
             assert result.total == pytest.approx(expected, abs=1.5), (size, density)
         else:
             assert result.total == pytest.approx(expected, rel=0.03), (size, density)
             assert result.mass_mg == pytest.approx(mass, rel=0.06), (size, density)
+
+
+DEEPCAC_V1_SCORES = {"0187": 0.0, "0506": 318.395}
+"""Of the manual masks, by the first DeepCAC's own code (see the data's README)."""
+
+
+@pytest.mark.parametrize("patient", DEEPCAC_V1_SCORES)
+def test_labelled_chests_as_far_as_they_go(shared_data: Path, patient: str) -> None:
+    """The masks are there at full resolution, their CT is not, so weights cannot be computed.
+
+    What follows from the mask alone is checked: nothing marked scores 0; and the published score is a sum
+    of lesion sizes of this scorer times possible weights, in units of the voxel volume / 3 (which that code
+    rounds to three digits).
+    """
+    sitk = pytest.importorskip("SimpleITK")
+    image = sitk.ReadImage(str(shared_data / "labelled" / patient / "mask_full.nrrd"))
+    mask = sitk.GetArrayFromImage(image) == 3
+    spacing = tuple(round(s, 6) for s in image.GetSpacing()[::-1])
+    geometry = Geometry(shape=mask.shape, spacing=spacing, origin=(0.0, 0.0, 0.0))
+    dense = Volume(hu=np.full(mask.shape, 150, np.int16), geometry=geometry)
+    result = score(dense, mask, rule="deepcac-v1")
+
+    unit = geometry.voxel_volume / 3
+    published_units = DEEPCAC_V1_SCORES[patient] / round(unit, 3)
+    assert published_units == pytest.approx(round(published_units), abs=1e-6)
+    sizes = [part.n_voxels for lesion in result.lesions for part in lesion.parts]
+    assert result.total == pytest.approx(sum(sizes) * unit)
+    assert min(sizes, default=4) > 3
+    reachable = {0}
+    for size in sizes:
+        reachable = {r + size * weight for r in reachable for weight in range(5)}
+    assert round(published_units) in reachable
+    if patient == "0187":
+        assert result.total == 0

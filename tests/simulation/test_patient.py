@@ -183,7 +183,7 @@ def test_noise_has_the_asked_for_level_and_is_correlated(kernel: str) -> None:
     assert hu.std() == pytest.approx(20.0, rel=0.2)
     assert abs(hu.mean()) < 1
     neighbour = np.corrcoef(hu[:, :, :-1].ravel(), hu[:, :, 1:].ravel())[0, 1]
-    assert neighbour > (0.4 if KERNELS[kernel][1] > 0.5 else 0.0)
+    assert neighbour > (0.3 if KERNELS[kernel][1] > 0.5 else 0.0)
 
 
 def test_padding_outside_the_circle() -> None:
@@ -199,7 +199,7 @@ def test_real_and_simulated_hearts_look_alike(shared_data: Path) -> None:
     import SimpleITK as sitk
 
     simulated = []
-    for seed in range(16):
+    for seed in range(10):
         p = simulate_patient(seed, geometry=default_geometry_at(seed, 6.0))
         simulated.append(describe(p.volume.hu, p.heart, (6.0, 6.0, 6.0)))
     low, high = np.min(simulated, axis=0), np.max(simulated, axis=0)

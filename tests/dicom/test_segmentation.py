@@ -1,0 +1,599 @@
+"""DICOM SEG, judged by others: dciodvfy, dcmqi and highdicom."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import highdicom as hd
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from deepcac2.dicom import discover, read_series
+from deepcac2.dicom.segmentation import (
+    is_segmentation,
+    read_segmentation,
+    referenced_series,
+    write_segmentation,
+)
+from deepcac2.dicom.series import Series, SliceRef
+from deepcac2.errors import InputError, InputUnreadable, MaskMismatch, OutputUnwritable
+from deepcac2.imaging import Geometry
+
+SHAPE = (8, 30, 41)  # 30 × 41 pixels are no whole number of bytes: frames do not start at one
+SPACING = (2.5, 0.75, 0.5)
+SIGNS = list(itertools.product((1.0, -1.0), repeat=3))
+FULL_HEADER = {
+    "PatientName": "Test^Heart",
+    "PatientID": "P-001",
+    "PatientBirthDate": "19500102",
+    "PatientSex": "F",
+    "PatientAge": "070Y",
+    "StudyDate": "20200304",
+    "StudyTime": "101112.5",
+    "StudyID": "17",
+    "AccessionNumber": "A1",
+    "ReferringPhysicianName": "Some^Body",
+    "StudyDescription": "CHEST",
+    "PositionReferenceIndicator": "",
+    "ClinicalTrialProtocolID": "NLST",
+    "ClinicalTrialSubjectID": "100002",
+}
+
+
+def make_geometry(signs: tuple[float, ...] = (1.0, 1.0, 1.0)) -> Geometry:
+    z, y, x = signs
+    return Geometry(
+        shape=SHAPE,
+        spacing=SPACING,
+        origin=(-12.5, 7.25, 100.5),
+        axes=((0.0, 0.0, z), (0.0, y, 0.0), (x, 0.0, 0.0)),
+    )
+
+
+def write_ct(
+    folder: Path, geometry: Geometry, *, reverse: bool = False, header: dict[str, str] | None = None
+) -> Series:
+    """CT files with headers and pixels written by pydicom alone; `reverse` numbers them backwards."""
+    folder.mkdir(parents=True, exist_ok=True)
+    study, series, frame_of_reference = (generate_uid(entropy_srcs=["test", k]) for k in "abc")
+    n = geometry.shape[0]
+    refs = []
+    for z in range(n):
+        number = n - z if reverse else z + 1
+        ds = Dataset()
+        ds.file_meta = FileMetaDataset()
+        ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        ds.SOPClassUID = CTImageStorage
+        ds.SOPInstanceUID = generate_uid(entropy_srcs=["test", str(number)])
+        ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.FrameOfReferenceUID = study, series, frame_of_reference
+        ds.Modality = "CT"
+        ds.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+        for keyword, value in (FULL_HEADER if header is None else header).items():
+            setattr(ds, keyword, value)
+        ds.InstanceNumber = number
+        ds.ImagePositionPatient = [float(v) for v in geometry.to_lps([z, 0, 0])]
+        ds.ImageOrientationPatient = [*geometry.axes[2], *geometry.axes[1]]
+        ds.PixelSpacing = [geometry.spacing[1], geometry.spacing[2]]
+        ds.SliceThickness = 3.0
+        ds.Rows, ds.Columns = geometry.shape[1:]
+        ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+        ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 1
+        ds.RescaleIntercept, ds.RescaleSlope = 0, 1
+        ds.PixelData = np.zeros(geometry.shape[1:], np.int16).tobytes()
+        path = folder / f"{number:03d}.dcm"
+        ds.save_as(path, enforce_file_format=True)
+        refs.append(
+            SliceRef(
+                path=path,
+                sop_class_uid=CTImageStorage,
+                sop_instance_uid=ds.SOPInstanceUID,
+                position=tuple(float(v) for v in ds.ImagePositionPatient),
+                orientation=tuple(float(v) for v in ds.ImageOrientationPatient),
+                slice_thickness=3.0,
+            )
+        )
+    return Series(series_uid=series, study_uid=study, slices=tuple(refs))
+
+
+def make_masks(shape: tuple[int, int, int] = SHAPE) -> tuple[np.ndarray, np.ndarray]:
+    """An asymmetric heart and scattered calcium, so that no flip or shift goes unseen."""
+    rng = np.random.default_rng(5)
+    heart = np.zeros(shape, bool)
+    heart[1:-1, 3 : shape[1] // 2, 5 : shape[2] - 3] = True
+    heart[2, -2, 1] = True
+    calcium = (rng.random(shape) < 0.05) & heart
+    calcium[4] = False
+    return heart, calcium
+
+
+def run_tool(name: str, *arguments: str, cwd: Path | None = None) -> str:
+    """Output of a program from the system or the virtual environment; skips where it is not installed."""
+    program = shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
+    if program is None:
+        pytest.skip(f"needs the program {name}")
+    done = subprocess.run(
+        [program, *arguments], capture_output=True, text=True, check=False, timeout=60, cwd=cwd
+    )
+    return done.stdout + done.stderr
+
+
+def assert_valid(path: Path) -> None:
+    output = run_tool("dciodvfy", str(path))
+    assert "Segmentation" in output
+    assert [line for line in output.splitlines() if line.startswith(("Error", "Abort"))] == []
+
+
+def dcmqi_voxels(path: Path, folder: Path, geometry: Geometry) -> dict[str, np.ndarray]:
+    """What segimage2itkimage makes of the SEG, put onto the grid voxel by voxel, by segment label."""
+    folder.mkdir()
+    run_tool("segimage2itkimage", "--inputDICOM", str(path), "--outputDirectory", str(folder), "-t", "nrrd")
+    meta = json.loads((folder / "meta.json").read_text())
+    result = {}
+    for number, segments in enumerate(meta["segmentAttributes"], start=1):
+        image = sitk.ReadImage(str(folder / f"{number}.nrrd"))
+        mask = np.zeros(geometry.shape, bool)
+        for z, y, x in np.argwhere(sitk.GetArrayFromImage(image)).tolist():
+            index = geometry.to_index(image.TransformIndexToPhysicalPoint((x, y, z)))
+            assert np.abs(index - np.round(index)).max() < 1e-3
+            mask[tuple(np.round(index).astype(int))] = True
+        result[segments[0]["SegmentLabel"]] = mask
+    return result
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("signs", SIGNS)
+def test_read_back_by_all_for_all_directions_and_slice_orders(tmp_path: Path, signs, reverse) -> None:
+    geometry = make_geometry(signs)
+    series = write_ct(tmp_path / "ct", geometry, reverse=reverse)
+    heart, calcium = make_masks()
+    path = tmp_path / "cac.seg.dcm"
+    write_segmentation(
+        path, series=series, geometry=geometry, heart=heart, calcium=calcium, algorithm_version="1"
+    )
+    assert_valid(path)
+
+    by_dcmqi = dcmqi_voxels(path, tmp_path / "dcmqi", geometry)
+    assert list(by_dcmqi) == ["Heart", "Coronary calcium"]
+    np.testing.assert_array_equal(by_dcmqi["Heart"], heart)
+    np.testing.assert_array_equal(by_dcmqi["Coronary calcium"], calcium)
+
+    segmentation = hd.seg.segread(path)
+    by_highdicom = segmentation.get_pixels_by_source_instance(
+        [ref.sop_instance_uid for ref in series.slices], ignore_spatial_locations=True,
+        assert_missing_frames_are_empty=True,
+    )  # fmt: skip
+    np.testing.assert_array_equal(by_highdicom[..., 0].astype(bool), heart)
+    np.testing.assert_array_equal(by_highdicom[..., 1].astype(bool), calcium)
+
+    masks = read_segmentation(path, geometry)
+    np.testing.assert_array_equal(masks["heart"], heart)
+    np.testing.assert_array_equal(masks["calcium"], calcium)
+
+
+def test_oblique_stack(tmp_path: Path) -> None:
+    a = np.deg2rad(11.0)
+    row, column = (np.cos(a), 0.0, np.sin(a)), (0.0, 1.0, 0.0)
+    normal = tuple(np.cross(row, column))
+    geometry = Geometry(shape=SHAPE, spacing=SPACING, origin=(1.0, 2.0, 3.0), axes=(normal, column, row))
+    heart, calcium = make_masks()
+    path = tmp_path / "seg.dcm"
+    write_segmentation(
+        path, series=write_ct(tmp_path / "ct", geometry), geometry=geometry, heart=heart, calcium=calcium,
+        algorithm_version="1",
+    )  # fmt: skip
+    assert_valid(path)
+    np.testing.assert_array_equal(dcmqi_voxels(path, tmp_path / "q", geometry)["Coronary calcium"], calcium)
+    np.testing.assert_array_equal(read_segmentation(path, geometry)["calcium"], calcium)
+
+
+@pytest.mark.parametrize("what", ["no calcium", "nothing", "calcium only", "first and last slice only"])
+def test_valid_and_readable_when_something_is_empty(tmp_path: Path, what: str) -> None:
+    geometry = make_geometry()
+    series = write_ct(tmp_path / "ct", geometry)
+    heart, calcium = make_masks()
+    if what in ("no calcium", "nothing"):
+        calcium[:] = False
+    if what in ("nothing", "calcium only"):
+        heart[:] = False
+    if what == "first and last slice only":
+        heart[1:-1] = calcium[1:-1] = False
+        heart[0, 3, 3] = heart[-1, 4, 4] = calcium[-1, 0, 0] = True
+    path = tmp_path / "seg.dcm"
+    write_segmentation(
+        path, series=series, geometry=geometry, heart=heart, calcium=calcium, algorithm_version="1"
+    )
+    assert_valid(path)
+    ds = pydicom.dcmread(path)
+    assert [item.SegmentNumber for item in ds.SegmentSequence] == [1, 2]
+    frames = [
+        g.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+        for g in ds.PerFrameFunctionalGroupsSequence
+    ]
+    assert set(frames) == {1, 2}
+    assert ds.pixel_array.sum() == heart.sum() + calcium.sum()
+    masks = read_segmentation(path, geometry)
+    np.testing.assert_array_equal(masks["heart"], heart)
+    np.testing.assert_array_equal(masks["calcium"], calcium)
+    by_dcmqi = dcmqi_voxels(path, tmp_path / "q", geometry)
+    np.testing.assert_array_equal(by_dcmqi["Heart"], heart)
+    np.testing.assert_array_equal(by_dcmqi["Coronary calcium"], calcium)
+
+
+def test_codes_references_and_patient(tmp_path: Path) -> None:
+    geometry = make_geometry((-1.0, 1.0, 1.0))
+    series = write_ct(tmp_path / "ct", geometry, reverse=True)
+    heart, calcium = make_masks()
+    path = tmp_path / "seg.dcm"
+    write_segmentation(
+        path, series=series, geometry=geometry, heart=heart, calcium=calcium, algorithm_name="net",
+        algorithm_version="2.1",
+    )  # fmt: skip
+    ds = pydicom.dcmread(path)
+    ct = {
+        f.SOPInstanceUID: f
+        for f in (pydicom.dcmread(p, stop_before_pixels=True) for p in (tmp_path / "ct").iterdir())
+    }
+    any_ct = next(iter(ct.values()))
+    for keyword in (*FULL_HEADER, "StudyInstanceUID", "FrameOfReferenceUID"):
+        assert ds[keyword].value == any_ct[keyword].value
+    assert ds.SeriesInstanceUID != any_ct.SeriesInstanceUID
+    assert (ds.Modality, ds.SegmentationType) == ("SEG", "BINARY")
+    assert referenced_series(path) == any_ct.SeriesInstanceUID
+
+    def code(sequence) -> tuple[str, str]:
+        return sequence[0].CodeValue, sequence[0].CodingSchemeDesignator
+
+    first, second = ds.SegmentSequence
+    assert code(first.SegmentedPropertyTypeCodeSequence) == ("80891009", "SCT")
+    assert code(first.SegmentedPropertyCategoryCodeSequence) == ("91723000", "SCT")
+    assert code(second.SegmentedPropertyTypeCodeSequence) == ("18115005", "SCT")
+    assert code(second.SegmentedPropertyCategoryCodeSequence) == ("49755003", "SCT")
+    assert code(second.AnatomicRegionSequence) == ("41801008", "SCT")
+    for item in (first, second):
+        assert item.SegmentAlgorithmType == "AUTOMATIC"
+        assert item.SegmentAlgorithmName == "net"
+        assert len(item.RecommendedDisplayCIELabValue) == 3
+
+    referenced = ds.ReferencedSeriesSequence[0].ReferencedInstanceSequence
+    assert {r.ReferencedSOPInstanceUID for r in referenced} <= set(ct)
+    for groups in ds.PerFrameFunctionalGroupsSequence:
+        source = groups.DerivationImageSequence[0].SourceImageSequence[0]
+        assert source.ReferencedSOPClassUID == CTImageStorage
+        image = ct[source.ReferencedSOPInstanceUID]
+        assert image.ImagePositionPatient == groups.PlanePositionSequence[0].ImagePositionPatient
+    shared = ds.SharedFunctionalGroupsSequence[0]
+    assert shared.PlaneOrientationSequence[0].ImageOrientationPatient == any_ct.ImageOrientationPatient
+    measures = shared.PixelMeasuresSequence[0]
+    assert [float(v) for v in measures.PixelSpacing] == list(SPACING[1:])
+    assert (float(measures.SpacingBetweenSlices), float(measures.SliceThickness)) == (2.5, 3.0)
+
+
+def test_same_masks_same_instance(tmp_path: Path) -> None:
+    geometry = make_geometry()
+    series = write_ct(tmp_path / "ct", geometry)
+    heart, calcium = make_masks()
+    options = {"series": series, "geometry": geometry, "heart": heart, "algorithm_version": "1"}
+    for name, mask in (("a", calcium), ("b", calcium), ("c", np.zeros_like(calcium))):
+        write_segmentation(tmp_path / f"{name}.dcm", calcium=mask, **options)
+    a, b, c = (pydicom.dcmread(tmp_path / f"{name}.dcm") for name in "abc")
+    for ds in (a, b):
+        for keyword in ("InstanceCreationDate", "InstanceCreationTime", "ContentDate", "ContentTime"):
+            del ds[keyword]
+    assert a == b
+    assert a.file_meta.MediaStorageSOPInstanceUID == a.SOPInstanceUID
+    assert c.SOPInstanceUID != a.SOPInstanceUID
+    assert c.SeriesInstanceUID == a.SeriesInstanceUID
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {},
+        {"PatientName": "lonely", "PatientID": "../../x"},
+        {"SpecificCharacterSet": "ISO_IR 192", "PatientName": "Müller^Jörg=山田^太郎", "PatientID": "ü"},
+        {"PatientID": "", "StudyDate": "", "StudyTime": "", "PatientSex": "O"},
+    ],
+)
+def test_headers_as_they_come(tmp_path: Path, header: dict[str, str]) -> None:
+    geometry = make_geometry()
+    series = write_ct(tmp_path / "ct", geometry, header=header)
+    heart, calcium = make_masks()
+    path = tmp_path / "seg.dcm"
+    write_segmentation(
+        path, series=series, geometry=geometry, heart=heart, calcium=calcium, algorithm_version="1"
+    )
+    assert_valid(path)
+    ds = pydicom.dcmread(path)
+    for keyword, value in header.items():
+        assert str(ds[keyword].value) == value
+    np.testing.assert_array_equal(read_segmentation(path, geometry)["calcium"], calcium)
+
+
+def test_header_values_that_break_the_standard_do_not_stop_us(tmp_path: Path) -> None:
+    geometry = make_geometry()
+    series = write_ct(tmp_path / "ct", geometry, header={"PatientName": "X"})
+    first = series.slices[0].path
+    raw = pydicom.dcmread(first)
+    for keyword in ("StudyInstanceUID", "FrameOfReferenceUID"):
+        del raw[keyword]
+    raw.add_new("PatientBirthDate", "LO", "unknown")  # written as text, read as a date that is none
+    raw.add_new("PatientSex", "CS", "W")
+    raw.save_as(first, enforce_file_format=True)
+    heart, calcium = make_masks()
+    write_segmentation(
+        tmp_path / "seg.dcm", series=series, geometry=geometry, heart=heart, calcium=calcium,
+        algorithm_version="1",
+    )  # fmt: skip
+    ds = pydicom.dcmread(tmp_path / "seg.dcm")
+    assert ds.StudyInstanceUID == series.study_uid
+    assert ds.FrameOfReferenceUID
+    assert ds.PatientSex == "W"
+
+
+def test_slices_in_a_zip_archive(tmp_path: Path) -> None:
+    geometry = make_geometry()
+    series = write_ct(tmp_path / "ct", geometry)
+    archive = tmp_path / "ct.zip"
+    with zipfile.ZipFile(archive, "w") as target:
+        for ref in series.slices:
+            target.write(ref.path, f"inside/{ref.path.name}")
+    slices = tuple(replace(r, path=archive, member=f"inside/{r.path.name}") for r in series.slices)
+    shutil.rmtree(tmp_path / "ct")
+    heart, calcium = make_masks()
+    path = tmp_path / "seg.dcm"
+    write_segmentation(
+        path, series=replace(series, slices=slices), geometry=geometry, heart=heart, calcium=calcium,
+        algorithm_version="1",
+    )  # fmt: skip
+    assert_valid(path)
+    assert pydicom.dcmread(path).PatientID == "P-001"
+
+
+def test_frames_of_an_enhanced_file_are_referenced_by_number(tmp_path: Path) -> None:
+    geometry = make_geometry()
+    series = write_ct(tmp_path / "ct", geometry)
+    enhanced = pydicom.dcmread(series.slices[0].path)
+    enhanced.SOPClassUID, enhanced.NumberOfFrames = EnhancedCTImageStorage, SHAPE[0]
+    enhanced.save_as(tmp_path / "enhanced.dcm", enforce_file_format=True)
+    slices = tuple(
+        replace(
+            ref,
+            path=tmp_path / "enhanced.dcm",
+            sop_class_uid=EnhancedCTImageStorage,
+            sop_instance_uid=enhanced.SOPInstanceUID,
+            frame=SHAPE[0] - 1 - z,  # frames stored from the other end
+        )
+        for z, ref in enumerate(series.slices)
+    )
+    heart, calcium = make_masks()
+    path = tmp_path / "seg.dcm"
+    write_segmentation(
+        path, series=series, slices=slices, geometry=geometry, heart=heart, calcium=calcium,
+        algorithm_version="1",
+    )  # fmt: skip
+    assert_valid(path)
+    ds = pydicom.dcmread(path)
+    (instance,) = ds.ReferencedSeriesSequence[0].ReferencedInstanceSequence
+    assert instance.ReferencedSOPInstanceUID == enhanced.SOPInstanceUID
+    for groups in ds.PerFrameFunctionalGroupsSequence:
+        source = groups.DerivationImageSequence[0].SourceImageSequence[0]
+        z = round(float(geometry.to_index(groups.PlanePositionSequence[0].ImagePositionPatient)[0]))
+        assert source.ReferencedSOPClassUID == EnhancedCTImageStorage
+        assert source.ReferencedFrameNumber == SHAPE[0] - z
+    np.testing.assert_array_equal(read_segmentation(path, geometry)["calcium"], calcium)
+
+
+def test_write_refuses_what_does_not_fit(tmp_path: Path) -> None:
+    geometry = make_geometry()
+    series = write_ct(tmp_path / "ct", geometry)
+    heart, calcium = make_masks()
+    path = tmp_path / "seg.dcm"
+    options = {"geometry": geometry, "algorithm_version": "1"}
+    with pytest.raises(MaskMismatch, match="calcium mask"):
+        write_segmentation(path, series=series, heart=heart, calcium=calcium[1:], **options)
+    with pytest.raises(MaskMismatch, match="7 images"):
+        write_segmentation(
+            path, series=series, slices=series.slices[1:], heart=heart, calcium=calcium, **options
+        )
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputUnwritable):
+        write_segmentation(
+            tmp_path / "file" / "seg.dcm", series=series, heart=heart, calcium=calcium, **options
+        )
+    shutil.rmtree(tmp_path / "ct")
+    with pytest.raises(InputUnreadable):
+        write_segmentation(path, series=series, heart=heart, calcium=calcium, **options)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
+
+
+def test_read_refuses_another_grid(tmp_path: Path) -> None:
+    geometry = make_geometry()
+    heart, calcium = make_masks()
+    path = tmp_path / "seg.dcm"
+    write_segmentation(
+        path, series=write_ct(tmp_path / "ct", geometry), geometry=geometry, heart=heart, calcium=calcium,
+        algorithm_version="1",
+    )  # fmt: skip
+    x, y, z = geometry.origin
+    others = {
+        "half a pixel aside": replace(geometry, origin=(x + 0.25, y, z)),
+        "half a slice up": replace(geometry, origin=(x, y, z + 1.25)),
+        "other pixel size": replace(geometry, spacing=(2.5, 0.76, 0.5)),
+        "finer slices": replace(geometry, shape=(16, 30, 41), spacing=(1.25, 0.75, 0.5)),
+        "another place": replace(geometry, origin=(x, y, z + 250.0)),
+        "turned": replace(geometry, axes=((0.0, 0.0, 1.0), (0.6, 0.8, 0.0), (0.8, -0.6, 0.0))),
+    }
+    for name, other in others.items():
+        with pytest.raises(MaskMismatch):
+            read_segmentation(path, other)
+            pytest.fail(name)
+
+
+def test_the_same_voxels_on_a_grid_run_through_differently(tmp_path: Path) -> None:
+    geometry = make_geometry()
+    heart, calcium = make_masks()
+    path = tmp_path / "seg.dcm"
+    write_segmentation(
+        path, series=write_ct(tmp_path / "ct", geometry), geometry=geometry, heart=heart, calcium=calcium,
+        algorithm_version="1",
+    )  # fmt: skip
+    flipped = Geometry(
+        shape=SHAPE,
+        spacing=SPACING,
+        origin=tuple(float(v) for v in geometry.to_lps([SHAPE[0] - 1, 0, SHAPE[2] - 1])),
+        axes=((0.0, 0.0, -1.0), (0.0, 1.0, 0.0), (-1.0, 0.0, 0.0)),
+    )
+    np.testing.assert_array_equal(read_segmentation(path, flipped)["heart"], heart[::-1, :, ::-1])
+    bigger = replace(geometry, shape=(SHAPE[0] + 3, *SHAPE[1:]))
+    np.testing.assert_array_equal(read_segmentation(path, bigger)["heart"][: SHAPE[0]], heart)
+
+
+def dcmqi_segment(label: str, number: int, code: tuple[str, str, str]) -> dict:
+    value, scheme, meaning = code
+    return {
+        "labelID": number,
+        "SegmentLabel": label,
+        "SegmentDescription": label,
+        "SegmentAlgorithmType": "MANUAL",
+        "SegmentedPropertyCategoryCodeSequence": {
+            "CodeValue": "85756007", "CodingSchemeDesignator": "SCT", "CodeMeaning": "Tissue",
+        },
+        "SegmentedPropertyTypeCodeSequence": {
+            "CodeValue": value, "CodingSchemeDesignator": scheme, "CodeMeaning": meaning,
+        },
+        "recommendedDisplayRGBValue": [255, 0, 0],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("signs", [(1.0, 1.0, 1.0), (-1.0, -1.0, 1.0)])
+def test_segmentations_by_another_tool(tmp_path: Path, signs) -> None:
+    """dcmqi writes one with codes and labels of its own, and its own frame orientation."""
+    geometry = make_geometry()
+    write_ct(tmp_path / "ct", geometry)
+    heart, calcium = make_masks()
+    labels = np.where(calcium, 2, np.where(heart, 1, 0)).astype(np.uint8)
+    z, y, x = (int(s) for s in signs)
+    image = sitk.GetImageFromArray(labels[::z, ::y, ::x])
+    corner = [0 if s > 0 else n - 1 for s, n in zip(signs, SHAPE, strict=True)]
+    image.SetOrigin([float(v) for v in geometry.to_lps(corner)])
+    image.SetSpacing(SPACING[::-1])
+    image.SetDirection([signs[2], 0, 0, 0, signs[1], 0, 0, 0, signs[0]])
+    sitk.WriteImage(image, str(tmp_path / "labels.nrrd"))
+    tissue = ("85756007", "SCT", "Tissue")
+    meta = {
+        "ContentCreatorName": "Reader1",
+        "SeriesDescription": "Segmentation",
+        "SeriesNumber": "300",
+        "InstanceNumber": "1",
+        "segmentAttributes": [
+            [
+                dcmqi_segment("Whole heart", 1, tissue),
+                dcmqi_segment("Coronary Artery Calcification", 2, tissue),
+            ]
+        ],
+    }
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    path = tmp_path / "other.dcm"
+    output = run_tool(
+        "itkimage2segimage", "--inputImageList", str(tmp_path / "labels.nrrd"), "--inputMetadata",
+        str(tmp_path / "meta.json"), "--inputDICOMDirectory", str(tmp_path / "ct"), "--outputDICOM", str(path),
+    )  # fmt: skip
+    assert path.is_file(), output
+    masks = read_segmentation(path, geometry)
+    np.testing.assert_array_equal(masks["heart"], heart & ~calcium)
+    np.testing.assert_array_equal(masks["calcium"], calcium)
+
+
+@pytest.mark.parametrize("kind", ["FRACTIONAL", "LABELMAP"])
+def test_other_kinds_of_segmentation(tmp_path: Path, kind: str) -> None:
+    geometry = make_geometry()
+    write_ct(tmp_path / "ct", geometry)
+    sources = [pydicom.dcmread(p) for p in sorted((tmp_path / "ct").iterdir())]
+    _, calcium = make_masks()
+    tissue = hd.sr.CodedConcept("85756007", "SCT", "Tissue")
+    pixels = np.where(calcium, 0.75, 0.25) if kind == "FRACTIONAL" else calcium.astype(np.uint8)
+    segmentation = hd.seg.Segmentation(
+        sources, pixels, kind, [hd.seg.SegmentDescription(1, "CAC", tissue, tissue, "MANUAL")],
+        generate_uid(), 1, generate_uid(), 1, "maker", "model", "1", "1", max_fractional_value=100,
+    )  # fmt: skip
+    path = tmp_path / "seg.dcm"
+    segmentation.save_as(path)
+    assert is_segmentation(path)
+    masks = read_segmentation(path, geometry)
+    assert list(masks) == ["calcium"]
+    np.testing.assert_array_equal(masks["calcium"], calcium)
+
+
+def relabel(path: Path, *changes: tuple[int, str, tuple[str, str] | None, str | None]) -> None:
+    """Change (segment, label, type code, region code) of a SEG by hand."""
+    ds = pydicom.dcmread(path)
+    for number, label, code, region in changes:
+        item = ds.SegmentSequence[number - 1]
+        item.SegmentLabel = label
+        if code is not None:
+            item.SegmentedPropertyTypeCodeSequence[0].CodeValue = code[0]
+            item.SegmentedPropertyTypeCodeSequence[0].CodingSchemeDesignator = code[1]
+        if region is not None:
+            item.AnatomicRegionSequence[0].CodeValue = region
+    ds.save_as(path)
+
+
+def test_which_segments_are_ours(tmp_path: Path) -> None:
+    geometry = make_geometry()
+    series = write_ct(tmp_path / "ct", geometry)
+    heart, calcium = make_masks()
+    path = tmp_path / "seg.dcm"
+
+    def fresh() -> None:
+        write_segmentation(
+            path, series=series, geometry=geometry, heart=heart, calcium=calcium, algorithm_version="1"
+        )
+
+    fresh()
+    relabel(path, (1, "Segment 1", None, None), (2, "Segment 2", None, None))  # by code alone
+    assert sorted(read_segmentation(path, geometry)) == ["calcium", "heart"]
+    fresh()
+    relabel(path, (2, "Calcium", None, "15825003"))  # of the aorta
+    assert sorted(read_segmentation(path, geometry)) == ["heart"]
+    fresh()
+    relabel(path, (1, "Liver", ("10200004", "SCT"), None), (2, "Spleen", ("78961009", "SCT"), None))
+    with pytest.raises(InputError, match="it holds: Liver, Spleen"):
+        read_segmentation(path, geometry)
+
+
+def test_what_is_no_segmentation(tmp_path: Path) -> None:
+    geometry = make_geometry()
+    series = write_ct(tmp_path / "ct", geometry)
+    (tmp_path / "text").write_text("hello")
+    for path in (series.slices[0].path, tmp_path / "text", tmp_path / "missing", tmp_path):
+        assert not is_segmentation(path)
+        with pytest.raises(InputUnreadable):
+            read_segmentation(path, geometry)
+
+
+def test_on_a_real_scan(tmp_path: Path, shared_data: Path) -> None:
+    (series,) = discover(shared_data / "chest" / "CIP-64x64").series
+    reading = read_series(series)
+    geometry = reading.volume.geometry
+    heart, calcium = make_masks(geometry.shape)
+    path = tmp_path / "cac.seg.dcm"
+    write_segmentation(
+        path, series=series, slices=reading.slices, geometry=geometry, heart=heart, calcium=calcium,
+        algorithm_version="1",
+    )  # fmt: skip
+    assert_valid(path)
+    by_dcmqi = dcmqi_voxels(path, tmp_path / "q", geometry)
+    np.testing.assert_array_equal(by_dcmqi["Heart"], heart)
+    np.testing.assert_array_equal(by_dcmqi["Coronary calcium"], calcium)
+    np.testing.assert_array_equal(read_segmentation(path, geometry)["calcium"], calcium)

@@ -1,0 +1,197 @@
+"""The run over a folder with the bundled weights: one row for everything, nothing lost, nothing twice."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+import torch
+from pyarrow import parquet
+
+from deepcac2.dicom import discover, read_segmentation, read_series
+from deepcac2.errors import OutputInsideInput, OutputMismatch
+from deepcac2.imaging.files import read_image
+from deepcac2.pipeline import Workflow
+from deepcac2.pipeline.run import Progress, RunSummary, run_folder
+
+CPU = torch.device("cpu")
+
+
+def run(source: Path, output: Path, **options: object) -> tuple[RunSummary, list[Progress]]:
+    seen: list[Progress] = []
+    options.setdefault("workflow", Workflow.load("default"))
+    summary = run_folder(source, output, device=CPU, watch=seen.append, **options)  # type: ignore[arg-type]
+    return summary, seen
+
+
+@pytest.fixture(scope="module")
+def finished(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunSummary]:
+    output = tmp_path_factory.mktemp("run") / "results"
+    summary, _ = run(simulated, output, keep=["nifti"])
+    return output, summary
+
+
+def series_of(simulated: Path) -> str:
+    return str(json.loads((simulated / "SIM-0003" / "truth.json").read_text())["series_uid"])
+
+
+def test_everything_found_has_a_row(simulated: Path, finished: tuple[Path, RunSummary]) -> None:
+    output, summary = finished
+    assert {r.status for r in summary.rows} == {"scored", "rejected"}
+    (scored,) = [r for r in summary.rows if r.status == "scored"]
+    (rejected,) = [r for r in summary.rows if r.status == "rejected"]
+    assert scored.series_uid == series_of(simulated)
+    assert rejected.code == "not-ct"
+    assert rejected.reason
+    table = parquet.read_table(output / "results.parquet").to_pylist()
+    with (output / "results.csv").open(newline="") as handle:
+        text = list(csv.DictReader(handle))
+    assert (
+        [r["series_uid"] for r in table]
+        == [r["series_uid"] for r in text]
+        == [r.series_uid for r in summary.rows]
+    )
+
+
+def test_the_outputs_agree_with_each_other(simulated: Path, finished: tuple[Path, RunSummary]) -> None:
+    output, summary = finished
+    uid = series_of(simulated)
+    folder = output / "SIM-0003" / uid
+    report = json.loads((folder / "DeepCAC.report.json").read_text())
+    assert list(report) == ["Predicted Agatston Score", "Predicted Risk Group", "SeriesInstanceUID"]
+    details = json.loads((folder / "details.json").read_text())
+    (row,) = [r for r in summary.rows if r.series_uid == uid]
+    assert report["Predicted Agatston Score"] == row.agatston_score
+    assert report["Predicted Agatston Score"] == pytest.approx(details["score"]["total"], abs=1e-4)
+    assert report["Predicted Risk Group"] == row.risk_group == details["score"]["risk_group"]
+    assert report["SeriesInstanceUID"] == uid
+    assert details["score"]["rule"] == "agatston"
+    assert details["provenance"]["weights"]["heart"]["sha256"]
+    series = next(s for s in discover(simulated).series if s.series_uid == uid)
+    geometry = read_series(series).volume.geometry
+    masks = read_segmentation(folder / "cac.seg.dcm", geometry)
+    for name in ("heart", "calcium"):
+        array, grid = read_image(folder / f"{name}.nii.gz")
+        assert grid.same_grid(geometry)
+        np.testing.assert_array_equal(array.astype(bool), masks[name])
+    assert (folder / "preview.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(output.rglob(".*"))
+
+
+def test_no_patient_identity_in_log_or_details(simulated: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "deepcac2", "run", str(simulated), str(tmp_path / "o"), "--device", "cpu"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    (log,) = (tmp_path / "o" / "logs").glob("*.log")
+    text = log.read_text()
+    assert series_of(simulated) in text
+    assert "SIM-0003" not in text.replace(str(simulated), "")
+
+
+def test_the_same_command_again_computes_nothing(simulated: Path, finished: tuple[Path, RunSummary]) -> None:
+    output, before = finished
+    marks = {p: p.stat().st_mtime_ns for p in output.rglob("*/*/*") if p.is_file()}
+    again, seen = run(simulated, output, keep=["nifti"])
+    assert [r.series_uid for r in again.rows] == [r.series_uid for r in before.rows]
+    assert all(p.skipped for p in seen if p.row is not None)
+    assert marks == {p: p.stat().st_mtime_ns for p in marks}
+
+
+def test_a_missing_output_is_made_again(simulated: Path, finished: tuple[Path, RunSummary]) -> None:
+    output, _ = finished
+    seg = output / "SIM-0003" / series_of(simulated) / "cac.seg.dcm"
+    seg.unlink()
+    _, seen = run(simulated, output, keep=["nifti"])
+    assert [p.skipped for p in seen if p.row and p.row.status == "scored"] == [False]
+    assert seg.exists()
+
+
+def test_results_of_another_configuration_are_refused(
+    simulated: Path, finished: tuple[Path, RunSummary]
+) -> None:
+    output, _ = finished
+    other = Workflow.load("default").with_options("AGSCalculator", rule="classic")
+    with pytest.raises(OutputMismatch, match="--redo"):
+        run(simulated, output, workflow=other)
+
+
+def test_output_inside_the_input_is_refused(simulated: Path) -> None:
+    with pytest.raises(OutputInsideInput):
+        run(simulated, simulated / "results")
+
+
+def test_one_bad_series_does_not_stop_the_others(simulated: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    shutil.copytree(simulated / "SIM-0003" / "ct", source / "good")
+    bad = source / "bad"
+    shutil.copytree(simulated / "SIM-0003" / "ct", bad)
+    for path in bad.iterdir():
+        ds = pydicom.dcmread(path)
+        ds.SeriesInstanceUID += ".1"
+        ds.SOPInstanceUID += ".1"
+        ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+        ds.PatientID = "../../x"
+        ds.save_as(path)
+    broken = sorted(bad.iterdir())[40]
+    broken.write_bytes(broken.read_bytes()[:-5000])
+    (source / "notes.txt").write_text("not DICOM")
+    summary, _ = run(source, tmp_path / "deep" / "er" / "out")
+    statuses = {r.series_uid: (r.status, r.code) for r in summary.rows}
+    assert statuses[series_of(simulated)] == ("scored", "")
+    status, code = statuses[series_of(simulated) + ".1"]
+    assert status in ("failed", "rejected")
+    assert code
+    # The evil PatientID named a folder inside the output and nothing outside it.
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["deep", "in"]
+    inside = [p.name for p in (tmp_path / "deep" / "er" / "out").iterdir() if p.is_dir()]
+    assert len(inside) == 3
+    assert all(".." not in Path(name).parts and "/" not in name for name in inside)
+
+
+def test_a_killed_run_goes_on_and_leaves_no_half_file(simulated: Path, tmp_path: Path) -> None:
+    source, output = tmp_path / "in", tmp_path / "out"
+    for n in range(3):
+        shutil.copytree(simulated / "SIM-0003" / "ct", source / str(n))
+        for path in (source / str(n)).iterdir():
+            ds = pydicom.dcmread(path)
+            ds.SeriesInstanceUID += f".{n}"
+            ds.SOPInstanceUID += f".{n}"
+            ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+            ds.save_as(path)
+    command = [
+        sys.executable,
+        "-m",
+        "deepcac2",
+        "run",
+        str(source),
+        str(output),
+        "--device",
+        "cpu",
+        "--quiet",
+    ]
+    process = subprocess.Popen(command, cwd=tmp_path)
+    deadline = time.monotonic() + 120
+    while not list(output.glob("SIM-0003/*/details.json")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    done = {p: p.stat().st_mtime_ns for p in output.glob("SIM-0003/*/details.json")}
+    assert 1 <= len(done) < 3
+    assert subprocess.run(command, cwd=tmp_path, check=False).returncode == 0
+    assert {p: p.stat().st_mtime_ns for p in done} == done
+    table = parquet.read_table(output / "results.parquet").to_pylist()
+    assert [r["status"] for r in table] == ["scored"] * 3
+    assert not [p for p in output.rglob("*") if p.name.startswith(".")]
