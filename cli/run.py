@@ -36,7 +36,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         action="append",
         default=[],
         metavar="NAME|PATH",
-        help="other weights than the bundled ones; the set says whether it is for heart or calcium; repeatable",
+        help="other weights for the heart or the calcium (the set says which); repeatable",
     )
     parser.add_argument("--rule", metavar="NAME", help="scoring rule (default: the workflow's)")
     parser.add_argument(

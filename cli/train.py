@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         from ..training.heart import HeartRecipe, train_heart
 
-        folder = train_heart(load_recipe(config, HeartRecipe), args.work, extra=tuple(args.extra), device=device)
+        recipe = load_recipe(config, HeartRecipe)
+        folder = train_heart(recipe, args.work, extra=tuple(args.extra), device=device)
     sys.stdout.write(f"weights: {folder}\n")
     return 0

@@ -15,14 +15,16 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from ..errors import InputUnreadable, NoDicomFound
-from .gates import check_headers, is_stray
+from .gates import check_allowed, check_headers, is_stray
 from .headers import (
     ENHANCED_CT,
     number,
@@ -43,8 +45,11 @@ MEDIA_STORAGE_DIRECTORY = "1.2.840.10008.1.3.10"
 
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
+_BATCH = 4096
+"""Files handed to the threads at once, so that an interrupt is heard and memory does not grow with them."""
 _HEAD_BYTES = 1 << 15
-"""Headers of single-frame CT end long before; where one does not, the whole file is read."""
+"""Read at once, which is faster than element by element; headers of single-frame CT mostly end before, and
+where one does not, the file is opened again."""
 _ZIP_MAGIC = b"PK\x03\x04"
 
 _TAGS = [
@@ -115,8 +120,9 @@ def discover(root: Path, *, workers: int | None = None, allow: Collection[str] =
     Raises:
         InputUnreadable: `root` does not exist or cannot be read.
         NoDicomFound: Nothing under it is or seems to be DICOM.
-        ValueError: `allow` names an unknown gate or one that cannot be overridden.
+        InputError: `allow` names an unknown gate or one that cannot be overridden.
     """
+    check_allowed(allow)
     root = Path(root)
     if not root.exists():
         raise InputUnreadable(f"{root} does not exist; give a folder, a DICOM file or a zip archive")
@@ -124,10 +130,12 @@ def discover(root: Path, *, workers: int | None = None, allow: Collection[str] =
     images: list[_Image] = []
     ignored = 0
     with quiet_pydicom(), ThreadPoolExecutor(workers or min(32, 4 * (os.cpu_count() or 1))) as pool:
-        for found in pool.map(_read_file, _walk(root, unreadable)):
-            ignored += found.ignored
-            images += found.images
-            unreadable += found.unreadable
+        paths = _walk(root, unreadable)
+        while batch := list(islice(paths, _BATCH)):
+            for found in pool.map(_read_file, batch):
+                ignored += found.ignored
+                images += found.images
+                unreadable += found.unreadable
     if any(u.path == root and u.member is None for u in unreadable) and not images:
         raise InputUnreadable(f"{root} cannot be read: {unreadable[0].reason}; check path and permissions")
     if not images and not unreadable:
@@ -211,12 +219,12 @@ def _read_file(path: Path) -> _Found:
                 return _read_zip(path)
             if not _may_be_dicom(head):
                 return _no_dicom(path, None)
-            whole_file = len(head) < _HEAD_BYTES
             buffer = io.BytesIO(head)
-            found = _read_header(buffer, path, None)
-            if not whole_file and (found.unreadable or buffer.tell() >= len(head)):
-                found = _read_header(io.BytesIO(head + file.readall()), path, None)
-            return found
+            found = _read_header(buffer, head, path, None)
+        if len(head) == _HEAD_BYTES and (found.unreadable or buffer.tell() >= len(head)):
+            with path.open("rb") as file:
+                return _read_header(file, head, path, None)
+        return found
     except OSError as exc:
         return _unreadable(path, None, f"cannot be read: {exc.strerror or exc}")
 
@@ -253,7 +261,7 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) ->
             content = head + file.read()
     except Exception as exc:  # zlib, lzma, struct, zipfile: a damaged member must not end the search
         return _unreadable(path, name, f"damaged in the zip archive: {exc}")
-    return _read_header(io.BytesIO(content), path, name)
+    return _read_header(io.BytesIO(content), head, path, name)
 
 
 def _may_be_dicom(head: bytes) -> bool:
@@ -271,9 +279,9 @@ def _no_dicom(path: Path, member: str | None) -> _Found:
     return _Found(ignored=1)
 
 
-def _read_header(file: io.BytesIO, path: Path, member: str | None) -> _Found:
-    """The images of one DICOM file."""
-    part10 = file.getvalue()[128:132] == b"DICM"
+def _read_header(file: IO[bytes], head: bytes, path: Path, member: str | None) -> _Found:
+    """The images of one DICOM file, which starts with `head`."""
+    part10 = head[128:132] == b"DICM"
     try:
         ds = dcmread(file, stop_before_pixels=True, specific_tags=_TAGS, force=not part10)
         sop_class = text(ds, "SOPClassUID") or text(ds.file_meta, "MediaStorageSOPClassUID")

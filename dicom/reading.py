@@ -224,10 +224,10 @@ def _to_hu(
     mask = None
     if padding is not None:
         low, high = padding
-        if max(low * slope, high * slope) + intercept <= PLAUSIBLE_PADDING_HU:
-            mask = stored == low if low == high else (stored >= low) & (stored <= high)
-        else:
-            remarks["padding"] += 1
+        mask = stored == low if low == high else (stored >= low) & (stored <= high)
+        if max(low * slope, high * slope) + intercept > PLAUSIBLE_PADDING_HU:
+            remarks["padding"] += int(mask.any())
+            mask = None
     if slope == 1 and intercept == int(intercept):
         offset = int(intercept)
         if _INT16.min <= int(stored.min()) + offset and int(stored.max()) + offset <= _INT16.max:

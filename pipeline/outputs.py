@@ -204,7 +204,7 @@ def preview(case: Case) -> bytes:
         font=font,
     )
     line = (
-        f"rule {score.rule} · {score.volume_mm3:.0f} mm³ · {len(score.lesions)} lesions · "
+        f"rule {score.rule} · {score.volume_mm3:.0f} mm3 · {len(score.lesions)} lesions · "
         f"heart {case.facts.get('heart_volume_ml', '?')} mL"
     )
     draw.text((14, 40), line, fill=(190, 190, 190), font=small)
@@ -222,10 +222,11 @@ def _legend(draw: Any, corner: tuple[int, int], case: Case, font: Any) -> None:
     x, y = corner
     lines = [
         ("heart", (80, 200, 255)),
-        ("counted calcium (in coronal and sagittal: projected)", (255, 60, 60)),
+        ("counted calcium (below: projected)", (255, 60, 60)),
     ]
     for text, colour in lines:
-        draw.text((x, y), f"■ {text}", fill=colour, font=font)
+        draw.rectangle((x, y + 4, x + 10, y + 14), fill=colour)
+        draw.text((x + 18, y), text, fill=colour, font=font)
         y += 22
     if case.findings:
         y += 8

@@ -70,7 +70,7 @@ def sample_acquisition(seed: int) -> Acquisition:
         centre=(float(rng.normal(0, 7)), float(rng.normal(4, 9))),
         below=float(rng.uniform(35, 95)),
         above=float(rng.uniform(8, 35)),
-        noise_sd=float(np.clip(dose * KERNELS[kernel][2], 8, 65)),
+        noise_sd=float(np.clip(dose * KERNELS[kernel][2], 8, 80)),
         circle=bool(rng.random() < 0.35),
     )
 

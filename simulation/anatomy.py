@@ -303,6 +303,7 @@ def sample_great_vessels(seed: int, heart: Heart, body: Body) -> Vessels:
             points = points + (heart.sac(p[:, 0], p[:, 1], p[:, 2]) < radii + 4)[:, None] * np.array(
                 [0.0, 3.0, 0.0]
             )
+        points[:, 2] = np.maximum(points[:, 2], max(body.domes) + 9)
         return points, radii
 
     wind, rmb, lmb = clear(wind), clear(rmb), clear(lmb)
@@ -317,6 +318,7 @@ def sample_great_vessels(seed: int, heart: Heart, body: Body) -> Vessels:
             )
             p = branch.astype(np.float32)
             free = heart.sac(p[:, 0], p[:, 1], p[:, 2]) > 7
+            free &= branch[:, 2] > max(body.domes) + 6
             if free.sum() > 2:
                 lobar.append((branch[free], width[free]))
     return Vessels(

@@ -109,7 +109,7 @@ def sample_lesions(
     lesions: list[Lesion] = []
     left = target
     while left > 0.5 and len(lesions) < 60:
-        share = float(np.clip(left * rng.uniform(0.08, 0.6), min(left, 1.5), 260))
+        share = float(np.clip(left * rng.uniform(0.08, 0.6), min(left, 5.0), 260))
         hu = float(np.clip(rng.lognormal(np.log(300 + 220 * np.log10(1 + share)), 0.3), 210, 1500))
         weight = 4.0 if hu > 520 else 3.0 if hu > 400 else 2.0
         volume = share * 3.0 / weight * 0.8  # blur pushes about a quarter more voxels over 130 HU
@@ -181,7 +181,7 @@ def sample_distractors(
                 hu=float(rng.uniform(250, 1100)),
             )
         )
-    if rng.random() < 0.16 * burden:
+    if rng.random() < 0.13 * burden:
         centre = line[2]
         u, v = _across(line[4] - line[0])
         for _ in range(int(rng.integers(1, 5))):
@@ -191,11 +191,11 @@ def sample_distractors(
                 Lesion(
                     kind="aortic valve",
                     points=centre + spoke + rng.normal(0, 0.6, spoke.shape),
-                    radii=rng.uniform(0.6, 1.8, 4),
+                    radii=rng.uniform(0.5, 1.4, 4),
                     hu=float(rng.uniform(250, 1000)),
                 )
             )
-    if rng.random() < 0.12 * burden:
+    if rng.random() < 0.09 * burden:
         apex, right, inferior = heart.axes
         angle = np.linspace(0, rng.uniform(0.5, 2.4), 10) + rng.uniform(0.3, 2.2)
         ring = 17 * (np.cos(angle)[:, None] * right + np.sin(angle)[:, None] * inferior)
@@ -203,7 +203,7 @@ def sample_distractors(
             Lesion(
                 kind="mitral annulus",
                 points=heart.origin - 15 * right - 2 * apex + ring,
-                radii=rng.uniform(0.9, 3.0) * np.clip(rng.normal(1, 0.2, 10), 0.5, 1.5),
+                radii=rng.uniform(0.7, 2.3) * np.clip(rng.normal(1, 0.2, 10), 0.5, 1.5),
                 hu=float(rng.uniform(300, 1300)),
             )
         )

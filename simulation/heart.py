@@ -136,7 +136,7 @@ def sample_heart(rng: np.random.Generator, *, size: float, obesity: float) -> He
         ),
         top=float(np.clip(rng.normal(54, 5), 42, 66) * s[10]),
         floor=float(rng.normal(55, 4) * size),
-        fat=float(np.clip(1.5 + 3.0 * obesity + rng.normal(0, 0.5), 0.8, 6)),
+        fat=float(np.clip(1.2 + 3.2 * obesity + rng.normal(0, 0.5), 0.8, 6)),
         bridge=float(rng.uniform(20, 32)),
         wall=wall,
     )

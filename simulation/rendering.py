@@ -51,27 +51,26 @@ def slice_profile(slices: int, sub: int, increment: float, thickness: float) -> 
     return out
 
 
-def _double(a: Array, axis: int, size: int) -> Array:
-    """Linear interpolation to twice as many samples along an axis, cut to `size`."""
-    a = np.moveaxis(a, axis, 0)
-    out = np.empty((2 * len(a), *a.shape[1:]), dtype=np.float32)
-    out[0::2] = a
-    out[0::2] *= np.float32(0.75)
-    out[1::2] = out[0::2]
-    out[2::2] += np.float32(0.25) * a[:-1]
-    out[0] += np.float32(0.25) * a[0]
-    out[1:-1:2] += np.float32(0.25) * a[1:]
-    out[-1] += np.float32(0.25) * a[-1]
-    return np.moveaxis(out[:size], 0, axis)
-
-
 def to_target(field: Array, geometry: Geometry, factor: int, profile: npt.NDArray[np.float32]) -> Array:
-    """Bring a field from the working grid onto the wanted grid."""
+    """Bring a field from the working grid onto the wanted grid, linear in-plane."""
     if profile.shape[0] != profile.shape[1] or not np.allclose(profile, np.eye(len(profile))):
         field = np.tensordot(profile, field, axes=1)
-    if factor == 2:
-        field = _double(_double(field, 1, geometry.shape[1]), 2, geometry.shape[2])
-    return np.ascontiguousarray(field)
+    if factor == 1:
+        return field
+    out = np.empty(geometry.shape, dtype=np.float32)
+    for plane, target in zip(field, out, strict=True):
+        target[:] = _double(_double(plane, geometry.shape[1]).T, geometry.shape[2]).T
+    return out
+
+
+def _double(a: Array, size: int) -> Array:
+    """Linear interpolation to twice as many rows, cut to `size`; the outermost rows are repeated."""
+    out = np.empty((2 * len(a), a.shape[1]), dtype=np.float32)
+    near, far = np.float32(0.75) * a, np.float32(0.25) * a
+    out[2::2] = near[1:] + far[:-1]
+    out[1:-1:2] = near[:-1] + far[1:]
+    out[0], out[-1] = a[0], a[-1]
+    return out[:size]
 
 
 # ---------------------------------------------------------------- anatomy
@@ -359,11 +358,8 @@ def _paint_spine(canvas: Canvas, anatomy: Anatomy) -> None:
     mottle = anatomy.mottle.on_grid(canvas.geometry)[box]
     radial = np.sqrt(np.square(x * np.float32(1 / 1.12)) + yc * yc)
     # muscles along the spine
-    canvas.paint(
-        box,
-        np.sqrt(np.square((np.abs(x) - 20) * np.float32(0.75)) + np.square(yc - 38)) - np.float32(17),
-        b.muscle_hu,
-    )
+    beside = np.square((np.abs(x) - 20) * np.float32(0.75)) + np.square(yc - 48)
+    canvas.paint(box, np.sqrt(beside) - np.float32(15), b.muscle_hu)
     canvas.paint(box, radial - np.float32(19), b.muscle_hu - 20)
     period = 24.5
     u = np.abs(np.mod(z + np.float32(b.phase), np.float32(period)) - np.float32(period / 2))
@@ -395,9 +391,10 @@ def _paint_cage(canvas: Canvas, anatomy: Anatomy) -> None:
     cortical, marrow = b.bone_hu
     for tube in rib_curves(anatomy):
         bone, cartilage = tube
-        canvas.tube(cartilage, 4.6, 105.0)
-        canvas.tube(bone, 5.0, cortical)
-        canvas.tube(bone, 3.3, marrow)
+        canvas.tube(cartilage, 6.0, 105.0 if b.phase < 18 else 190.0)
+        canvas.tube(cartilage, 4.8, 105.0)
+        canvas.tube(bone, 4.8, cortical)
+        canvas.tube(bone, 3.6, marrow)
     y = -b.half_depth - 6
     box = canvas.box(np.array([-30.0, y - 15, 0.0]), np.array([30.0, y + 40, b.apex]))
     if box is not None:
@@ -433,8 +430,8 @@ def rib_curves(anatomy: Anatomy) -> list[tuple[Points, Points]]:
     out = []
     count = 12
     for i in range(count):
-        start = -62 + i * (b.apex + 62 - 12) / (count - 1)
-        drop = 62 - 22 * i / count
+        start = -45 + i * (b.apex + 45 - 6) / (count - 1)
+        drop = 92 - 52 * i / count
         phi = np.deg2rad(np.linspace(14, 158, 30))
         z = (
             start
@@ -469,12 +466,14 @@ def _paint_heart(canvas: Canvas, anatomy: Anatomy) -> Array:
     chambers = heart.chambers(x, y, z)
     d = heart.sac(x, y, z, chambers)
     sac[box] = d
-    canvas.paint(box, d, 0.0)
-    canvas.paint(box, d + np.float32(1.4), b.fat_hu + 6)
+    canvas.paint(box, d, 0.5 * b.fat_hu)
+    canvas.paint(box, d + np.float32(1.2), b.fat_hu + 6)
     lv, rv, ra, la = chambers
     tissue = smooth_min(smooth_min(lv, rv, 5.0), smooth_min(ra, la, 4.0), 3.0)
     mottle = anatomy.mottle.on_grid(canvas.geometry)[box]
-    tissue = np.maximum(tissue, d + np.float32(heart.fat + 0.3))
+    # fat over the chambers is patchy: here and there muscle reaches the sac
+    tissue -= np.float32(heart.fat + 0.5) * np.clip(np.float32(0.55) + np.float32(0.6) * mottle, 0, 1)
+    tissue = np.maximum(tissue, d)
     canvas.paint(box, tissue, np.float32(b.blood_hu + 1) + np.float32(1.5) * mottle)
     canvas.paint(box, np.maximum(lv, tissue), b.blood_hu + 4)
     canvas.paint(box, lv + np.float32(heart.wall), b.blood_hu)
@@ -494,12 +493,11 @@ def _paint_great_vessels(canvas: Canvas, anatomy: Anatomy) -> None:
         v.trunk,
     ):
         canvas.tube(points, radii, hu)
-    canvas.tube(v.aorta[0], v.aorta[1] + 0.8, anatomy.body.fat_hu * 0.3)
     canvas.tube(v.aorta[0], v.aorta[1], hu)
     canvas.tube(v.oesophagus[0], v.oesophagus[1], 32.0)
     canvas.tube(v.oesophagus[0][5:12], 2.0, -300.0)
     for points, radii in v.airways:
-        canvas.tube(points, radii + np.where(radii > 5, 1.6, 0.7), 0.0)
+        canvas.tube(points, radii + np.where(radii > 5, 1.4, 0.5), -80.0)
     for points, radii in v.airways:
         canvas.tube(points, radii, -985.0)
 
@@ -509,7 +507,7 @@ def _paint_coronaries(canvas: Canvas, anatomy: Anatomy) -> None:
     spread = {"LM": 3.0, "LAD": 3.6, "LCX": 4.6, "RCA": 5.2}
     for name, line in anatomy.coronaries.items():
         skip = 3 if name in ("LM", "RCA") else 0
-        canvas.tube(line[skip::4], spread[name] + 0.25 * anatomy.heart.fat, b.fat_hu + 6)
+        canvas.tube(line[skip::4], spread[name] * (0.7 + 0.12 * anatomy.heart.fat), b.fat_hu + 6)
     for name, line in anatomy.coronaries.items():
         taper = np.linspace(1.0 if name != "LM" else 1.15, 0.6 if name != "LM" else 1.05, len(line))
         canvas.tube(line[::3], (r * taper)[::3], b.blood_hu)

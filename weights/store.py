@@ -38,8 +38,8 @@ def resolve(name_or_path: str | Path, role: str | None = None) -> WeightSet:
             folder = PACKAGE_FOLDER / entry.folder
             if not (folder / DESCRIPTION).is_file():
                 raise WeightsMissing(
-                    f"the bundled {role} weights are not in this installation; "
-                    f"train them (deepcac2 train {role}) and name them with --weights PATH"
+                    f"the bundled {entry.role} weights are not in this installation; "
+                    f"train them (deepcac2 train {entry.role}) and name them with --weights PATH"
                 )
         else:
             folder = user_folder() / entry.name

@@ -49,7 +49,7 @@ def test_every_voxel_lies_where_the_files_say(
     # row and column directions may point either way; the third sign is the order of acquisition along z
     sx, sy, sz = signs
     orientation = (sx * 0.99503719, sx * 0.09950372, 0, -sy * 0.09950372, sy * 0.99503719, 0)
-    acquired = hu if sz > 0 else hu[::-1]
+    acquired = hu[:6] if sz > 0 else hu[5::-1]
     increment = 3.0 * sz
     paths = ct.write(tmp_path, acquired, orientation=orientation, increment=increment, reverse=reverse)
     volume = read(tmp_path).volume
@@ -112,12 +112,13 @@ def test_signed_and_unsigned_and_unused_bits(
 
 
 def test_monochrome1_shows_differently_and_means_the_same(ct, hu: HU, tmp_path: Path) -> None:
+    # the inversion comes after rescale and window (PS3.3 C.7.6.3.1.2), so HU are the same; SimpleITK inverts
+    # the stored values instead and is no reference here
     def edit(_: int, ds: Dataset) -> None:
         ds.PhotometricInterpretation = "MONOCHROME1"
 
-    paths = ct.write(tmp_path, hu, edit=edit)
+    ct.write(tmp_path, hu, edit=edit)
     np.testing.assert_array_equal(read(tmp_path).volume.hu, hu)
-    np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(paths[3])))[0], hu[3])
 
 
 def test_big_endian(ct, hu: HU, tmp_path: Path) -> None:

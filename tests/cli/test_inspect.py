@@ -1,0 +1,73 @@
+"""`deepcac2 inspect`: what is printed, and that nothing else happens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from deepcac2.cli.main import main
+from deepcac2.dicom import GATES
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A CT image without pixels whose patient has a hostile identifier, and a file that is no DICOM."""
+    ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.SOPClassUID, ds.SOPInstanceUID, ds.SeriesInstanceUID = CTImageStorage, generate_uid(), "1.2.3"
+    ds.Modality, ds.PatientID, ds.SeriesDescription = "CT", "../\x1b[31mred", "[bold]chest"
+    ds.save_as(tmp_path / "a", enforce_file_format=True)
+    (tmp_path / "b.dcm").write_text("no image")
+    return tmp_path
+
+
+def test_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(folder)]) == 0
+    out, err = capsys.readouterr()
+    assert "\x1b" not in out
+    assert "../?[31mred" in out
+    assert "[bold]chest" in out
+    assert "no-geometry: 1 of 1 images" in out
+    assert "b.dcm: named like DICOM" in out
+    assert "0 series accepted, 1 rejected, 1 files unreadable, 0 other files ignored" in out
+    assert err == ""
+
+
+def test_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(folder), "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    (series,) = data["series"]
+    assert (series["series_uid"], series["verdict"], series["reason"]) == ("1.2.3", "rejected", "no-geometry")
+    assert series["patient_id"] == "../\x1b[31mred"
+    assert data["unreadable"][0]["path"] == str(folder / "b.dcm")
+    assert sorted(p.name for p in folder.iterdir()) == ["a", "b.dcm"]
+
+
+def test_gates(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "--gates"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(any(line.startswith(f"{code} ") for line in lines) for code in GATES)
+    assert main(["inspect", "--gates", "--json"]) == 0
+    assert [g["code"] for g in json.loads(capsys.readouterr().out)] == list(GATES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["inspect"], 10, "give the folder"),
+        (["inspect", "nowhere"], 12, "does not exist"),
+        (["inspect", "nowhere", "--allow", "too-thik"], 10, "perhaps you meant --allow too-thick"),
+    ],
+)
+def test_mistakes(arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1

@@ -1,0 +1,89 @@
+"""Report and preview of a case whose truth is known."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deepcac2.dicom import discover, read_segmentation, read_series
+from deepcac2.errors import WorkflowError
+from deepcac2.pipeline import Case, Workflow
+from deepcac2.pipeline.outputs import preview, preview_slices, report
+from deepcac2.scoring import score
+
+
+@pytest.fixture(scope="module")
+def case(simulated: Path) -> Case:
+    series = next(s for s in discover(simulated).series if s.modality == "CT")
+    volume = read_series(series).volume
+    masks = read_segmentation(simulated / "SIM-0003" / "truth.seg.dcm", volume.geometry)
+    return Case(
+        series=series,
+        volume=volume,
+        heart=masks["heart"],
+        calcium=masks["calcium"],
+        score=score(volume, masks["calcium"]),
+        facts={"heart_volume_ml": 600.0},
+    )
+
+
+def test_report_has_the_three_published_keys(case: Case, simulated: Path) -> None:
+    truth = json.loads((simulated / "SIM-0003" / "truth.json").read_text())
+    content = report(case, Workflow.load("default").options("ReportExporter").includes)
+    assert content == {
+        "Predicted Agatston Score": pytest.approx(truth["score"], abs=1e-4),
+        "Predicted Risk Group": truth["risk_group"],
+        "SeriesInstanceUID": truth["series_uid"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"label": "x", "data": "agatston"}, "Perhaps you meant 'agatston_score'"),
+        ({"label": "x", "attr": "SeriesUID"}, "Perhaps you meant 'SeriesInstanceUID'"),
+        ({"data": "risk_group"}, "lacks a 'label'"),
+        ({"label": "x"}, "needs 'attr' or 'data'"),
+    ],
+)
+def test_a_wrong_include_is_an_error(case: Case, entry: dict[str, str], message: str) -> None:
+    with pytest.raises(WorkflowError) as caught:
+        report(case, [entry])
+    assert message in str(caught.value)
+
+
+def test_preview_shows_the_calcium_in_red_and_the_heart_outline(case: Case) -> None:
+    assert case.score is not None
+    picture = np.asarray(Image.open(io.BytesIO(preview(case))).convert("RGB")).astype(int)
+    red = (picture[..., 0] > 200) & (picture[..., 1] < 90) & (picture[..., 2] < 90)
+    blue = (picture[..., 2] > 230) & (picture[..., 0] < 120) & (picture[..., 1] > 150)
+    tiles = picture[64:424]
+    assert tiles.shape[0] == 360
+    for column in range(3):
+        part = np.s_[64:424, 360 * column : 360 * (column + 1)]
+        assert red[part].sum() > 3
+        assert blue[part].sum() > 100
+    chosen = preview_slices(case)
+    heaviest = {p.slice_index: 0.0 for lesion in case.score.lesions for p in lesion.parts}
+    for lesion in case.score.lesions:
+        for p in lesion.parts:
+            heaviest[p.slice_index] += p.score
+    assert max(heaviest, key=lambda z: heaviest[z]) in chosen
+    assert len(chosen) == 3
+
+
+def test_preview_of_an_empty_result(case: Case) -> None:
+    from dataclasses import replace
+
+    assert case.volume is not None
+    assert case.calcium is not None
+    empty = np.zeros_like(case.calcium)
+    none = replace(case, calcium=empty, score=score(case.volume, empty))
+    picture = np.asarray(Image.open(io.BytesIO(preview(none))).convert("RGB")).astype(int)
+    tiles = picture[64:424]
+    assert not ((tiles[..., 0] > 240) & (tiles[..., 1] < 70)).any()

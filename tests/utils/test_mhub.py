@@ -1,0 +1,550 @@
+"""The MHub modules, run by mhubio's own runner, against the run in memory."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import uuid
+import warnings
+import zipfile
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+import torch
+import yaml
+
+import deepcac2
+from deepcac2.dicom import discover, read_series
+from deepcac2.errors import OutputUnwritable, WeightsMissing, WorkflowError
+from deepcac2.imaging.files import read_image
+from deepcac2.pipeline import Workflow
+from deepcac2.pipeline.run import RunSummary, run_folder
+from deepcac2.pipeline.workflow import MODULES
+from deepcac2.scoring.result import RiskGroup
+from deepcac2.weights import resolve, write_description
+
+pytest.importorskip("mhubio", reason="needs mhubio, which `make` installs without its dependencies")
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENT_ID = "../../x y"
+SERIES = {"scored": "1.2.826.1", "thick": "1.2.826.2", "broken": "1.2.826.3"}
+
+RUNNER = """
+import json, sys
+from pathlib import Path
+import mhubio.run as runner
+
+base, config = sys.argv[1:3]
+runner.scan_local_modules.__defaults__ = (base,)  # else /app/models
+runner.run(config)
+Path("modules.json").write_text(json.dumps(sorted(sys.modules)))
+"""
+
+
+# --- a small input and small networks -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def source(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One series to score, one too thick, one with a damaged file, and a file that is no DICOM."""
+    folder = tmp_path_factory.mktemp("mhub") / "in"
+    for name, uid in SERIES.items():
+        (folder / name).mkdir(parents=True)
+        for n, file in enumerate(sorted((simulated / "SIM-0003" / "ct").glob("*.dcm"))):
+            ds = pydicom.dcmread(file)
+            ds.PatientID, ds.SeriesInstanceUID = PATIENT_ID, uid
+            ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = f"{uid}.{n + 1}"
+            if name == "thick":
+                ds.SliceThickness = 8
+            ds.save_as(folder / name / f"{(37 * n) % 97:02d}-{name}")
+        if name != "scored":
+            # few files are enough for what is not scored
+            for file in sorted((folder / name).iterdir())[:2]:
+                shutil.copyfile(file, folder / name / f"{file.name}-copy")
+    damaged = folder / "broken" / "00-broken"
+    damaged.write_bytes(damaged.read_bytes()[:-1000])
+    (folder / "notes.dcm").write_text("no DICOM")
+    return folder
+
+
+def heart_set(folder: Path) -> Path:
+    """A heart network of nnU-Net's kind with random tensors."""
+    from dynamic_network_architectures.architectures.unet import PlainConvUNet
+    from safetensors.torch import save_file
+
+    from deepcac2.weights.nnunet_v2 import unique_tensors
+
+    kwargs: dict[str, Any] = {
+        "n_stages": 2,
+        "features_per_stage": [4, 8],
+        "conv_op": "torch.nn.modules.conv.Conv3d",
+        "kernel_sizes": [[3, 3, 3], [3, 3, 3]],
+        "strides": [[1, 1, 1], [2, 2, 2]],
+        "n_conv_per_stage": [1, 1],
+        "n_conv_per_stage_decoder": [1],
+        "conv_bias": True,
+        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+        "norm_op_kwargs": {"eps": 1e-05, "affine": True},
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    }
+    resampling = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
+    configuration = {
+        "data_identifier": "x",
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": 2,
+        "patch_size": [24, 32, 32],
+        "median_image_size_in_voxels": [32, 32, 32],
+        "spacing": [6.0, 6.0, 6.0],
+        "normalization_schemes": ["CTNormalization"],
+        "use_mask_for_norm": [False],
+        "resampling_fn_data": "resample_data_or_seg_to_shape",
+        "resampling_fn_seg": "resample_data_or_seg_to_shape",
+        "resampling_fn_data_kwargs": resampling,
+        "resampling_fn_seg_kwargs": resampling | {"is_seg": True},
+        "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
+        "resampling_fn_probabilities_kwargs": resampling,
+        "batch_dice": False,
+        "architecture": {
+            "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+            "arch_kwargs": kwargs,
+            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+        },
+    }
+    intensity = {"mean": 20.0, "median": 30.0, "std": 120.0, "min": -1000.0, "max": 1500.0}
+    intensity |= {"percentile_00_5": -300.0, "percentile_99_5": 500.0}
+    plans = {
+        "dataset_name": "random",
+        "plans_name": "nnUNetPlans",
+        "original_median_spacing_after_transp": [3.0, 1.0, 1.0],
+        "original_median_shape_after_transp": [90, 192, 192],
+        "image_reader_writer": "SimpleITKIO",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "configurations": {"3d_lowres": configuration},
+        "experiment_planner_used": "ExperimentPlanner",
+        "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": {"0": intensity},
+    }
+    dataset = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "heart": 1}, "numTraining": 1}
+    built = kwargs | {
+        "conv_op": torch.nn.Conv3d,
+        "norm_op": torch.nn.InstanceNorm3d,
+        "nonlin": torch.nn.LeakyReLU,
+    }
+    torch.manual_seed(1)
+    network = PlainConvUNet(input_channels=1, num_classes=2, **built)
+    folder.mkdir()
+    for name, content in (("plans.json", plans), ("dataset.json", dataset | {"file_ending": ".nii.gz"})):
+        (folder / name).write_text(json.dumps(content))
+    save_file(unique_tensors(network.state_dict()), folder / "fold_0.safetensors")
+    files = ["plans.json", "dataset.json", "fold_0.safetensors"]
+    write_description(
+        folder, name="random-heart", role="heart", files=files, configuration="3d_lowres", heart_labels=[1]
+    )
+    return folder
+
+
+def calcium_set(folder: Path) -> Path:
+    """A calcium network with random tensors whose answer changes from voxel to voxel."""
+    from safetensors.torch import save_file
+
+    from deepcac2.models.calcium import build_network
+
+    architecture = {"channels": [4, 8], "strides": [2], "num_res_units": 1, "norm": "batch"}
+    torch.manual_seed(2)
+    network = build_network(architecture)
+    for parameter in network.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.4)
+    folder.mkdir()
+    save_file(network.state_dict(), folder / "model.safetensors")
+    write_description(
+        folder, name="random-calcium", role="calcium", files=["model.safetensors"], architecture=architecture
+    )
+    return folder
+
+
+def workflow_file(path: Path, *, weights: str) -> Path:
+    """``config/default.yml`` with all outputs, and where weights are random with all options changed."""
+    content = yaml.safe_load((ROOT / "config" / "default.yml").read_text())
+    if weights == "random":
+        content["modules"]["DicomImporter"]["allow"] = [
+            "contrast-measured",
+            "heart-cut-off",
+            "heart-implausible",
+        ]
+        content["modules"]["HeartRunner"]["weights"] = str(heart_set(path.parent / "heart"))
+        content["modules"]["DeepCACRunner"] = {
+            "weights": str(calcium_set(path.parent / "calcium")),
+            "heart_margin_mm": 10.0,
+        }
+        content["modules"]["AGSCalculator"] = {"rule": "ai-cac", "calibration_factor": 0.0008}
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+# --- both runs ----------------------------------------------------------------------------------------------
+
+
+class Both:
+    """The same input and workflow, run in memory and by mhubio."""
+
+    def __init__(self, source: Path, folder: Path, weights: str) -> None:
+        config = workflow_file(folder / "workflow.yml", weights=weights)
+        self.memory, self.data = folder / "memory", folder / "data"
+        self.summary = self._run_in_memory(source, config)
+        models = folder / "app" / "models"
+        models.mkdir(parents=True)
+        (models / "deepcac2").symlink_to(ROOT)
+        self.data.mkdir()
+        (self.data / "input_data").symlink_to(source)
+        content = yaml.safe_load(config.read_text())
+        content["modules"]["DataOrganizer"]["targets"] += [
+            "json:mod=details-->[i:PatientID]/[i:SeriesInstanceUID]/details.json",
+            "csv:mod=results-->results.csv",
+        ]
+        config.write_text(yaml.safe_dump(content, sort_keys=False))
+        self.mhub = self.data / "output_data"
+        self.folder, self.models, self.config = folder, models, config
+        self.log = self.run_mhubio()
+
+    def _run_in_memory(self, source: Path, config: Path) -> RunSummary:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what the libraries say; the command line does the same
+            return run_folder(
+                source,
+                self.memory,
+                workflow=Workflow.load(config),
+                device=torch.device("cpu"),
+                keep=["nifti"],
+            )
+
+    def run_mhubio(self, *options: str) -> str:
+        command = [sys.executable, "-c", RUNNER, str(self.models), str(self.config)]
+        command += [f"--config:general.data_base_dir={self.data}", *options]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(self.models.parent),
+            "CUDA_VISIBLE_DEVICES": "",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    def found(self, folder: Path, name: str) -> Path:
+        (path,) = folder.rglob(name)
+        return path
+
+
+@pytest.fixture(scope="module", params=["random", "bundled"])
+def both(request: pytest.FixtureRequest, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Both:
+    if request.param == "bundled":
+        try:
+            resolve("bundled", "heart")
+            resolve("bundled", "calcium")
+        except WeightsMissing:
+            pytest.skip("needs the bundled weights, which are not in this checkout")
+    return Both(source, tmp_path_factory.mktemp(request.param), request.param)
+
+
+def test_the_tree_is_imported_under_one_name(both: Both) -> None:
+    modules = json.loads((both.folder / "modules.json").read_text())
+    assert {f"models.deepcac2.utils.{name}" for name in MODULES if name != "DataOrganizer"} <= set(modules)
+    assert not [m for m in modules if m.split(".")[0] == "deepcac2"]
+
+
+def test_the_report_is_the_same(both: Both) -> None:
+    texts = [both.found(f, "DeepCAC.report.json").read_bytes() for f in (both.mhub, both.memory)]
+    assert texts[0] == texts[1]
+    report = json.loads(texts[0])
+    assert list(report) == ["Predicted Agatston Score", "Predicted Risk Group", "SeriesInstanceUID"]
+    assert report["Predicted Agatston Score"] > 0
+    assert report["SeriesInstanceUID"] == SERIES["scored"]
+
+
+def test_the_masks_are_the_same_voxel_for_voxel(both: Both) -> None:
+    for name in ("heart", "calcium"):
+        mine, _ = read_image(both.found(both.data / "sorted_data" / SERIES["scored"], f"{name}.nii.gz"))
+        theirs, _ = read_image(both.found(both.memory, f"{name}.nii.gz"))
+        assert 0 < mine.sum() < mine.size
+        np.testing.assert_array_equal(mine, theirs)
+    ct, _ = read_image(both.data / "sorted_data" / SERIES["scored"] / "nifti" / "dicom.nii.gz")
+    np.testing.assert_array_equal(ct, read_image(both.found(both.memory, "ct.nii.gz"))[0])
+
+
+def test_the_segmentation_is_the_same(both: Both) -> None:
+    mine, theirs = (pydicom.dcmread(both.found(f, "cac.seg.dcm")) for f in (both.mhub, both.memory))
+    np.testing.assert_array_equal(mine.pixel_array, theirs.pixel_array)
+    assert mine.PerFrameFunctionalGroupsSequence == theirs.PerFrameFunctionalGroupsSequence
+    assert mine.SharedFunctionalGroupsSequence == theirs.SharedFunctionalGroupsSequence
+    assert mine.SOPInstanceUID == theirs.SOPInstanceUID
+    assert mine.PatientID == PATIENT_ID
+
+
+def test_the_details_are_the_same(both: Both) -> None:
+    where = Path("%2E.%2F..%2Fx%20y") / SERIES["scored"] / "details.json"
+    mine, theirs = (json.loads((folder / where).read_text()) for folder in (both.mhub, both.memory))
+    for key in ("series", "geometry", "score", "heart", "calcium", "warnings"):
+        assert mine[key] == theirs[key], key
+    for key in ("deepcac2", "weights", "device", "allowed_gates"):
+        assert mine["provenance"][key] == theirs["provenance"][key]
+    assert {"NiftiConverter", "HeartRunner", "DeepCACRunner", "AGSCalculator"} <= set(mine["seconds"])
+
+
+def test_every_series_has_the_row_it_has_in_memory(both: Both) -> None:
+    with (both.mhub / "results.csv").open(newline="") as table:
+        mine = list(csv.DictReader(table))
+    with (both.memory / "results.csv").open(newline="") as table:
+        theirs = list(csv.DictReader(table))
+    assert {r["status"] for r in mine} == {"scored", "rejected", "failed"}
+    aside = {"seconds", "folder", "weights", "deepcac2_version"}
+
+    def sorted_rows(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+        kept = [{k: v for k, v in row.items() if k not in aside} for row in rows]
+        return sorted(kept, key=lambda row: (row["series_uid"], row["code"]))
+
+    for one, other in zip(sorted_rows(mine), sorted_rows(theirs), strict=True):
+        one["reason"], other["reason"] = (
+            re.sub(r"\(?\S*(00-broken|\d+\.dcm|input_data/|in/)\S*", "FILE", row["reason"])
+            for row in (one, other)
+        )
+        assert one == other
+    (scored,) = [r for r in mine if r["status"] == "scored"]
+    (expected,) = [r for r in theirs if r["status"] == "scored"]
+    assert {k: scored[k] for k in aside - {"seconds"}} == {k: expected[k] for k in aside - {"seconds"}}
+    assert {r["series_uid"]: r["code"] for r in mine if r["status"] != "scored"} == {
+        SERIES["thick"]: "too-thick",
+        SERIES["broken"]: "undecodable",
+        "": "unreadable-file",
+    }
+
+
+def test_what_fails_is_logged_in_one_line_and_left_alone(both: Both) -> None:
+    logs = {p.stem: p.read_text() for p in (both.data / "sorted_data").rglob("*.log")}
+    assert f"series {SERIES['broken']}: failed, undecodable" in "".join(logs.values())
+    rejected = (both.data / "_global" / "mhub_log" / "DicomImporter.log").read_text()
+    assert f"series {SERIES['thick']}: rejected, too-thick: " in rejected
+    everything = "".join(p.read_text() for p in both.data.rglob("*.log")) + both.log
+    assert "Traceback" not in everything
+    assert PATIENT_ID not in everything
+    assert sorted(p.name for p in (both.data / "sorted_data").iterdir()) == [
+        SERIES["scored"],
+        SERIES["broken"],
+    ]
+
+
+def test_the_input_is_not_touched_and_no_path_leaves_the_output(both: Both, source: Path) -> None:
+    assert {p.relative_to(both.mhub).parts[0] for p in both.mhub.rglob("*")} == {
+        "%2E.%2F..%2Fx%20y",
+        "results.csv",
+    }
+    ours = {"workflow.yml", "memory", "app", "data", "modules.json", "heart", "calcium"}
+    assert {p.name for p in both.folder.iterdir()} <= ours
+    assert not [p for p in source.rglob("*") if p.suffix in (".json", ".log")]
+
+
+# --- options ------------------------------------------------------------------------------------------------
+
+
+def module_class(name: str) -> Any:
+    return getattr(importlib.import_module(f"deepcac2.utils.{name}"), name)
+
+
+@pytest.mark.parametrize("name", [m for m in MODULES if m != "DataOrganizer"])
+def test_options_and_their_defaults_are_those_of_the_workflow(name: str) -> None:
+    from mhubio.core import Config
+
+    cls = module_class(name)
+    settings = {n for n, value in vars(cls).items() if isinstance(value, property)}
+    prefix = "_mhubio_configinput_"
+    inputs = {n.removeprefix(prefix) for n in vars(cls) if n.startswith(prefix)}
+    options = MODULES[name]()
+    assert settings | inputs == {f.name for f in fields(options)}
+    module = cls(Config(config={"general": {"data_base_dir": "/nowhere"}, "modules": {}}, args=False))
+    for f in fields(options):
+        value = getattr(module, prefix + f.name)().query if f.name in inputs else getattr(module, f.name)
+        assert value == getattr(options, f.name), f.name
+
+
+def test_option_names_that_mhubio_has_too_are_spelt_as_there() -> None:
+    from mhubio.modules.exporter.ReportExporter import ReportExporter
+    from mhubio.modules.importer.DicomImporter import DicomImporter
+
+    for theirs in (DicomImporter, ReportExporter):
+        names = {n for n, value in vars(theirs).items() if isinstance(value, property)}
+        ours = {f.name for f in fields(MODULES[theirs.__name__])}
+        assert ours - names <= {"allow"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"HeartRunner": {"weihgts": "bundled"}}, "Perhaps you meant 'weights'"),
+        ({"AGSCalculator": {"rule": 3}}, "'rule' must be"),
+        ({"DicomImporter": {"sort_data": "yes"}}, "'sort_data' must be"),
+    ],
+)
+def test_a_typo_in_a_workflow_is_an_error(change: dict[str, Any], message: str) -> None:
+    from deepcac2.utils.DicomImporter import check_workflow
+
+    content = yaml.safe_load((ROOT / "config" / "default.yml").read_text())
+    check_workflow(content)
+    content["execute"].insert(1, "SomeModuleOfMHub")
+    check_workflow(content)
+    content["modules"] |= change
+    with pytest.raises(WorkflowError, match=message):
+        check_workflow(content)
+
+
+# --- import and hand-over -----------------------------------------------------------------------------------
+
+
+def test_links_sort_in_slice_order(source: Path, tmp_path: Path) -> None:
+    from deepcac2.utils.DicomImporter import link_files
+
+    series = discover(source / "scored").series[0]
+    linked = link_files(series, tmp_path / "dicom", rename=True)
+    files = sorted((tmp_path / "dicom").iterdir())
+    assert files == [s.path for s in linked.slices]
+    positions = [pydicom.dcmread(f, stop_before_pixels=True).ImagePositionPatient[2] for f in files]
+    assert positions == sorted(positions)
+    assert [f.resolve() for f in files] == [s.path.resolve() for s in series.slices]
+
+    kept = link_files(series, tmp_path / "kept", rename=False)
+    assert [s.path.name for s in kept.slices] == [s.path.name for s in series.slices]
+
+
+def test_members_of_an_archive_are_unpacked(source: Path, tmp_path: Path) -> None:
+    from deepcac2.utils.DicomImporter import link_files
+
+    with zipfile.ZipFile(tmp_path / "scan.zip", "w") as archive:
+        for file in (source / "scored").iterdir():
+            archive.write(file, f"../{file.name[:1]}/{file.name}")
+    series = discover(tmp_path / "scan.zip").series[0]
+    linked = link_files(series, tmp_path / "out" / "dicom", rename=False)
+    assert {p.name for p in tmp_path.iterdir()} == {"scan.zip", "out"}
+    plain = read_series(discover(source / "scored").series[0]).volume
+    read = read_series(linked).volume
+    np.testing.assert_array_equal(read.hu, plain.hu)
+    assert read.geometry == plain.geometry
+
+
+def test_a_folder_of_something_else_is_not_removed(tmp_path: Path) -> None:
+    from deepcac2.utils.DicomImporter import _clear
+
+    (tmp_path / "1.2.3").mkdir()
+    (tmp_path / "1.2.3" / "precious").touch()
+    with pytest.raises(OutputUnwritable, match="choose another import_dir"):
+        _clear(tmp_path / "1.2.3")
+    (tmp_path / "1.2.3" / "case.json").touch()
+    _clear(tmp_path / "1.2.3")
+    assert not (tmp_path / "1.2.3").exists()
+
+
+def test_a_case_comes_back_from_its_file_as_it_was(source: Path, tmp_path: Path) -> None:
+    from deepcac2.pipeline.case import Case
+    from deepcac2.pipeline.stages import ScoreCalcium, build_volume
+    from deepcac2.utils.handover import note, read_case, read_geometry, read_provenance, write_case
+
+    series = discover(source / "scored").series[0]
+    case = build_volume(Case(series=series, facts={"heart_volume_ml": 1 / 3}))
+    assert case.volume is not None
+    case = ScoreCalcium(rule="agatston")(
+        Case(series=case.series, volume=case.volume, calcium=case.volume.hu > 300, facts=case.facts)
+    )
+    path = tmp_path / "case.json"
+    write_case(path, case)
+    note(path, "provenance", deepcac2="0")
+    note(path, "timings", NiftiConverter=0.1)
+    back = read_case(path)
+    assert back.series == case.series
+    assert back.score == case.score
+    assert back.score is not None
+    assert back.score.lesions
+    assert back.facts == case.facts
+    assert back.timings == {"NiftiConverter": 0.1}
+    assert read_geometry(path) == case.volume.geometry
+    assert read_provenance(path) == {"deepcac2": "0"}
+    assert asdict(back.series) == asdict(case.series)
+
+
+# --- what MHub reads about the model ------------------------------------------------------------------------
+
+
+def test_the_model_card_has_what_mhub_asks_for() -> None:
+    """The rules are those of MHub's schema for meta.json and of its documentation of it."""
+    card = json.loads((ROOT / "meta.json").read_text(encoding="utf-8"))
+    assert {"id", "name", "title", "summary", "details", "info"} == set(card)
+    assert uuid.UUID(card["id"]).version == 4
+    assert re.fullmatch(r"[a-z0-9_]+", card["name"])
+    summary, details = card["summary"], card["details"]
+    assert len(summary["description"]) <= 200
+    wanted = {"label", "description", "format", "modality", "bodypartexamined", "slicethickness"}
+    for given in summary["inputs"]:
+        assert set(given) == wanted | {"non-contrast", "contrast"}
+        assert len(given["description"]) <= 200
+    kinds = {
+        "Segmentation": {"type", "classes"},
+        "Prediction": {"type", "valueType", "label", "description"},
+        "Classification": {"type", "classes"},
+    }
+    for output in summary["outputs"]:
+        assert kinds[output["type"]] <= set(output)
+    assert summary["model"]["training"] == "supervised"
+    assert summary["model"]["cmpapproach"] == "3D"
+    assert set(summary["data"]) == {"training", "evaluation", "public", "external"}
+    required = {"name", "version", "devteam", "type", "date", "cite", "license", "publications", "github"}
+    assert required <= set(details)
+    assert details["version"] == deepcac2.__version__
+    assert all({"title", "uri"} <= set(p) for p in details["publications"])
+    assert {"use", "analyses", "evaluation", "training"} <= set(card["info"])
+    for section in card["info"].values():
+        assert section["title"]
+        assert 50 <= len(section["text"].split()) <= 500
+        assert "http" not in section["text"]
+        references = section.get("references", [])
+        assert {int(n) for n in re.findall(r"\[(\d+)\]", section["text"])} == set(
+            range(1, len(references) + 1)
+        )
+        for table in section.get("tables", []):
+            assert 2 <= len(table["entries"]) <= 10
+            assert all(isinstance(value, str) for value in table["entries"].values())
+
+
+def test_the_model_card_says_what_the_code_does() -> None:
+    import segdb
+
+    card = json.loads((ROOT / "meta.json").read_text(encoding="utf-8"))
+    outputs = {o["type"]: o for o in card["summary"]["outputs"]}
+    assert outputs["Classification"]["classes"] == [group.label for group in RiskGroup]
+    assert outputs["Prediction"]["label"] == "Predicted Agatston Score"
+    with (Path(segdb.__file__).parent / "data" / "segmentations.csv").open(newline="") as table:
+        known = {row[0] for row in csv.reader(table)}
+    parts = {part for name in outputs["Segmentation"]["classes"] for part in name.split("+")}
+    assert parts <= known
+    from deepcac2.utils import handover
+
+    rois = {t.partition("roi=")[2] for t in (handover.HEART, handover.CALCIUM)}
+    assert rois == set(outputs["Segmentation"]["classes"])

@@ -1,0 +1,53 @@
+"""MHub module: heart and calcium as DICOM SEG."""
+
+# mhubio compares annotations with types, so none may be a string here; and it has no types:
+# mypy: allow-subclassing-any, allow-untyped-decorators
+
+from pathlib import Path
+
+from mhubio.core import IO, Instance, InstanceData, Module
+
+from .. import __version__
+from ..dicom import write_segmentation
+from .handover import CALCIUM, CASE, HEART, for_each_case, read_case, read_geometry
+
+
+@IO.Config("converted_file_name", str, "cac.seg.dcm", the="name of the DICOM SEG")
+@IO.Config("model_name", str, "deepcac2", the="name of the algorithm in the DICOM SEG")
+class DSegConverter(Module):
+    """Write one DICOM SEG with the segments heart and coronary calcium, on the CT's own frames.
+
+    Unlike mhubio's ``DsegConverter`` it needs no dcmqi and writes a valid file when no calcium was found.
+    """
+
+    converted_file_name: str
+    model_name: str
+
+    @IO.Instance()
+    @for_each_case
+    @IO.Input("in_case", CASE, the="header facts of the series")
+    @IO.Input("in_heart", HEART, the="heart, 0 and 1")
+    @IO.Input("in_calcium", CALCIUM, the="coronary calcium, 0 and 1")
+    @IO.Output("out_data", IO.C("converted_file_name"), "dicomseg:mod=seg", the="DICOM SEG")
+    def task(
+        self,
+        instance: Instance,
+        in_case: InstanceData,
+        in_heart: InstanceData,
+        in_calcium: InstanceData,
+        out_data: InstanceData,
+    ) -> None:
+        """Write the SEG of one series."""
+        path = Path(in_case.abspath)
+        case = read_case(path, heart=Path(in_heart.abspath), calcium=Path(in_calcium.abspath))
+        if case.heart is None or case.calcium is None:
+            raise TypeError("the SEG needs the heart and the calcium")
+        write_segmentation(
+            Path(out_data.abspath),
+            series=case.series,
+            geometry=read_geometry(path),
+            heart=case.heart,
+            calcium=case.calcium,
+            algorithm_name=self.model_name,
+            algorithm_version=__version__,
+        )

@@ -1,0 +1,228 @@
+"""What one MHub module hands to the next: the images as NIfTI, all else of the `Case` in ``case.json``.
+
+Geometry, slices, score and findings go through JSON, whose numbers are exact; NIfTI keeps geometry as
+32-bit floats, and masks resampled from that would differ from those of the run in memory.
+"""
+
+# mhubio has no types:
+# mypy: allow-subclassing-any, allow-untyped-decorators
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+import traceback
+import types
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+import numpy.typing as npt
+from mhubio.core import Instance, Module
+
+from ..dicom import Finding, Series
+from ..errors import DeepCACError, MaskMismatch, SeriesRejected
+from ..imaging import Geometry, Volume
+from ..imaging.atomic import write_whole
+from ..imaging.files import read_image, write_image
+from ..pipeline.case import Case
+from ..pipeline.chain import series_folder
+from ..pipeline.outputs import report_values
+from ..pipeline.results import ResultRow
+from ..scoring import CalciumScore
+
+CASE = "json:mod=case"
+CT = "nifti:mod=ct"
+HEART = "nifti:mod=seg:model=deepcac2:roi=HEART"
+CALCIUM = "nifti:mod=seg:model=deepcac2:roi=CORONARY_ARTERY+PATHOLOGIC_CALCIFICATION"
+"""mhubio data types; ``roi`` is what SegDB calls the structure."""
+
+CASE_FILE = "case.json"
+
+
+def for_each_case(task: Callable[..., None]) -> Callable[..., None]:
+    """For a task under ``@IO.Instance()``: only series that got this far, each on its own.
+
+    A series that is rejected or breaks gets its status, code and reason as attributes of the instance and
+    one line in the log (with the traceback where it broke unexpectedly); later modules leave it alone.
+    """
+
+    @functools.wraps(task)
+    def run(self: Module, instance: Instance) -> None:
+        if instance.attr["status"] != "open":
+            return
+        started = time.perf_counter()
+        try:
+            task(self, instance)
+        except SeriesRejected as error:
+            _end(self, instance, "rejected", error.code, str(error))
+        except DeepCACError as error:
+            _end(self, instance, "failed", error.code, str(error))
+        except Exception as error:
+            # One bad series must not stop the others.
+            self.log(traceback.format_exc(), level="ERROR")
+            text = (str(error).splitlines() or [""])[0]
+            reason = f"{self.label} broke: {type(error).__name__}: {text}"
+            _end(self, instance, "failed", "internal-error", reason)
+        else:
+            note(case_path(instance), "timings", **{self.label: time.perf_counter() - started})
+
+    return run
+
+
+def _end(module: Module, instance: Instance, status: str, code: str, reason: str) -> None:
+    instance.attr |= {"status": status, "code": code, "reason": reason}
+    level = "WARNING" if status == "rejected" else "ERROR"
+    module.log(f"series {instance.attr['sid']}: {status}, {code}: {reason}", level=level)
+
+
+def case_path(instance: Instance) -> Path:
+    """The ``case.json`` of an instance."""
+    return Path(instance.abspath) / CASE_FILE
+
+
+def write_case(path: Path, case: Case) -> None:
+    """Write or update the ``case.json`` with all of a case but its arrays and outputs."""
+    content = {
+        "series": asdict(case.series),
+        "geometry": asdict(case.volume.geometry) if case.volume is not None else None,
+        "score": asdict(case.score) if case.score is not None else None,
+        "findings": [asdict(finding) for finding in case.findings],
+        "facts": case.facts,
+    }
+    present = {k: v for k, v in content.items() if v is not None}
+    _write(path, {"timings": {}, "provenance": {}} | _read(path) | present)
+
+
+def note(path: Path, section: str, **entries: Any) -> None:
+    """Add entries to a section of the ``case.json``: ``"timings"`` or ``"provenance"``."""
+    content = _read(path)
+    content[section] = content[section] | entries
+    _write(path, content)
+
+
+def read_case(
+    path: Path, *, ct: Path | None = None, heart: Path | None = None, calcium: Path | None = None
+) -> Case:
+    """The case so far, with those of its arrays whose NIfTI files are given.
+
+    Raises:
+        MaskMismatch: A file has another size than the CT.
+        InputUnreadable: A file is gone or damaged.
+    """
+    content = _read(path)
+    volume = None
+    if ct is not None:
+        volume = Volume(hu=_array(ct, content), geometry=_geometry(content))
+    score = content.get("score")
+    return Case(
+        series=_restored(Series, content["series"]),
+        volume=volume,
+        heart=_array(heart, content) > 0 if heart is not None else None,
+        calcium=_array(calcium, content) > 0 if calcium is not None else None,
+        score=_restored(CalciumScore, score) if score is not None else None,
+        findings=tuple(_restored(Finding, f) for f in content["findings"]),
+        facts=content["facts"],
+        timings=content["timings"],
+    )
+
+
+def read_geometry(path: Path) -> Geometry:
+    """The CT's grid, exact, without reading the CT."""
+    return _geometry(_read(path))
+
+
+def read_provenance(path: Path) -> dict[str, Any]:
+    """Versions, weights and device that made the case, for the details JSON."""
+    provenance: dict[str, Any] = _read(path)["provenance"]
+    return provenance
+
+
+def write_mask(path: Path, mask: npt.NDArray[np.bool_] | None, volume: Volume | None) -> None:
+    """Write a mask (z, y, x) on the CT's grid as NIfTI, 0 and 1.
+
+    Raises:
+        DiskFull, OutputUnwritable: It cannot be written.
+    """
+    if mask is None or volume is None:
+        raise TypeError("the stage before left no mask")
+    write_image(path, mask, volume.geometry)
+
+
+def result_row(case: Case, instance: Instance | None, **ended: Any) -> ResultRow:
+    """The case's row of the table of results.
+
+    Args:
+        case: As far as it came.
+        instance: Its instance, which knows how it ended; None for one that never became an instance.
+        ended: ``status``, ``code`` and ``reason`` of the latter.
+    """
+    series, score = case.series, case.score
+    known = [f.name for f in fields(ResultRow) if hasattr(series, f.name)]
+    values: dict[str, Any] = {name: getattr(series, name) for name in known}
+    if instance is not None:
+        ended = {name: instance.attr[name] for name in ("status", "code", "reason")}
+        provenance = read_provenance(case_path(instance))
+        weights = [f"{k}:{v['name']}@{v['sha256'][:12]}" for k, v in provenance["weights"].items()]
+        values |= {"deepcac2_version": provenance["deepcac2"], "weights": ";".join(weights)}
+    if score is not None:
+        values |= report_values(case) | {
+            "risk_group_name": score.risk_group.label,
+            "volume_mm3": round(score.volume_mm3, 3),
+            "mass_mg": score.mass_mg,
+            "n_lesions": len(score.lesions),
+            "rule": score.rule,
+        }
+    values |= ended | {
+        "n_slices": len(series.slices),
+        "heart_volume_ml": case.facts.get("heart_volume_ml"),
+        "warnings": ";".join(dict.fromkeys(f.code for f in case.findings or series.warnings)),
+        "seconds": round(sum(case.timings.values()), 3),
+        "folder": series_folder(series).as_posix() if score is not None else "",
+    }
+    return ResultRow(**values)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    with suppress(FileNotFoundError):
+        content = json.loads(path.read_text(encoding="ascii"))
+    return content
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    write_whole(path, json.dumps(content, indent=1, default=str).encode("ascii"))
+
+
+def _geometry(content: dict[str, Any]) -> Geometry:
+    geometry: Geometry = _restored(Geometry, content["geometry"])
+    return geometry
+
+
+def _array(path: Path, content: dict[str, Any]) -> npt.NDArray[Any]:
+    array, _ = read_image(path)
+    if array.shape != (shape := _geometry(content).shape):
+        raise MaskMismatch(
+            f"{path} has {array.shape} voxels, its CT {shape}; run the workflow from its start"
+        )
+    return array
+
+
+def _restored(kind: Any, value: Any) -> Any:
+    """A value from JSON as the type it had: dataclass, tuple, path, or what JSON itself knows."""
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return kind(**{name: _restored(hints[name], v) for name, v in value.items()})  # type: ignore[operator]
+    if get_origin(kind) in (Union, types.UnionType):
+        inner = next(k for k in get_args(kind) if k is not type(None))
+        return None if value is None else _restored(inner, value)
+    if get_origin(kind) is tuple:
+        inside = get_args(kind)
+        if inside[-1] is Ellipsis:
+            inside = (inside[0],) * len(value)
+        return tuple(_restored(k, v) for k, v in zip(inside, value, strict=True))
+    return Path(value) if kind is Path else value
