@@ -83,15 +83,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _workflow(args: argparse.Namespace, workflow: Any) -> Any:
-    from ..dicom.gates import GATES
+    from ..dicom.gates import check_allowed
     from ..errors import WorkflowError
     from ..pipeline.options import nearest
     from ..scoring import RULES
     from ..weights import resolve
 
-    for code in args.allow:
-        if code not in GATES:
-            raise WorkflowError(f"--allow {code}: no such quality gate.{nearest(code, GATES)}")
+    check_allowed(args.allow)
     if args.rule is not None and args.rule not in RULES:
         raise WorkflowError(f"--rule {args.rule}: no such rule.{nearest(args.rule, RULES)}")
     for name in args.weights:

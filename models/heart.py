@@ -2,16 +2,19 @@
 
 The network, its plans and its sliding window are nnU-Net's (nnunetv2); around them, a CT is brought to the
 network's grid and only the heart's surroundings are brought back, which is most of the time that nnU-Net's
-own pipeline spends. No other step is left out or replaced:
+own pipeline spends:
 
 1. clip and normalise as the plans say (`CTNormalization`),
-2. resample to the plans' spacing (linear; nnU-Net's sampling points),
+2. resample to the plans' spacing as the plans say (linear or cubic spline, nearest across thick slices);
+   being linear and separable, that is one matrix per axis,
 3. sliding window with Gaussian weights; several folds are averaged,
 4. the largest component of "heart wins" at low resolution,
 5. the winning margin (heart logit minus the best other logit), interpolated linearly to the CT's grid
    around that component, is above zero.
 
-nnU-Net itself interpolates the logits and takes the largest; for two classes that is step 5.
+nnU-Net itself interpolates all logits and takes the largest, which for two classes is step 5, except that
+between thick slices it takes the nearest instead of interpolating; and it cuts zero-valued borders off, of
+which a CT in HU has none.
 
 Isensee et al., nnU-Net, Nature Methods 18 (2021), 203-211.
 """
@@ -38,6 +41,12 @@ log = logging.getLogger(__name__)
 
 SIDES = (("feet", "head"), ("front", "back"), ("right", "left"))
 """Patient side at the low and at the high end of each canonical axis (z, y, x)."""
+
+NETWORKS = tuple(
+    f"dynamic_network_architectures.architectures.unet.{name}"
+    for name in ("PlainConvUNet", "ResidualEncoderUNet")
+)
+"""The networks that nnU-Net's planners choose. Plans come from outside: nothing else is looked up by name."""
 
 _SLAB = 16
 """Slices converted to float at a time: 16 × 512 × 512 float32 are 17 MB."""
@@ -79,6 +88,57 @@ class Normalisation:
     sd: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Resampling:
+    """How a CT comes to the network's grid.
+
+    Attributes:
+        within: Kind of interpolation, see `interpolation_matrix`.
+        across: Kind along the axis of thick slices, where there is one.
+        separate: nnU-Net's ``force_separate_z``: treat one axis as that of thick slices; None: where a
+            spacing is more than `threshold` times another.
+        threshold: nnU-Net's ``separate_z_anisotropy_threshold``.
+    """
+
+    within: str = "linear"
+    across: str = "nearest"
+    separate: bool | None = False
+    threshold: float = 3.0
+
+    @classmethod
+    def from_plan(cls, path: Path, plan: Any) -> Resampling:
+        """What a configuration of ``plans.json`` asks for.
+
+        Raises:
+            WeightsUnsupported: A resampling that is none of nnU-Net's two usual ones.
+        """
+        name = plan.configuration["resampling_fn_data"]
+        kwargs = dict(plan.configuration["resampling_fn_data_kwargs"])
+        kinds = {0: "nearest", 1: "linear", 3: "cubic"}
+        chosen: dict[str, Any] = {}
+        if name == "resample_data_or_seg_to_shape":
+            within, across = kinds.get(kwargs.get("order", 3)), kinds.get(kwargs.get("order_z", 0))
+            separate = kwargs.get("force_separate_z", False)
+        elif name == "resample_torch_fornnunet" and kwargs.get("mode", "linear") == "linear":
+            within, across = "linear", "nearest"
+            separate = kwargs.get("force_separate_z")
+        else:
+            within = across = None
+        if within is None or across is None:
+            raise WeightsUnsupported(f"{path} wants the resampling {name} {kwargs}, which is not known")
+        if "separate_z_anisotropy_threshold" in kwargs:
+            chosen["threshold"] = float(kwargs["separate_z_anisotropy_threshold"])
+        return cls(within=within, across=across, separate=separate, **chosen)
+
+    def kinds(self, old: Sequence[float], new: Sequence[float]) -> tuple[str, str, str]:
+        """Kind per axis from spacing `old` to `new`, mm."""
+        from nnunetv2.preprocessing.resampling.default_resampling import determine_do_sep_z_and_axis
+
+        separate, axis = determine_do_sep_z_and_axis(self.separate, old, new, self.threshold)
+        a, b, c = (self.across if separate and i == axis else self.within for i in range(3))
+        return a, b, c
+
+
 class HeartModel:
     """A loaded heart network.
 
@@ -95,7 +155,7 @@ class HeartModel:
         transpose: tuple[int, int, int],
         normalisation: Normalisation,
         heart_labels: tuple[int, ...],
-        smooth: bool,
+        resampling: Resampling,
         mirror_axes: tuple[int, ...],
         device: torch.device,
         weights: WeightSet | None = None,
@@ -108,7 +168,7 @@ class HeartModel:
         transpose: nnU-Net's ``transpose_forward``: network axis k is canonical axis ``transpose[k]``.
         normalisation: Of the input.
         heart_labels: Classes that make up the heart.
-        smooth: Average over the network's voxels while resampling instead of taking points.
+        resampling: How the CT comes to the network's grid.
         mirror_axes: Network axes to mirror for test-time augmentation; empty for none.
         device: Where the networks lie.
         weights: The set they came from.
@@ -120,7 +180,7 @@ class HeartModel:
         self.transpose = transpose
         self.normalisation = normalisation
         self.heart_labels = heart_labels
-        self.smooth = smooth
+        self.resampling = resampling
         self.mirror_axes = mirror_axes
         self.device = device
         self.weights = weights
@@ -182,7 +242,9 @@ class HeartModel:
                 sd=max(float(intensity["std"]), 1e-8),
             ),
             heart_labels=tuple(int(i) for i in found.metadata["heart_labels"]),
-            smooth=found.metadata.get("resampling") == "smooth",
+            resampling=Resampling(within="smooth")
+            if found.metadata.get("resampling") == "smooth"
+            else Resampling.from_plan(found.path, plan),
             mirror_axes=tuple(found.metadata.get("mirror_axes") or ()) if mirror else (),
             device=device,
             weights=found,
@@ -221,12 +283,20 @@ class HeartModel:
             CT's box.
         """
         order = to_canonical(volume.hu, volume.geometry).order
-        target = np.empty(3)
-        for k, canonical in enumerate(self.transpose):
-            target[order[canonical]] = self.spacing[k]
-        shape = network_shape(volume.geometry.shape, volume.geometry.spacing, _three(target, float))
+        # Network axis k is axis axes[k] of the CT's array.
+        axes = [order[canonical] for canonical in self.transpose]
+        old = [volume.geometry.spacing[a] for a in axes]
+        kinds = self.resampling.kinds(old, self.spacing)
+        target = _three((self.spacing[axes.index(a)] for a in range(3)), float)
+        shape = network_shape(volume.geometry.shape, volume.geometry.spacing, target)
         n = self.normalisation
-        low = resample(volume.hu, shape, clip=(n.lower, n.upper), smooth=self.smooth, device=self.device)
+        low = resample(
+            volume.hu,
+            shape,
+            clip=(n.lower, n.upper),
+            kinds=_three((kinds[axes.index(a)] for a in range(3)), str),
+            device=self.device,
+        )
         low = (low - n.mean) / n.sd
         geometry = replace(volume.geometry, shape=shape)
         turned = to_canonical(low.cpu().numpy(), geometry)
@@ -317,17 +387,18 @@ def network_shape(
 
 
 def interpolation_matrix(
-    old: int, new: int, *, smooth: bool = False, rows: slice = slice(None)
+    old: int, new: int, kind: str = "linear", *, rows: slice = slice(None)
 ) -> npt.NDArray[np.float32]:
-    """Linear interpolation along one axis as a matrix.
+    """Interpolation along one axis as a matrix.
 
     Both grids fill the same box, so new voxel i lies at old index (i + 0.5) · old / new − 0.5; beyond the
-    first and last centre the edge value is kept.
+    first and last centre the edge value goes on.
 
     Args:
         old, new: Number of voxels.
-        smooth: Where voxels grow, widen the interpolation's triangle to their size, so that all old voxels
-            take part (no aliasing, less noise).
+        kind: ``"nearest"``; ``"linear"``; ``"cubic"`` (interpolating cubic spline, as scipy.ndimage's);
+            or ``"smooth"``: linear with a triangle as wide as the new voxels where these are larger, so
+            that all old voxels take part (no aliasing, less noise).
         rows: Only these new voxels.
 
     Returns:
@@ -336,13 +407,25 @@ def interpolation_matrix(
     >>> interpolation_matrix(2, 4).tolist()
     [[1.0, 0.0], [0.75, 0.25], [0.25, 0.75], [0.0, 1.0]]
     """
+    if kind == "cubic":
+        import scipy.ndimage
+
+        units = np.eye(old)
+        spline = scipy.ndimage.zoom(units, (new / old, 1), order=3, mode="nearest", grid_mode=True)
+        return np.asarray(spline[rows], dtype=np.float32)
     centre = (np.arange(new)[rows] + 0.5) * old / new - 0.5
-    width = max(1.0, old / new) if smooth else 1.0
-    if not smooth:
+    if kind == "nearest":
+        nearest = np.floor(centre + 0.5).astype(int).clip(0, old - 1)
+        return np.asarray(np.eye(old)[nearest], dtype=np.float32)
+    if kind == "linear":
+        width = 1.0
         centre = centre.clip(0, old - 1)
+    elif kind == "smooth":
+        width = max(1.0, old / new)
+    else:
+        raise ValueError(f"kind is nearest, linear, cubic or smooth, not {kind!r}")
     weight = np.clip(1 - np.abs(np.arange(old) - centre[:, None]) / width, 0, None)
-    result: npt.NDArray[np.float32] = (weight / weight.sum(1, keepdims=True)).astype(np.float32)
-    return result
+    return np.asarray(weight / weight.sum(1, keepdims=True), dtype=np.float32)
 
 
 def resample(
@@ -350,16 +433,16 @@ def resample(
     shape: tuple[int, int, int],
     *,
     clip: tuple[float, float] = (-np.inf, np.inf),
-    smooth: bool = False,
+    kinds: tuple[str, str, str] = ("linear", "linear", "linear"),
     device: torch.device | None = None,
 ) -> torch.Tensor:
-    """Linear resampling of a whole (z, y, x) array onto `shape` voxels that fill the same box.
+    """Resampling of a whole (z, y, x) array onto `shape` voxels that fill the same box.
 
     Args:
         array: Any number type that torch knows.
         shape: New voxels (z, y, x).
-        clip: Values are clipped to this range first.
-        smooth: See `interpolation_matrix`.
+        clip: Values are clipped to this range before and (splines overshoot) after.
+        kinds: Per axis, see `interpolation_matrix`.
         device: Where to compute; the CPU by default.
 
     Returns:
@@ -367,8 +450,8 @@ def resample(
     """
     device = device or torch.device("cpu")
     wz, wy, wx = (
-        torch.from_numpy(interpolation_matrix(o, n, smooth=smooth)).to(device)
-        for o, n in zip(array.shape, shape, strict=True)
+        torch.from_numpy(interpolation_matrix(o, n, k)).to(device)
+        for o, n, k in zip(array.shape, shape, kinds, strict=True)
     )
     if any(s < 0 for s in array.strides):
         array = np.ascontiguousarray(array)
@@ -377,7 +460,7 @@ def resample(
     for start in range(0, array.shape[0], _SLAB):
         slab = source[start : start + _SLAB].to(device).float().clamp_(*clip)
         planes[start : start + _SLAB] = wy @ (slab @ wx.T)
-    return (wz @ planes.flatten(1)).reshape(shape)
+    return (wz @ planes.flatten(1)).reshape(shape).clamp_(*clip)
 
 
 def fill_positive(
@@ -495,7 +578,7 @@ def _check_supported(path: Path, plan: Any) -> None:
         raise WeightsUnsupported(f"{path} normalises within a mask, which is not done for CT")
     kwargs = plan.network_arch_init_kwargs
     names = [kwargs[k] for k in plan.network_arch_init_kwargs_req_import if kwargs[k] is not None]
-    if not plan.network_arch_class_name.startswith("dynamic_network_architectures.architectures."):
+    if plan.network_arch_class_name not in NETWORKS:
         raise WeightsUnsupported(
             f"{path} names the network {plan.network_arch_class_name}, which is not nnU-Net's own"
         )

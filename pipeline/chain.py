@@ -172,10 +172,7 @@ def build_chain(
         if step.module == "DicomImporter":
             stage: Stage = stages.check_headers
         elif step.module == "NiftiConverter":
-
-            def stage(case: Case) -> Case:
-                return stages.build_volume(case, allow=allowed)
-
+            stage = stages.build_volume
         elif step.module == "HeartRunner":
             weights = resolve(options.weights, "heart")
             provenance["weights"]["heart"] = {"name": weights.name, "sha256": weights.hash}

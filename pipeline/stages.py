@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..dicom import Finding, Series, read_series
-from ..dicom.gates import GATES
+from ..dicom import Finding, make_finding, read_series
 from ..errors import SeriesRejected
 from ..imaging import Geometry, Volume
 from ..imaging.masks import bounding_box, widened
@@ -43,15 +42,15 @@ unenhanced blood is about 30 to 60 HU, an enhanced blood pool usually far above 
 
 
 def gate(code: str, message: str, allow: Collection[str]) -> Finding:
-    """A finding of gate `code`: fatal unless the user allowed it.
+    """A finding of gate `code` that may pass.
 
     Raises:
-        SeriesRejected: The gate is not allowed to pass.
+        SeriesRejected: The gate rejects, and the user did not allow it.
     """
-    if code in allow and GATES[code].overridable:
-        return Finding(code=code, message=message, fatal=False)
-    hint = f" (go on with --allow {code})" if GATES[code].overridable else ""
-    raise SeriesRejected(f"{message}{hint}", code=code)
+    finding = make_finding(code, message, allow=allow)
+    if finding.fatal:
+        raise SeriesRejected(finding.message, code=code)
+    return finding
 
 
 def check_headers(case: Case) -> Case:
@@ -66,18 +65,19 @@ def check_headers(case: Case) -> Case:
     return replace(case, findings=(*case.findings, *case.series.warnings))
 
 
-def build_volume(case: Case, *, allow: Collection[str] = ()) -> Case:
+def build_volume(case: Case) -> Case:
     """Read the pixels into `Case.volume`.
 
     Raises:
         SeriesRejected, SeriesFailed: See `dicom.read_series`.
     """
     reading = read_series(case.series)
-    for finding in reading.findings:
-        if finding.fatal:
-            gate(finding.code, finding.message, allow)
-    series = replace(case.series, slices=reading.slices)
-    return replace(case, series=series, volume=reading.volume, findings=(*case.findings, *reading.findings))
+    return replace(
+        case,
+        series=replace(case.series, slices=reading.slices),
+        volume=reading.volume,
+        findings=(*case.findings, *reading.findings),
+    )
 
 
 def _inner(mask: npt.NDArray[np.bool_], geometry: Geometry, depth_mm: float) -> npt.NDArray[np.bool_]:
@@ -104,10 +104,7 @@ def check_heart(
         SeriesRejected: heart-not-found, heart-cut-off, heart-implausible or contrast-measured.
     """
     if not heart.any():
-        raise SeriesRejected(
-            "no heart was found in this series; look at the scan, or at the orientation in its headers",
-            code="heart-not-found",
-        )
+        gate("heart-not-found", "no heart was found in this series; look at the scan and its orientation", ())
     findings: list[Finding] = []
     box = bounding_box(heart)
     part, hu = heart[box], volume.hu[box]
@@ -213,8 +210,3 @@ def _present(value: Any) -> Any:
     if value is None:
         raise TypeError("this stage needs the stages before it: their result is missing in the case")
     return value
-
-
-def new_case(series: Series) -> Case:
-    """The case at the start of the chain."""
-    return Case(series=series)

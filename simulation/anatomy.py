@@ -31,6 +31,13 @@ class Body:
         domes: Heights of right, left and middle diaphragm.
         spine_y, kyphosis: Where the vertebral bodies' centres lie and how far they curve back.
         table: Distance of the table top behind the body, its curvature radius and HU; None without table.
+        sternal_gap: Between the heart and the front of the rib cage.
+        mediastinum: Thickness of the fat around heart and great vessels.
+        lung_hu, lung_gradient: Of lung tissue in the middle, and its rise (HU/mm) towards the back.
+        fat_hu, muscle_hu, liver_hu, blood_hu: Of these tissues.
+        bone_hu: Of cortical and spongy bone.
+        stomach: Its radius, the share of gas in it, and the HU of the rest.
+        phase: Where along z the discs lie.
     """
 
     half_width: float
@@ -144,7 +151,7 @@ def sample_body(seed: int) -> tuple[Body, float, float]:
         fat_hu=float(rng.normal(-103, 6)),
         muscle_hu=float(rng.normal(50, 6)),
         liver_hu=float(np.clip(rng.normal(56, 9) - 18 * (rng.random() < 0.2), 8, 75)),
-        blood_hu=float(rng.normal(41, 5)),
+        blood_hu=float(np.clip(rng.normal(38, 7), 22, 56)),
         bone_hu=(float(rng.uniform(450, 950)), float(rng.uniform(70, 240))),
         stomach=(float(rng.uniform(24, 44)), float(rng.uniform(0.0, 0.5)), float(rng.normal(25, 25))),
         phase=float(rng.uniform(0, 30)),

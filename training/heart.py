@@ -151,8 +151,9 @@ def simulated_heart(
     fine = coarse(full, _triple(np.array(recipe.spacing_mm) / 2))
     grid = coarse(full, _triple(recipe.spacing_mm))
     patient = simulate_patient(seed, geometry=fine)
-    hu = resample(patient.volume.hu, grid.shape, smooth=True).numpy()
-    heart = resample(patient.heart.astype(np.uint8), grid.shape, smooth=True).numpy() >= 0.5
+    smooth = ("smooth", "smooth", "smooth")
+    hu = resample(patient.volume.hu, grid.shape, kinds=smooth).numpy()
+    heart = resample(patient.heart.astype(np.uint8), grid.shape, kinds=smooth).numpy() >= 0.5
     rng = np.random.default_rng([seed, 78])
     hu = hu + rng.normal(0.0, rng.uniform(0.0, recipe.noise_hu), hu.shape)
     image = to_canonical(np.clip(hu, -1024, 3071).round().astype(np.int16), grid)

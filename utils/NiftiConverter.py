@@ -69,7 +69,7 @@ class NiftiConverter(Module):
         if target.exists() and not self.overwrite_existing_file:
             self.log(f"{target.name} is there already and is kept")
             return
-        case = build_volume(read_case(path), allow=read_provenance(path)["allowed_gates"])
+        case = build_volume(read_case(path))
         if case.volume is None:
             raise TypeError("the stage before left no volume")
         write_image(target, case.volume.hu, case.volume.geometry)

@@ -1,4 +1,4 @@
-"""The heart model: against nnU-Net's own predictor, against geometry that is known, and in any orientation."""
+"""The heart model: against nnU-Net's own predictor, known geometry, and in any orientation."""
 
 from __future__ import annotations
 
@@ -194,21 +194,43 @@ def _nnunet(plans: dict, state: dict[str, torch.Tensor]):
     return predictor
 
 
-@pytest.mark.parametrize("linear", [True, False])
+@pytest.mark.parametrize("linear", [True, False], ids=["torch linear", "cubic splines"])
 def test_mask_is_that_of_nnunets_own_pipeline(trained, tmp_path, linear):
     plans = _plans(linear=linear)
     model = HeartModel.load(_write(tmp_path / "set", plans, [trained]), CPU)
     volume = _scene(_grid(), (20.0, -30.0, 15.0), 40.0)
     predictor = _nnunet(plans, trained)
-    # A voxel of 0 HU at two corners keeps nnU-Net from cropping nothing: its crop needs non-zero voxels only.
     theirs = predictor.predict_single_npy_array(
         volume.hu[None].astype(np.float32), {"spacing": list(volume.geometry.spacing)}
     )
     labels, _ = scipy.ndimage.label(theirs == 1)
     largest = labels == np.bincount(labels.ravel())[1:].argmax() + 1
     ours = model.predict(volume).mask
-    # With nnU-Net's default resampling, its cubic splines are all that differs.
-    assert _dice(ours, largest) >= (0.999 if linear else 0.995)
+    assert _dice(ours, largest) >= 0.999
+
+
+def test_thick_slices_come_to_the_network_as_in_nnunet(trained, tmp_path):
+    """Spacing ratio above 3: nnU-Net resamples within slices and takes the nearest slice across."""
+    from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    plans = _plans(linear=False)
+    model = HeartModel.load(_write(tmp_path / "set", plans, [trained]), CPU)
+    volume = _scene(_grid((48, 120, 128), (5.0, 1.5, 1.5)), (0.0, 0.0, 0.0), 40.0)
+    manager = PlansManager(plans)
+    data, _, _ = DefaultPreprocessor(verbose=False).run_case_npy(
+        volume.hu[None].astype(np.float32),
+        None,
+        {"spacing": list(volume.geometry.spacing)},
+        manager,
+        manager.get_configuration(CONFIGURATION),
+        {"channel_names": {"0": "CT"}, "labels": LABELS},
+    )
+    kinds = model.resampling.kinds(volume.geometry.spacing, SPACING)
+    assert kinds == ("nearest", "cubic", "cubic")
+    ours = resample(volume.hu, data.shape[1:], clip=(-500, 300), kinds=kinds).numpy() / 200
+    # nnU-Net keeps each slice within its own range, here all are kept within the clipping's.
+    assert np.quantile(np.abs(ours - data[0]), 0.99) < 1e-4
 
 
 def test_sliding_window_equals_nnunets(trained, balls):
@@ -217,8 +239,11 @@ def test_sliding_window_equals_nnunets(trained, balls):
     theirs = _nnunet(_plans(), trained)
     theirs.network.load_state_dict(trained)
     expected = theirs.predict_sliding_window_return_logits(data[None]).float()
-    # nnU-Net sums up in half precision, hence the tolerance.
-    assert torch.allclose(balls.logits(data), expected, atol=0.02 * float(expected.abs().max()))
+    # nnU-Net sums up in half precision, in which the weights at the corners of the outer tiles have no
+    # digits left: there it is off by up to a half.
+    difference = (balls.logits(data) - expected).abs()
+    assert torch.quantile(difference, 0.9) < 0.01
+    assert difference.max() < 1
 
 
 def test_ball_is_found_and_measured(balls):
@@ -299,7 +324,9 @@ def test_a_cut_heart_touches_the_border(balls):
 
 def test_folds_are_averaged(trained, tmp_path):
     other = {k: v * 1.1 for k, v in trained.items()}
-    singles = [HeartModel.load(_write(tmp_path / str(i), _plans(), [s]), CPU) for i, s in enumerate((trained, other))]
+    singles = [
+        HeartModel.load(_write(tmp_path / str(i), _plans(), [s]), CPU) for i, s in enumerate((trained, other))
+    ]
     both = HeartModel.load(_write(tmp_path / "both", _plans(), [trained, other]), CPU)
     data = torch.randn(PATCH)
     expected = (singles[0].logits(data) + singles[1].logits(data)) / 2
@@ -321,18 +348,21 @@ def test_interpolation_is_that_of_torch(old, new):
     matrix = torch.from_numpy(interpolation_matrix(old, new))
     expected = torch.nn.functional.interpolate(values, (new, new), mode="bilinear", align_corners=False)
     assert torch.allclose(matrix @ values[0, 0] @ matrix.T, expected[0, 0], atol=1e-5)
-    matrix = torch.from_numpy(interpolation_matrix(old, new, smooth=True))
+    matrix = torch.from_numpy(interpolation_matrix(old, new, "smooth"))
     expected = torch.nn.functional.interpolate(values, (new, new), mode="bilinear", antialias=True)
     assert torch.allclose(matrix @ values[0, 0] @ matrix.T, expected[0, 0], atol=1e-5)
 
 
-def test_resampling_is_that_of_scipy():
+@pytest.mark.parametrize(("kind", "order"), [("nearest", 0), ("linear", 1), ("cubic", 3)])
+def test_resampling_is_that_of_scipy(kind, order):
     array = np.random.default_rng(0).integers(-1000, 1000, (40, 9, 12)).astype(np.int16)
     shape = (21, 20, 6)
     zoom = [n / o for n, o in zip(shape, array.shape, strict=True)]
     clipped = array.clip(-500, 300).astype(float)
-    expected = scipy.ndimage.zoom(clipped, zoom, order=1, mode="nearest", grid_mode=True)
-    assert np.allclose(resample(array, shape, clip=(-500, 300)).numpy(), expected, atol=0.01)
+    expected = scipy.ndimage.zoom(clipped, zoom, order=order, mode="nearest", grid_mode=True).clip(-500, 300)
+    assert np.allclose(
+        resample(array, shape, clip=(-500, 300), kinds=(kind,) * 3).numpy(), expected, atol=0.01
+    )
 
 
 @pytest.mark.parametrize("box", [((3, 7), (2, 6), (4, 8)), ((0, 4), (5, 8), (0, 9))])
@@ -355,19 +385,12 @@ def test_altered_weights_are_refused(trained, tmp_path):
         HeartModel.load(weights, CPU)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"network_class_name": "os.system"}, "not nnU-Net's own"),
-        ({"network_class_name": "dynamic_network_architectures.architectures.nothing.Net"}, None),
-    ],
-)
-def test_plans_cannot_name_any_code(trained, tmp_path, change, message):
+@pytest.mark.parametrize("name", ["os.system", "dynamic_network_architectures.architectures.unet.os"])
+def test_plans_cannot_name_any_code(trained, tmp_path, name):
     plans = _plans()
-    plans["configurations"][CONFIGURATION]["architecture"].update(change)
-    weights = _write(tmp_path / "set", plans, [trained])
-    with pytest.raises(WeightsUnsupported, match=message):
-        HeartModel.load(weights, CPU)
+    plans["configurations"][CONFIGURATION]["architecture"]["network_class_name"] = name
+    with pytest.raises(WeightsUnsupported, match="not nnU-Net's own"):
+        HeartModel.load(_write(tmp_path / "set", plans, [trained]), CPU)
 
 
 def test_plans_cannot_name_any_layer(trained, tmp_path):

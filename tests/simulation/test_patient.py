@@ -195,7 +195,7 @@ def test_padding_outside_the_circle() -> None:
 
 
 def test_real_and_simulated_hearts_look_alike(shared_data: Path) -> None:
-    """Volume, place above the lung bases and HU of two labelled chests lie within the simulated range."""
+    """Volume, extents and HU of two labelled chests lie within the simulated range."""
     import SimpleITK as sitk
 
     simulated = []
@@ -209,8 +209,9 @@ def test_real_and_simulated_hearts_look_alike(shared_data: Path) -> None:
             sitk.ReadImage(str(shared_data / "labelled" / name / "mask_3mm.nrrd"))
         )
         real = describe(hu, np.isin(labels, (1, 3)), (3.0, 3.0, 3.0))
-        assert (real > low - 0.15 * np.abs(low)).all(), (real, low)
-        assert (real < high + 0.15 * np.abs(high)).all(), (real, high)
+        slack = np.array([100.0, 15.0, 15.0, 15.0, 10.0, 25.0])
+        assert (real > low - slack).all(), (real, low)
+        assert (real < high + slack).all(), (real, high)
 
 
 def default_geometry_at(seed: int, spacing: float) -> Geometry:
