@@ -51,6 +51,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     fetch.add_argument(
         "--to", type=Path, metavar="FOLDER", help="where to put the set (default: found by name)"
     )
+    fetch.add_argument("--url", metavar="URL", help="mirror to download from")
     fetch.set_defaults(run=_fetch)
 
     for version, checkpoint in (("v1", "model_final_checkpoint"), ("v2", "checkpoint_final.pth")):
@@ -139,6 +140,7 @@ def _fetch(args: argparse.Namespace) -> int:
         sha256=args.sha256,
         trust_first=args.trust_first,
         source=args.source,
+        url=args.url,
         destination=args.to,
     )
     origin = found.metadata.get("fetched", {})

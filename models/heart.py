@@ -260,19 +260,10 @@ class HeartModel:
         probability = torch.sigmoid(torch.stack([margin.min(), margin.max()])).tolist()
         box = _heart_box(margin)
         mask = np.zeros(volume.geometry.shape, dtype=np.bool_)
-        if box is None:
-            return HeartPrediction(
-                found=False,
-                mask=mask,
-                centre_index=None,
-                centre_lps=None,
-                volume_ml=0.0,
-                touches_border=(),
-                probability_range=(probability[0], probability[1]),
-                box=(),
-            )
-        part = fill_positive(margin, mask, box)
-        part[...] = cc3d.largest_k(part, k=1, connectivity=6)
+        if box is not None:
+            part = fill_positive(margin, mask, box)
+            if part.any():
+                part[...] = cc3d.largest_k(part, k=1, connectivity=6)
         return _measured(volume, mask, (probability[0], probability[1]))
 
     def low_resolution_margin(self, volume: Volume) -> torch.Tensor:
@@ -522,11 +513,10 @@ def _heart_box(margin: torch.Tensor) -> tuple[tuple[int, int], ...] | None:
 def _measured(
     volume: Volume, mask: npt.NDArray[np.bool_], probability_range: tuple[float, float]
 ) -> HeartPrediction:
-    """Centre, volume, box and border contact of a mask that is not empty."""
+    """Centre, volume, box and border contact of a mask."""
     counts = _projections(mask)
-    box = tuple((int(h[0]), int(h[-1]) + 1) for h in (np.flatnonzero(c) for c in counts))
     total = int(counts[0].sum())
-    if not total:  # a low-resolution voxel so small that no CT voxel centre lies in it
+    if not total:
         return HeartPrediction(
             found=False,
             mask=mask,
@@ -554,7 +544,7 @@ def _measured(
         volume_ml=total * volume.geometry.voxel_volume / 1000.0,
         touches_border=touches,
         probability_range=probability_range,
-        box=box,
+        box=tuple((int(h[0]), int(h[-1]) + 1) for h in (np.flatnonzero(c) for c in counts)),
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -307,7 +308,7 @@ def train_calcium(recipe: CalciumRecipe, work: Path, *, device: torch.device, re
             image, label = sampler.batch(np.random.default_rng([recipe.seed, step]), recipe.batch_size)
             if recipe.cosine:
                 for group in optimiser.param_groups:
-                    group["lr"] = recipe.learning_rate * 0.5 * (1 + np.cos(np.pi * step / recipe.steps))
+                    group["lr"] = recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
             with torch.autocast(device.type, enabled=recipe.amp):
                 logits = network(image.to(device))
             target = label.to(device)

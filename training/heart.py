@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from ..errors import TrainingError
 from ..imaging import Geometry
+from ..imaging.files import read_image
 from ..imaging.orientation import to_canonical
 
 if TYPE_CHECKING:
@@ -258,35 +259,13 @@ def labelled_scans(
             "or folders with image*.nrrd and mask*.nrrd"
         )
     for image, label, heart in pairs:
-        hu, geometry = _read_image(image)
-        mask, mask_geometry = _read_image(label)
+        hu, geometry = read_image(image)
+        mask, mask_geometry = read_image(label)
         if not geometry.same_grid(mask_geometry):
             raise TrainingError(f"{label} does not lie on the grid of {image}; resample the mask first")
         binary = np.isin(mask, heart) if heart else mask > 0
         turned = to_canonical(np.clip(hu, -1024, 3071).astype(np.int16), geometry)
         yield turned.array, to_canonical(binary.astype(np.uint8), geometry).array, turned.geometry.spacing
-
-
-def _read_image(path: Path) -> tuple[npt.NDArray[Any], Geometry]:
-    import SimpleITK as sitk
-
-    try:
-        image = sitk.ReadImage(str(path))
-    except RuntimeError as error:
-        raise TrainingError(
-            f"{path} cannot be read as an image: {str(error).strip().splitlines()[-1]}"
-        ) from error
-    array = sitk.GetArrayFromImage(image)
-    direction = np.array(image.GetDirection()).reshape(3, 3)
-    z, y, x = (tuple(float(c) for c in direction[:, i]) for i in (2, 1, 0))
-    spacing = image.GetSpacing()
-    geometry = Geometry(
-        shape=(array.shape[0], array.shape[1], array.shape[2]),
-        spacing=(spacing[2], spacing[1], spacing[0]),
-        origin=tuple(image.GetOrigin()),
-        axes=((z[0], z[1], z[2]), (y[0], y[1], y[2]), (x[0], x[1], x[2])),
-    )
-    return array, geometry
 
 
 def _write_case(
@@ -344,6 +323,8 @@ def train_heart(
     Raises:
         TrainingError: The data or an earlier run in `work` does not fit, or nnU-Net failed.
     """
+    import torch
+
     if data is None:
         data = make_heart_dataset(work / "raw", recipe, extra=extra)
     elif not (data / "dataset.json").is_file():
@@ -358,6 +339,7 @@ def train_heart(
         "nnUNet_n_proc_DA": str(recipe.augmentation_processes),
         "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
         "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
     }
     command = [sys.executable, "-m", f"{__package__}.heart_worker", json.dumps({**job, "resume": resume})]
     last = ""
@@ -382,19 +364,27 @@ def train_heart(
             f"nnU-Net ended with code {child.returncode}: {last} (all of it: {work / 'nnunet.log'})"
         )
     results = next((work / "results" / data.name).glob("*__*__*"))
-    return export_heart(results, work / "weights", recipe=recipe).path
+    scans = sum(1 for source in extra for _ in labelled_scans(source))
+    return export_heart(results, work / "weights", recipe=recipe, scans=scans).path
 
 
-def export_heart(results: Path, out: Path, *, recipe: HeartRecipe) -> WeightSet:
-    """Turn a trainer's results (plans.json, dataset.json, fold_*/checkpoint_final.pth) into a set."""
+def export_heart(results: Path, out: Path, *, recipe: HeartRecipe, scans: int) -> WeightSet:
+    """Turn a trainer's results (plans.json, dataset.json, fold_*/checkpoint_final.pth) into a set.
+
+    Args:
+        scans: Labelled scans that were trained on beside the simulated patients.
+    """
     from ..weights import convert_nnunet_v2
 
+    data = f"{recipe.patients} simulated chests of this project"
+    if scans:
+        data += f" and {scans} labelled scans, each {recipe.extra_repeat} times"
     return convert_nnunet_v2(
         results,
         out,
         name=recipe.name,
         licence="Apache-2.0",
-        training_data="simulated chests of this project (see recipe)",
+        training_data=data,
         resampling="smooth",
         training={"recipe": json.loads(json.dumps(asdict(recipe)))},
     )

@@ -29,7 +29,7 @@ from .handover import CASE, case_path, note, result_row, write_case
 
 @IO.Config("source_dir", str, "input_data", the="folder with the DICOM data, below data_base_dir")
 @IO.Config("import_dir", str, "sorted_data", the="folder for one folder a series, below data_base_dir")
-@IO.Config("sort_data", bool, True, the="name the files in slice order; false: keep their own names")
+@IO.Config("sort_data", bool, True, the="put the slice's number before a file's name; false: keep the name")
 @IO.Config("meta", dict[str, Any], {"mod": "ct"}, the="meta data of every series; %Keyword reads the header")
 @IO.Config("allow", list[str], [], the="codes of quality gates that shall warn instead of reject")
 class DicomImporter(Module):
@@ -73,14 +73,14 @@ class DicomImporter(Module):
                 rejected.append(
                     result_row(Case(series=series), None, status="rejected", code=code, reason=reason)
                 )
-        self._list(rejected, found)
         self.log(f"{len(found.series)} series found, {len(rejected)} rejected by their headers")
+        self._list(rejected, found)
 
     def _import(self, series: Series, target: Path) -> None:
         name = safe_name(series.series_uid)
         folder = target / name
         _clear(folder)
-        case = check_headers(Case(series=link_files(series, folder / "dicom", rename=self.sort_data)))
+        case = check_headers(Case(series=link_files(series, folder / "dicom", number=self.sort_data)))
         write_case(folder / "case.json", case)
         provenance = {"deepcac2": __version__, "runner": "mhubio", "allowed_gates": sorted(self.allow)}
         note(folder / "case.json", "provenance", weights={}, **provenance)
@@ -137,14 +137,14 @@ def check_workflow(config: dict[str, Any]) -> None:
     Workflow.parse(yaml.safe_dump({"execute": steps, "modules": options}), name="mhubio")
 
 
-def link_files(series: Series, folder: Path, *, rename: bool) -> Series:
+def link_files(series: Series, folder: Path, *, number: bool) -> Series:
     """Link every file of a series into a new folder.
 
     Args:
         series: The series; slices in order.
         folder: Made here.
-        rename: Name the files ``0001.dcm`` … in slice order. False: keep their own names, escaped;
-            files that have the same name are renamed all the same.
+        number: Name the files ``0001-<own name>`` … in slice order. False: keep their own names; files
+            that have the same name are numbered all the same.
 
     Returns:
         The series, its slices pointing into `folder`.
@@ -152,13 +152,10 @@ def link_files(series: Series, folder: Path, *, rename: bool) -> Series:
     Raises:
         DiskFull, OutputUnwritable: The folder cannot be written.
     """
-    files = dict.fromkeys((ref.path, ref.member) for ref in series.slices)
-    own = {(ref.path, ref.member): safe_name(ref.file_name) for ref in series.slices}
-    digits = max(4, len(str(len(files))))
-    if rename or len({n.lower() for n in own.values()}) < len(files):
-        names = {file: f"{n:0{digits}d}.dcm" for n, file in enumerate(files, start=1)}
-    else:
-        names = own
+    names = {(ref.path, ref.member): safe_name(ref.file_name) for ref in series.slices}
+    if number or len({name.lower() for name in names.values()}) < len(names):
+        digits = max(4, len(str(len(names))))
+        names = {file: f"{n:0{digits}d}-{name}" for n, (file, name) in enumerate(names.items(), start=1)}
     with output_errors(folder), ExitStack() as stack:
         folder.mkdir(parents=True)
         archives: dict[Path, zipfile.ZipFile] = {}

@@ -10,7 +10,7 @@ from mhubio.core import IO, Instance, InstanceData, InstanceDataCollection, Modu
 from ..errors import WorkflowError
 from ..imaging.files import write_image
 from ..pipeline.stages import build_volume
-from .handover import CASE, for_each_case, read_case, read_provenance, write_case
+from .handover import CASE, for_each_case, read_case, write_case
 
 
 @IO.ConfigInput("in_datas", "dicom:mod=ct", the="DICOM series to convert")

@@ -5,10 +5,10 @@ converters (`weights.nnunet_v1`, `weights.nnunet_v2`), which read tensors and pl
 """
 
 from .description import WeightSet, describe, read_description, write_description
-from .fetch import fetch
 from .manifest import ManifestEntry, bundle, load_manifest, user_folder
 from .nnunet_v1 import convert_nnunet_v1
 from .nnunet_v2 import convert_nnunet_v2
+from .published import fetch
 from .store import load_json, load_tensors, resolve, verify
 
 __all__ = [

@@ -66,33 +66,34 @@ def user_folder() -> Path:
     return Path(base) / "deepcac2" / "weights"
 
 
-def bundle(source: Path, name: str) -> WeightSet:
-    """Make the set in `source` the content of the bundled set `name`: copy its files, update the manifest.
+def bundle(source: Path, weights: Path = PACKAGE_FOLDER) -> WeightSet:
+    """Make the set in `source` the bundled one of its role: copy its files, update the manifest.
 
-    For maintainers, after training: run in a checkout, then commit ``weights/``. Hashes, and what the
-    description says under the names of manifest fields (``licence``, ``training_data`` …), are taken over.
+    For maintainers, after training: run in a checkout, then commit ``weights/``. Name, hashes, and what the
+    description says under the names of manifest fields (``licence``, ``training_data`` …) are taken over.
+
+    Args:
+        source: Folder of a set.
+        weights: Folder with ``manifest.json`` and the bundled sets.
 
     Raises:
-        WeightsError: `source` holds no set.
-        ValueError: `name` is not a bundled set of that role.
+        WeightsMissing, WeightsError: `source` holds no set.
     """
     found = describe(source)
-    entry = load_manifest().get(name)
-    if entry is None or entry.folder is None or entry.role != found.role:
-        raise ValueError(f"{name!r} is not a bundled set of {found.role} weights in {MANIFEST.name}")
-    target = PACKAGE_FOLDER / entry.folder
+    content = json.loads((weights / MANIFEST.name).read_text(encoding="utf-8"))
+    row = next(e for e in content["sets"] if e["role"] == found.role and e.get("default"))
+    target = weights / row["folder"]
     target.mkdir(exist_ok=True)
     for stale in target.iterdir():
         if stale.name not in found.files and stale.suffix in (".json", ".safetensors"):
             stale.unlink()
     for file in (*found.files, DESCRIPTION):
         shutil.copyfile(source / file, target / file)
-    content = json.loads(MANIFEST.read_text(encoding="utf-8"))
-    row = next(e for e in content["sets"] if e["name"] == name)
+    row["name"] = found.name
     row["files"] = dict(found.files)
     for key in ("licence", "citation", "training_data", "intended_use", "input", "measured"):
         if key in found.metadata:
             row[key] = found.metadata[key]
-    write_json(MANIFEST, content)
+    write_json(weights / MANIFEST.name, content)
     load_manifest.cache_clear()
     return describe(target)

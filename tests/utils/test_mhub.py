@@ -25,7 +25,14 @@ import yaml
 
 import deepcac2
 from deepcac2.dicom import discover, read_series
-from deepcac2.errors import OutputUnwritable, WeightsMissing, WorkflowError
+from deepcac2.errors import (
+    InputError,
+    NoDicomFound,
+    OutputInsideInput,
+    OutputUnwritable,
+    WeightsMissing,
+    WorkflowError,
+)
 from deepcac2.imaging.files import read_image
 from deepcac2.pipeline import Workflow
 from deepcac2.pipeline.run import RunSummary, run_folder
@@ -56,7 +63,7 @@ Path("modules.json").write_text(json.dumps(sorted(sys.modules)))
 
 @pytest.fixture(scope="module")
 def source(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One series to score (with a copy of a slice), one too thick, one damaged, and a file that is no DICOM."""
+    """A series to score, with a copy of a slice; one too thick; one damaged; and a file without DICOM."""
     folder = tmp_path_factory.mktemp("mhub") / "in"
     files = sorted((simulated / "SIM-0003" / "ct").glob("*.dcm"))
     for name, uid in SERIES.items():
@@ -421,18 +428,65 @@ def test_a_typo_in_a_workflow_is_an_error(change: dict[str, Any], message: str) 
 # --- import and hand-over -----------------------------------------------------------------------------------
 
 
+def importer(data: Path, **options: Any) -> Any:
+    """A `DicomImporter` over a data folder, outside the runner."""
+    from mhubio.core import Config
+
+    content = {
+        "general": {"data_base_dir": str(data)},
+        "execute": ["DicomImporter", "NiftiConverter"],
+        "modules": {"DicomImporter": options},
+    }
+    return module_class("DicomImporter")(Config(config=content, args=False))
+
+
+def test_importing_again_starts_anew(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "input_data").mkdir()
+    for n, ref in enumerate(discover(source / "thick").series[0].slices):
+        shutil.copyfile(ref.path, tmp_path / "input_data" / f"{n}.dcm")
+    for number in (50, 30):
+        module = importer(tmp_path, allow=["too-thick"], meta={"mod": "%Modality", "body": "chest"})
+        module.execute()
+        (instance,) = module.config.data.instances
+        (dicom,) = instance.data.filter("dicom:mod=ct:body=chest", confirmed_only=True)
+        assert len(list(Path(dicom.abspath).iterdir())) == number
+        assert not (Path(instance.abspath) / "leftover").exists()
+        (Path(instance.abspath) / "leftover").touch()
+        for n in range(30, 50):
+            (tmp_path / "input_data" / f"{n}.dcm").unlink(missing_ok=True)
+    assert instance.attr["PatientID"] == "%2E.%2F..%2Fx%20y"
+    assert instance.attr["SeriesInstanceUID"] == instance.attr["sid"] == SERIES["thick"]
+
+
+def test_a_wrong_input_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        importer(tmp_path).execute()
+    (tmp_path / "input_data").mkdir()
+    with pytest.raises(NoDicomFound, match="no DICOM found"):
+        importer(tmp_path).execute()
+    with pytest.raises(OutputInsideInput):
+        importer(tmp_path, import_dir="input_data/sorted").execute()
+
+
+@pytest.mark.parametrize(("name", "key"), [("NiftiConverter", "engine"), ("ReportExporter", "format")])
+def test_what_only_mhubios_module_can_do_is_an_error(name: str, key: str, tmp_path: Path) -> None:
+    module = module_class(name)(importer(tmp_path).config, local_config={key: "plastimatch"})
+    with pytest.raises(WorkflowError, match=f"{name}: {key} must be "):
+        module.execute()
+
+
 def test_links_sort_in_slice_order(source: Path, tmp_path: Path) -> None:
     from deepcac2.utils.DicomImporter import link_files
 
     series = discover(source / "scored").series[0]
-    linked = link_files(series, tmp_path / "dicom", rename=True)
+    linked = link_files(series, tmp_path / "dicom", number=True)
     files = sorted((tmp_path / "dicom").iterdir())
     assert files == [s.path for s in linked.slices]
     positions = [pydicom.dcmread(f, stop_before_pixels=True).ImagePositionPatient[2] for f in files]
     assert positions == sorted(positions)
     assert [f.resolve() for f in files] == [s.path.resolve() for s in series.slices]
 
-    kept = link_files(series, tmp_path / "kept", rename=False)
+    kept = link_files(series, tmp_path / "kept", number=False)
     assert [s.path.name for s in kept.slices] == [s.path.name for s in series.slices]
 
 
@@ -443,7 +497,7 @@ def test_members_of_an_archive_are_unpacked(source: Path, tmp_path: Path) -> Non
         for file in (source / "scored").iterdir():
             archive.write(file, f"../{file.name[:1]}/{file.name}")
     series = discover(tmp_path / "scan.zip").series[0]
-    linked = link_files(series, tmp_path / "out" / "dicom", rename=False)
+    linked = link_files(series, tmp_path / "out" / "dicom", number=False)
     assert {p.name for p in tmp_path.iterdir()} == {"scan.zip", "out"}
     plain = read_series(discover(source / "scored").series[0]).volume
     read = read_series(linked).volume

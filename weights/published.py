@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from ..errors import WeightsAltered, WeightsError, WeightsMissing, WeightsUnsupported
 from .description import DESCRIPTION, WeightSet, describe, sha256_of
-from .manifest import ManifestEntry, load_manifest, user_folder
+from .manifest import load_manifest, user_folder
 from .nnunet_v1 import convert_nnunet_v1
 from .nnunet_v2 import convert_nnunet_v2
 
@@ -34,6 +34,7 @@ def fetch(
     sha256: str | None = None,
     trust_first: bool = False,
     source: Path | None = None,
+    url: str | None = None,
     destination: Path | None = None,
 ) -> WeightSet:
     """Download (or take a local copy of) a published set, check it, convert it.
@@ -44,6 +45,7 @@ def fetch(
         sha256: What the archive's sha256 must be.
         trust_first: Where no sha256 is known, take the archive as it comes and record its hash.
         source: A copy of the archive on this machine, instead of downloading.
+        url: Where to download from instead of the makers' address: a mirror.
         destination: Where the set goes; by default where ``--weights NAME`` looks.
 
     Returns:
@@ -73,7 +75,7 @@ def fetch(
         )
     destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".fetch-") as folder:
-        archive = source or _download(entry, Path(folder) / "archive.zip")
+        archive = source or _download(url or entry.source["url"], Path(folder) / "archive.zip")
         if not archive.is_file():
             raise WeightsMissing(f"no file {archive}; give the downloaded {entry.source['file']} with --from")
         found = sha256_of(archive)
@@ -95,15 +97,14 @@ def fetch(
             training_data=entry.training_data,
             intended_use=entry.intended_use,
             fetched={
-                "url": entry.source["url"],
+                "url": str(source or url or entry.source["url"]),
                 "sha256": found,
                 "sha256_known_from": "first download" if not expected else "user" if sha256 else "manifest",
             },
         )
 
 
-def _download(entry: ManifestEntry, target: Path) -> Path:
-    url = entry.source["url"]
+def _download(url: str, target: Path) -> Path:
     log.info("downloading %s", url)
     try:
         with urllib.request.urlopen(url, timeout=60) as response, target.open("wb") as handle:
@@ -111,8 +112,7 @@ def _download(entry: ManifestEntry, target: Path) -> Path:
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", error)
         raise WeightsError(
-            f"{url} cannot be downloaded ({reason}); "
-            f"download it elsewhere and add --from {entry.source['file']}"
+            f"{url} cannot be downloaded ({reason}); download it elsewhere and give the file with --from FILE"
         ) from error
     return target
 

@@ -1,0 +1,185 @@
+"""Training data for the heart network, and one short training through nnU-Net."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+from deepcac2.errors import TrainingError
+from deepcac2.imaging import Geometry, Volume
+from deepcac2.imaging.files import write_image
+from deepcac2.models.heart import HeartModel
+from deepcac2.training.heart import (
+    HeartRecipe,
+    coarse,
+    labelled_scans,
+    make_heart_dataset,
+    simulated_heart,
+    train_heart,
+)
+
+RECIPE = HeartRecipe(
+    name="short",
+    patients=2,
+    first_seed=5,
+    noise_hu=10.0,
+    crop_share=0.0,
+    spacing_mm=(12.0, 12.0, 12.0),
+    base_features=4,
+    max_features=16,
+    convs_per_stage=1,
+    intensity_hu=(-300.0, 300.0, 0.0, 100.0),
+    epochs=2,
+    iterations_per_epoch=4,
+    validation_iterations=1,
+    checkpoint_every=1,
+    precision="bfloat16",
+)
+
+
+def test_a_coarse_grid_fills_the_same_box():
+    fine = Geometry(
+        shape=(100, 512, 500),
+        spacing=(2.5, 0.7, 0.8),
+        origin=(-170.0, -180.0, -300.0),
+        axes=((0.0, 0.0, -1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0)),
+    )
+    wide = coarse(fine, (6.0, 6.0, 6.0))
+    assert np.allclose(wide.spacing, 6.0, atol=0.1)
+    for corner in (np.full(3, -0.5), np.array(fine.shape) - 0.5):
+        theirs = np.where(corner < 0, -0.5, np.array(wide.shape) - 0.5)
+        assert np.allclose(fine.to_lps(corner), wide.to_lps(theirs))
+
+
+def test_simulated_hearts_lie_inside_the_chest_and_are_as_large_as_hearts():
+    image, label, spacing = simulated_heart(5, RECIPE)
+    assert image.shape == label.shape
+    assert image.dtype == np.int16
+    volume = label.sum() * np.prod(spacing) / 1000
+    assert 300 < volume < 1500
+    assert -100 < np.median(image[label > 0]) < 100
+    # Canonical: the lungs' air above the heart is at higher z; the spine is behind it, at higher y.
+    z, y, x = np.argwhere(label).mean(0)
+    assert image[int(z), int(y) :, int(x)].max() > 150
+
+
+def test_a_cut_patient_still_holds_the_whole_heart():
+    whole = simulated_heart(5, RECIPE)[1]
+    image, cut, spacing = simulated_heart(5, replace(RECIPE, crop_share=1.0))
+    assert cut.sum() == whole.sum()
+    assert image.size < whole.size
+    assert np.allclose(spacing, 12, atol=0.5)
+
+
+def test_data_set_has_nnunets_layout_and_is_not_made_twice(tmp_path):
+    folder = make_heart_dataset(tmp_path, replace(RECIPE, patients=1))
+    dataset = json.loads((folder / "dataset.json").read_text())
+    assert dataset["numTraining"] == 1
+    image = sitk.ReadImage(str(folder / "imagesTr" / "sim_5_0000.nii.gz"))
+    label = sitk.ReadImage(str(folder / "labelsTr" / "sim_5.nii.gz"))
+    assert image.GetSize() == label.GetSize()
+    assert np.allclose(image.GetSpacing(), 12, atol=0.5)
+    assert set(np.unique(sitk.GetArrayViewFromImage(label))) == {0, 1}
+    before = (folder / "imagesTr" / "sim_5_0000.nii.gz").stat().st_mtime_ns
+    make_heart_dataset(tmp_path, replace(RECIPE, patients=1))
+    assert (folder / "imagesTr" / "sim_5_0000.nii.gz").stat().st_mtime_ns == before
+    with pytest.raises(TrainingError, match="another recipe"):
+        make_heart_dataset(tmp_path, replace(RECIPE, patients=1, noise_hu=99.0))
+
+
+def test_labelled_scans_come_in_canonical_orientation(tmp_path):
+    grid = Geometry(
+        shape=(4, 5, 6),
+        spacing=(3.0, 2.0, 1.0),
+        origin=(0.0, 0.0, 0.0),
+        axes=((0.0, 0.0, -1.0), (0.0, 1.0, 0.0), (-1.0, 0.0, 0.0)),
+    )
+    hu = np.arange(120, dtype=np.int16).reshape(grid.shape)
+    mask = (np.arange(120).reshape(grid.shape) % 4).astype(np.uint8)
+    (tmp_path / "a").mkdir()
+    write_image(tmp_path / "a" / "image_3mm.nrrd", hu, grid)
+    write_image(tmp_path / "a" / "mask_3mm.nrrd", mask, grid)
+    ((image, label, spacing),) = labelled_scans(tmp_path)
+    assert np.array_equal(image, hu[::-1, :, ::-1])
+    assert np.array_equal(label, np.isin(mask, (1, 3))[::-1, :, ::-1])
+    assert spacing == (3.0, 2.0, 1.0)
+
+
+def test_the_real_labelled_scans_are_read(shared_data):
+    scans = list(labelled_scans(shared_data / "labelled"))
+    assert len(scans) == 2
+    for image, label, spacing in scans:
+        assert spacing == (3.0, 3.0, 3.0)
+        assert 300 < label.sum() * 27 / 1000 < 1500
+        assert -100 < np.median(image[label > 0]) < 100
+
+
+def test_scans_that_do_not_fit_are_refused(tmp_path):
+    with pytest.raises(TrainingError, match="no labelled scan"):
+        list(labelled_scans(tmp_path))
+    (tmp_path / "a").mkdir()
+    grid = Geometry(shape=(4, 5, 6), spacing=(3.0, 2.0, 1.0), origin=(0.0, 0.0, 0.0))
+    write_image(tmp_path / "a" / "image.nrrd", np.zeros(grid.shape, np.int16), grid)
+    write_image(
+        tmp_path / "a" / "mask.nrrd", np.zeros(grid.shape, np.uint8), replace(grid, origin=(9.0, 0.0, 0.0))
+    )
+    with pytest.raises(TrainingError, match="grid"):
+        list(labelled_scans(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"optimizer": "adam"},
+        {"precision": "half"},
+        {"intensity_hu": (1.0, 2.0)},
+        {"spacing_mm": (1.0, 0.0, 1.0)},
+    ],
+)
+def test_wrong_recipes_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        replace(RECIPE, **wrong)
+
+
+def test_data_of_another_kind_is_refused(tmp_path):
+    with pytest.raises(TrainingError, match=r"dataset\.json"):
+        train_heart(RECIPE, tmp_path / "work", device=torch.device("cpu"), data=tmp_path)
+
+
+@pytest.mark.slow
+def test_a_short_training_can_be_stopped_resumed_and_used(tmp_path: Path):
+    recipe = replace(RECIPE, patients=6)
+    cpu = torch.device("cpu")
+    weights = train_heart(recipe, tmp_path, device=cpu)
+    rows = list(csv.DictReader((tmp_path / "log.csv").read_text().splitlines()))
+    assert [r["epoch"] for r in rows] == ["1", "2"]
+    model = HeartModel.load(weights, cpu)
+    assert model.spacing == recipe.spacing_mm
+    assert model.mirror_axes == ()
+    image, _, spacing = simulated_heart(5, recipe)
+    volume = Volume(
+        hu=np.ascontiguousarray(image),
+        geometry=Geometry(shape=image.shape, spacing=spacing, origin=(0.0, 0.0, 0.0)),
+    )
+    assert model.predict(volume).mask.shape == image.shape
+    # As if it had been killed in the second epoch: the next call does that epoch again, and only that.
+    fold = next((tmp_path / "results").rglob("checkpoint_final.pth")).parent
+    (fold / "checkpoint_best.pth").unlink()
+    state = torch.load(fold / "checkpoint_final.pth", weights_only=False)
+    state["current_epoch"] = 1
+    state["logging"] = {k: v[:1] if isinstance(v, list) else v for k, v in state["logging"].items()}
+    torch.save(state, fold / "checkpoint_latest.pth")
+    (fold / "checkpoint_final.pth").unlink()
+    train_heart(recipe, tmp_path, device=cpu)
+    rows = list(csv.DictReader((tmp_path / "log.csv").read_text().splitlines()))
+    assert [r["epoch"] for r in rows] == ["1", "2", "2"]
+    assert "resumed after epoch 1" in (tmp_path / "nnunet.log").read_text()
+    with pytest.raises(TrainingError, match="another recipe"):
+        train_heart(replace(recipe, learning_rate=0.5), tmp_path, device=cpu)

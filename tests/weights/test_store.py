@@ -1,0 +1,201 @@
+"""Sets of weights: found, described, verified, and refused when something is wrong with them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from deepcac2.errors import WeightsAltered, WeightsError, WeightsMissing, WeightsUnsupported
+from deepcac2.weights import (
+    bundle,
+    load_json,
+    load_manifest,
+    load_tensors,
+    resolve,
+    user_folder,
+    verify,
+    write_description,
+)
+from deepcac2.weights.manifest import MANIFEST
+
+
+@pytest.fixture
+def calcium(tmp_path: Path) -> Path:
+    """A calcium set of one tensor."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    save_file({"a": torch.arange(4.0)}, folder / "model.safetensors")
+    (folder / "extra.json").write_text('{"b": 1}')
+    write_description(
+        folder, name="test", role="calcium", files=["model.safetensors", "extra.json"], licence="CC0"
+    )
+    return folder
+
+
+def test_a_folder_or_its_file_is_found_and_loaded(calcium):
+    for given in (calcium, str(calcium), calcium / "model.safetensors"):
+        found = resolve(given, "calcium")
+        assert (found.name, found.role, found.path) == ("test", "calcium", calcium)
+        assert found.metadata == {"licence": "CC0"}
+        verify(found)
+        assert torch.equal(load_tensors(found, "model.safetensors")["a"], torch.arange(4.0))
+        assert load_json(found, "extra.json") == {"b": 1}
+
+
+def test_hashes_are_those_of_sha256sum(calcium):
+    found = resolve(calcium, "calcium")
+    lines = []
+    for name in sorted(found.files):
+        content = hashlib.sha256((calcium / name).read_bytes()).hexdigest()
+        assert found.files[name] == content
+        lines.append(f"{content}  {name}\n")
+    assert found.hash == hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def test_one_changed_byte_is_noticed(calcium):
+    path = calcium / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    found = resolve(calcium, "calcium")
+    with pytest.raises(WeightsAltered, match=r"model\.safetensors was altered"):
+        verify(found)
+    with pytest.raises(WeightsAltered):
+        load_tensors(found, "model.safetensors")
+
+
+def test_a_missing_file_is_named(calcium):
+    found = resolve(calcium, "calcium")
+    (calcium / "extra.json").unlink()
+    with pytest.raises(WeightsMissing, match=r"extra\.json"):
+        verify(found)
+    with pytest.raises(WeightsMissing, match=r"extra\.json"):
+        resolve(calcium, "calcium")
+
+
+def test_a_file_that_the_description_does_not_name_is_refused(calcium):
+    save_file({"a": torch.zeros(1)}, calcium / "other.safetensors")
+    with pytest.raises(WeightsMissing, match="its sha256 is unknown"):
+        resolve(calcium / "other.safetensors", "calcium")
+    with pytest.raises(WeightsMissing, match="not part of the set"):
+        load_tensors(resolve(calcium, "calcium"), "other.safetensors")
+
+
+def test_what_is_called_safetensors_must_be_it(calcium):
+    (calcium / "model.safetensors").write_bytes(pickle.dumps({"a": 1}))
+    write_description(calcium, name="test", role="calcium", files=["model.safetensors"])
+    with pytest.raises(WeightsUnsupported, match="not valid safetensors"):
+        load_tensors(resolve(calcium, "calcium"), "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("file", "command"),
+    [
+        ("fold_0/checkpoint_final.pth", "convert-nnunet-v2"),
+        ("model.pt", "convert-nnunet-v2"),
+        ("fold_0/model_final_checkpoint.model", "convert-nnunet-v1"),
+        ("plans.pkl", "convert-nnunet-v1"),
+    ],
+)
+def test_pickles_are_refused_and_the_converter_named(tmp_path, file, command):
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"\x80\x04.")
+    for given in (path, tmp_path):
+        with pytest.raises(WeightsUnsupported, match=command):
+            resolve(given, "heart")
+
+
+def test_wrong_role_is_refused(calcium):
+    with pytest.raises(WeightsError, match="holds calcium weights, not heart weights"):
+        resolve(calcium, "heart")
+    assert resolve(calcium).role == "calcium"
+
+
+def test_nothing_there_says_what_there_is(tmp_path):
+    with pytest.raises(WeightsMissing, match=r"bundled, .*platipy-heart"):
+        resolve(tmp_path / "none", "heart")
+    with pytest.raises(WeightsMissing, match=r"no weights\.json"):
+        resolve(tmp_path, "heart")
+    (tmp_path / "a.npz").write_bytes(b"")
+    with pytest.raises(WeightsUnsupported, match="only safetensors"):
+        resolve(tmp_path / "a.npz", "calcium")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "no json",
+        "[]",
+        '{"format": 2}',
+        '{"format": 1, "name": "x", "role": "heart", "files": {}}',
+        '{"format": 1, "name": "x", "role": "liver", "files": {"a": "' + 64 * "0" + '"}}',
+        '{"format": 1, "name": "x", "role": "heart", "files": {"a": "12"}}',
+    ],
+)
+def test_a_broken_description_is_an_error(tmp_path, content):
+    (tmp_path / "weights.json").write_text(content)
+    with pytest.raises(WeightsError):
+        resolve(tmp_path, "heart")
+
+
+def test_a_description_cannot_point_out_of_its_folder(tmp_path):
+    content = {"format": 1, "name": "x", "role": "heart", "files": {"../a": 64 * "0"}}
+    (tmp_path / "weights.json").write_text(json.dumps(content))
+    with pytest.raises(WeightsError, match="not a plain file name"):
+        resolve(tmp_path, "heart")
+
+
+def test_unknown_role_is_a_programming_error(tmp_path):
+    with pytest.raises(ValueError, match="role is one of"):
+        write_description(tmp_path, name="x", role="liver", files=[])
+
+
+def test_sets_not_fetched_yet_say_how(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert user_folder() == tmp_path / "deepcac2" / "weights"
+    with pytest.raises(WeightsMissing, match="deepcac2 weights fetch platipy-heart"):
+        resolve("platipy-heart", "heart")
+
+
+def test_manifest_tells_what_every_set_is():
+    entries = load_manifest()
+    for role in ("heart", "calcium"):
+        assert sum(e.default for e in entries.values() if e.role == role) == 1
+    for name, entry in entries.items():
+        assert entry.name == name
+        assert entry.licence
+        assert entry.training_data
+        assert entry.intended_use
+        assert (entry.folder is None) == bool(entry.source)
+
+
+@pytest.mark.parametrize("role", ["heart", "calcium"])
+def test_bundled_sets_are_complete_and_small(role):
+    try:
+        found = resolve("bundled", role)
+    except WeightsMissing:
+        pytest.skip(f"needs the bundled {role} weights, which this checkout does not have yet")
+    verify(found)
+    assert found.name in load_manifest()
+    assert all((found.path / f).stat().st_size <= 30e6 for f in found.files)
+
+
+def test_bundling_copies_the_set_and_updates_the_manifest(calcium, tmp_path):
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    (weights / "manifest.json").write_text(MANIFEST.read_text())
+    found = bundle(calcium, weights)
+    assert found.path == weights / "calcium"
+    verify(found)
+    rows = {r["name"]: r for r in json.loads((weights / "manifest.json").read_text())["sets"]}
+    assert rows["test"]["files"] == dict(found.files)
+    assert rows["test"]["licence"] == "CC0"
+    before = json.loads(MANIFEST.read_text())["sets"]
+    assert rows["platipy-heart"] == next(r for r in before if r["name"] == "platipy-heart")
