@@ -113,7 +113,7 @@ class _Watcher:
 
     def say(self, text: str) -> None:
         if not self.quiet:
-            self.console.print(text, highlight=False)
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def __enter__(self) -> _Watcher:
         if not self.quiet and self.console.is_terminal:
@@ -151,41 +151,53 @@ def _in_words(row: ResultRow) -> str:
     return f"{row.series_uid}: {row.status}, {row.code}"
 
 
+_SHOWN = 40
+"""Rows shown on the screen at most; the table on disk holds all."""
+
+
 def _report(summary: RunSummary, log_path: Path, *, quiet: bool) -> None:
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
-    console = Console()
-    if not quiet:
+    from ..pipeline.outputs import PREVIEW_NAME
+
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    shown = summary.rows[:_SHOWN]
+    if shown and not quiet:
         table = Table(box=None, header_style="bold", pad_edge=False)
-        for name in (
-            "patient",
-            "series",
-            "status",
-            "score",
-            "risk group",
-            "heart mL",
-            "s",
-            "reason / warnings",
-        ):
-            table.add_column(name, overflow="fold")
-        for row in summary.rows:
-            score = f"{row.agatston_score:.1f}" if row.agatston_score is not None else ""
-            group = f"{row.risk_group} {row.risk_group_name}" if row.risk_group is not None else ""
-            heart = f"{row.heart_volume_ml:.0f}" if row.heart_volume_ml is not None else ""
-            note = row.warnings if row.status == "scored" else f"{row.code}: {row.reason}"
-            uid = f"…{row.series_uid[-12:]}" if row.series_uid else ""
-            seconds = f"{row.seconds:.1f}" if row.seconds is not None else ""
-            cells = (row.patient_id, uid, row.status, score, group, heart, seconds, note)
-            table.add_row(*(escape(c) for c in cells))
+        for name in ("patient", "series", "status", "score", "risk group", "heart mL", "s"):
+            right = name in ("score", "heart mL", "s")
+            table.add_column(name, no_wrap=True, justify="right" if right else "left")
+        for row in shown:
+            table.add_row(*_cells(row))
         console.print(table)
-        previews = sorted(summary.output.glob("*/*/preview.png"))
-        if previews:
-            console.print(f"preview: {previews[0]}", highlight=False, soft_wrap=True)
+        for row in shown:
+            note = row.warnings if row.status == "scored" else f"{row.code}: {row.reason}"
+            if note:
+                console.print(f"  {_short(row)} {row.status}: {note}")
+        if len(summary.rows) > len(shown):
+            console.print(f"  and {len(summary.rows) - len(shown)} more in the table")
+        preview = next((p for r in shown if (p := summary.output / r.folder / PREVIEW_NAME).is_file()), None)
+        if preview is not None:
+            console.print(f"preview: {preview}")
     counts = ", ".join(f"{summary.count(s)} {s}" for s in ("scored", "rejected", "failed"))
-    text = f"{counts}; table: {summary.output / 'results.csv'}; log: {log_path}"
-    console.print(text, highlight=False, soft_wrap=True)
+    console.print(f"{counts}; table: {summary.output / 'results.csv'}; log: {log_path}")
+
+
+def _short(row: ResultRow) -> str:
+    return f"…{row.series_uid[-12:]}" if row.series_uid else "(file)"
+
+
+def _cells(row: ResultRow) -> tuple[str, ...]:
+    return (
+        row.patient_id,
+        _short(row),
+        row.status,
+        "" if row.agatston_score is None else f"{row.agatston_score:.1f}",
+        "" if row.risk_group is None else f"{row.risk_group} {row.risk_group_name}",
+        "" if row.heart_volume_ml is None else f"{row.heart_volume_ml:.0f}",
+        "" if row.seconds is None else f"{row.seconds:.1f}",
+    )
 
 
 @contextmanager

@@ -122,6 +122,8 @@ def target_paths(workflow: Workflow, series: Series) -> dict[str, Path]:
     options = workflow.options("DataOrganizer")
     for target in options.targets if options is not None else ():
         query, _, template = target.partition("-->")
+        if TARGET_ROLES[query] not in ("seg", "report"):
+            continue
         text = template.replace("[i:PatientID]", safe_name(series.patient_id))
         text = text.replace("[i:SeriesInstanceUID]", safe_name(series.series_uid))
         paths[TARGET_ROLES[query]] = Path(text)
@@ -185,7 +187,9 @@ def build_chain(
         elif step.module == "AGSCalculator":
             stage = stages.ScoreCalcium(rule=options.rule, calibration_factor=options.calibration_factor)
         elif step.module == "DSegConverter":
-            stage = _WriteSegmentation(workflow=workflow, output=output, version=__version__)
+            stage = _WriteSegmentation(
+                workflow=workflow, output=output, name=options.model_name, version=__version__
+            )
         elif step.module == "ReportExporter":
             stage = _WriteReport(workflow=workflow, output=output, includes=tuple(options.includes))
         else:
@@ -198,6 +202,7 @@ def build_chain(
 class _WriteSegmentation:
     workflow: Workflow
     output: Path
+    name: str
     version: str
 
     def __call__(self, case: Case) -> Case:
@@ -213,6 +218,7 @@ class _WriteSegmentation:
             heart=case.heart,
             calcium=case.calcium,
             slices=case.series.slices,
+            algorithm_name=self.name,
             algorithm_version=self.version,
         )
         return replace(case, outputs={**case.outputs, "seg": path})

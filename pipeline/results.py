@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..imaging.atomic import atomic_path, write_whole
+from .case import Case
 
 STATUSES = ("scored", "rejected", "failed")
 
@@ -59,6 +60,53 @@ class ResultRow:
 
 
 COLUMNS = tuple(f.name for f in fields(ResultRow))
+
+
+def result_row(
+    case: Case,
+    *,
+    status: str,
+    code: str = "",
+    reason: str = "",
+    seconds: float | None = None,
+    folder: str = "",
+    provenance: dict[str, Any] | None = None,
+) -> ResultRow:
+    """The row of a case, as far as it came.
+
+    Args:
+        status, code, reason, seconds, folder: As in `ResultRow`.
+        provenance: Of the chain (``deepcac2``, ``weights``).
+    """
+    series, result = case.series, case.score
+    known = {name: getattr(series, name) for name in COLUMNS if hasattr(series, name)}
+    known["warnings"] = ";".join(dict.fromkeys(f.code for f in (case.findings or series.warnings)))
+    made_by = provenance or {"deepcac2": "", "weights": {}}
+    weights = (f"{k}:{v['name']}@{v['sha256'][:12]}" for k, v in made_by["weights"].items())
+    scored: dict[str, Any] = {}
+    if result is not None:
+        scored = {
+            "agatston_score": round(result.total, 4),
+            "risk_group": int(result.risk_group),
+            "risk_group_name": result.risk_group.label,
+            "volume_mm3": round(result.volume_mm3, 3),
+            "mass_mg": result.mass_mg,
+            "n_lesions": len(result.lesions),
+            "rule": result.rule,
+        }
+    return ResultRow(
+        **known,
+        **scored,
+        status=status,
+        code=code,
+        reason=reason,
+        heart_volume_ml=case.facts.get("heart_volume_ml"),
+        n_slices=len(series.slices),
+        seconds=None if seconds is None else round(seconds, 3),
+        folder=folder,
+        deepcac2_version=made_by["deepcac2"],
+        weights=";".join(weights),
+    )
 
 
 def write_csv(path: Path, rows: list[ResultRow]) -> None:

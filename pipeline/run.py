@@ -16,7 +16,7 @@ from ..imaging.atomic import output_errors
 from . import outputs
 from .case import Case
 from .chain import Chain, build_chain, series_folder
-from .results import ResultRow, write_csv, write_parquet
+from .results import ResultRow, result_row, write_csv, write_parquet
 from .workflow import Workflow
 
 if TYPE_CHECKING:
@@ -118,44 +118,6 @@ def _finished(folder: Path) -> ResultRow | None:
     return row
 
 
-def _row(
-    case: Case, *, status: str, code: str = "", reason: str = "", seconds: float, chain: Chain
-) -> ResultRow:
-    series, result = case.series, case.score
-    codes = [f.code for f in (case.findings or series.warnings)]
-    weights = ";".join(f"{k}:{v['name']}@{v['sha256'][:12]}" for k, v in chain.provenance["weights"].items())
-    return ResultRow(
-        patient_id=series.patient_id,
-        study_uid=series.study_uid,
-        series_uid=series.series_uid,
-        status=status,
-        code=code,
-        reason=reason,
-        agatston_score=round(result.total, 4) if result else None,
-        risk_group=int(result.risk_group) if result else None,
-        risk_group_name=result.risk_group.label if result else "",
-        volume_mm3=round(result.volume_mm3, 3) if result else None,
-        mass_mg=result.mass_mg if result else None,
-        n_lesions=len(result.lesions) if result else None,
-        heart_volume_ml=case.facts.get("heart_volume_ml"),
-        rule=result.rule if result else "",
-        study_date=series.study_date,
-        series_description=series.series_description,
-        manufacturer=series.manufacturer,
-        model_name=series.model_name,
-        kernel=series.kernel,
-        kvp=series.kvp,
-        slice_thickness=series.slice_thickness,
-        increment=series.increment,
-        n_slices=len(series.slices),
-        warnings=";".join(dict.fromkeys(codes)),
-        seconds=round(seconds, 3),
-        folder=series_folder(series).as_posix(),
-        deepcac2_version=chain.provenance["deepcac2"],
-        weights=weights,
-    )
-
-
 def run_series(series: Series, chain: Chain, output: Path) -> ResultRow:
     """One series through the chain; whatever happens to it ends in a row and in its ``details.json``.
 
@@ -173,8 +135,14 @@ def run_series(series: Series, chain: Chain, output: Path) -> ResultRow:
         status, code, reason = "failed", error.code, str(error)
     except InputError as error:
         status, code, reason = "failed", error.code, str(error)
-    row = _row(
-        case, status=status, code=code, reason=reason, seconds=time.perf_counter() - started, chain=chain
+    row = result_row(
+        case,
+        status=status,
+        code=code,
+        reason=reason,
+        seconds=time.perf_counter() - started,
+        folder=series_folder(series).as_posix(),
+        provenance=chain.provenance,
     )
     folder = output / series_folder(series)
     content = outputs.details(case, chain.provenance)

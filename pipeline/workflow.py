@@ -73,11 +73,11 @@ class DeepCACRunnerOptions:
     Attributes:
         weights: Name in `weights/manifest.json`, or a folder with a converted set.
         heart_margin_mm: Look for calcium in the heart mask widened by this much only; null: in the whole
-            crop, as in the paper.
+            crop (docs/decisions/0004).
     """
 
     weights: str = "bundled"
-    heart_margin_mm: float | None = None
+    heart_margin_mm: float | None = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,12 +138,20 @@ class DataOrganizerOptions:
         default_factory=lambda: [
             "dicomseg:mod=seg-->[i:PatientID]/[i:SeriesInstanceUID]/cac.seg.dcm",
             "json:mod=report-->[i:PatientID]/[i:SeriesInstanceUID]/DeepCAC.report.json",
+            "json:mod=details-->[i:PatientID]/[i:SeriesInstanceUID]/details.json",
+            "csv:mod=results-->results.csv",
         ]
     )
 
 
-TARGET_ROLES = {"dicomseg:mod=seg": "seg", "json:mod=report": "report", "json:mod=details": "details"}
-"""mhubio data query of a DataOrganizer target → role of the output in `Case.outputs`."""
+TARGET_ROLES = {
+    "dicomseg:mod=seg": "seg",
+    "json:mod=report": "report",
+    "json:mod=details": "details",
+    "csv:mod=results": "results",
+}
+"""mhubio data query of a DataOrganizer target → role of the output in `Case.outputs`. In memory, details and
+table always lie where the defaults say: a run finds its way back by them."""
 
 MODULES: dict[str, type[Any]] = {
     "DicomImporter": DicomImporterOptions,

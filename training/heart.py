@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from ..errors import TrainingError
 from ..imaging import Geometry
-from ..imaging.files import read_image
+from ..imaging.files import read_image, write_image
 from ..imaging.orientation import to_canonical
 
 if TYPE_CHECKING:
@@ -275,17 +275,11 @@ def _write_case(
     label: npt.NDArray[np.uint8],
     spacing: tuple[float, float, float],
 ) -> None:
-    import SimpleITK as sitk
-
-    for array, target in (
-        (image, folder / "imagesTr" / f"{case}_0000.nii.gz"),
-        (label, folder / "labelsTr" / f"{case}.nii.gz"),
-    ):
-        picture = sitk.GetImageFromArray(np.ascontiguousarray(array))
-        picture.SetSpacing((spacing[2], spacing[1], spacing[0]))
-        temporary = target.with_name("tmp_" + target.name)
-        sitk.WriteImage(picture, str(temporary))
-        temporary.replace(target)
+    grid = Geometry(
+        shape=(image.shape[0], image.shape[1], image.shape[2]), spacing=spacing, origin=(0.0, 0.0, 0.0)
+    )
+    write_image(folder / "imagesTr" / f"{case}_0000.nii.gz", np.ascontiguousarray(image), grid)
+    write_image(folder / "labelsTr" / f"{case}.nii.gz", np.ascontiguousarray(label), grid)
 
 
 def _same_or_new(note: Path, about: dict[str, Any]) -> None:

@@ -20,11 +20,11 @@ from ..dicom.files import open_slice
 from ..errors import OutputUnwritable
 from ..imaging.atomic import output_errors, write_whole
 from ..pipeline.case import Case
-from ..pipeline.results import ResultRow
+from ..pipeline.results import ResultRow, result_row
 from ..pipeline.run import check_folders
 from ..pipeline.stages import check_headers
 from ..pipeline.workflow import MODULES, Workflow
-from .handover import CASE, case_path, note, result_row, write_case
+from .handover import CASE, case_path, note, write_case
 
 
 @IO.Config("source_dir", str, "input_data", the="folder with the DICOM data, below data_base_dir")
@@ -70,9 +70,7 @@ class DicomImporter(Module):
             else:
                 code, reason = series.rejection.code, series.rejection.message
                 self.log(f"series {series.series_uid}: rejected, {code}: {reason}", level="WARNING")
-                rejected.append(
-                    result_row(Case(series=series), None, status="rejected", code=code, reason=reason)
-                )
+                rejected.append(result_row(Case(series=series), status="rejected", code=code, reason=reason))
         self.log(f"{len(found.series)} series found, {len(rejected)} rejected by their headers")
         self._list(rejected, found)
 

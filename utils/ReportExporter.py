@@ -14,7 +14,7 @@ from ..errors import WorkflowError
 from ..pipeline.outputs import DETAILS_NAME, details, report, write_json
 from ..pipeline.results import ResultRow, write_csv
 from ..pipeline.workflow import ReportExporterOptions
-from .handover import CASE, case_path, for_each_case, read_case, read_geometry, read_provenance, result_row
+from .handover import CASE, case_path, for_each_case, read_case, read_geometry, read_provenance, row_of
 
 
 @IO.Config("format", str, "compact", the="form of the report; compact, a flat JSON object, is the only one")
@@ -45,7 +45,7 @@ class ReportExporter(Module):
             raise WorkflowError(f"ReportExporter: format must be 'compact', not {self.format!r}")
         self.export()
         instances = self.config.data.instances
-        self._write_table([*self._rejected(), *(result_row(read_case(case_path(i)), i) for i in instances)])
+        self._write_table([*self._rejected(), *(row_of(read_case(case_path(i)), i) for i in instances)])
 
     @IO.Instance()
     @for_each_case

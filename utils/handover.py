@@ -16,7 +16,7 @@ import traceback
 import types
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -31,8 +31,7 @@ from ..imaging.atomic import write_whole
 from ..imaging.files import read_image, write_image
 from ..pipeline.case import Case
 from ..pipeline.chain import series_folder
-from ..pipeline.outputs import report_values
-from ..pipeline.results import ResultRow
+from ..pipeline.results import ResultRow, result_row
 from ..scoring import CalciumScore
 
 CASE = "json:mod=case"
@@ -153,38 +152,17 @@ def write_mask(path: Path, mask: npt.NDArray[np.bool_] | None, volume: Volume | 
     write_image(path, mask, volume.geometry)
 
 
-def result_row(case: Case, instance: Instance | None, **ended: Any) -> ResultRow:
-    """The case's row of the table of results.
-
-    Args:
-        case: As far as it came.
-        instance: Its instance, which knows how it ended; None for one that never became an instance.
-        ended: ``status``, ``code`` and ``reason`` of the latter.
-    """
-    series, score = case.series, case.score
-    known = [f.name for f in fields(ResultRow) if hasattr(series, f.name)]
-    values: dict[str, Any] = {name: getattr(series, name) for name in known}
-    if instance is not None:
-        ended = {name: instance.attr[name] for name in ("status", "code", "reason")}
-        provenance = read_provenance(case_path(instance))
-        weights = [f"{k}:{v['name']}@{v['sha256'][:12]}" for k, v in provenance["weights"].items()]
-        values |= {"deepcac2_version": provenance["deepcac2"], "weights": ";".join(weights)}
-    if score is not None:
-        values |= report_values(case) | {
-            "risk_group_name": score.risk_group.label,
-            "volume_mm3": round(score.volume_mm3, 3),
-            "mass_mg": score.mass_mg,
-            "n_lesions": len(score.lesions),
-            "rule": score.rule,
-        }
-    values |= ended | {
-        "n_slices": len(series.slices),
-        "heart_volume_ml": case.facts.get("heart_volume_ml"),
-        "warnings": ";".join(dict.fromkeys(f.code for f in case.findings or series.warnings)),
-        "seconds": round(sum(case.timings.values()), 3),
-        "folder": series_folder(series).as_posix() if score is not None else "",
-    }
-    return ResultRow(**values)
+def row_of(case: Case, instance: Instance) -> ResultRow:
+    """The case's row of the table of results; its instance knows how it ended."""
+    return result_row(
+        case,
+        status=instance.attr["status"],
+        code=instance.attr["code"],
+        reason=instance.attr["reason"],
+        seconds=sum(case.timings.values()),
+        folder=series_folder(case.series).as_posix() if case.score is not None else "",
+        provenance=read_provenance(case_path(instance)),
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:
