@@ -124,15 +124,27 @@ def target_paths(workflow: Workflow, series: Series) -> dict[str, Path]:
         query, _, template = target.partition("-->")
         if TARGET_ROLES[query] not in ("seg", "report"):
             continue
-        text = template.replace("[i:PatientID]", safe_name(series.patient_id))
+        text = template.replace("[i:PatientID]", patient_folder(series.patient_id))
         text = text.replace("[i:SeriesInstanceUID]", safe_name(series.series_uid))
         paths[TARGET_ROLES[query]] = Path(text)
     return paths
 
 
+_OWN_NAMES = ("logs", "results.csv", "results.parquet", "run.json")
+"""What a run itself writes into the output folder; no patient may take these names."""
+
+
+def patient_folder(patient_id: str) -> str:
+    """The folder name of a patient: escaped, and never one that the run itself needs."""
+    name = safe_name(patient_id)
+    if name.lower() in _OWN_NAMES:
+        return f"%{ord(name[0]):02X}{name[1:]}"
+    return name
+
+
 def series_folder(series: Series) -> Path:
     """``<PatientID>/<SeriesInstanceUID>``, escaped."""
-    return Path(safe_name(series.patient_id)) / safe_name(series.series_uid)
+    return Path(patient_folder(series.patient_id)) / safe_name(series.series_uid)
 
 
 def build_chain(

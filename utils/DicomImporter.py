@@ -20,6 +20,7 @@ from ..dicom.files import open_slice
 from ..errors import OutputUnwritable
 from ..imaging.atomic import output_errors, write_whole
 from ..pipeline.case import Case
+from ..pipeline.chain import patient_folder
 from ..pipeline.results import ResultRow, result_row
 from ..pipeline.run import check_folders
 from ..pipeline.stages import check_headers
@@ -88,7 +89,7 @@ class DicomImporter(Module):
             "sid": name,
             "SeriesInstanceUID": name,
             "StudyInstanceUID": safe_name(series.study_uid),
-            "PatientID": safe_name(series.patient_id),
+            "PatientID": patient_folder(series.patient_id),
             "status": "open",
             "code": "",
             "reason": "",

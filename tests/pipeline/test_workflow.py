@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from deepcac2.dicom import Series
 from deepcac2.errors import WorkflowError
 from deepcac2.pipeline import Workflow
+from deepcac2.pipeline.chain import target_paths
 
 DEFAULT = (Path(__file__).parents[2] / "config" / "default.yml").read_text()
 
@@ -73,3 +75,28 @@ def test_the_fingerprint_follows_the_options() -> None:
     other = workflow.with_options("AGSCalculator", rule="ai-cac")
     assert other.fingerprint() != workflow.fingerprint()
     assert workflow.options("AGSCalculator").rule == "agatston"
+
+
+@pytest.mark.parametrize("patient", ["../../x", "results.csv", "Logs", "", "a/b", "CON", ".hidden", "ä ö"])
+def test_no_patient_id_leaves_its_folder_or_takes_a_name_of_the_run(patient: str) -> None:
+    series = Series(series_uid="1.2.3", patient_id=patient)
+    paths = target_paths(Workflow.load("default"), series)
+    assert {p.name for p in paths.values()} == {
+        "cac.seg.dcm",
+        "DeepCAC.report.json",
+        "details.json",
+        "preview.png",
+    }
+    folders = {p.parent for p in paths.values()}
+    assert len(folders) == 1
+    first, second = folders.pop().parts
+    assert second == "1.2.3"
+    assert first not in ("", ".", "..", "results.csv", "logs", "Logs")
+    assert not first.startswith(".")
+
+
+def test_escaped_patients_stay_apart() -> None:
+    ids = ["logs", "%6Cogs", "a/b", "a%2Fb", "a_b", "A_b"]
+    workflow = Workflow.load("default")
+    folders = {str(target_paths(workflow, Series(series_uid="1", patient_id=i))["seg"]) for i in ids}
+    assert len(folders) == len(ids)
