@@ -24,6 +24,7 @@ import torch
 
 from ..errors import TrainingError
 from ..imaging import Geometry, Volume
+from ..imaging.atomic import write_whole
 from ..imaging.masks import widened
 from ..imaging.resampling import resample
 from ..models.calcium import (
@@ -351,13 +352,13 @@ def export_calcium(
     recipe: CalciumRecipe, network: torch.nn.Module, folder: Path, *, validation_dice: float
 ) -> Path:
     """Write ``model.safetensors`` and ``weights.json`` into `folder`."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from ..weights import write_description
 
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
-    save_file(tensors, folder / "model.safetensors")
+    write_whole(folder / "model.safetensors", save(tensors))
     write_description(
         folder,
         name=recipe.name,

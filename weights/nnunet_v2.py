@@ -93,7 +93,7 @@ def write_heart_set(
     Raises:
         WeightsError: `destination` holds something else already.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     if destination.exists() and not destination.is_dir():
         raise WeightsError(f"{destination} is not a folder; name a new one")
@@ -107,7 +107,8 @@ def write_heart_set(
     write_json(destination / "plans.json", plans)
     write_json(destination / "dataset.json", dataset)
     for file, tensors in folds.items():
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, destination / file)
+        content = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+        (destination / file).write_bytes(content)
     plan = plans["configurations"][configuration]
     intensity = plans["foreground_intensity_properties_per_channel"]["0"]
     metadata.setdefault("licence", "as the source")
