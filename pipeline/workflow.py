@@ -77,7 +77,7 @@ class DeepCACRunnerOptions:
     """
 
     weights: str = "bundled"
-    heart_margin_mm: float | None = 10.0
+    heart_margin_mm: float | None = 4.0
 
 
 @dataclass(frozen=True, kw_only=True)

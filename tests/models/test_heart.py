@@ -443,6 +443,7 @@ def test_bundled_weights_find_the_heart_of_a_simulated_patient(bundled):
 
 @pytest.mark.parametrize("case", ["0187", "0506"])
 def test_bundled_weights_find_the_heart_of_a_real_patient(bundled, shared_data, case):
+    """The two scans were part of the training: this checks orientation and grids, not accuracy."""
     from deepcac2.imaging.files import read_image
 
     image, grid = read_image(shared_data / "labelled" / case / "image_3mm.nrrd")
