@@ -27,14 +27,24 @@ def output_errors(path: Path) -> Iterator[None]:
     except OutputError:
         raise
     except OSError as error:
-        if error.errno in _FULL:
+        if _is_full(error):
             raise DiskFull(
                 f"no space left while writing {path.name} to {path.parent}; "
                 "free some and give the same command again: it goes on where it stopped"
             ) from error
+        reason = error.strerror or str(error).strip().splitlines()[-1]
         raise OutputUnwritable(
-            f"cannot write {path}: {error.strerror or error}; choose another folder or change its rights"
+            f"cannot write {path}: {reason}; choose another folder or change its rights"
         ) from error
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Whether this error or one that it was raised from is the system's "no space" (pydicom wraps it)."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 @contextmanager

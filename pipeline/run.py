@@ -206,8 +206,9 @@ def run_folder(
             row = row or run_series(series, chain, output)
             rows.append(row)
             watch(Progress(done=n, total=total, row=row, skipped=skipped))
-    except OutputError:
-        log.exception("the output cannot be written")
+    except OutputError as error:
+        # Its text holds a path, and paths hold PatientIDs: the screen shows it, the log does not.
+        log.error("stopped: %s", error.code)
         raise
     finally:
         write_table(output, rows)

@@ -29,8 +29,8 @@ from .handover import (
 @IO.Config(
     "heart_margin_mm",
     float | None,
-    None,
-    the="look for calcium in the heart widened by this much only; null: in the whole crop, as in the paper",
+    4.0,
+    the="look for calcium in the heart widened by this much only; null: in the whole crop",
 )
 class DeepCACRunner(Module):
     """Segment the coronary calcium around the heart. The model is loaded once."""
