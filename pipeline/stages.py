@@ -6,6 +6,7 @@ the modules of `utils` call the same functions between files.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -172,16 +173,16 @@ class FindCalcium:
     """Calcium mask by a `CalciumModel` around the heart.
 
     Attributes:
-        heart_margin_mm: Keep to the heart mask widened by this much; None: the whole crop (the paper).
+        heart_margin_mm: Keep to the heart mask widened by this much; infinite: the whole crop (the paper).
     """
 
     model: CalciumModel
-    heart_margin_mm: float | None = None
+    heart_margin_mm: float = math.inf
 
     def __call__(self, case: Case) -> Case:
         volume, heart = _present(case.volume), _present(case.heart)
         region = None
-        if self.heart_margin_mm is not None:
+        if math.isfinite(self.heart_margin_mm):
             region = widened(heart, volume.geometry, self.heart_margin_mm)
         prediction = self.model.predict(volume, heart_centre(heart, volume.geometry), region=region)
         facts = {"patches_run": prediction.patches_run, "patches_total": prediction.patches_total}

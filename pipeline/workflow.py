@@ -72,12 +72,12 @@ class DeepCACRunnerOptions:
 
     Attributes:
         weights: Name in `weights/manifest.json`, or a folder with a converted set.
-        heart_margin_mm: Look for calcium in the heart mask widened by this much only; null: in the whole
+        heart_margin_mm: Look for calcium in the heart mask widened by this much only; .inf: in the whole
             crop (docs/decisions/0004).
     """
 
     weights: str = "bundled"
-    heart_margin_mm: float | None = 4.0
+    heart_margin_mm: float = 4.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,15 +28,15 @@ from .handover import (
 @IO.Config("weights", str, "bundled", the="name in weights/manifest.json, or folder of a set of weights")
 @IO.Config(
     "heart_margin_mm",
-    float | None,
+    float,
     4.0,
-    the="look for calcium in the heart widened by this much only; null: in the whole crop",
+    the="look for calcium in the heart widened by this much only; .inf: in the whole crop",
 )
 class DeepCACRunner(Module):
     """Segment the coronary calcium around the heart. The model is loaded once."""
 
     weights: str
-    heart_margin_mm: float | None
+    heart_margin_mm: float
 
     def task(self) -> None:
         """Segment the calcium of every series.
