@@ -13,7 +13,7 @@ stamp := $(VENV)/.installed
 helper := ../shared/tools/container.sh
 CONTAINER_TOOL ?= $(shell if docker version >/dev/null 2>&1; then echo docker; elif [ -x $(helper) ]; then echo $(helper); else echo podman; fi)
 engine = $(filter docker podman,$(notdir $(CONTAINER_TOOL)))
-container_build = $(CONTAINER_TOOL) build $(if $(engine),-t )$(IMAGE)
+container_build = $(CONTAINER_TOOL) build $(if $(engine),-t )$(IMAGE) $(if $(engine),,--layers)
 container_run = $(CONTAINER_TOOL) run$(if $(engine), --rm)
 
 .DEFAULT_GOAL := help
@@ -71,7 +71,7 @@ bench: $(stamp) ## measure against the budgets of docs/architecture.md
 
 container: ## build the image $(IMAGE), with the weights $(WEIGHTS)
 	$(container_build) --build-arg WEIGHTS=$(WEIGHTS) --build-arg REVISION=$$(git rev-parse HEAD) \
-	  --build-arg VERSION=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' __init__.py) .
+	  --build-arg VERSION=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' __init__.py) $(if $(engine),.)
 
 container-test: $(stamp) ## run the image as a user would and compare with the command line
 	DEEPCAC2_CONTAINER_RUN='$(container_run)' DEEPCAC2_IMAGE='$(IMAGE)' \

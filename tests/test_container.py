@@ -58,7 +58,7 @@ def patient(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stderr
     for parent in (folder.parent, folder.parent.parent):
         parent.chmod(0o755)
-    return folder
+    return folder / "SIM-0003" / "ct"
 
 
 @pytest.fixture(scope="module")
