@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ..errors import DiskFull, OutputError, OutputUnwritable
 
@@ -77,3 +79,12 @@ def write_whole(path: Path, data: bytes) -> None:
     """
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as indented JSON (UTF-8), whole or not at all.
+
+    Raises:
+        DiskFull, OutputUnwritable: See `output_errors`.
+    """
+    write_whole(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())

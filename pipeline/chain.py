@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..dicom import Series, safe_name, write_segmentation
 from ..errors import DeepCACError, SeriesFailed
-from ..imaging.atomic import write_whole
+from ..imaging.atomic import write_json, write_whole
 from . import outputs, stages
 from .case import Case
 from .workflow import TARGET_ROLES, Workflow
@@ -246,7 +246,7 @@ class _WriteReport:
         path = self.output / target_paths(self.workflow, case.series).get(
             "report", series_folder(case.series) / outputs.REPORT_NAME
         )
-        outputs.write_json(path, outputs.report(case, list(self.includes)))
+        write_json(path, outputs.report(case, list(self.includes)))
         return replace(case, outputs={**case.outputs, "report": path})
 
 

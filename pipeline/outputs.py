@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import io
-import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import WorkflowError
-from ..imaging.atomic import write_whole
 from .case import Case
 from .options import nearest
 
@@ -80,11 +77,6 @@ def details(case: Case, provenance: dict[str, Any]) -> dict[str, Any]:
         "seconds": {k: round(v, 3) for k, v in case.timings.items()},
         "provenance": provenance,
     }
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON, indented, whole or not at all."""
-    write_whole(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 _WINDOW = (-160.0, 240.0)

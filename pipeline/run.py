@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..dicom import Discovery, Series, discover
 from ..errors import InputError, OutputError, OutputInsideInput, OutputMismatch, SeriesFailed, SeriesRejected
-from ..imaging.atomic import output_errors
+from ..imaging.atomic import output_errors, write_json
 from . import outputs
 from .case import Case
 from .chain import Chain, build_chain, series_folder
@@ -102,7 +102,7 @@ def _settle_output(output: Path, chain: Chain, redo: bool) -> None:
                 f"{output} holds results of another configuration ({', '.join(different)} differ); "
                 "choose another output folder, or compute all again with --redo"
             )
-    outputs.write_json(path, {"made_with": made_with, "provenance": chain.provenance})
+    write_json(path, {"made_with": made_with, "provenance": chain.provenance})
 
 
 def _finished(folder: Path) -> ResultRow | None:
@@ -153,7 +153,7 @@ def run_series(series: Series, chain: Chain, output: Path) -> ResultRow:
     content["outputs"] = sorted(
         p.relative_to(folder).as_posix() for p in case.outputs.values() if p.is_relative_to(folder)
     )
-    outputs.write_json(folder / outputs.DETAILS_NAME, content)
+    write_json(folder / outputs.DETAILS_NAME, content)
     log.info("series %s: %s %s", series.series_uid, status, code)
     return row
 

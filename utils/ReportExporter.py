@@ -11,7 +11,8 @@ from typing import Any
 from mhubio.core import IO, DataType, Instance, InstanceData, Module
 
 from ..errors import WorkflowError
-from ..pipeline.outputs import DETAILS_NAME, details, report, write_json
+from ..imaging.atomic import write_json
+from ..pipeline.outputs import DETAILS_NAME, details, report
 from ..pipeline.results import ResultRow, write_csv
 from ..pipeline.workflow import ReportExporterOptions
 from .handover import CASE, case_path, for_each_case, read_case, read_geometry, read_provenance, row_of

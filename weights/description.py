@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import WeightsError, WeightsMissing
+from ..imaging.atomic import write_json
 
 DESCRIPTION = "weights.json"
 ROLES = ("heart", "calcium")
@@ -58,13 +59,6 @@ def set_hash(files: Mapping[str, str]) -> str:
     'e3b0c44298fc'
     """
     return hashlib.sha256("".join(f"{files[n]}  {n}\n" for n in sorted(files)).encode()).hexdigest()
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON to a temporary name and rename it."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
 
 
 def write_description(

@@ -11,7 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .description import DESCRIPTION, WeightSet, describe, write_json
+from ..imaging.atomic import write_json
+from .description import DESCRIPTION, WeightSet, describe
 
 PACKAGE_FOLDER = Path(__file__).resolve().parent
 MANIFEST = PACKAGE_FOLDER / "manifest.json"

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import WeightsError, WeightsMissing, WeightsUnsupported
-from .description import WeightSet, sha256_of, write_description, write_json
+from ..imaging.atomic import write_json
+from .description import WeightSet, sha256_of, write_description
 
 if TYPE_CHECKING:
     import torch
