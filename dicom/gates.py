@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from ..errors import InputError
 from .headers import CT_IMAGE, ENHANCED_CT
+from .names import safe_name
 from .series import (
     SAME_POSITION_MM,
     Finding,
@@ -194,6 +195,12 @@ GATES: dict[str, Gate] = {
         Gate(
             code="sharp-kernel",
             sentence="A sharp (lung or bone) kernel: noise and edges may raise the score.",
+            fatal=False,
+        ),
+        Gate(
+            code="escaped-id",
+            sentence="The PatientID holds characters that no folder name may hold; its folder is named "
+            "otherwise.",
             fatal=False,
         ),
         Gate(
@@ -373,6 +380,11 @@ def _check_acquisition(series: Series) -> Iterator[_Result]:
             f"taken at {series.kvp:g} kV: HU of calcium and score are {lower} than at {NOMINAL_KVP:g} kV",
             None,
         )
+    if series.patient_id and safe_name(series.patient_id) != series.patient_id:
+        text = (
+            f"the PatientID cannot name a folder as it is; its results lie in {safe_name(series.patient_id)}"
+        )
+        yield "escaped-id", text, None
     if is_sharp_kernel(series.kernel):
         yield "sharp-kernel", f"reconstructed with the sharp kernel {series.kernel}", None
 

@@ -163,6 +163,7 @@ def test_one_bad_series_does_not_stop_the_others(simulated: Path, tmp_path: Path
     status, code = statuses[bad_uid]
     assert status in ("failed", "rejected")
     assert code
+    assert ["escaped-id" in r.warnings for r in summary.rows if r.series_uid == bad_uid] == [True]
     # The evil PatientID named a folder inside the output and nothing outside it.
     assert sorted(p.name for p in tmp_path.iterdir()) == ["deep", "in"]
     inside = [p.name for p in (tmp_path / "deep" / "er" / "out").iterdir() if p.is_dir()]
