@@ -14,13 +14,17 @@ def bounding_box(mask: npt.NDArray[np.bool_]) -> tuple[slice, slice, slice]:
     Raises:
         ValueError: The mask is empty.
     """
-    ranges = []
-    for axis in range(3):
-        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        if not len(hit):
-            raise ValueError("an empty mask has no bounding box")
-        ranges.append(slice(int(hit[0]), int(hit[-1]) + 1))
-    return ranges[0], ranges[1], ranges[2]
+    rows = np.any(mask, axis=2)
+    z = np.flatnonzero(np.any(rows, axis=1))
+    if not len(z):
+        raise ValueError("an empty mask has no bounding box")
+    y = np.flatnonzero(np.any(rows, axis=0))
+    x = np.flatnonzero(np.any(mask[z[0] : z[-1] + 1, y[0] : y[-1] + 1], axis=(0, 1)))
+    return (
+        slice(int(z[0]), int(z[-1]) + 1),
+        slice(int(y[0]), int(y[-1]) + 1),
+        slice(int(x[0]), int(x[-1]) + 1),
+    )
 
 
 def widened(mask: npt.NDArray[np.bool_], geometry: Geometry, margin_mm: float) -> npt.NDArray[np.bool_]:

@@ -23,8 +23,6 @@ class Case:
         series: What the headers said.
         volume: The CT, int16 HU (z, y, x).
         heart: bool (z, y, x) on the CT's grid.
-        calcium_probability: float32 (z, y, x) in [0, 1] on the CT's grid; dropped by stages that no
-            longer need it.
         calcium: bool (z, y, x) on the CT's grid: what the calcium model calls calcium, before the HU rule.
         score: The Agatston score and all that comes with it.
         findings: Warnings gathered after the header gates.
@@ -36,7 +34,6 @@ class Case:
     series: Series
     volume: Volume | None = None
     heart: npt.NDArray[np.bool_] | None = field(default=None, repr=False)
-    calcium_probability: npt.NDArray[np.float32] | None = field(default=None, repr=False)
     calcium: npt.NDArray[np.bool_] | None = field(default=None, repr=False)
     score: CalciumScore | None = None
     findings: tuple[Finding, ...] = ()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..dicom import Discovery, Series, discover
 from ..errors import InputError, OutputError, OutputInsideInput, OutputMismatch, SeriesFailed, SeriesRejected
-from ..imaging.atomic import output_errors, write_json
+from ..imaging.atomic import output_errors, remove_leftovers, write_json
 from . import outputs
 from .case import Case
 from .chain import Chain, build_chain, series_folder
@@ -126,14 +126,13 @@ def run_series(series: Series, chain: Chain, output: Path) -> ResultRow:
     """
     case, started = Case(series=series), time.perf_counter()
     status, code, reason = "scored", "", ""
+    remove_leftovers(output / series_folder(series))
     log.info("series %s: %d images", series.series_uid, len(series.slices))
     try:
         case = chain(case)
     except SeriesRejected as error:
         status, code, reason = "rejected", error.code, str(error)
-    except SeriesFailed as error:
-        status, code, reason = "failed", error.code, str(error)
-    except InputError as error:
+    except (SeriesFailed, InputError) as error:
         status, code, reason = "failed", error.code, str(error)
     row = result_row(
         case,

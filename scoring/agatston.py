@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ..errors import InputError, MaskMismatch
 from ..imaging import Volume
+from ..imaging.masks import bounding_box
 from .result import CalciumScore, Lesion, LesionPart
 from .rules import REFERENCE_THICKNESS_MM, WEIGHTS, Rule, find_rule
 
@@ -129,17 +130,6 @@ def _thickness_factor(rule: Rule, increment: float, slice_thickness: float | Non
     return slice_thickness / REFERENCE_THICKNESS_MM
 
 
-def _bounding_box(mask: npt.NDArray[np.bool_]) -> tuple[slice, slice, slice]:
-    """Smallest box that holds all true voxels; empty slices when there are none."""
-    rows = np.any(mask, axis=2)
-    z = np.flatnonzero(np.any(rows, axis=1))
-    y = np.flatnonzero(np.any(rows, axis=0))
-    if z.size == 0:
-        return (slice(0, 0), slice(0, 0), slice(0, 0))
-    x = np.flatnonzero(np.any(mask[z[0] : z[-1] + 1, y[0] : y[-1] + 1], axis=(0, 1)))
-    return (slice(z[0], z[-1] + 1), slice(y[0], y[-1] + 1), slice(x[0], x[-1] + 1))
-
-
 class _Pieces:
     """The counted voxels of a scan and the pieces they are weighted in.
 
@@ -153,7 +143,7 @@ class _Pieces:
     """
 
     def __init__(self, volume: Volume, mask: npt.NDArray[np.bool_], rule: Rule) -> None:
-        box = _bounding_box(mask)
+        box = bounding_box(mask) if mask.any() else (slice(0, 0),) * 3
         hu = volume.hu[box]
         counted = mask[box].copy() if rule.threshold is None else mask[box] & (hu >= rule.threshold)
         index = np.nonzero(counted)

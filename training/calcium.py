@@ -285,7 +285,7 @@ def train_calcium(recipe: CalciumRecipe, work: Path, *, device: torch.device, re
     network = build_network(recipe.architecture).to(device)
     optimiser = torch.optim.Adam(network.parameters(), lr=recipe.learning_rate)
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp)
-    step, best = 0, 0.0
+    step = 0
     checkpoint = work / "checkpoint.pt"
     if resume and checkpoint.exists():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
@@ -294,7 +294,7 @@ def train_calcium(recipe: CalciumRecipe, work: Path, *, device: torch.device, re
         network.load_state_dict(state["network"])
         optimiser.load_state_dict(state["optimiser"])
         scaler.load_state_dict(state["scaler"])
-        step, best = state["step"], state["best"]
+        step = state["step"]
         log.info("resumed at step %d", step)
     sampler = PatchSampler(train, noise_hu=recipe.noise_hu)
     validation = PatchSampler(held_out, noise_hu=0.0)
@@ -324,7 +324,6 @@ def train_calcium(recipe: CalciumRecipe, work: Path, *, device: torch.device, re
             step += 1
             if step % recipe.validate_every == 0 or step == recipe.steps:
                 dice = _validate(network, validation, device)
-                best = max(best, dice)
                 rate = len(losses) * recipe.batch_size / (time.monotonic() - started)
                 writer.writerow([step, f"{np.mean(losses):.5f}", f"{dice:.4f}", f"{rate:.1f}"])
                 handle.flush()
@@ -339,7 +338,6 @@ def train_calcium(recipe: CalciumRecipe, work: Path, *, device: torch.device, re
                     "optimiser": optimiser.state_dict(),
                     "scaler": scaler.state_dict(),
                     "step": step,
-                    "best": best,
                 }
                 torch.save(state, checkpoint.with_suffix(".tmp"))
                 checkpoint.with_suffix(".tmp").replace(checkpoint)

@@ -193,6 +193,11 @@ def test_a_killed_run_goes_on_and_leaves_no_half_file(simulated: Path, tmp_path:
     process.kill()
     process.wait()
     done = {p: p.stat().st_mtime_ns for p in output.glob("SIM-0003/*/details.json")}
+    # What a kill in the middle of a write leaves behind, in a folder that is still to be done.
+    unfinished = next(s for s in discover(source).series if s.series_uid not in {p.parent.name for p in done})
+    half = output / "SIM-0003" / unfinished.series_uid / ".4711-7f00-cac.seg.dcm"
+    half.parent.mkdir(parents=True, exist_ok=True)
+    half.write_bytes(b"half")
     assert 1 <= len(done) < 3
     assert subprocess.run(command, cwd=tmp_path, check=False).returncode == 0
     assert {p: p.stat().st_mtime_ns for p in done} == done
