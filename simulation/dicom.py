@@ -131,8 +131,8 @@ def _common(patient: SimulatedPatient) -> Dataset:
     ds.StudyTime = ds.SeriesTime = ds.AcquisitionTime = ds.ContentTime = "120000"
     ds.AccessionNumber = ""
     ds.Modality = "CT"
-    ds.Manufacturer = "deepcac2 simulator"
-    ds.ManufacturerModelName = "parametric chest"
+    ds.Manufacturer = scan["manufacturer"]
+    ds.ManufacturerModelName = scan["model"]
     ds.DeviceSerialNumber = "0"
     ds.SoftwareVersions = __version__
     ds.ReferringPhysicianName = ""

@@ -17,6 +17,9 @@ import numpy as np
 
 from .shapes import Array, Points, capsule, ellipsoid, smooth_min
 
+GRID_MM = 4.0
+"""Grid on which a heart's extent is measured."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Heart:
@@ -32,6 +35,7 @@ class Heart:
         top: Height above `origin` where the sac ends: the division of the pulmonary trunk.
         floor: Depth below `origin` at which the sac lies flat on the diaphragm.
         fat: How far the sac stands off the chambers, mm.
+        effusion: Thickness of fluid between that fat and the sac, mm; 0 in most hearts.
         bridge: How widely the sac bridges the grooves, mm.
         wall: Thickness of the left ventricular wall, mm.
     """
@@ -44,6 +48,7 @@ class Heart:
     top: float
     floor: float
     fat: float
+    effusion: float
     bridge: float
     wall: float
 
@@ -73,12 +78,19 @@ class Heart:
         d = smooth_min(d, smooth_min(ra, la, self.bridge), self.bridge)
         aorta, trunk = (capsule(*rel, a, b, r, r) for a, b, r in self.great)
         d = smooth_min(d, smooth_min(aorta, trunk, self.bridge), self.bridge)
-        d = np.maximum(d - np.float32(self.fat), (rel[2] - np.float32(self.top)) * np.float32(0.9))
+        d = np.maximum(
+            d - np.float32(self.fat + self.effusion), (rel[2] - np.float32(self.top)) * np.float32(0.9)
+        )
         out: Array = -smooth_min(-d, rel[2] + np.float32(self.floor) - np.float32(0.1) * rel[0], 10.0)
         return out
 
     def surface(self, start: Points, direction: Points, depth: float) -> Points:
-        """Points (n, 3) `depth` mm below the sac along rays from `start` (n, 3) in `direction` (n, 3)."""
+        """Points (n, 3) `depth` mm below the sac along rays from `start` (n, 3) in `direction` (n, 3).
+
+        A depth above 0 is counted from the fat's surface, below any fluid in the sac.
+        """
+        if depth > 0:
+            depth += self.effusion
         t = np.arange(0.0, 110.0, 0.5)
         p = (start[:, None, :] + t[None, :, None] * direction[:, None, :]).astype(np.float32)
         outside = self.sac(p[..., 0], p[..., 1], p[..., 2]) > -depth
@@ -86,32 +98,38 @@ class Heart:
         out: Points = start + t[first][:, None] * direction
         return out
 
+    def inside(self) -> tuple[Points, Points]:
+        """Points (n, 3) of a 4 mm grid inside the sac, and their centroid, mm."""
+        g = np.arange(-112.0, 113.0, GRID_MM, dtype=np.float32)
+        z, y, x = np.meshgrid(*(g + np.float32(c) for c in self.origin[::-1]), indexing="ij")
+        hit = self.sac(x, y, z) < 0
+        p = np.stack([x[hit], y[hit], z[hit]], axis=1).astype(np.float64)
+        return p, p.mean(axis=0)
+
     def extent(self) -> tuple[Points, Points, Points, float]:
-        """Lowest and highest corner, centroid (mm) and volume (mm³) of the sac, on a 3 mm grid."""
-        step = 3.0
-        g = np.arange(-99.0, 100.0, step, dtype=np.float32)
-        z, y, x = np.meshgrid(
-            g + np.float32(self.origin[2]),
-            g + np.float32(self.origin[1]),
-            g + np.float32(self.origin[0]),
-            indexing="ij",
-        )
-        inside = self.sac(x, y, z) < 0
-        p = np.stack([x[inside], y[inside], z[inside]], axis=1).astype(np.float64)
-        return p.min(axis=0), p.max(axis=0), p.mean(axis=0), len(p) * step**3
+        """Lowest and highest corner, centroid (mm) and volume (mm³) of the sac, on a 4 mm grid."""
+        p, centroid = self.inside()
+        return p.min(axis=0), p.max(axis=0), centroid, len(p) * GRID_MM**3
 
 
-def sample_heart(rng: np.random.Generator, *, size: float, obesity: float) -> Heart:
+EFFUSION_SHARE = 0.06
+"""Share of hearts with a visible layer of pericardial fluid (chosen)."""
+LARGE_ATRIUM_SHARE = 0.15
+"""Share with an enlarged left atrium (chosen)."""
+
+
+def sample_heart(rng: np.random.Generator, *, size: float, obesity: float, emphysema: float = 0.0) -> Heart:
     """A heart at the origin of patient coordinates; the caller moves it into place.
 
     Args:
         rng: Source of randomness.
         size: Linear scale, 1 for an average adult.
-        obesity: 0 (lean) to 1 (very obese); more epicardial fat.
+        obesity: 0 (lean) to 1 (very obese); more epicardial fat, heart more horizontal.
+        emphysema: 0 to 1; heart more vertical.
     """
-    azimuth = np.deg2rad(rng.normal(48, 9))  # from straight ahead towards the left
-    elevation = np.deg2rad(rng.normal(37, 9))  # below the horizontal; flatter in obesity
-    elevation = float(np.clip(elevation - 0.12 * obesity, 0.1, 0.95))
+    azimuth = np.deg2rad(rng.normal(51, 12))  # from straight ahead towards the left
+    elevation = np.deg2rad(rng.normal(38, 9))  # below the horizontal
+    elevation = float(np.clip(elevation - 0.16 * obesity + 0.25 * emphysema, 0.1, 1.05))
     apex = np.array(
         [np.sin(azimuth) * np.cos(elevation), -np.cos(azimuth) * np.cos(elevation), -np.sin(elevation)]
     )
@@ -119,25 +137,28 @@ def sample_heart(rng: np.random.Generator, *, size: float, obesity: float) -> He
     right -= apex * (right @ apex)
     right /= np.linalg.norm(right)
     inferior = np.cross(apex, right)
-    s = size * rng.normal(1, 0.03, 12)
-    wall = float(np.clip(rng.normal(9, 1.5), 6, 14))
-    lv = (np.array([25 * s[0], -16 * s[0], 2.0]), np.array([48 * s[0], 34 * s[1], 35 * s[1]]))
-    rv = (np.array([23 * s[2], 20 * s[2], 2.0]), np.array([46 * s[2], 27 * s[3], 41 * s[3]]))
-    ra = (np.array([-33 * s[4], 1.0, 3 * s[4]]), np.array([25 * s[5], 30 * s[5], 33 * s[5]]))
-    la = (np.array([-4.0, 24 * s[6], 14 * s[6]]), np.array([36 * s[7], 21 * s[7], 25 * s[7]]))
+    s = size * rng.normal(1, 0.05, 12)
+    s[6:8] *= rng.uniform(1.1, 1.35) if rng.random() < LARGE_ATRIUM_SHARE else 1.0
+    s[3] *= 1 + 0.12 * emphysema  # the right ventricle works against a higher pressure
+    wall = float(np.clip(rng.normal(9, 1.8), 6, 15))
+    lv = (np.array([26 * s[0], -16 * s[0], 2.0]), np.array([51 * s[0], 34 * s[1], 35 * s[1]]))
+    rv = (np.array([21 * s[2], 20 * s[2], 0.0]), np.array([46 * s[2], 27 * s[3], 41 * s[3]]))
+    ra = (np.array([-35 * s[4], 1.0, 3 * s[4]]), np.array([25 * s[5], 30 * s[5], 34 * s[5]]))
+    la = (np.array([-4.0, 24 * s[6], 18 * s[6]]), np.array([37 * s[7], 22 * s[7], 30 * s[7]]))
     return Heart(
         origin=np.zeros(3),
         axes=np.stack([apex, right, inferior]),
         ventricles=(lv, rv),
         atria=(ra, la),
         great=(
-            (np.array([-3.0, -7.0, 4.0]), np.array([-18.0, -12.0, 80.0]), float(16 * s[8])),
-            (np.array([14.0, -28.0, 12.0]), np.array([14.0, -13.0, 80.0]), float(13.5 * s[9])),
+            (np.array([-3.0, -7.0, 4.0]), np.array([-18.0, 1.0, 80.0]), float(16.5 * s[8])),
+            (np.array([14.0, -25.0, 12.0]), np.array([14.0, 4.0, 80.0]), float(14 * s[9])),
         ),
-        top=float(np.clip(rng.normal(54, 5), 42, 66) * s[10]),
-        floor=float(rng.normal(55, 4) * size),
-        fat=float(np.clip(1.2 + 3.2 * obesity + rng.normal(0, 0.5), 0.8, 6)),
-        bridge=float(rng.uniform(20, 32)),
+        top=float(np.clip(rng.normal(62, 5), 48, 74) * s[10]),
+        floor=float(rng.normal(58, 4) * size + 8 * emphysema),
+        fat=float(np.clip(0.4 + 2.8 * obesity + rng.normal(0, 0.7), 0.3, 6)),
+        effusion=float(rng.uniform(2, 8)) if rng.random() < EFFUSION_SHARE else 0.0,
+        bridge=float(rng.uniform(24, 38)),
         wall=wall,
     )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from .body import Body
 from .shapes import Points
 
 
@@ -66,17 +67,17 @@ def grow(rng: np.random.Generator, root: Points, targets: Points, *, tip: float)
     return VesselTree(points=points, parent=parent, radius=np.minimum(flow ** (1 / 2.6), 6.5))
 
 
-def sample_vessels(
-    rng: np.random.Generator, half_width: float, half_depth: float, apex: float, hilum: Points
-) -> tuple[VesselTree, ...]:
-    """One tree per lung, inside an ellipse-like lung of the given half width, half depth and height, mm."""
+def sample_vessels(rng: np.random.Generator, body: Body, hilum: Points) -> tuple[VesselTree, ...]:
+    """One tree per lung, spread through the rib cage; fewer and thinner vessels in emphysema."""
     trees = []
     for side in (-1.0, 1.0):
-        p = rng.uniform((0.16, -0.92, -20.0), (0.97, 0.92, apex), (1100, 3))
-        taper = np.sqrt(np.clip(1 - (np.maximum(p[:, 2], 0) / apex) ** 3, 0, 1))
+        p = rng.uniform((0.16, -0.92, -20.0), (0.97, 0.92, body.apex), (1600, 3))
+        taper = np.sqrt(np.clip(1 - (np.maximum(p[:, 2], 0) / body.apex) ** body.rate, 0, 1))
         keep = (p[:, 0] ** 2 + p[:, 1] ** 2 < 0.9 * taper**2) & (p[:, 2] > -10 + 50 * (1 - p[:, 0]))
-        p = p[keep][: int(rng.uniform(260, 400))] * (side * half_width, half_depth, 1.0)
-        p[:, 1] -= 4
+        p = p[keep][: int(rng.uniform(380, 560) * (1 - 0.4 * body.emphysema))]
+        front, back = body.front(p[:, 2]), body.back(p[:, 2])
+        p[:, 0] *= side * body.half_width
+        p[:, 1] = 0.5 * (front + back) + 0.5 * (back - front) * p[:, 1]
         root = hilum + np.array([side * 46, 18.0, 34.0])
         trees.append(grow(rng, root, p, tip=float(rng.uniform(0.5, 0.75))))
     return tuple(trees)

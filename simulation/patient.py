@@ -7,16 +7,24 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.ndimage
 
 from ..imaging import Geometry, Volume
 from ..imaging.volume import PADDING_HU
 from .acquisition import KERNELS, Acquisition, add_noise, default_geometry, sample_acquisition
-from .anatomy import place_heart, sample_anatomy, sample_body, sample_frame
-from .rendering import Speck, add_specks, draw, rasterise, slice_profile, to_target, working_grid
+from .anatomy import place_heart, sample_anatomy, sample_body, sample_frame, stream
+from .artefacts import add_bone_streaks, add_metal_streaks, breathing_step, displaced
+from .distractors import all_distractors
+from .rendering import draw, slice_profile, to_target, working_grid
+from .specks import add_specks, calcium_contrast, lesion_specks
 
 CALCIUM_HU = 130
 """A reader marks as calcium what reaches this (Agatston et al., J Am Coll Cardiol 1990;15:827)."""
+VISIBLE_COVER = 0.03
+"""Share of a voxel a lesion must fill to be the reason why it is bright."""
+BONE_HU = 100.0
+"""What exceeds this in the anatomy is bone, and changes with the tube voltage as calcium does."""
+METAL_STREAK_HU = 150.0
+"""Strongest streaks beside a lead. Chosen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,41 +71,49 @@ def simulate_patient(
     scan = sample_acquisition(seed) if acquisition is None else acquisition
     grid = default_geometry(seed) if geometry is None else geometry
     anatomy = sample_anatomy(seed)
-    blur = KERNELS[scan.kernel][0]
     working, factor, sub = working_grid(grid)
     hu, sac = draw(anatomy, working)
+    if scan.kvp != 120.0:
+        hu += np.float32(calcium_contrast(scan.kvp) - 1) * np.maximum(hu - np.float32(BONE_HU), 0)
     # edges are already soft by about a voxel of the working grid
-    for axis in (1, 2):
-        extra = (blur / working.spacing[axis]) ** 2 - 0.3
-        if extra > 0.02:
-            scipy.ndimage.gaussian_filter1d(hu, np.sqrt(extra), axis=axis, output=hu, truncate=2.5)
+    pixels = working.spacing[1], working.spacing[2]
+    hu = KERNELS[scan.kernel].system.blur(hu, pixels, softness=float(np.sqrt(0.3)) * max(pixels))
     profile = slice_profile(grid.shape[0], sub, grid.spacing[0], max(scan.thickness, grid.spacing[0] * 0.999))
     hu = to_target(hu, grid, factor, profile)
     heart = to_target(sac, grid, factor, profile) < 0
     del sac
 
-    thickness = max(scan.thickness, grid.spacing[0])
-    spread = float(np.hypot(blur, 0.29 * max(grid.spacing[1], grid.spacing[2])))
-    drawn: list[list[Speck]] = []
-    for group in (anatomy.distractors, anatomy.lesions):
-        specks = (rasterise(x, anatomy.frame, grid, blur=spread, thickness=thickness) for x in group)
-        drawn.append([s for s in specks if s is not None])
+    others = all_distractors(anatomy)
+    drawn = [
+        lesion_specks(group, anatomy.frame, grid, scan, stream(seed, name))
+        for group, name in ((others, "motion of distractors"), (anatomy.lesions, "motion"))
+    ]
     other = add_specks(hu, drawn[0])
     own = add_specks(hu, drawn[1])
     dense = hu >= CALCIUM_HU
-    calcium = dense & (own > 0.03) & (own >= other)
-    distractors = dense & (other > 0.03) & ~calcium
+    calcium = dense & (own > VISIBLE_COVER) & (own >= other)
+    distractors = dense & (other > VISIBLE_COVER) & ~calcium
+    del own, other, dense
+    rng = stream(seed, "artefacts")
+    if (move := breathing_step(grid, anatomy.heart_centre, scan.step, rng)) is not None:
+        moved, offset = move
+        for mask in (heart, calcium, distractors):
+            mask[moved] = displaced(mask[moved], offset, order=0)
+        hu[moved] = displaced(hu[moved], offset, order=1)
+        calcium[moved] &= hu[moved] >= CALCIUM_HU
     lesions = [
         {
             "artery": s.lesion.kind,
             "volume_mm3": round(s.lesion.volume(), 3),
             "material_hu": round(s.lesion.hu, 1),
-            "peak_hu": round(float(hu[s.box][s.cover > 0.03].max(initial=-1000.0)), 1),
+            "peak_hu": round(float(hu[s.box][s.cover > VISIBLE_COVER].max(initial=-1000.0)), 1),
             "centre_lps": [round(float(c), 2) for c in anatomy.frame.to_lps(s.lesion.points.mean(axis=0))],
         }
         for s in drawn[1]
     ]
 
+    add_bone_streaks(hu, grid, scan.hardening)
+    add_metal_streaks(hu, grid, drawn[0], rng, METAL_STREAK_HU)
     body = anatomy.body
     shoulder = float(anatomy.frame.to_lps(np.array([0.0, 0.0, body.apex - 45]))[2])
     middle = anatomy.frame.translation
@@ -115,12 +131,19 @@ def simulate_patient(
             "thickness_mm": scan.thickness,
             "increment_mm": grid.spacing[0],
             "kvp": scan.kvp,
+            "manufacturer": KERNELS[scan.kernel].manufacturer,
+            "model": KERNELS[scan.kernel].model,
+            "sharp_kernel": KERNELS[scan.kernel].sharp,
+            "iterative_mm": round(scan.iterative, 3),
+            "motion_mm": round(scan.motion, 3),
+            "breathing_step_mm": round(scan.step, 3),
+            "beam_hardening": round(scan.hardening, 3),
             "noise_sd_hu": round(scan.noise_sd, 2),
             "field_of_view_mm": round(scan.field_of_view, 3),
             "padding_circle": scan.circle,
         },
         "lesions": lesions,
-        "distractors": sorted({x.kind for x in anatomy.distractors}),
+        "distractors": sorted({x.kind for x in others}),
     }
     return SimulatedPatient(
         volume=Volume(hu=out, geometry=grid),

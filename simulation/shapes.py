@@ -7,6 +7,7 @@ partial volume, and mixes the shape's Hounsfield units into the picture, later s
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,9 +20,7 @@ Points = npt.NDArray[np.float64]
 Box = tuple[slice, slice, slice]
 
 
-def ellipsoid(
-    x: Array, y: Array, z: Array, centre: tuple[float, float, float], radii: tuple[float, float, float]
-) -> Array:
+def ellipsoid(x: Array, y: Array, z: Array, centre: Sequence[float], radii: Sequence[float]) -> Array:
     """Approximate signed distance (mm) to an axis-aligned ellipsoid; exact for a sphere."""
     rx, ry, rz = radii
     n = np.square((x - np.float32(centre[0])) / np.float32(rx))
@@ -152,13 +151,18 @@ class Frame:
         """LPS points (..., 3) of patient coordinates (..., 3), by fixed-point iteration."""
         points = np.asarray(points, dtype=np.float64)
         lps = points @ self.rotation.T + self.translation
-        for _ in range(6):
+        for _ in range(10):
             lps = (points - self.warp.at(lps)) @ self.rotation.T + self.translation
         return lps
 
     def reach(self) -> float:
         """An upper bound of the warp's displacement along one axis, mm."""
         return float(np.abs(self.warp.amplitude).sum(axis=0).max())
+
+    def slope(self) -> float:
+        """An upper bound of how fast the warp's displacement along one axis changes, mm per mm."""
+        steep = np.linalg.norm(self.warp.k, axis=1)[:, None] * np.abs(self.warp.amplitude)
+        return float(steep.sum(axis=0).max())
 
     def coordinates(self, geometry: Geometry) -> tuple[Array, Array, Array]:
         """Patient x, y, z (mm) of every voxel of a grid, three float32 (z, y, x) arrays."""
@@ -194,6 +198,7 @@ class Canvas:
         self.x, self.y, self.z = frame.coordinates(geometry)
         self.hu: Array = np.full(geometry.shape, background, dtype=np.float32)
         self.edge = float(np.cbrt(geometry.voxel_volume))
+        self._frame = frame
         self._margin = frame.reach() + self.edge
         m = geometry.affine_lps()
         inverse = np.linalg.inv(m[:3, :3])
@@ -208,9 +213,9 @@ class Canvas:
         stop = np.minimum(np.ceil(centre + half) + 1, self.geometry.shape).astype(int)
         if (stop <= start).any():
             return None
-        return slice(start[0], stop[0]), slice(start[1], stop[1]), slice(start[2], stop[2])
+        return _slices(start, stop)
 
-    def around(self, centre: tuple[float, float, float], half: tuple[float, float, float]) -> Box | None:
+    def around(self, centre: Sequence[float], half: Sequence[float]) -> Box | None:
         """Like `box`, from a centre and half widths, mm."""
         c, h = np.asarray(centre, dtype=np.float64), np.asarray(half, dtype=np.float64)
         return self.box(c - h, c + h)
@@ -229,6 +234,13 @@ class Canvas:
         view = self.hu[box]
         view += self.coverage(distance) * (np.asarray(hu, dtype=np.float32) - view)
 
+    def shell(self, box: Box, distance: Array, wall: float, hu: float | Array, core: float | Array) -> None:
+        """Paint a solid of `core` HU in a wall `wall` mm thick of `hu`, right for any voxel size."""
+        view = self.hu[box]
+        inner = self.coverage(distance + np.float32(wall))
+        hu, core = np.asarray(hu, dtype=np.float32), np.asarray(core, dtype=np.float32)
+        view += self.coverage(distance) * (hu - view) + inner * (core - hu)
+
     def ellipsoid(
         self, centre: tuple[float, float, float], radii: tuple[float, float, float], hu: float
     ) -> None:
@@ -239,15 +251,45 @@ class Canvas:
 
     def tube(self, points: Points, radii: Points | float, hu: float) -> None:
         """Paint a tube along `points` (n, 3); thinner than a voxel it becomes fainter, not wider."""
-        radius = np.broadcast_to(np.asarray(radii, dtype=np.float64), len(points))
-        for a, b, ra, rb in zip(points[:-1], points[1:], radius[:-1], radius[1:], strict=True):
-            r = float(max(ra, rb))
-            box = self.box(np.minimum(a, b) - r, np.maximum(a, b) + r)
-            if box is None:
-                continue
-            d = capsule(*self.at(box), a, b, float(ra), float(rb))
+        for box, d, r in self._pieces(points, radii):
             cover = self.coverage(d)
             if 2 * r < self.edge:
                 cover *= np.float32((2 * r / self.edge) ** 2 / min(1.0, r / self.edge + 0.5))
             view = self.hu[box]
             view += cover * (np.float32(hu) - view)
+
+    def hollow(
+        self, tubes: Sequence[tuple[Points, Points | float]], wall: float, hu: float, core: float
+    ) -> None:
+        """Paint tubes that have a wall `wall` mm thick of `hu` and a core of another `core` HU.
+
+        All tubes share one wall: where they join, no wall lies between them. The share of wall and core
+        in a voxel stays right where the wall is thinner than the voxel.
+        """
+        outer = np.zeros(self.geometry.shape, dtype=np.float32)
+        inner = np.zeros(self.geometry.shape, dtype=np.float32)
+        for points, radii in tubes:
+            for box, d, _ in self._pieces(points, radii):
+                np.maximum(outer[box], self.coverage(d), out=outer[box])
+                np.maximum(inner[box], self.coverage(d + np.float32(wall)), out=inner[box])
+        self.hu += outer * (np.float32(hu) - self.hu) + inner * np.float32(core - hu)
+
+    def _pieces(self, points: Points, radii: Points | float) -> Iterator[tuple[Box, Array, float]]:
+        """Box, signed distance and largest radius of each piece of a tube that touches the canvas."""
+        radius = np.broadcast_to(np.asarray(radii, dtype=np.float64), len(points))
+        index = self.geometry.to_index(self._frame.to_lps(points))
+        wide = np.maximum(radius[:-1], radius[1:])
+        # the warp may bend the stick between its ends, and stretch it across
+        slack = self._frame.slope() * (0.5 * np.linalg.norm(np.diff(points, axis=0), axis=1) + wide)
+        half = (wide + slack + self.edge)[:, None] / np.array(self.geometry.spacing)
+        low = np.maximum(np.floor(np.minimum(index[:-1], index[1:]) - half), 0).astype(int)
+        high = np.minimum(np.ceil(np.maximum(index[:-1], index[1:]) + half) + 1, self.geometry.shape)
+        for i in np.flatnonzero((high > low).all(axis=1)):
+            box = _slices(low[i], high[i])
+            d = capsule(*self.at(box), points[i], points[i + 1], float(radius[i]), float(radius[i + 1]))
+            yield box, d, float(wide[i])
+
+
+def _slices(start: npt.NDArray[np.int_], stop: npt.NDArray[np.int_]) -> Box:
+    z, y, x = (slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
+    return z, y, x

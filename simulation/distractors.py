@@ -1,0 +1,155 @@
+"""What else is bright in a chest: devices of metal, and calcium that no plaque explains.
+
+How often each is drawn is chosen for training, most of it oftener than in patients, so that a network
+meets enough of what it must not count. A stent is no calcium here: readers leave stented arteries out of
+the score, since metal cannot be told from calcium around it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .anatomy import Anatomy, stream
+from .coronary import Lesion, across, unit
+from .shapes import Points, smooth_curve
+
+PIECE = 12
+"""Points per piece of a long thing: short pieces have small boxes."""
+
+
+def all_distractors(anatomy: Anatomy) -> tuple[Lesion, ...]:
+    """Everything bright that is not coronary calcium: `anatomy.distractors` and what is drawn here."""
+    rng = stream(anatomy.seed, "devices")
+    return (
+        *anatomy.distractors,
+        *_stents(rng, anatomy),
+        *_leads(rng, anatomy),
+        *_bypass(rng, anatomy),
+        *_pericardium(rng, anatomy),
+        *_granulomas(rng, anatomy),
+        *_oesophagus(rng, anatomy),
+    )
+
+
+def _pieces(kind: str, points: Points, radius: float, hu: float) -> list[Lesion]:
+    return [
+        Lesion(
+            kind=kind,
+            points=points[i : i + PIECE + 1],
+            radii=np.full(len(points[i : i + PIECE + 1]), radius),
+            hu=hu,
+        )
+        for i in range(0, max(len(points) - 1, 1), PIECE)
+    ]
+
+
+def _stents(rng: np.random.Generator, anatomy: Anatomy) -> list[Lesion]:
+    """One to three tubes of wire mesh in arteries; two helices of opposite turn each."""
+    present = rng.random() < (0.08 if anatomy.target_score > 0 else 0.01)
+    out: list[Lesion] = []
+    for _ in range(int(rng.integers(1, 4)) if present else 0):
+        line = anatomy.coronaries[str(rng.choice(["LAD", "LCX", "RCA"], p=[0.45, 0.2, 0.35]))]
+        start = int(rng.uniform(0.03, 0.4) * len(line))
+        stop = min(start + int(rng.integers(10, 31)), len(line) - 1)
+        turns = (stop - start) / 1.4  # one turn every 1.4 mm
+        t = np.linspace(0, 1, max(int(8 * turns), 2))
+        where = start + t * (stop - start)
+        axis = np.stack([np.interp(where, np.arange(len(line)), line[:, i]) for i in range(3)], axis=1)
+        u, v = across(line[stop] - line[start])
+        for turn in (1, -1):
+            angle = turn * 2 * np.pi * turns * t[:, None]
+            mesh = axis + 0.95 * anatomy.coronary_radius * (np.cos(angle) * u + np.sin(angle) * v)
+            out += _pieces("stent", mesh, 0.19, 6000.0)
+    return out
+
+
+def _leads(rng: np.random.Generator, anatomy: Anatomy) -> list[Lesion]:
+    """Pacemaker or defibrillator leads through the superior vena cava, with their usual three ends."""
+    if rng.random() >= 0.07:
+        return []
+    heart, vessels = anatomy.heart, anatomy.vessels
+    o, (_, right, inferior) = heart.origin, heart.axes
+    cava = vessels.superior_cava[0][::-1]
+    atrium, ventricle = o + heart.atria[0][0], heart.ventricles[1]
+    tip = o + (ventricle[0] + ventricle[1] * [0.75, 0.1, 0.25]) @ heart.axes
+    floor, appendage, sinus = (atrium + np.array(d) for d in ((0, 0, -6), (6, -16, 8), (10, 10, -12)))
+    ends = {
+        "right ventricle": [floor, o + 18 * right + 4 * inferior, tip],
+        "right atrium": [floor, appendage],
+        "coronary sinus": [sinus, *anatomy.coronaries["LCX"][::-20][:4]],
+    }
+    names = [n for n, p in zip(ends, (0.95, 0.55, 0.35), strict=True) if rng.random() < p]
+    out: list[Lesion] = []
+    for name in names or ["right ventricle"]:
+        knots = np.vstack([cava[:: max(len(cava) // 3, 1)], *ends[name]])
+        curve = smooth_curve(knots + rng.normal(0, 1.5, knots.shape), 3.0)
+        out += _pieces("pacemaker lead", curve, float(rng.uniform(0.6, 1.0)), 8000.0)
+        if name == "right ventricle" and rng.random() < 0.4:  # the shock coil of a defibrillator
+            out += _pieces("pacemaker lead", curve[-14:-3], 1.4, 9000.0)
+    return out
+
+
+def _bypass(rng: np.random.Generator, anatomy: Anatomy) -> list[Lesion]:
+    """Wires around the breast bone, mostly with clips along a graft to the LAD."""
+    if rng.random() >= 0.07:
+        return []
+    body = anatomy.body
+    out: list[Lesion] = []
+    for z in np.arange(30.0, 0.82 * body.apex, 26.0):
+        angle = np.linspace(0, 2 * np.pi, 16)
+        front = body.front(z) - 6
+        loop = np.stack([9 * np.cos(angle), front + 8 * np.sin(angle), np.full(16, z)], axis=1)
+        out += _pieces("sternal wire", loop + rng.normal(0, 0.3, loop.shape), 0.5, 9000.0)
+    if rng.random() < 0.6:
+        lad = anatomy.coronaries["LAD"]
+        behind = [
+            (22.0, body.front(0.75 * body.apex) + 4, 0.75 * body.apex),
+            (26.0, body.front(70.0) + 8, 70.0),
+        ]
+        graft = smooth_curve(np.vstack([behind, lad[len(lad) // 2]]), 2.0)
+        for _ in range(int(rng.integers(3, 12))):
+            at = graft[int(rng.integers(0, len(graft)))] + rng.normal(0, 2, 3)
+            clip = at + np.linspace(-1.5, 1.5, 3)[:, None] * unit(rng.normal(size=3))
+            out += _pieces("bypass clip", clip, 0.6, 8000.0)
+    return out
+
+
+def _pericardium(rng: np.random.Generator, anatomy: Anatomy) -> list[Lesion]:
+    """Plates of calcium on the sac."""
+    out: list[Lesion] = []
+    for _ in range(int(rng.integers(1, 5)) if rng.random() < 0.03 else 0):
+        u, v = across(rng.normal(size=3))
+        angle = rng.uniform(0, 2 * np.pi) + np.linspace(0, rng.uniform(0.2, 1.0), 10)
+        rays = np.cos(angle)[:, None] * u + np.sin(angle)[:, None] * v
+        plate = anatomy.heart.surface(np.repeat(anatomy.heart.origin[None], 10, axis=0), rays, 0.5)
+        radii = rng.uniform(0.6, 1.6) * np.clip(rng.normal(1, 0.2, 10), 0.5, 1.5)
+        out.append(Lesion(kind="pericardium", points=plate, radii=radii, hu=float(rng.uniform(300, 1100))))
+    return out
+
+
+def _granulomas(rng: np.random.Generator, anatomy: Anatomy) -> list[Lesion]:
+    """Calcified nodules in the lung, some of them beside the heart."""
+    out: list[Lesion] = []
+    for _ in range(rng.poisson(0.2)):
+        ray = unit(np.array([rng.choice([-1.0, 1.0]), rng.normal(0, 0.6), rng.normal(0, 0.5)]))
+        at = anatomy.heart.surface(anatomy.heart.origin[None], ray[None], 0.0)[0] + rng.uniform(4, 30) * ray
+        out.append(
+            Lesion(
+                kind="granuloma",
+                points=at + rng.normal(0, 0.6, (4, 3)),
+                radii=rng.uniform(0.8, 2.8) * rng.uniform(0.7, 1.2, 4),
+                hu=float(rng.uniform(250, 1200)),
+            )
+        )
+    return out
+
+
+def _oesophagus(rng: np.random.Generator, anatomy: Anatomy) -> list[Lesion]:
+    """Something swallowed behind the heart, a little denser than blood."""
+    if rng.random() >= 0.06:
+        return []
+    line = anatomy.vessels.oesophagus[0]
+    start = int(rng.integers(len(line) // 3, max(len(line) - 6, len(line) // 3 + 1)))
+    return _pieces(
+        "oesophagus", line[start : start + 5], float(rng.uniform(1.5, 4)), float(rng.uniform(80, 260))
+    )
