@@ -4,7 +4,8 @@ A gate has a stable code, a sentence, a severity and, where going on makes sense
 ``--allow CODE``, which turns its rejection into a warning. The limits and why they are what they are stand
 beside the constants. `check_headers` applies the gates that need headers only; those that need pixels are
 applied by `read_series` (``undecodable``, ``no-rescale``, ``duplicate-slices``, ``padding``) and by the
-pipeline (``contrast-measured``, ``heart-…``), and are registered here so that one table holds them all.
+pipeline (``contrast-measured``, ``heart-…``, ``off-domain-…``), and are registered here so that one table
+holds them all.
 """
 
 from __future__ import annotations
@@ -198,6 +199,41 @@ GATES: dict[str, Gate] = {
             fatal=False,
         ),
         Gate(
+            code="off-domain-kernel",
+            sentence="The weights were not trained on scans with this kernel.",
+            fatal=False,
+        ),
+        Gate(
+            code="off-domain-noise",
+            sentence="The weights were not trained on scans with as much, or as little, noise.",
+            fatal=False,
+        ),
+        Gate(
+            code="off-domain-kvp",
+            sentence="The weights were not trained on scans at this tube voltage.",
+            fatal=False,
+        ),
+        Gate(
+            code="off-domain-slices",
+            sentence="The weights were not trained on slices of this thickness or distance.",
+            fatal=False,
+        ),
+        Gate(
+            code="off-domain-field",
+            sentence="The weights were not trained on scans of this field of view, pixel size or length.",
+            fatal=False,
+        ),
+        Gate(
+            code="off-domain-contrast",
+            sentence="The weights were not trained on scans with intravenous contrast agent.",
+            fatal=False,
+        ),
+        Gate(
+            code="domain-unknown",
+            sentence="The weights do not say what they were trained on.",
+            fatal=False,
+        ),
+        Gate(
             code="escaped-id",
             sentence="The PatientID holds characters that no folder name may hold; its folder is named "
             "otherwise.",
@@ -364,13 +400,11 @@ def _check_type(slices: tuple[SliceRef, ...]) -> Iterator[_Result]:
 
 
 def _check_acquisition(series: Series) -> Iterator[_Result]:
-    agent = series.contrast_agent
-    if agent and not _NO_CONTRAST.fullmatch(agent.strip()):
-        oral = "ORAL" in (series.contrast_route or agent).upper()
-        if oral:
-            yield "contrast", "the header names an oral contrast agent", False
-        else:
-            yield "contrast", "the header names a contrast agent", None
+    agent = named_contrast(series)
+    if agent == "oral":
+        yield "contrast", "the header names an oral contrast agent", False
+    elif agent:
+        yield "contrast", "the header names a contrast agent", None
     if series.kvp is None:
         yield "kvp", f"the tube voltage is not in the header; {NOMINAL_KVP:g} kV is assumed", None
     elif abs(series.kvp - NOMINAL_KVP) > 0.5:
@@ -386,7 +420,16 @@ def _check_acquisition(series: Series) -> Iterator[_Result]:
         )
         yield "escaped-id", text, None
     if is_sharp_kernel(series.kernel):
-        yield "sharp-kernel", f"reconstructed with the sharp kernel {series.kernel}", None
+        text = f"reconstructed with the sharp kernel {series.kernel}: noise and edges may raise the score"
+        yield "sharp-kernel", text, None
+
+
+def named_contrast(series: Series) -> str:
+    """The contrast agent that the header names: ``"intravenous"``, ``"oral"`` or ``""``."""
+    agent = series.contrast_agent.strip()
+    if not agent or _NO_CONTRAST.fullmatch(agent):
+        return ""
+    return "oral" if "ORAL" in (series.contrast_route or agent).upper() else "intravenous"
 
 
 _NO_CONTRAST = re.compile(

@@ -28,7 +28,8 @@ class Case:
         findings: Warnings gathered after the header gates.
         outputs: Files written, by role (``"seg"``, ``"report"``, ``"preview"``, ``"nifti-ct"`` …).
         timings: Seconds per stage name.
-        facts: Further numbers for the details JSON (e.g. heart volume), JSON types only.
+        facts: Further numbers for the details JSON (e.g. heart volume; under ``domain`` how the scan compares
+            with what the weights were trained on), JSON types only.
     """
 
     series: Series

@@ -190,12 +190,12 @@ def build_chain(
         elif step.module == "HeartRunner":
             weights = resolve(options.weights, "heart")
             provenance["weights"]["heart"] = {"name": weights.name, "sha256": weights.hash}
-            stage = stages.FindHeart(model=HeartModel.load(weights, device), allow=allowed)
+            stage = stages.FindHeart(model=HeartModel.load(weights, device), weights=weights, allow=allowed)
         elif step.module == "DeepCACRunner":
             weights = resolve(options.weights, "calcium")
             provenance["weights"]["calcium"] = {"name": weights.name, "sha256": weights.hash}
             model = CalciumModel.load(weights, device)
-            stage = stages.FindCalcium(model=model, heart_margin_mm=options.heart_margin_mm)
+            stage = stages.FindCalcium(model=model, weights=weights, heart_margin_mm=options.heart_margin_mm)
         elif step.module == "AGSCalculator":
             stage = stages.ScoreCalcium(rule=options.rule, calibration_factor=options.calibration_factor)
         elif step.module == "DSegConverter":

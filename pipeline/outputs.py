@@ -73,6 +73,7 @@ def details(case: Case, provenance: dict[str, Any]) -> dict[str, Any]:
         "score": case.score.to_dict() if case.score is not None else None,
         "heart": {k: v for k, v in case.facts.items() if k.startswith("heart_")},
         "calcium": {k: v for k, v in case.facts.items() if k.startswith("patches_")},
+        "domain": case.facts.get("domain"),
         "warnings": [{"code": f.code, "message": f.message} for f in case.findings],
         "seconds": {k: round(v, 3) for k, v in case.timings.items()},
         "provenance": provenance,
@@ -226,5 +227,10 @@ def _legend(draw: Any, corner: tuple[int, int], case: Case, font: Any) -> None:
         for finding in case.findings[:8]:
             y += 20
             draw.text((x, y), f"· {finding.code}", fill=(255, 200, 80), font=font)
+    if outside := case.facts.get("domain", {}).get("outside"):
+        y += 28
+        draw.text((x, y), "unlike what the weights know:", fill=(255, 200, 80), font=font)
+        y += 20
+        draw.text((x, y), f"· {', '.join(outside)}", fill=(255, 200, 80), font=font)
     y += 30
     draw.text((x, y), "Research use only. Not a medical device.", fill=(150, 150, 150), font=font)

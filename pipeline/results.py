@@ -24,6 +24,10 @@ class ResultRow:
         agatston_score: Without unit.
         risk_group: 0 to 3; risk_group_name in words.
         volume_mm3, mass_mg: Of the counted calcium; mass only with a calibration factor.
+        noise_hu: Measured inside the heart (`imaging.noise.noise_sd`).
+        off_domain: In what the scan is unlike those that the weights were trained on (``kernel``, ``noise``,
+            ``kvp``, ``slices``, ``field``, ``contrast``; ``unknown`` where a set does not say), joined
+            by ``;``.
         warnings: Codes of findings that did not reject, joined by ``;``.
         seconds: Wall time of this series.
         folder: Its folder relative to the output, "" when it has none.
@@ -52,6 +56,8 @@ class ResultRow:
     slice_thickness: float | None = None
     increment: float | None = None
     n_slices: int = 0
+    noise_hu: float | None = None
+    off_domain: str = ""
     warnings: str = ""
     seconds: float | None = None
     folder: str = ""
@@ -83,6 +89,7 @@ def result_row(
     known["warnings"] = ";".join(dict.fromkeys(f.code for f in (case.findings or series.warnings)))
     made_by = provenance or {"deepcac2": "", "weights": {}}
     weights = (f"{k}:{v['name']}@{v['sha256'][:12]}" for k, v in made_by["weights"].items())
+    domain = case.facts.get("domain", {})
     scored: dict[str, Any] = {}
     if result is not None:
         scored = {
@@ -102,6 +109,8 @@ def result_row(
         reason=reason,
         heart_volume_ml=case.facts.get("heart_volume_ml"),
         n_slices=len(series.slices),
+        noise_hu=domain.get("scan", {}).get("noise_hu"),
+        off_domain=";".join(domain.get("outside", {})),
         seconds=None if seconds is None else round(seconds, 3),
         folder=folder,
         deepcac2_version=made_by["deepcac2"],

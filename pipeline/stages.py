@@ -20,10 +20,12 @@ from ..imaging import Geometry, Volume
 from ..imaging.masks import bounding_box, widened
 from ..scoring import score
 from .case import Case
+from .domain import compare, stated
 
 if TYPE_CHECKING:
     from ..models.calcium import CalciumModel
     from ..models.heart import HeartModel
+    from ..weights import WeightSet
 
 MIN_HEART_ML, MAX_HEART_ML = 150.0, 2500.0
 """Plausible volume of a whole adult heart with its pericardium, mL. Our own limits, set wide on purpose:
@@ -137,9 +139,15 @@ def check_heart(
 
 @dataclass(frozen=True, kw_only=True)
 class FindHeart:
-    """Heart mask by a `HeartModel`, then the gates that look at it."""
+    """Heart mask by a `HeartModel`, then the gates that look at it.
+
+    Attributes:
+        model, weights: The network, and the set that it was loaded from.
+        allow: Codes of gates that shall warn instead of reject.
+    """
 
     model: HeartModel
+    weights: WeightSet
     allow: Collection[str] = ()
 
     def __call__(self, case: Case) -> Case:
@@ -147,12 +155,13 @@ class FindHeart:
         volume = _present(case.volume)
         prediction = self.model.predict(volume)
         facts, findings = check_heart(volume, prediction.mask, allow=self.allow)
-        return replace(
+        case = replace(
             case,
             heart=prediction.mask,
             findings=(*case.findings, *findings),
             facts={**case.facts, **facts},
         )
+        return stated(case, self.weights)
 
 
 def heart_centre(heart: npt.NDArray[np.bool_], geometry: Geometry) -> tuple[float, float, float]:
@@ -170,13 +179,15 @@ def heart_centre(heart: npt.NDArray[np.bool_], geometry: Geometry) -> tuple[floa
 
 @dataclass(frozen=True, kw_only=True)
 class FindCalcium:
-    """Calcium mask by a `CalciumModel` around the heart.
+    """Calcium mask by a `CalciumModel` around the heart; then the scan is compared with all weights used.
 
     Attributes:
+        model, weights: The network, and the set that it was loaded from.
         heart_margin_mm: Keep to the heart mask widened by this much; infinite: the whole crop (the paper).
     """
 
     model: CalciumModel
+    weights: WeightSet
     heart_margin_mm: float = math.inf
 
     def __call__(self, case: Case) -> Case:
@@ -186,7 +197,8 @@ class FindCalcium:
             region = widened(heart, volume.geometry, self.heart_margin_mm)
         prediction = self.model.predict(volume, heart_centre(heart, volume.geometry), region=region)
         facts = {"patches_run": prediction.patches_run, "patches_total": prediction.patches_total}
-        return replace(case, calcium=prediction.mask, facts={**case.facts, **facts})
+        case = replace(case, calcium=prediction.mask, facts={**case.facts, **facts})
+        return compare(stated(case, self.weights))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,7 +50,9 @@ class DeepCACRunner(Module):
             self.set = resolve(self.weights, "calcium")
             self.device = choose_device("auto")
             self.stage = FindCalcium(
-                model=CalciumModel.load(self.set, self.device), heart_margin_mm=self.heart_margin_mm
+                model=CalciumModel.load(self.set, self.device),
+                weights=self.set,
+                heart_margin_mm=self.heart_margin_mm,
             )
         self.log(f"device: {describe_device(self.device)}; weights: {self.set.name} {self.set.hash[:12]}")
         self.find_calcium()

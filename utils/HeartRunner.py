@@ -46,7 +46,7 @@ class HeartRunner(Module):
         """Segment the heart of one series."""
         path = Path(in_case.abspath)
         provenance = read_provenance(path)
-        stage = FindHeart(model=self.model, allow=provenance["allowed_gates"])
+        stage = FindHeart(model=self.model, weights=self.set, allow=provenance["allowed_gates"])
         case = stage(read_case(path, ct=Path(in_data.abspath)))
         write_mask(Path(out_data.abspath), case.heart, case.volume)
         write_case(path, case)

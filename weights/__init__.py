@@ -4,7 +4,7 @@ Everything loaded is safetensors with a known sha256; pickles are never opened h
 converters (`weights.nnunet_v1`, `weights.nnunet_v2`), which read tensors and plain data only.
 """
 
-from .description import WeightSet, describe, read_description, write_description
+from .description import Domain, WeightSet, describe, read_description, write_description
 from .manifest import ManifestEntry, bundle, load_manifest, user_folder
 from .nnunet_v1 import convert_nnunet_v1
 from .nnunet_v2 import convert_nnunet_v2
@@ -12,6 +12,7 @@ from .published import fetch
 from .store import load_json, load_tensors, resolve, verify
 
 __all__ = [
+    "Domain",
     "ManifestEntry",
     "WeightSet",
     "bundle",

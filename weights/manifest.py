@@ -30,6 +30,7 @@ class ManifestEntry:
         source: For a set to be fetched: ``url``, ``file``, ``record``, ``format`` (``"nnunet-v1"``) and
             ``sha256`` of the archive, None where this project does not know it.
         licence, citation, training_data, intended_use: For the reader.
+        domain: The scans that it was trained on, as `Domain.parse` reads it; empty where not stated.
         input: Spacing and normalisation that the network expects.
         measured: Accuracy by data set, as measured by this project; empty where it was not.
     """
@@ -44,6 +45,7 @@ class ManifestEntry:
     citation: str = ""
     training_data: str = ""
     intended_use: str = ""
+    domain: Mapping[str, Any] = field(default_factory=dict)
     input: Mapping[str, Any] = field(default_factory=dict)
     measured: Mapping[str, Any] = field(default_factory=dict)
 
@@ -72,6 +74,7 @@ def bundle(source: Path, weights: Path = PACKAGE_FOLDER) -> WeightSet:
 
     For maintainers, after training: run in a checkout, then commit ``weights/``. Name, hashes, and what the
     description says under the names of manifest fields (``licence``, ``training_data`` …) are taken over.
+    A domain of the set before is not kept: what the new one does not state is not known.
 
     Args:
         source: Folder of a set.
@@ -95,6 +98,7 @@ def bundle(source: Path, weights: Path = PACKAGE_FOLDER) -> WeightSet:
     for key in ("licence", "citation", "training_data", "intended_use", "input", "measured"):
         if key in found.metadata:
             row[key] = found.metadata[key]
+    row["domain"] = found.domain.to_dict() if found.domain else {}
     write_json(weights / MANIFEST.name, content)
     load_manifest.cache_clear()
     return describe(target)

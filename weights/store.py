@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import WeightsAltered, WeightsError, WeightsMissing, WeightsUnsupported
-from .description import DESCRIPTION, WeightSet, describe, sha256_of
+from .description import DESCRIPTION, Domain, WeightSet, describe, sha256_of
 from .manifest import PACKAGE_FOLDER, default_entry, load_manifest, user_folder
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def resolve(name_or_path: str | Path, role: str | None = None) -> WeightSet:
         found = describe(folder)
         if entry.files and dict(found.files) != dict(entry.files):
             raise WeightsAltered(f"{folder} is not the set that the manifest lists; reinstall deepcac2")
+        found = replace(found, domain=Domain.parse(entry.domain) or found.domain)
     else:
         found = _from_path(Path(text), role)
     if role is not None and found.role != role:

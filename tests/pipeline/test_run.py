@@ -91,6 +91,13 @@ def test_the_outputs_agree_with_each_other(simulated: Path, finished: tuple[Path
     assert report["SeriesInstanceUID"] == uid
     assert details["score"]["rule"] == "agatston"
     assert details["provenance"]["weights"]["heart"]["sha256"]
+    assert details["domain"]["scan"]["noise_hu"] == row.noise_hu
+    assert row.noise_hu is not None
+    assert row.noise_hu > 0
+    assert ";".join(details["domain"]["outside"]) == row.off_domain
+    assert {role: w["name"] for role, w in details["domain"]["weights"].items()} == {
+        role: w["name"] for role, w in details["provenance"]["weights"].items()
+    }
     series = next(s for s in discover(simulated).series if s.series_uid == uid)
     geometry = read_series(series).volume.geometry
     masks = read_segmentation(folder / "cac.seg.dcm", geometry)

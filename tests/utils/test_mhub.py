@@ -313,7 +313,7 @@ def test_the_segmentation_is_the_same(both: Both) -> None:
 def test_the_details_are_the_same(both: Both) -> None:
     where = Path("%2E.%2F..%2Fx%20y") / SERIES["scored"] / "details.json"
     mine, theirs = (json.loads((folder / where).read_text()) for folder in (both.mhub, both.memory))
-    for key in ("series", "geometry", "score", "heart", "calcium", "warnings"):
+    for key in ("series", "geometry", "score", "heart", "calcium", "domain", "warnings"):
         assert mine[key] == theirs[key], key
     for key in ("deepcac2", "weights", "device", "allowed_gates"):
         assert mine["provenance"][key] == theirs["provenance"][key]

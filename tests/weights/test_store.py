@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from deepcac2.errors import WeightsAltered, WeightsError, WeightsMissing, WeightsUnsupported
 from deepcac2.weights import (
+    Domain,
     bundle,
     load_json,
     load_manifest,
@@ -199,3 +200,47 @@ def test_bundling_copies_the_set_and_updates_the_manifest(calcium, tmp_path):
     assert rows["test"]["licence"] == "CC0"
     before = json.loads(MANIFEST.read_text())["sets"]
     assert rows["platipy-heart"] == next(r for r in before if r["name"] == "platipy-heart")
+    assert rows["test"]["domain"] == {}  # not that of the set before
+
+
+def test_the_domain_comes_with_the_set_and_goes_into_the_manifest(calcium, tmp_path):
+    assert resolve(calcium, "calcium").domain is None
+    domain = {"kernels": ["soft"], "noise_hu": [5.0, 90.0], "contrast": False, "measured_on": "phantoms"}
+    write_description(calcium, name="test", role="calcium", files=["model.safetensors"], domain=domain)
+    found = resolve(calcium, "calcium")
+    assert found.domain == Domain(
+        kernels=("soft",), noise_hu=(5.0, 90.0), contrast=False, measured_on="phantoms"
+    )
+    assert "domain" not in found.metadata
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    (weights / "manifest.json").write_text(MANIFEST.read_text())
+    bundle(calcium, weights)
+    rows = {r["name"]: r for r in json.loads((weights / "manifest.json").read_text())["sets"]}
+    assert rows["test"]["domain"] == domain
+
+
+@pytest.mark.parametrize(
+    ("domain", "words"),
+    [
+        ({"noise": [1, 2]}, "unknown key 'noise'"),
+        ({"noise_hu": 5}, "noise_hu in the domain is"),
+        ({"kvp": [140, 100]}, "kvp in the domain is"),
+        ({"kvp": ["a", 100]}, "kvp in the domain is"),
+        ({"kernels": "soft"}, "kernels in the domain is"),
+        ({"contrast": "no"}, "contrast in the domain is"),
+        ({"measured_on": 3}, "measured_on in the domain is"),
+        (["soft"], "is an object"),
+    ],
+)
+def test_a_domain_that_cannot_be_read_is_an_error(domain, words):
+    with pytest.raises(WeightsError, match=words) as caught:
+        Domain.parse(domain)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_error_in_the_domain_names_the_file(calcium):
+    path = calcium / "weights.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"domain": {"kvp": 120}}))
+    with pytest.raises(WeightsError, match=r"weights\.json: kvp in the domain"):
+        resolve(calcium, "calcium")
