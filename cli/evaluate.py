@@ -1,4 +1,4 @@
-"""`deepcac2 evaluate`: a run's results against known truth."""
+"""`deepcac2 evaluate`: results against known truth."""
 
 from __future__ import annotations
 
@@ -6,57 +6,166 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from ..training.evaluation import Evaluation
+    from ..training.summary import Summary
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
     parser = subparsers.add_parser(
         "evaluate",
-        help="compare results with the truth of simulated patients",
-        description="Compare the output of 'run' with the truth that 'simulate' wrote: Dice of heart and "
-        "calcium, rank correlation of the scores, agreement of the risk groups.",
+        help="compare results with annotated scans",
+        description="Compare the output of 'run' with annotated scans, simulated or real; or, with --data, "
+        "run the same stages on annotated scans in memory. Heart: Dice, surface distance, centre. Calcium: "
+        "Dice, lesions found, false lesions. Score: correlation, agreement, risk groups. With bootstrap "
+        "intervals, by kernel, noise, thickness, tube voltage and artery. Scans that were not scored are "
+        "counted and listed.",
     )
-    parser.add_argument("results", metavar="RESULTS", type=Path, help="output folder of 'deepcac2 run'")
-    parser.add_argument("truth", metavar="TRUTH", type=Path, help="folder that 'deepcac2 simulate' wrote")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "results", metavar="RESULTS", nargs="?", type=Path, help="output folder of 'deepcac2 run'"
+    )
+    parser.add_argument(
+        "truth",
+        metavar="TRUTH",
+        nargs="?",
+        type=Path,
+        help="folder with the CT series and their DICOM SEGs, as 'deepcac2 simulate' writes them or others",
+    )
+    parser.add_argument(
+        "--report", type=Path, metavar="DIR", help="write a report with figures (HTML, Markdown, CSV, JSON)"
+    )
+    parser.add_argument("--title", metavar="TEXT", help="heading of the report")
+    parser.add_argument("--note", metavar="TEXT", help="what a reader of the report must know beside that")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    memory = parser.add_argument_group("without a run")
+    memory.add_argument(
+        "--data",
+        type=Path,
+        metavar="FOLDER",
+        help="annotated scans instead of RESULTS and TRUTH: DICOM with SEG, nnU-Net's layout, or folders "
+        "with image*.nrrd and mask*.nrrd",
+    )
+    memory.add_argument("--workflow", metavar="NAME|FILE", help="workflow (default: default)")
+    memory.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
+    memory.add_argument(
+        "--weights",
+        action="append",
+        default=[],
+        metavar="NAME|PATH",
+        help="other weights for the heart or the calcium (the set says which); repeatable",
+    )
+    memory.add_argument("--rule", metavar="NAME", help="scoring rule (default: the workflow's)")
+    memory.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="CODE",
+        help="go on where this quality gate would reject (deepcac2 inspect --gates); repeatable",
+    )
+    memory.add_argument(
+        "--simulated", action="store_true", help="scans that are no DICOM are simulated ones, too"
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the comparison."""
-    from rich.console import Console
-    from rich.table import Table
+    """Print a summary, and write the report where one is asked for."""
+    from ..training.evaluation import to_dict
+    from ..training.summary import summarise
+    from ..training.summary import to_dict as summary_to_dict
 
-    from ..training.evaluation import evaluate, to_dict
-
-    evaluation = evaluate(args.results, args.truth)
+    _check(args)
+    evaluation = _evaluate(args)
+    summary = summarise(evaluation)
     if args.json:
-        sys.stdout.write(json.dumps(to_dict(evaluation), indent=2) + "\n")
-        return 0
-    console = Console()
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in (
-        "patient",
-        "status",
-        "heart Dice",
-        "calcium Dice",
-        "score",
-        "true score",
-        "group",
-        "true group",
-    ):
-        table.add_column(name, justify="left" if name in ("patient", "status") else "right")
+        everything = {**to_dict(evaluation), **summary_to_dict(summary)}
+        sys.stdout.write(json.dumps(everything, indent=2) + "\n")
+    else:
+        sys.stdout.write(_in_words(evaluation, summary))
+    if args.report is not None:
+        from ..training.report import write_report
 
-    def number(value: float | None, digits: int) -> str:
-        return "" if value is None else f"{value:.{digits}f}"
-
-    for c in evaluation.cases:
-        table.add_row(
-            c.patient_id, c.status, number(c.heart_dice, 3), number(c.calcium_dice, 3), number(c.score, 1),
-            number(c.true_score, 1), number(c.group, 0), number(c.true_group, 0),
-        )  # fmt: skip
-    console.print(table)
-    for name, value in evaluation.summary.items():
-        text = "-" if value is None else (str(value) if isinstance(value, int) else f"{value:.3f}")
-        console.print(f"{name.replace('_', ' '):28s} {text}", highlight=False)
+        page = write_report(evaluation, summary, args.report, title=args.title or "", note=args.note or "")
+        (sys.stderr if args.json else sys.stdout).write(f"report: {page}\n")
     return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    stored = args.results is not None and args.truth is not None
+    if (args.data is None) != stored or (args.data is not None and args.results is not None):
+        raise InputError("give RESULTS and TRUTH, or --data FOLDER")
+    only = ("workflow", "device", "weights", "rule", "allow", "simulated")
+    given = [name for name in only if getattr(args, name)]
+    if stored and given:
+        raise InputError(f"--{given[0]} goes with --data: what a run was made with is fixed")
+
+
+def _evaluate(args: argparse.Namespace) -> Evaluation:
+    from ..training.evaluation import evaluate_results, evaluate_scans
+
+    if args.data is None:
+        return evaluate_results(args.results, args.truth, watch=_watch)
+    from ..pipeline.chain import choose_device
+    from ..pipeline.workflow import Workflow
+    from .run import _workflow
+
+    return evaluate_scans(
+        args.data,
+        workflow=_workflow(args, Workflow.load(args.workflow or "default")),
+        device=choose_device(args.device or "auto"),
+        allow=args.allow,
+        simulated=args.simulated,
+        watch=_watch,
+    )
+
+
+def _watch(done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r{done} of {total} scans" + ("\n" if done == total else ""))
+        sys.stderr.flush()
+
+
+_LINES = (
+    ("heart Dice, mean", "heart_dice_mean", 3),
+    ("heart Dice, lowest", "heart_dice_min", 3),
+    ("heart HD95, median, mm", "heart_hd95_median", 1),
+    ("centre error, highest, mm", "centre_error_max", 1),
+    ("calcium Dice, counted voxels", "counted_dice_mean", 3),
+    ("lesions found", "lesion_sensitivity", 3),
+    ("false lesions per scan", "false_lesions_per_scan", 2),
+    ("score: Spearman", "spearman", 3),
+    ("score: ICC(2,1)", "icc_2_1", 3),
+    ("score: mean difference", "mean_difference", 1),
+    ("risk group: kappa, linear", "kappa_linear", 3),
+    ("risk group: accuracy", "accuracy", 3),
+    ("score > 0: sensitivity", "sensitivity_above_0", 3),
+    ("score > 0: specificity", "specificity_above_0", 3),
+)
+"""Label, statistic and digits of what is printed; the report has more."""
+
+
+def _in_words(evaluation: Evaluation, summary: Summary) -> str:
+    from ..training.evaluation import STATUSES
+    from ..training.report import kind_of, seen_in_training
+
+    counts = ", ".join(f"{n} {s}" for s in STATUSES if (n := evaluation.count(s)))
+    lines = [f"{kind_of(evaluation)} scans: {counts}"]
+    lines += [f"  {c.name}: {c.status}: {c.reason}" for c in evaluation.cases if c.status != "scored"]
+    lines += [
+        f"  no test of the {role} weights: {len(names)} scans belong to their training data"
+        for role, names in seen_in_training(evaluation).items()
+    ]
+    for label, name, digits in _LINES:
+        estimate = summary.statistics[name]
+        if estimate.value is None:
+            continue
+        text = f"{label:30s} {estimate.value:8.{digits}f}"
+        if estimate.low is not None:
+            text += f"  [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+        lines.append(f"{text}  n = {estimate.n}")
+    return "\n".join(lines) + "\n"
