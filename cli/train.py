@@ -1,4 +1,4 @@
-"""`deepcac2 train`: train the heart or the calcium network by a recipe."""
+"""`deepcac2 train`: train the heart network, the calcium network, or both by a recipe."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import argparse
 import logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -14,21 +18,41 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "train",
         help="train the heart or the calcium network",
         description="Train a network by a recipe (config/train/*.yml). Everything lands in the work folder: "
-        "data, checkpoints, log, and at the end the set of weights, which 'run' takes by --weights. "
-        "The same command again goes on where it was stopped.",
+        "data, checkpoints, logs, an evaluation, and at the end the set of weights, which 'run' takes by "
+        "--weights. The same command again goes on where it was stopped.",
     )
-    parser.add_argument("role", choices=["heart", "calcium"])
     parser.add_argument(
-        "--config", type=Path, metavar="FILE", help="recipe (default: the bundled weights' own)"
+        "role",
+        choices=["heart", "calcium", "bundled"],
+        help="bundled: the heart (--work DIR/heart, with the scans of --data), then the calcium "
+        "(DIR/calcium), as the bundled weights were made",
+    )
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="recipe (default: config/train/bundled.yml)"
     )
     parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="work folder")
     parser.add_argument(
-        "--extra",
+        "--data",
         type=Path,
         action="append",
         default=[],
         metavar="DIR",
-        help="heart only: more cases with masks (docs/training.md); repeatable",
+        help="annotated scans: DICOM with SEG, nnU-Net's layout, or NRRD (docs/training.md); repeatable",
+    )
+    parser.add_argument(
+        "--backgrounds",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="calcium: DICOM chest CT without coronary calcium, into whose hearts the recipe puts simulated "
+        "calcium; repeatable",
+    )
+    parser.add_argument(
+        "--heart-weights",
+        default="bundled",
+        metavar="NAME|PATH",
+        help="calcium only: finds the hearts that are not annotated (default: %(default)s)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
@@ -40,21 +64,47 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from ..pipeline.chain import choose_device
-    from ..training.recipe import bundled_recipe, load_recipe
+    from ..training.recipe import BUNDLED
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     if args.threads:
         torch.set_num_threads(args.threads)
     device = choose_device(args.device)
-    config = args.config or bundled_recipe(args.role)
-    if args.role == "calcium":
-        from ..training.calcium import CalciumRecipe, train_calcium
-
-        folder = train_calcium(load_recipe(config, CalciumRecipe), args.work, device=device)
+    config = args.config or BUNDLED
+    work: Path = args.work
+    if args.role == "heart":
+        folders = [_heart(config, work, args.data, device)]
+    elif args.role == "calcium":
+        folders = [_calcium(config, work, args.data, args.backgrounds, args.heart_weights, device)]
     else:
-        from ..training.heart import HeartRecipe, train_heart
-
-        recipe = load_recipe(config, HeartRecipe)
-        folder = train_heart(recipe, args.work, extra=tuple(args.extra), device=device)
-    sys.stdout.write(f"weights: {folder}\n")
+        heart = _heart(config, work / "heart", args.data, device)
+        calcium = _calcium(config, work / "calcium", [], args.backgrounds, str(heart), device)
+        folders = [heart, calcium]
+    for folder in folders:
+        sys.stdout.write(f"weights: {folder}\n")
     return 0
+
+
+def _heart(config: Path, work: Path, data: list[Path], device: torch.device) -> Path:
+    from ..training.heart import HeartRecipe, train_heart
+    from ..training.recipe import load_recipe
+
+    recipe = load_recipe(config, HeartRecipe, role="heart")
+    return train_heart(recipe, work, extra=tuple(data), device=device)
+
+
+def _calcium(
+    config: Path,
+    work: Path,
+    data: list[Path],
+    backgrounds: list[Path],
+    heart_weights: str,
+    device: torch.device,
+) -> Path:
+    from ..training.calcium import CalciumRecipe, train_calcium
+    from ..training.recipe import load_recipe
+
+    recipe = load_recipe(config, CalciumRecipe, role="calcium")
+    return train_calcium(
+        recipe, work, data=data, backgrounds=backgrounds, heart_weights=heart_weights, device=device
+    )

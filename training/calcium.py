@@ -1,20 +1,19 @@
 """Training of the calcium patch U-Net.
 
-`make_calcium_cache` turns patients into crops exactly as inference does (`models.calcium`), once, into
-memory-mapped arrays. `train_calcium` draws patches from them, half with and half without calcium.
-Which patches a step sees depends on the recipe's seed and the step's number only, so a run that was
-stopped and resumed sees what an unbroken one would have seen.
+Scans, annotated or simulated, become crops exactly as inference makes them (`models.calcium`), once, in a
+cache (`training.patches`). `train_calcium` then steps through a fixed sequence of batches. Everything that
+a step depends on is either a function of the recipe's seed and the step's number or in the checkpoint, so
+a run that was stopped anywhere and goes on gives what an unbroken one would have given.
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import logging
-import math
-import time
-from collections.abc import Iterable
+import zlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache, partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +23,39 @@ import torch
 
 from ..errors import TrainingError
 from ..imaging import Geometry, Volume
-from ..imaging.atomic import write_whole
+from ..imaging.atomic import write_json, write_whole
 from ..imaging.masks import widened
+from ..imaging.orientation import to_canonical
 from ..imaging.resampling import resample
-from ..models.calcium import (
-    CANDIDATE_HU,
-    CROP_SHAPE,
-    PATCH_SHAPE,
-    WINDOW_HU,
-    build_network,
-    crop_grid,
-    to_crop,
+from ..models.calcium import WINDOW_HU, crop_grid, to_crop
+from ..models.heart import HeartModel
+from ..pipeline.chain import describe_device
+from ..pipeline.stages import heart_centre
+from .datasets import AnnotatedSource, annotated_sources
+from .domain import simulated_domain
+from .insertion import Background, background_sources, inserted_crop, load_background
+from .monitor import GpuMeter, RunLog, Speed
+from .patches import (
+    CALCIUM,
+    NEAR,
+    Batches,
+    Crop,
+    CropCache,
+    CropSource,
+    GridBatches,
+    RandomBatches,
+    build_cache,
+    prefetch,
+    split_patients,
 )
+from .trainer import Checkpoint, Trainer
 
 log = logging.getLogger(__name__)
+
+INSERTED = "inserted-"
+"""How the names of crops with simulated calcium in real hearts begin."""
+PAPER_EPOCHS = 50
+"""Length of the paper's training; DeepCAC2 paper."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,57 +63,77 @@ class CalciumRecipe:
     """How a calcium network is trained.
 
     Attributes:
-        patients: Simulated patients to train on, from `first_seed` upwards.
-        validation_patients: Further patients, never trained on, that measure progress.
+        patients: Simulated patients beside the annotated scans, seeds from `first_seed` upwards.
+        insertions: Crops made from each background by putting simulated calcium into a real heart
+            (`training.insertion`); the seeds are those after the patients'.
+        validation_share: Share of the patients that is held out, of those with calcium and of those without.
         label_threshold: Share of a crop voxel that must be calcium for the voxel to be labelled so.
         centre_jitter_mm: Standard deviation of the crop's shift, mm: the heart model is not perfect.
         heart_margin_mm: What is within this distance of the heart counts as near it.
-        steps: Optimiser steps in all.
+        sampling: ``"grid"``: the paper's patches, every patch with calcium once in an epoch (`GridBatches`);
+            ``"random"``: patches anywhere (`RandomBatches`).
+        near_share: Share of the patches without calcium that hold something ≥ 130 HU in the heart or near
+            it; the others hold something bright elsewhere.
+        epochs: Length of a training on the grid.
+        steps: Length of a training on random patches, optimiser steps.
         batch_size: Patches per step, half of them with calcium.
         learning_rate: Of Adam; falls to zero along half a cosine when `cosine` is true.
         loss: ``"dice"`` (binary Dice, DeepCAC2 paper) or ``"dice_ce"`` (plus binary cross-entropy).
-        noise_hu: Largest standard deviation of the noise added to a patch, HU.
+        noise_hu: Largest standard deviation of the white noise added to a patch, HU.
+        offset_hu: Standard deviation of what is added to a whole patch, HU.
+        seed: Of the split, the weights and the batches.
+        amp: Mixed precision with gradient scaling: float16 on a GPU, bfloat16 on a CPU.
         architecture: Keyword arguments of MONAI's `UNet`.
-        validate_every, checkpoint_every: Steps between.
+        validation_patches: Most held-out patches that measure the Dice during training.
+        log_every, validate_every, checkpoint_every: Steps between; validation also comes at the end.
     """
 
     name: str
-    patients: int = 64
-    validation_patients: int = 8
+    patients: int = 0
     first_seed: int = 100_000
+    insertions: int = 0
+    validation_share: float = 0.2
     label_threshold: float = 0.5
-    centre_jitter_mm: float = 6.0
+    centre_jitter_mm: float = 0.0
     heart_margin_mm: float = 10.0
-    steps: int = 2000
+    sampling: str = "random"
+    near_share: float = 0.75
+    epochs: int = 0
+    steps: int = 0
     batch_size: int = 8
     learning_rate: float = 1e-3
     cosine: bool = True
     loss: str = "dice_ce"
-    noise_hu: float = 25.0
+    noise_hu: float = 0.0
+    offset_hu: float = 0.0
     seed: int = 1
     amp: bool = False
     architecture: dict[str, Any]
+    validation_patches: int = 512
+    log_every: int = 50
     validate_every: int = 200
     checkpoint_every: int = 100
 
     def __post_init__(self) -> None:
         if self.loss not in ("dice", "dice_ce"):
             raise ValueError(f"loss is 'dice' or 'dice_ce', not {self.loss!r}")
-        if self.batch_size % 2:
+        if self.batch_size < 2 or self.batch_size % 2:
             raise ValueError("batch_size must be even: half of the patches hold calcium")
+        if self.sampling not in ("grid", "random"):
+            raise ValueError(f"sampling is 'grid' or 'random', not {self.sampling!r}")
+        wanted, other = ("epochs", "steps") if self.sampling == "grid" else ("steps", "epochs")
+        if getattr(self, wanted) < 1 or getattr(self, other):
+            raise ValueError(
+                f"sampling {self.sampling!r} is measured in {wanted}: give {wanted}, not {other}"
+            )
+        if min(self.log_every, self.validate_every, self.checkpoint_every) < 1:
+            raise ValueError("log_every, validate_every and checkpoint_every are at least 1")
+        for share in ("validation_share", "near_share"):
+            if not 0 <= getattr(self, share) <= 1:
+                raise ValueError(f"{share} is between 0 and 1")
 
 
-@dataclass(frozen=True, kw_only=True)
-class CropCache:
-    """Crops of many patients, memory-mapped.
-
-    Attributes:
-        hu: int16 (n, 58, 256, 256), HU on the crop grid.
-        label: uint8 (n, 58, 256, 256): 1 coronary calcium, 2 elsewhere in the heart or near it, 0 the rest.
-    """
-
-    hu: npt.NDArray[np.int16]
-    label: npt.NDArray[np.uint8]
+# Crops
 
 
 def crop_of(
@@ -104,20 +142,23 @@ def crop_of(
     calcium: npt.NDArray[np.bool_],
     centre: tuple[float, float, float],
     recipe: CalciumRecipe,
-) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]:
+) -> Crop:
     """The network's view of a patient and its label, on the crop grid around `centre` (LPS mm).
 
-    Returns:
-        int16 HU and uint8 label as in `CropCache`, both (58, 256, 256).
+    Args:
+        volume, heart, calcium: In any orientation; masks bool (z, y, x) on the volume's grid.
     """
-    cpu = torch.device("cpu")
-    ct = volume.geometry
-    grid = crop_grid(ct, centre)
-    hu = to_crop(volume.hu, ct, grid, device=cpu).round_().numpy().astype(np.int16)
-    near = widened(heart, ct, recipe.heart_margin_mm).astype(np.uint8)
-    label = (resample(near, ct, grid, outside=0.0) >= 0.5).to(torch.uint8) * 2
-    share = resample(calcium.astype(np.uint8), ct, grid, outside=0.0)
-    label[share >= recipe.label_threshold] = 1
+    ct = to_canonical(volume.hu, volume.geometry)
+    grid = crop_grid(ct.geometry, centre)
+    hu = to_crop(ct.array, ct.geometry, grid, device=torch.device("cpu")).round_().numpy().astype(np.int16)
+
+    def share(mask: npt.NDArray[np.bool_]) -> torch.Tensor:
+        turned = to_canonical(mask.view(np.uint8), volume.geometry).array
+        return resample(turned, ct.geometry, grid, outside=0.0)
+
+    near = widened(heart, volume.geometry, recipe.heart_margin_mm)
+    label = (share(near) >= 0.5).to(torch.uint8) * NEAR
+    label[share(calcium) >= recipe.label_threshold] = CALCIUM
     return hu, label.numpy()
 
 
@@ -139,222 +180,358 @@ def region_around(geometry: Geometry, centre: tuple[float, float, float], margin
     )
 
 
-def simulated_crop(seed: int, recipe: CalciumRecipe) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]:
+def _shifted(
+    centre: Sequence[float], jitter_mm: float, rng: np.random.Generator
+) -> tuple[float, float, float]:
+    x, y, z = np.asarray(centre) + rng.normal(0.0, jitter_mm, 3)
+    return float(x), float(y), float(z)
+
+
+def simulated_crop(seed: int, recipe: CalciumRecipe) -> Crop:
     """Crop and label of one simulated patient; only the region around the heart is rendered."""
     from ..simulation import default_geometry, heart_centre, simulate_patient
 
-    shift = np.random.default_rng([seed, 77]).normal(0.0, recipe.centre_jitter_mm, 3)
-    centre = np.asarray(heart_centre(seed)) + shift
-    point = (float(centre[0]), float(centre[1]), float(centre[2]))
-    patient = simulate_patient(seed, geometry=region_around(default_geometry(seed), point))
-    return crop_of(patient.volume, patient.heart, patient.calcium, point, recipe)
+    centre = _shifted(heart_centre(seed), recipe.centre_jitter_mm, np.random.default_rng([seed, 77]))
+    patient = simulate_patient(seed, geometry=region_around(default_geometry(seed), centre))
+    return crop_of(patient.volume, patient.heart, patient.calcium, centre, recipe)
 
 
-def make_calcium_cache(recipe: CalciumRecipe, seeds: Iterable[int], folder: Path) -> CropCache:
-    """Simulate the patients of `seeds` into `folder`, or continue where an earlier call was stopped.
+class HeartFinder:
+    """A heart model that is loaded when the first scan needs it."""
+
+    def __init__(self, weights: str, device: torch.device) -> None:
+        self.weights = weights
+        self.device = device
+
+    @cached_property
+    def _model(self) -> HeartModel:
+        from ..weights import resolve
+
+        return HeartModel.load(resolve(self.weights, "heart"), self.device)
+
+    def __call__(self, name: str, volume: Volume) -> npt.NDArray[np.bool_]:
+        """The heart of a scan, bool (z, y, x).
+
+        Raises:
+            TrainingError: None was found.
+        """
+        log.info("%s: the heart is not annotated; the heart model %r finds it", name, self.weights)
+        prediction = self._model.predict(volume)
+        if not prediction.found:
+            raise TrainingError(f"no heart was found in {name}; annotate it or take the scan out of the data")
+        return prediction.mask
+
+
+def annotated_crop(source: AnnotatedSource, recipe: CalciumRecipe, find_heart: HeartFinder) -> Crop:
+    """Crop and label of one annotated scan, around the middle of its heart as at inference.
 
     Raises:
-        TrainingError: The folder holds a cache made with other settings.
+        TrainingError: Calcium is not annotated, there is no heart, or the scan cannot be read.
     """
-    seeds = list(seeds)
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = ("centre_jitter_mm", "label_threshold", "heart_margin_mm")
-    about = {"seeds": seeds, **{k: getattr(recipe, k) for k in settings}}
-    note = folder / "cache.json"
-    if note.exists() and json.loads(note.read_text()) != about:
+    scan = source.load()
+    if scan.calcium is None:
         raise TrainingError(
-            f"{folder} holds crops of another recipe; remove it or choose another --work folder"
+            f"coronary calcium is not annotated in {scan.name}; add it (an empty segment says that there is "
+            "none) or take the scan out of the data"
         )
-    shape = (len(seeds), *CROP_SHAPE)
-    paths = folder / "hu.npy", folder / "label.npy"
-    mode: Any = "r+" if note.exists() else "w+"
-    hu = np.lib.format.open_memmap(paths[0], mode=mode, dtype=np.int16, shape=shape)
-    label = np.lib.format.open_memmap(paths[1], mode=mode, dtype=np.uint8, shape=shape)
-    note.write_text(json.dumps(about))
-    for i, seed in enumerate(seeds):
-        done = folder / f"{seed}.done"
-        if done.exists():
-            continue
-        hu[i], label[i] = simulated_crop(seed, recipe)
-        hu.flush()
-        label.flush()
-        done.touch()
-        log.info("patient %d of %d simulated", i + 1, len(seeds))
-    return CropCache(hu=hu, label=label)
+    heart = find_heart(scan.name, scan.volume) if scan.heart is None else scan.heart
+    if not heart.any():
+        raise TrainingError(
+            f"the heart of {scan.name} is empty; annotate it or take the scan out of the data"
+        )
+    rng = np.random.default_rng([recipe.seed, zlib.crc32(scan.name.encode()), 77])
+    centre = _shifted(heart_centre(heart, scan.volume.geometry), recipe.centre_jitter_mm, rng)
+    return crop_of(scan.volume, heart, scan.calcium, centre, recipe)
 
 
-class PatchSampler:
-    """Draws balanced batches: half with calcium, half without but with something at least 130 HU bright.
+def _inserted_sources(
+    recipe: CalciumRecipe, backgrounds: Sequence[Path], find_heart: HeartFinder
+) -> list[CropSource]:
+    """Simulated calcium in the real hearts of the folders `backgrounds`."""
+    found = [b for folder in backgrounds for b in background_sources(folder)]
+    if found and not recipe.insertions:
+        raise TrainingError("backgrounds were given, but the recipe asks for no 'insertions'; set them")
 
-    A patch without any voxel ≥ 130 HU is never shown to the network at inference, so it need not be
-    learnt either. Three of four patches without calcium hold something bright in the heart or near it
-    (valves, the aortic wall, noise), where a mistake would count; the others anything bright.
-    """
+    @lru_cache(maxsize=1)
+    def load(number: int) -> Background:
+        return load_background(found[number], find_heart)
 
-    def __init__(self, cache: CropCache, *, noise_hu: float) -> None:
-        self.cache = cache
-        self.noise_hu = noise_hu
-        self.positive = [np.argwhere(c == 1).astype(np.int16) for c in cache.label]
-        self.with_calcium = [i for i, p in enumerate(self.positive) if len(p)]
-        if not self.with_calcium:
-            raise TrainingError("no patient of the training data has calcium; use more patients")
-        bright = [h >= CANDIDATE_HU for h in cache.hu]
-        self.bright = [np.argwhere(b)[::7].astype(np.int16) for b in bright]
-        self.near = [
-            np.argwhere(b & (c == 2)).astype(np.int16) for b, c in zip(bright, cache.label, strict=True)
-        ]
+    def make(number: int, seed: int) -> Crop:
+        return inserted_crop(
+            load(number),
+            seed,
+            jitter_mm=recipe.centre_jitter_mm,
+            label_threshold=recipe.label_threshold,
+            margin_mm=recipe.heart_margin_mm,
+        )
 
-    def _corner(self, rng: np.random.Generator, voxel: npt.NDArray[np.int16]) -> tuple[slice, slice, slice]:
-        offset = [rng.integers(0, p) for p in PATCH_SHAPE]
-        low = [
-            int(np.clip(int(v) - int(o), 0, n - p))
-            for v, o, n, p in zip(voxel, offset, CROP_SHAPE, PATCH_SHAPE, strict=True)
-        ]
-        z, y, x = (slice(a, a + p) for a, p in zip(low, PATCH_SHAPE, strict=True))
-        return z, y, x
-
-    def _draw(self, rng: np.random.Generator, with_calcium: bool) -> tuple[int, tuple[slice, slice, slice]]:
-        for _ in range(100):
-            if with_calcium:
-                i = int(rng.choice(self.with_calcium))
-                pool = self.positive[i]
-            else:
-                i = int(rng.integers(len(self.bright)))
-                pool = self.near[i] if rng.random() < 0.75 else self.bright[i]
-                if not len(pool):
-                    continue
-            corner = self._corner(rng, pool[rng.integers(len(pool))])
-            if with_calcium or not (self.cache.label[i][corner] == 1).any():
-                return i, corner
-        raise TrainingError("found no patch without calcium; the training data has too few patients")
-
-    def batch(self, rng: np.random.Generator, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Patches in [0, 1] and labels, float32 (size, 1, 16, 64, 64)."""
-        images, labels = [], []
-        for k in range(size):
-            i, corner = self._draw(rng, with_calcium=k < size // 2)
-            hu = self.cache.hu[i][corner].astype(np.float32)
-            sd = rng.uniform(0.0, self.noise_hu)
-            hu += rng.normal(0.0, sd, hu.shape).astype(np.float32) + rng.normal(0.0, 8.0)
-            images.append(hu)
-            labels.append((self.cache.label[i][corner] == 1).astype(np.float32))
-        low, high = WINDOW_HU
-        image = (np.clip(np.stack(images), low, high) - low) / (high - low)
-        return torch.from_numpy(image)[:, None], torch.from_numpy(np.stack(labels))[:, None]
+    seeds = count(recipe.first_seed + recipe.patients)
+    return [
+        CropSource(name=f"{INSERTED}{b.name}-{i}", patient=b.name, make=partial(make, number, next(seeds)))
+        for number, b in enumerate(found)
+        for i in range(recipe.insertions)
+    ]
 
 
-def binary_dice_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """1 − Dice over the whole batch, with a smoothing of one voxel; DeepCAC2 paper: Binary Dice."""
-    probability = torch.sigmoid(logits)
-    overlap = (probability * target).sum()
-    return 1 - (2 * overlap + 1) / (probability.sum() + target.sum() + 1)
-
-
-def _validate(network: torch.nn.Module, sampler: PatchSampler, device: torch.device) -> float:
-    """Dice over 64 fixed patches of the validation patients."""
-    network.eval()
-    overlap = total = 0.0
-    with torch.inference_mode():
-        for step in range(8):
-            image, label = sampler.batch(np.random.default_rng([9, step]), 8)
-            mask = (network(image.to(device)) >= 0).float().cpu()
-            overlap += float((mask * label).sum())
-            total += float(mask.sum() + label.sum())
-    network.train()
-    return 2 * overlap / total if total else 1.0
-
-
-def train_calcium(recipe: CalciumRecipe, work: Path, *, device: torch.device, resume: bool = True) -> Path:
-    """Train a calcium network; checkpoints, log and final weights lie in `work`.
+def crop_sources(
+    recipe: CalciumRecipe, data: Sequence[Path], backgrounds: Sequence[Path], find_heart: HeartFinder
+) -> list[CropSource]:
+    """Every crop of a training.
 
     Args:
-        work: Folder for the cache, ``checkpoint.pt``, ``log.csv`` and ``weights/``.
-        resume: Go on from the checkpoint where there is one.
+        recipe: How many simulated patients, how many insertions into each background.
+        data: Folders of annotated scans.
+        backgrounds: Folders of real scans without coronary calcium, see `training.insertion`.
+        find_heart: For scans without an annotated heart.
+
+    Raises:
+        TrainingError: There are none, or two of one name.
+    """
+    sources = [
+        CropSource(
+            name=f"simulated-{seed}", patient=f"simulated-{seed}", make=partial(simulated_crop, seed, recipe)
+        )
+        for seed in range(recipe.first_seed, recipe.first_seed + recipe.patients)
+    ]
+    for folder in data:
+        for scan in annotated_sources(folder):
+            make = partial(annotated_crop, scan, recipe, find_heart)
+            sources.append(CropSource(name=scan.name, patient=scan.patient, make=make))
+    sources += _inserted_sources(recipe, backgrounds, find_heart)
+    if not sources:
+        raise TrainingError(
+            "there is nothing to train on; name a folder of annotated scans (--data), or set 'patients' in "
+            "the recipe"
+        )
+    names = [s.name for s in sources]
+    twice = next((n for n in names if names.count(n) > 1), None) if len(set(names)) < len(names) else None
+    if twice is not None:
+        raise TrainingError(f"two scans are named {twice!r}; rename one of them")
+    return sources
+
+
+def make_calcium_cache(
+    recipe: CalciumRecipe,
+    folder: Path,
+    *,
+    data: Sequence[Path] = (),
+    backgrounds: Sequence[Path] = (),
+    heart_weights: str = "bundled",
+    device: torch.device,
+) -> CropCache:
+    """Cut all crops of a training, or go on cutting; see `build_cache` and `crop_sources`."""
+    keys = ("centre_jitter_mm", "label_threshold", "heart_margin_mm")
+    settings = {k: getattr(recipe, k) for k in keys}
+    settings["heart_weights"] = heart_weights if data or backgrounds else ""
+    sources = crop_sources(recipe, data, backgrounds, HeartFinder(heart_weights, device))
+    return build_cache(sources, folder, settings=settings)
+
+
+def make_batches(recipe: CalciumRecipe, cache: CropCache, crops: Sequence[int]) -> Batches:
+    """The batches of a training, by the recipe's sampling."""
+    kind = GridBatches if recipe.sampling == "grid" else RandomBatches
+    return kind(
+        cache,
+        crops,
+        batch_size=recipe.batch_size,
+        near_share=recipe.near_share,
+        noise_hu=recipe.noise_hu,
+        offset_hu=recipe.offset_hu,
+        seed=recipe.seed,
+    )
+
+
+# Training
+
+
+def train_calcium(
+    recipe: CalciumRecipe,
+    work: Path,
+    *,
+    device: torch.device,
+    data: Sequence[Path] = (),
+    backgrounds: Sequence[Path] = (),
+    heart_weights: str = "bundled",
+) -> Path:
+    """Train a calcium network, or go on where an earlier call was stopped.
+
+    Args:
+        recipe: How.
+        work: Folder for everything: ``crops/``, ``checkpoint.pt``, ``log.csv``, ``tensorboard/``,
+            ``training.json`` (speed), ``weights/`` and ``evaluation/``.
+        data: Folders of annotated scans, see `training.datasets`.
+        backgrounds: Folders of real scans without coronary calcium, see `training.insertion`.
+        heart_weights: Name or path of the heart model that finds hearts which are not annotated.
 
     Returns:
         The folder with the final set of weights (``model.safetensors`` and ``weights.json``).
 
     Raises:
-        TrainingError: The data cannot be trained on, or the checkpoint belongs to another recipe.
+        TrainingError: The data cannot be trained on, or the folder belongs to another recipe or other scans.
+        DiskFull, OutputUnwritable: A file cannot be written.
     """
-    work.mkdir(parents=True, exist_ok=True)
-    last = recipe.first_seed + recipe.patients
-    train = make_calcium_cache(recipe, range(recipe.first_seed, last), work / "train")
-    held_out = make_calcium_cache(recipe, range(last, last + recipe.validation_patients), work / "validation")
-    torch.manual_seed(recipe.seed)
-    network = build_network(recipe.architecture).to(device)
-    optimiser = torch.optim.Adam(network.parameters(), lr=recipe.learning_rate)
-    scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp)
-    step = 0
-    checkpoint = work / "checkpoint.pt"
-    if resume and checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        if state["recipe"] != json.dumps(asdict(recipe), sort_keys=True):
-            raise TrainingError(f"{checkpoint} belongs to another recipe; choose another --work folder")
-        network.load_state_dict(state["network"])
-        optimiser.load_state_dict(state["optimiser"])
-        scaler.load_state_dict(state["scaler"])
-        step = state["step"]
-        log.info("resumed at step %d", step)
-    sampler = PatchSampler(train, noise_hu=recipe.noise_hu)
-    validation = PatchSampler(held_out, noise_hu=0.0)
-    cross_entropy = torch.nn.BCEWithLogitsLoss()
-    network.train()
-    started, losses = time.monotonic(), []
-    with (work / "log.csv").open("a", newline="") as handle:
-        writer = csv.writer(handle)
-        if handle.tell() == 0:
-            writer.writerow(["step", "loss", "validation_dice", "patches_per_second"])
-        while step < recipe.steps:
-            image, label = sampler.batch(np.random.default_rng([recipe.seed, step]), recipe.batch_size)
-            if recipe.cosine:
-                for group in optimiser.param_groups:
-                    group["lr"] = recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
-            with torch.autocast(device.type, enabled=recipe.amp):
-                logits = network(image.to(device))
-            target = label.to(device)
-            loss = binary_dice_loss(logits.float(), target)
-            if recipe.loss == "dice_ce":
-                loss = loss + cross_entropy(logits.float(), target)
-            optimiser.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            scaler.step(optimiser)
-            scaler.update()
-            losses.append(float(loss.detach()))
-            step += 1
-            if step % recipe.validate_every == 0 or step == recipe.steps:
-                dice = _validate(network, validation, device)
-                rate = len(losses) * recipe.batch_size / (time.monotonic() - started)
-                writer.writerow([step, f"{np.mean(losses):.5f}", f"{dice:.4f}", f"{rate:.1f}"])
-                handle.flush()
-                log.info(
-                    "step %d loss %.4f validation Dice %.3f %.1f patches/s", step, np.mean(losses), dice, rate
-                )
-                started, losses = time.monotonic(), []
-            if step % recipe.checkpoint_every == 0 or step == recipe.steps:
-                state = {
-                    "recipe": json.dumps(asdict(recipe), sort_keys=True),
-                    "network": network.state_dict(),
-                    "optimiser": optimiser.state_dict(),
-                    "scaler": scaler.state_dict(),
-                    "step": step,
-                }
-                torch.save(state, checkpoint.with_suffix(".tmp"))
-                checkpoint.with_suffix(".tmp").replace(checkpoint)
+    from .calcium_report import write_evaluation
+
+    log.info("training on %s", describe_device(device))
+    cache = make_calcium_cache(
+        recipe,
+        work / "crops",
+        data=data,
+        backgrounds=backgrounds,
+        heart_weights=heart_weights,
+        device=device,
+    )
+    training, held_out = split_patients(cache, recipe.validation_share, recipe.seed)
+    log.info("%d crops to train on, %d held out", len(training), len(held_out))
+    batches = make_batches(recipe, cache, training)
+    total = recipe.steps or recipe.epochs * batches.steps_per_epoch
+    trainer = Trainer(recipe, total, device)
+    checkpoint = Checkpoint(work / "checkpoint.pt", recipe, cache)
+    checkpoint.load(trainer)
+    validation = held_out_batches(recipe, cache, held_out)
+    speed = _run(trainer, batches, validation, checkpoint, work)
+    if speed is not None:
+        write_json(work / "training.json", {**speed, **_paper(speed, cache, training, recipe)})
+    patch_dice = round(trainer.dice(*validation), 4)
+    summary = write_evaluation(
+        work / "evaluation",
+        log_csv=work / "log.csv",
+        network=trainer.network,
+        cache=cache,
+        held_out=held_out,
+        device=device,
+    )
+    measured = {"held-out patch Dice": patch_dice, **summary}
     return export_calcium(
-        recipe, network, work / "weights", validation_dice=_validate(network, validation, device)
+        recipe, trainer.network, work / "weights", data=_origin(recipe, cache), measured=measured
     )
 
 
+def _origin(recipe: CalciumRecipe, cache: CropCache) -> str:
+    """What was trained on, in words."""
+    last = recipe.first_seed + recipe.patients - 1
+    inserted = sum(name.startswith(INSERTED) for name in cache.names)
+    scans = inserted // max(recipe.insertions, 1)
+    counts = {
+        f"simulated chests of this project (seeds {recipe.first_seed} to {last})": recipe.patients,
+        f"insertions of simulated calcium into {scans} real scans without calcium": inserted,
+        "annotated scans": len(cache.names) - recipe.patients - inserted,
+    }
+    return ", ".join(f"{n} {what}" for what, n in counts.items() if n)
+
+
+def held_out_batches(
+    recipe: CalciumRecipe, cache: CropCache, crops: Sequence[int]
+) -> tuple[GridBatches, int]:
+    """Fixed patches of the paper's grid that measure progress, and how many batches of them."""
+    count = 2 * int((cache.kinds[list(crops)] == CALCIUM).sum())
+    size = min(recipe.batch_size, count)
+    batches = GridBatches(cache, crops, batch_size=size, near_share=recipe.near_share, seed=recipe.seed)
+    return batches, min(batches.steps_per_epoch, max(1, recipe.validation_patches // size))
+
+
+def _run(
+    trainer: Trainer,
+    batches: Batches,
+    validation: tuple[GridBatches, int],
+    checkpoint: Checkpoint,
+    work: Path,
+) -> dict[str, Any] | None:
+    """Train to the end; what was measured of the speed, None where there was nothing left to do."""
+    recipe, device = trainer.recipe, trainer.device
+    if trainer.step >= trainer.total:
+        return None
+    run_log, speed = RunLog(work, trainer.step), Speed()
+    pending = 0
+    with GpuMeter(device) as meter:
+        speed.resume()
+        for image, label in prefetch(batches, range(trainer.step, trainer.total), device=device):
+            rate = trainer.learning_rate
+            trainer.train(image, label)
+            pending += len(image)
+            step, last = trainer.step, trainer.step == trainer.total
+            validating = last or step % recipe.validate_every == 0
+            logging_now = validating or step % recipe.log_every == 0
+            saving = last or step % recipe.checkpoint_every == 0
+            if not (logging_now or saving):
+                continue
+            loss = trainer.mean_loss() if logging_now else None
+            speed.pause(pending)
+            pending = 0
+            if loss is not None:
+                used, pace = meter.since_last(), speed.since_last()
+                dice = trainer.dice(*validation) if validating else None
+                epoch = step / batches.steps_per_epoch if batches.steps_per_epoch else None
+                run_log.add(
+                    step,
+                    epoch=epoch,
+                    loss=loss,
+                    validation_dice=dice,
+                    learning_rate=rate,
+                    patches_per_second=pace,
+                    gpu_utilisation=used,
+                )
+                log.info(
+                    "step %d of %d, loss %.4f%s, %.1f patches/s, GPU %s",
+                    step,
+                    trainer.total,
+                    loss,
+                    "" if dice is None else f", validation Dice {dice:.3f}",
+                    pace,
+                    _percent(used),
+                )
+            if saving:
+                checkpoint.save(trainer)
+            meter.since_last()
+            speed.resume()
+    run_log.close()
+    return {
+        "device": describe_device(device),
+        "patches_per_second": round(speed.mean(), 2),
+        "gpu_utilisation_percent": meter.mean(),
+    }
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f} %"
+
+
+def _paper(
+    speed: dict[str, Any], cache: CropCache, training: Sequence[int], recipe: CalciumRecipe
+) -> dict[str, Any]:
+    """How long the paper's 50 epochs over these crops take with this network at this speed; also logged."""
+    patches = 2 * int((cache.kinds[list(training)] == CALCIUM).sum())
+    hours = PAPER_EPOCHS * patches / speed["patches_per_second"] / 3600
+    log.info(
+        "%.1f patches/s on %s, GPU %s; the paper's %d epochs of these scans' %d patches take %.2f h "
+        "with this network",
+        speed["patches_per_second"],
+        speed["device"],
+        _percent(speed["gpu_utilisation_percent"]),
+        PAPER_EPOCHS,
+        patches,
+        hours,
+    )
+    return {
+        "patches_per_epoch": patches,
+        "hours_of_50_epochs": round(hours, 3),
+        "batch_size": recipe.batch_size,
+    }
+
+
 def export_calcium(
-    recipe: CalciumRecipe, network: torch.nn.Module, folder: Path, *, validation_dice: float
+    recipe: CalciumRecipe, network: torch.nn.Module, folder: Path, *, data: str, measured: dict[str, Any]
 ) -> Path:
-    """Write ``model.safetensors`` and ``weights.json`` into `folder`."""
+    """Write ``model.safetensors`` and ``weights.json`` into `folder`.
+
+    Args:
+        data: What it was trained on, in words.
+        measured: How good it is, JSON types.
+    """
     from safetensors.torch import save
 
     from ..weights import write_description
 
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
     write_whole(folder / "model.safetensors", save(tensors))
     write_description(
@@ -364,7 +541,8 @@ def export_calcium(
         files=["model.safetensors"],
         architecture=recipe.architecture,
         normalisation={"window_hu": list(WINDOW_HU), "rescale_to": "window"},
-        training={"recipe": asdict(recipe), "data": "simulated chests of this project (deepcac2 simulate)"},
-        measured={"validation patch Dice": round(validation_dice, 4)},
+        training={"recipe": asdict(recipe), "data": data},
+        domain=simulated_domain(range(recipe.first_seed, recipe.first_seed + recipe.patients)),
+        measured=measured,
     )
     return folder

@@ -26,8 +26,10 @@ import numpy.typing as npt
 
 from ..errors import TrainingError
 from ..imaging import Geometry
-from ..imaging.files import read_image, write_image
+from ..imaging.files import write_image
 from ..imaging.orientation import to_canonical
+from .datasets import annotated_scans, annotated_sources
+from .domain import image_extents, simulated_domain
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +41,8 @@ log = logging.getLogger(__name__)
 DATASET = "Dataset600_Heart"
 CONFIGURATION = "3d_fullres"
 """nnU-Net's name for the one configuration trained; its spacing is the recipe's, thus low resolution."""
+
+AIR_HU = -1024
 
 PROGRESS = "progress: "
 """Lines of the child's output that start so are passed on to the log."""
@@ -53,7 +57,7 @@ class HeartRecipe:
         noise_hu: Largest standard deviation of white noise added to a simulated low-resolution image, HU:
             averaging down takes the noise away, a noisier scan or plain sampling does not.
         crop_share: Share of patients cut to the heart and up to 60 mm around it, like a cardiac scan.
-        extra_repeat: How often each labelled scan is put into the data set.
+        scan_variants: How many random variants of each labelled scan are trained on, see `training.variants`.
         spacing_mm: Grid of the network (z, y, x), mm.
         base_features, max_features: Feature maps of the first stage, doubled per stage up to the maximum.
         convs_per_stage: Convolutions per stage, in the encoder and in the decoder.
@@ -79,7 +83,7 @@ class HeartRecipe:
     first_seed: int = 200_000
     noise_hu: float = 30.0
     crop_share: float = 0.3
-    extra_repeat: int = 1
+    scan_variants: int = 25
     spacing_mm: tuple[float, float, float] = (6.0, 6.0, 6.0)
     base_features: int = 16
     max_features: int = 128
@@ -159,10 +163,47 @@ def simulated_heart(
     hu = hu + rng.normal(0.0, rng.uniform(0.0, recipe.noise_hu), hu.shape)
     image = to_canonical(np.clip(hu, -1024, 3071).round().astype(np.int16), grid)
     label = to_canonical(heart.astype(np.uint8), grid).array
-    box: tuple[slice, ...] = (slice(None),) * 3
-    if rng.random() < recipe.crop_share and label.any():
-        box = _around(label, rng, _triple(60.0 / np.array(image.geometry.spacing)))
+    box = _sometimes_around(label, recipe, image.geometry.spacing, rng)
     return image.array[box], label[box], image.geometry.spacing
+
+
+def scan_variant(
+    image: npt.NDArray[np.int16],
+    label: npt.NDArray[np.uint8],
+    spacing: tuple[float, float, float],
+    recipe: HeartRecipe,
+    rng: np.random.Generator,
+) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8], tuple[float, float, float]]:
+    """A random variant of a labelled scan (see `training.variants`), brought to the recipe's resolution.
+
+    Returns:
+        int16 HU and uint8 label (1 = heart), both (z, y, x), and the spacing (z, y, x) in mm.
+    """
+    from ..models.heart import resample
+    from .variants import vary
+
+    varied, heart = vary(image, label, spacing, rng)
+    fine = Geometry(
+        shape=(image.shape[0], image.shape[1], image.shape[2]), spacing=spacing, origin=(0.0, 0.0, 0.0)
+    )
+    grid = coarse(fine, recipe.spacing_mm)
+    smooth = ("smooth", "smooth", "smooth")
+    hu = resample(varied, grid.shape, kinds=smooth).numpy().round().astype(np.int16)
+    small = (resample(heart, grid.shape, kinds=smooth).numpy() >= 0.5).astype(np.uint8)
+    box = _sometimes_around(small, recipe, grid.spacing, rng)
+    return hu[box], small[box], grid.spacing
+
+
+def _sometimes_around(
+    label: npt.NDArray[np.uint8],
+    recipe: HeartRecipe,
+    spacing: tuple[float, float, float],
+    rng: np.random.Generator,
+) -> tuple[slice, ...]:
+    """For the recipe's share of scans a box around the heart, for the others everything."""
+    if rng.random() < recipe.crop_share and label.any():
+        return _around(label, rng, _triple(60.0 / np.array(spacing)))
+    return (slice(None),) * 3
 
 
 def _around(
@@ -206,7 +247,7 @@ def make_heart_dataset(raw: Path, recipe: HeartRecipe, *, extra: Sequence[Path] 
         "noise_hu": recipe.noise_hu,
         "crop_share": recipe.crop_share,
         "extra": [str(e) for e in extra],
-        "extra_repeat": recipe.extra_repeat,
+        "scan_variants": recipe.scan_variants if extra else 0,
     }
     _same_or_new(folder / "made.json", about)
     for seed in range(recipe.first_seed, recipe.first_seed + recipe.patients):
@@ -215,12 +256,15 @@ def make_heart_dataset(raw: Path, recipe: HeartRecipe, *, extra: Sequence[Path] 
             image, label, spacing = simulated_heart(seed, recipe)
             _write_case(folder, case, image, label, spacing)
             log.info("patient %d of %d simulated", seed - recipe.first_seed + 1, recipe.patients)
-    number = 0
-    for source in extra:
-        for image, label, spacing in labelled_scans(source):
-            for _ in range(recipe.extra_repeat):
-                _write_case(folder, f"scan_{number:03d}", image, label, spacing)
-                number += 1
+    half = _triple(np.array(recipe.spacing_mm) / 2)
+    scans = (scan for source in extra for scan in labelled_scans(source, half))
+    for number, (image, label, spacing) in enumerate(scans):
+        for variant in range(recipe.scan_variants):
+            case = f"scan_{number:03d}_{variant:03d}"
+            if not (labels / f"{case}.nii.gz").exists():
+                rng = np.random.default_rng([recipe.seed, number, variant])
+                varied = scan_variant(image, label, spacing, recipe, rng)
+                _write_case(folder, case, *varied)
     content = {
         "channel_names": {"0": "CT"},
         "labels": {"background": 0, "heart": 1},
@@ -232,40 +276,38 @@ def make_heart_dataset(raw: Path, recipe: HeartRecipe, *, extra: Sequence[Path] 
 
 
 def labelled_scans(
-    source: Path,
+    source: Path, spacing_mm: tuple[float, float, float]
 ) -> Iterable[tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8], tuple[float, float, float]]]:
-    """Labelled CT scans from a folder, in canonical orientation.
+    """The scans of `annotated_scans` that have a heart, in canonical orientation, finer ones at `spacing_mm`.
 
-    Two layouts are read: nnU-Net's (``imagesTr/CASE_0000.nii.gz`` and ``labelsTr/CASE.nii.gz``, any label
-    above 0 is heart) and one folder per scan with ``image*.nrrd`` and ``mask*.nrrd`` on the same grid
-    (labels 1 and 3 are heart, as in the DeepCAC v1 example data).
+    Slices of one single value, with which some files are filled up, become air.
 
     Yields:
         int16 HU and uint8 label (1 = heart), both (z, y, x), and the spacing (z, y, x) in mm.
 
     Raises:
-        TrainingError: No labelled scan in `source`.
+        TrainingError: No scan with a heart in `source`, or see `annotated_scans`.
     """
-    pairs: list[tuple[Path, Path, tuple[int, ...] | None]] = []
-    for label in sorted((source / "labelsTr").glob("*.nii.gz")):
-        case = label.name.removesuffix(".nii.gz")
-        pairs.append((source / "imagesTr" / f"{case}_0000.nii.gz", label, None))
-    for image in sorted(source.glob("*/image*.nrrd")):
-        label = image.with_name("mask" + image.name.removeprefix("image"))
-        pairs.append((image, label, (1, 3)))
-    if not pairs:
-        raise TrainingError(
-            f"{source} holds no labelled scan; expected imagesTr/ and labelsTr/ with .nii.gz files, "
-            "or folders with image*.nrrd and mask*.nrrd"
-        )
-    for image, label, heart in pairs:
-        hu, geometry = read_image(image)
-        mask, mask_geometry = read_image(label)
-        if not geometry.same_grid(mask_geometry):
-            raise TrainingError(f"{label} does not lie on the grid of {image}; resample the mask first")
-        binary = np.isin(mask, heart) if heart else mask > 0
-        turned = to_canonical(np.clip(hu, -1024, 3071).astype(np.int16), geometry)
-        yield turned.array, to_canonical(binary.astype(np.uint8), geometry).array, turned.geometry.spacing
+    from ..models.heart import resample
+
+    found = False
+    for scan in annotated_scans(source):
+        if scan.heart is None or not scan.heart.any():
+            log.warning("%s is left out: it has no heart annotation", scan.name)
+            continue
+        found = True
+        turned = to_canonical(scan.volume.hu, scan.volume.geometry)
+        label = to_canonical(scan.heart.astype(np.uint8), scan.volume.geometry).array
+        hu = np.array(turned.array)
+        hu[hu.min(axis=(1, 2)) == hu.max(axis=(1, 2))] = AIR_HU
+        wanted = np.maximum(turned.geometry.spacing, spacing_mm)
+        grid = coarse(turned.geometry, _triple(wanted))
+        smooth = ("smooth", "smooth", "smooth")
+        small = resample(hu, grid.shape, kinds=smooth).numpy().round().astype(np.int16)
+        heart = (resample(label, grid.shape, kinds=smooth).numpy() >= 0.5).astype(np.uint8)
+        yield small, heart, grid.spacing
+    if not found:
+        raise TrainingError(f"{source} holds no scan with an annotated heart")
 
 
 def _write_case(
@@ -358,21 +400,38 @@ def train_heart(
             f"nnU-Net ended with code {child.returncode}: {last} (all of it: {work / 'nnunet.log'})"
         )
     results = next((work / "results" / data.name).glob("*__*__*"))
-    scans = sum(1 for source in extra for _ in labelled_scans(source))
-    return export_heart(results, work / "weights", recipe=recipe, scans=scans).path
+    scans = sum(len(annotated_sources(source)) for source in extra)
+    return export_heart(results, work / "weights", recipe=recipe, images=data / "imagesTr", scans=scans).path
 
 
-def export_heart(results: Path, out: Path, *, recipe: HeartRecipe, scans: int) -> WeightSet:
+def heart_domain(recipe: HeartRecipe, images: Path) -> dict[str, Any]:
+    """The scans that a heart network was trained on: the simulated ones' protocol, all images' extents."""
+    import SimpleITK as sitk
+
+    stated = simulated_domain(range(recipe.first_seed, recipe.first_seed + recipe.patients))
+    stated.pop("pixel_mm", None)  # the network sees `spacing_mm`
+    extents = []
+    for path in sorted(images.glob("*.nii.gz")):
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(path))
+        reader.ReadImageInformation()
+        x, y, z = (n * s for n, s in zip(reader.GetSize(), reader.GetSpacing(), strict=True))
+        extents.append((z, y, x))
+    return {**stated, **image_extents(extents)}
+
+
+def export_heart(results: Path, out: Path, *, recipe: HeartRecipe, images: Path, scans: int) -> WeightSet:
     """Turn a trainer's results (plans.json, dataset.json, fold_*/checkpoint_final.pth) into a set.
 
     Args:
+        images: Folder of the training images.
         scans: Labelled scans that were trained on beside the simulated patients.
     """
     from ..weights import convert_nnunet_v2
 
     data = f"{recipe.patients} simulated chests of this project"
     if scans:
-        data += f" and {scans} labelled scans, each {recipe.extra_repeat} times"
+        data += f" and {recipe.scan_variants} random variants of each of {scans} labelled scans"
     return convert_nnunet_v2(
         results,
         out,
@@ -381,4 +440,5 @@ def export_heart(results: Path, out: Path, *, recipe: HeartRecipe, scans: int) -
         training_data=data,
         resampling="smooth",
         training={"recipe": json.loads(json.dumps(asdict(recipe)))},
+        domain=heart_domain(recipe, images),
     )

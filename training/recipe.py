@@ -14,21 +14,39 @@ from ..pipeline.options import nearest
 T = TypeVar("T")
 
 
-def load_recipe(path: Path, kind: type[T]) -> T:
-    """Read a recipe file into the dataclass `kind`.
+BUNDLED = Path(__file__).resolve().parents[1] / "config" / "train" / "bundled.yml"
+"""What the bundled weights were made with: both roles in one file."""
+
+SECTIONS = ("heart", "calcium")
+"""A recipe file holds the keys of one role, or a part for each under these names."""
+
+
+def load_recipe(path: Path, kind: type[T], *, role: str) -> T:
+    """Read the recipe of a role into the dataclass `kind`.
+
+    Args:
+        path: YAML; the role's keys, or parts named ``heart:`` and ``calcium:`` of which the role's is read.
+        role: ``"heart"`` or ``"calcium"``.
 
     Raises:
-        WorkflowError: The file is missing or not YAML, or a key is unknown or lacks a value; the message
-            names the nearest valid key.
+        WorkflowError: The file is missing or not YAML, it has no part for the role, or a key is unknown or
+            lacks a value; the message names the nearest valid key.
     """
     try:
         content = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
+    except OSError:
         raise WorkflowError(f"no recipe at {path}; name a YAML file as in config/train/") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise WorkflowError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict):
         raise WorkflowError(f"{path} must hold 'key: value' lines")
+    if any(isinstance(content.get(part), dict) for part in SECTIONS):
+        for part in content:
+            if part not in SECTIONS:
+                raise WorkflowError(f"{path}: unknown part {part!r}.{nearest(str(part), SECTIONS)}")
+        if not isinstance(content.get(role), dict):
+            raise WorkflowError(f"{path} has no part '{role}:'; add one or name another file with --config")
+        return build(content[role], kind, where=f"{path}, {role}")
     return build(content, kind, where=str(path))
 
 
@@ -47,8 +65,3 @@ def build(content: dict[str, Any], kind: type[T], *, where: str) -> T:
         return kind(**values)
     except (TypeError, ValueError) as error:
         raise WorkflowError(f"{where}: {error}") from error
-
-
-def bundled_recipe(role: str) -> Path:
-    """The recipe that the bundled weights of a role (``heart`` or ``calcium``) were made with."""
-    return Path(__file__).resolve().parents[1] / "config" / "train" / f"{role}.yml"

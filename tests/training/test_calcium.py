@@ -1,131 +1,345 @@
-"""Training of the calcium network: the data it sees, and that a stopped run goes on exactly."""
+"""Training of the calcium network: the crops it sees, and that a killed run goes on exactly.
+
+The scans are spheres: a heart, calcium in it, and a bone beside it, written in nnU-Net's layout.
+"""
 
 from __future__ import annotations
 
 import csv
-from dataclasses import replace
+import json
+import logging
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
+from deepcac2.dicom.segmentation import read_segmentation
 from deepcac2.errors import TrainingError, WorkflowError
+from deepcac2.imaging import Geometry, Volume
+from deepcac2.imaging.files import write_image
 from deepcac2.models.calcium import CalciumModel, crop_grid, to_crop
-from deepcac2.simulation import default_geometry, heart_centre, simulate_patient
+from deepcac2.models.heart import HeartModel
+from deepcac2.pipeline.stages import heart_centre
 from deepcac2.training.calcium import (
     CalciumRecipe,
-    CropCache,
-    PatchSampler,
-    binary_dice_loss,
+    HeartFinder,
+    crop_of,
+    crop_sources,
     make_calcium_cache,
-    region_around,
     train_calcium,
 )
-from deepcac2.training.recipe import build, bundled_recipe, load_recipe
+from deepcac2.training.recipe import BUNDLED, build, load_recipe
+from deepcac2.training.trainer import Trainer, binary_dice_loss
 from deepcac2.weights import resolve
 
+CPU = torch.device("cpu")
 TINY = CalciumRecipe(
     name="tiny",
-    patients=2,
-    validation_patients=1,
-    first_seed=3,
-    steps=6,
+    sampling="random",
+    steps=8,
     batch_size=2,
+    noise_hu=20.0,
+    offset_hu=5.0,
+    validation_share=0.34,
+    validation_patches=8,
+    log_every=2,
+    validate_every=4,
     checkpoint_every=3,
-    validate_every=3,
-    architecture={"channels": (4, 8), "strides": (2,), "num_res_units": 1, "norm": "batch"},
+    architecture={"channels": [4, 8], "strides": [2], "num_res_units": 1, "norm": "batch", "dropout": 0.1},
 )
+GRID = Geometry(shape=(44, 80, 80), spacing=(3.0, 2.0, 2.0), origin=(-80.0, -80.0, 10.0))
+
+
+def sphere(centre: Sequence[float], radius: float) -> npt.NDArray[np.bool_]:
+    """bool (z, y, x) on GRID: within `radius` mm of `centre`, mm from the grid's first voxel (z, y, x)."""
+    index = np.indices(GRID.shape).T * GRID.spacing - np.asarray(centre)
+    return np.asarray((index**2).sum(-1) <= radius**2).T
+
+
+def scan(seed: int, *, calcium: bool) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]:
+    """HU and labels (1 heart, 2 calcium) of one patient."""
+    rng = np.random.default_rng(seed)
+    hu = rng.normal(-100.0, 15.0, GRID.shape)
+    labels = np.zeros(GRID.shape, dtype=np.uint8)
+    middle = np.array([66.0, 80.0, 80.0]) + rng.uniform(-8, 8, 3)
+    heart = sphere(middle, 45.0)
+    hu[heart] += 140
+    labels[heart] = 1
+    hu[sphere(middle + np.array([0.0, 20.0, -15.0]), 4.0)] += 300
+    hu[sphere((66.0, 145.0, 80.0), 12.0)] += 600
+    if calcium:
+        lesion = sphere(middle + np.array([10.0, -15.0, 12.0]), rng.uniform(5.0, 8.0))
+        hu[lesion] += 350
+        labels[lesion] = 2
+    return hu.round().astype(np.int16), labels
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of six steps on two patients."""
-    folder = tmp_path_factory.mktemp("unbroken")
-    train_calcium(TINY, folder, device=torch.device("cpu"))
+def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six annotated scans in nnU-Net's layout, four with calcium."""
+    folder = tmp_path_factory.mktemp("scans")
+    (folder / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "heart": 1, "calcium": 2}}))
+    for seed in range(6):
+        hu, labels = scan(seed, calcium=seed < 4)
+        write_image(folder / "imagesTr" / f"case{seed}_0000.nii.gz", hu, GRID)
+        write_image(folder / "labelsTr" / f"case{seed}.nii.gz", labels, GRID)
     return folder
 
 
-def test_the_cache_is_what_inference_sees(work: Path) -> None:
-    cache = make_calcium_cache(TINY, [3, 4], work / "train")
-    shift = np.random.default_rng([3, 77]).normal(0.0, TINY.centre_jitter_mm, 3)
-    centre = tuple(float(v) for v in np.asarray(heart_centre(3)) + shift)
-    patient = simulate_patient(3, geometry=region_around(default_geometry(3), centre))  # type: ignore[arg-type]
-    geometry = patient.volume.geometry
-    grid = crop_grid(geometry, centre)  # type: ignore[arg-type]
-    expected = to_crop(patient.volume.hu, geometry, grid, device=torch.device("cpu"))
-    np.testing.assert_array_equal(cache.hu[0], expected.round().numpy())
-    index = np.argwhere(cache.label[0] == 1)
-    on_ct = np.rint(geometry.to_index(grid.to_lps(index))).astype(int)
-    assert len(index) > 20
-    assert patient.calcium[tuple(on_ct.T)].mean() > 0.5
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory, scans: Path) -> Path:
+    """A finished run of eight steps."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    train_calcium(TINY, folder, device=CPU, data=[scans])
+    return folder
 
 
-def test_batches_are_balanced_and_normalised(work: Path) -> None:
-    sampler = PatchSampler(make_calcium_cache(TINY, [3, 4], work / "train"), noise_hu=20.0)
-    for step in range(4):
-        image, label = sampler.batch(np.random.default_rng(step), 6)
-        assert image.shape == label.shape == (6, 1, 16, 64, 64)
-        assert image.dtype == label.dtype == torch.float32
-        assert (label.flatten(1).sum(1) > 0).tolist() == [True] * 3 + [False] * 3
-        assert 0 <= float(image.min()) < float(image.max()) <= 1
+def test_crops_are_what_inference_sees() -> None:
+    """In every orientation: a flipped and transposed scan gives the same crop."""
+    hu, labels = scan(1, calcium=True)
+    heart, calcium = labels > 0, labels == 2
+    centre = heart_centre(heart, GRID)
+    recipe = replace(TINY, heart_margin_mm=0.0)
+    crop, label = crop_of(Volume(hu=hu, geometry=GRID), heart, calcium, centre, recipe)
+    grid = crop_grid(GRID, centre)
+    np.testing.assert_array_equal(crop, to_crop(hu, GRID, grid, device=CPU).round().numpy())
+    voxel = grid.voxel_volume
+    assert (label == 1).sum() * voxel == pytest.approx(calcium.sum() * GRID.voxel_volume, rel=0.1)
+    assert (label > 0).sum() * voxel == pytest.approx(heart.sum() * GRID.voxel_volume, rel=0.1)
+
+    z, y, x = GRID.shape
+    turned = Geometry(
+        shape=(x, z, y),
+        spacing=(2.0, 3.0, 2.0),
+        origin=tuple(GRID.to_lps([z - 1, 0, x - 1])),  # type: ignore[arg-type]
+        axes=((-1.0, 0.0, 0.0), (0.0, 0.0, -1.0), (0.0, 1.0, 0.0)),
+    )
+
+    def turn(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return np.ascontiguousarray(array[::-1, :, ::-1].transpose(2, 0, 1))
+
+    again = crop_of(Volume(hu=turn(hu), geometry=turned), turn(heart), turn(calcium), centre, recipe)
+    np.testing.assert_array_equal(again[0], crop)
+    np.testing.assert_array_equal(again[1], label)
 
 
-def test_data_without_calcium_is_refused() -> None:
-    empty = np.zeros((1, 58, 256, 256))
-    cache = CropCache(hu=empty.astype(np.int16), label=empty.astype(np.uint8))
-    with pytest.raises(TrainingError, match="use more patients"):
-        PatchSampler(cache, noise_hu=0.0)
+def test_simulated_patients_become_crops(tmp_path: Path) -> None:
+    recipe = replace(TINY, patients=1, first_seed=3)
+    (source,) = crop_sources(recipe, [], [], HeartFinder("bundled", CPU))
+    hu, label = source.make()
+    assert (label == 1).any()
+    assert (label == 2).sum() > (label == 1).sum()
+    assert -60 < np.median(hu[label == 2]) < 120
 
 
-def test_a_stopped_run_goes_on_with_the_same_losses(
-    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_unknown_heart_is_found_by_the_heart_model(
+    simulated: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Stop after step 3 by a broken pipe of the log's clock, resume, and compare weights and losses."""
-    for name in ("train", "validation"):
-        (tmp_path / name).symlink_to(work / name)
-    draw = PatchSampler.batch
-    calls = 0
+    """The same patient with and without a heart in its annotation: nearly the same crop."""
+    from deepcac2.dicom import discover, read_series
 
-    def stopping(
-        self: PatchSampler, rng: np.random.Generator, size: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        nonlocal calls
-        calls += size == TINY.batch_size
-        if calls > 4:
-            raise KeyboardInterrupt
-        return draw(self, rng, size)
+    volume = read_series(discover(simulated / "SIM-0003" / "ct").series[0]).volume
+    calcium = read_segmentation(simulated / "SIM-0003" / "truth.seg.dcm", volume.geometry)["calcium"]
+    for name in ("imagesTr", "labelsTr"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "dataset.json").write_text('{"labels": {"background": 0, "calcium": 1}}')
+    write_image(tmp_path / "imagesTr" / "c_0000.nii.gz", volume.hu, volume.geometry)
+    write_image(tmp_path / "labelsTr" / "c.nii.gz", calcium, volume.geometry)
+    with caplog.at_level(logging.INFO):
+        (source,) = crop_sources(TINY, [tmp_path], [], HeartFinder("bundled", CPU))
+        hu, label = source.make()
+    assert "the heart is not annotated" in caplog.text
+    mask = HeartModel.load("bundled", CPU).predict(volume).mask
+    expected = crop_of(volume, mask, calcium, heart_centre(mask, volume.geometry), TINY)
+    np.testing.assert_allclose(hu, expected[0], atol=1)
+    assert (label == 1).sum() == pytest.approx((expected[1] == 1).sum(), rel=0.02)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(PatchSampler, "batch", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            train_calcium(TINY, tmp_path, device=torch.device("cpu"))
-    train_calcium(TINY, tmp_path, device=torch.device("cpu"))
 
-    def losses(folder: Path) -> list[tuple[str, str, str]]:
-        with (folder / "log.csv").open() as handle:
-            return [(r["step"], r["loss"], r["validation_dice"]) for r in csv.DictReader(handle)]
+def losses(folder: Path) -> list[dict[str, str]]:
+    """The log without the columns that tell times."""
+    with (folder / "log.csv").open() as handle:
+        rows = list(csv.DictReader(handle))
+    return [{k: v for k, v in r.items() if k not in ("patches_per_second", "gpu_utilisation")} for r in rows]
 
-    assert losses(tmp_path) == losses(work)
-    ours = resolve(tmp_path / "weights", "calcium")
-    theirs = resolve(work / "weights", "calcium")
-    assert ours.files["model.safetensors"] == theirs.files["model.safetensors"]
+
+CHILD = """
+import json, os, signal, sys
+from pathlib import Path
+import torch
+from deepcac2.training.calcium import CalciumRecipe, train_calcium
+from deepcac2.training.trainer import Trainer
+
+stop, work, data, recipe = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), json.loads(sys.argv[4])
+torch.set_num_threads(int(sys.argv[5]))
+train = Trainer.train
+
+def dying(self, image, label):
+    if self.step == stop:
+        os.kill(os.getpid(), signal.SIGKILL)
+    train(self, image, label)
+
+Trainer.train = dying
+train_calcium(CalciumRecipe(**recipe), work, device=torch.device("cpu"), data=[data])
+"""
+
+
+@pytest.mark.parametrize(("sampling", "amp"), [("random", False), ("grid", True)])
+def test_a_killed_run_goes_on_with_the_same_losses_and_weights(
+    scans: Path, work: Path, tmp_path: Path, sampling: str, amp: bool
+) -> None:
+    """SIGKILL between two checkpoints, twice, against a run that nobody touched, bit for bit."""
+    recipe, unbroken = TINY, work
+    if sampling == "grid":
+        recipe = replace(TINY, sampling="grid", steps=0, epochs=1, batch_size=8, amp=amp)
+        unbroken = tmp_path / "unbroken"
+        shutil.copytree(work / "crops", unbroken / "crops")
+        train_calcium(recipe, unbroken, device=CPU, data=[scans])
+    broken = tmp_path / "broken"
+    shutil.copytree(work / "crops", broken / "crops")
+    assert int(losses(unbroken)[-1]["step"]) > 7
+    for stop in (5, 7):
+        command = [
+            sys.executable,
+            "-c",
+            CHILD,
+            str(stop),
+            str(broken),
+            str(scans),
+            json.dumps(asdict(recipe)),
+        ]
+        done = subprocess.run(
+            [*command, str(torch.get_num_threads())], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert not (broken / "weights").exists()
+        assert int(torch.load(broken / "checkpoint.pt")["step"]) < stop
+    train_calcium(recipe, broken, device=CPU, data=[scans])
+    assert losses(broken) == losses(unbroken)
+    states = [torch.load(folder / "checkpoint.pt") for folder in (broken, unbroken)]
+    for part in ("network", "scaler"):
+        ours, theirs = (s[part] for s in states)
+        assert list(ours) == list(theirs)
+        assert all(torch.equal(torch.as_tensor(ours[k]), torch.as_tensor(theirs[k])) for k in ours)
+    assert torch.equal(*(s["rng"] for s in states))
+    hashes = [resolve(folder / "weights", "calcium").files for folder in (broken, unbroken)]
+    assert hashes[0] == hashes[1]
+
+
+def test_a_finished_run_says_how_good_and_how_fast(work: Path) -> None:
+    weights = resolve(work / "weights", "calcium")
+    assert weights.metadata["training"]["recipe"]["name"] == "tiny"
+    assert weights.metadata["training"]["data"] == "6 annotated scans"
+    assert weights.metadata["measured"]["held-out crops"] == 2
+    page = (work / "evaluation" / "README.md").read_text()
+    for picture in ("loss.png", "volume.png", "crops.png"):
+        assert f"]({picture})" in page
+        assert (work / "evaluation" / picture).read_bytes().startswith(b"\x89PNG")
+    assert list((work / "tensorboard").glob("events.*"))
+    speed = json.loads((work / "training.json").read_text())
+    assert speed["patches_per_second"] > 0
+    assert speed["gpu_utilisation_percent"] is None
+    kinds = np.stack([np.load(f) for f in sorted((work / "crops").glob("*.kinds.npy"))])
+    assert 0 < speed["patches_per_epoch"] < 2 * (kinds == 1).sum()
 
 
 def test_the_exported_set_loads_and_predicts(work: Path) -> None:
-    weights = resolve(work / "weights", "calcium")
-    assert weights.metadata["training"]["recipe"]["name"] == "tiny"
-    model = CalciumModel.load(weights, torch.device("cpu"))
-    patient = simulate_patient(3, geometry=region_around(default_geometry(3), heart_centre(3)))
-    prediction = model.predict(patient.volume, heart_centre(3), keep_probability=True)
+    model = CalciumModel.load(resolve(work / "weights", "calcium"), CPU)
+    hu, labels = scan(0, calcium=True)
+    centre = heart_centre(labels > 0, GRID)
+    prediction = model.predict(Volume(hu=hu, geometry=GRID), centre, keep_probability=True)
     assert prediction.probability is not None
     assert np.isfinite(prediction.probability).all()
-    assert prediction.mask.shape == patient.volume.hu.shape
+    assert prediction.mask.shape == GRID.shape
 
 
-def test_a_checkpoint_of_another_recipe_is_refused(work: Path) -> None:
-    with pytest.raises(TrainingError, match="another recipe"):
-        train_calcium(replace(TINY, steps=7), work, device=torch.device("cpu"))
+def test_it_learns(scans: Path, work: Path, tmp_path: Path) -> None:
+    """Sixty steps find some of the spheres; an untrained network has a Dice below 0.01."""
+    shutil.copytree(work / "crops", tmp_path / "crops")
+    architecture = {**TINY.architecture, "dropout": 0.0}
+    recipe = replace(
+        TINY, steps=60, batch_size=4, learning_rate=0.02, log_every=60, architecture=architecture
+    )
+    train_calcium(replace(recipe, validate_every=60, checkpoint_every=60), tmp_path, device=CPU, data=[scans])
+    assert float(losses(tmp_path)[-1]["validation_dice"]) > 0.1
+
+
+def test_other_recipes_and_other_scans_are_refused(scans: Path, work: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"checkpoint\.pt belongs to another recipe"):
+        train_calcium(replace(TINY, steps=9), work, device=CPU, data=[scans])
+    with pytest.raises(TrainingError, match="holds crops of other scans or settings"):
+        train_calcium(replace(TINY, label_threshold=0.3), work, device=CPU, data=[scans])
+    fewer = tmp_path / "fewer"
+    shutil.copytree(scans, fewer)
+    (fewer / "labelsTr" / "case5.nii.gz").unlink()
+    with pytest.raises(TrainingError, match="holds crops of other scans or settings"):
+        train_calcium(TINY, work, device=CPU, data=[fewer])
+
+
+def test_a_damaged_checkpoint_is_named(scans: Path, work: Path, tmp_path: Path) -> None:
+    shutil.copytree(work / "crops", tmp_path / "crops")
+    (tmp_path / "checkpoint.pt").write_bytes(b"half")
+    with pytest.raises(TrainingError, match="remove it to start anew"):
+        train_calcium(TINY, tmp_path, device=CPU, data=[scans])
+
+
+def relabelled(scans: Path, folder: Path, labels: dict[str, int], keep: Sequence[int], **change: int) -> Path:
+    """The scans `keep` with other label names, and without the label `drop`."""
+    shutil.copytree(scans, folder)
+    (folder / "dataset.json").write_text(json.dumps({"labels": labels}))
+    for file in (folder / "labelsTr").iterdir():
+        seed = int(file.name[4])
+        if seed not in keep:
+            file.unlink()
+        elif change:
+            values = scan(seed, calcium=seed < 4)[1]
+            values[values == change["drop"]] = 0
+            write_image(file, values, GRID)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("labels", "keep", "change", "what"),
+    [
+        ({"heart": 1, "calcium": 2}, (4, 5), {}, "0 of 2 patients have calcium"),
+        ({"heart": 1, "calcium": 2}, (1,), {}, "1 of 1 patients have calcium"),
+        ({"heart": 1, "calcium": 2}, (1, 4), {}, "1 of 2 patients have calcium"),
+        ({"heart": 1}, (0, 1), {}, "calcium is not annotated in case0"),
+        ({"heart": 1, "calcium": 2}, (4, 5), {"drop": 1}, "the heart of case4 is empty"),
+    ],
+)
+def test_data_that_cannot_be_trained_on(
+    scans: Path,
+    tmp_path: Path,
+    labels: dict[str, int],
+    keep: Sequence[int],
+    change: dict[str, int],
+    what: str,
+) -> None:
+    data = relabelled(scans, tmp_path / "data", labels, keep, **change)
+    with pytest.raises(TrainingError, match=what):
+        train_calcium(TINY, tmp_path / "work", device=CPU, data=[data])
+
+
+def test_nothing_to_train_on(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="--data"):
+        train_calcium(TINY, tmp_path, device=CPU)
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run() -> None:
+    trainer = Trainer(TINY, total=2, device=CPU)
+    image = torch.full((2, 1, 16, 64, 64), float("nan"))
+    trainer.train(image, torch.zeros(image.shape, dtype=torch.uint8))
+    with pytest.raises(TrainingError, match="smaller learning_rate"):
+        trainer.mean_loss()
 
 
 def test_dice_loss_of_perfect_and_empty_predictions() -> None:
@@ -133,17 +347,48 @@ def test_dice_loss_of_perfect_and_empty_predictions() -> None:
     target[..., 0] = 1
     assert float(binary_dice_loss((target - 0.5) * 100, target)) == pytest.approx(0, abs=1e-6)
     assert float(binary_dice_loss((0.5 - target) * 100, target)) == pytest.approx(1 - 1 / 9)
-    assert float(binary_dice_loss(torch.full_like(target, -100), torch.zeros_like(target))) == pytest.approx(
-        0
-    )
+    nothing = torch.zeros_like(target)
+    assert float(binary_dice_loss(nothing - 100, nothing)) == pytest.approx(0)
+
+
+def test_the_papers_recipe_is_the_papers() -> None:
+    """DESIGN, the method: the numbers of the paper's training."""
+    recipe = load_recipe(BUNDLED.with_name("deepcac2.yml"), CalciumRecipe, role="calcium")
+    assert (recipe.sampling, recipe.epochs, recipe.batch_size) == ("grid", 50, 32)
+    assert (recipe.loss, recipe.learning_rate, recipe.cosine) == ("dice", 1e-4, False)
+    assert (recipe.amp, recipe.validation_share, recipe.patients) == (True, 0.2, 0)
 
 
 def test_recipes_are_read_strictly(tmp_path: Path) -> None:
-    recipe = load_recipe(bundled_recipe("calcium"), CalciumRecipe)
-    assert recipe.loss in ("dice", "dice_ce")
-    with pytest.raises(WorkflowError, match="Perhaps you meant 'patients'"):
-        build({"name": "x", "architecture": {}, "patient": 3}, CalciumRecipe, where="mine.yml")
-    with pytest.raises(WorkflowError, match="must be even"):
-        build({"name": "x", "architecture": {}, "batch_size": 3}, CalciumRecipe, where="mine.yml")
+    recipe = load_recipe(BUNDLED, CalciumRecipe, role="calcium")
+    assert recipe.sampling == "random"
     with pytest.raises(WorkflowError, match="no recipe at"):
-        load_recipe(tmp_path / "none.yml", CalciumRecipe)
+        load_recipe(tmp_path / "none.yml", CalciumRecipe, role="calcium")
+    for content, what in (
+        ("heart: {name: x}", "has no part 'calcium:'"),
+        ("calcium: {name: x}\nhart: {}", "Perhaps you meant 'heart'"),
+        ("calcium: {patient: 3}", "calcium: unknown key 'patient'. Perhaps you meant 'patients'"),
+        ("- 1", "must hold"),
+        ("a: [", "not valid YAML"),
+    ):
+        (tmp_path / "r.yml").write_text(content)
+        with pytest.raises(WorkflowError, match=what):
+            load_recipe(tmp_path / "r.yml", CalciumRecipe, role="calcium")
+    for wrong, what in (
+        ({"batch_size": 3}, "must be even"),
+        ({"epochs": 3}, "give steps, not epochs"),
+        ({"sampling": "grid"}, "give epochs, not steps"),
+        ({"sampling": "all"}, "'grid' or 'random'"),
+        ({"loss": "iou"}, "'dice' or 'dice_ce'"),
+        ({"near_share": 2}, "between 0 and 1"),
+        ({"log_every": 0}, "at least 1"),
+    ):
+        with pytest.raises(WorkflowError, match=what):
+            build({"name": "x", "architecture": {}, "steps": 2, **wrong}, CalciumRecipe, where="mine.yml")
+
+
+def test_crops_are_made_once(scans: Path, work: Path) -> None:
+    before = {f.name: f.stat().st_mtime_ns for f in (work / "crops").glob("*.npy")}
+    assert len(before) == 3 * 6
+    make_calcium_cache(replace(TINY, steps=99), work / "crops", data=[scans], device=CPU)
+    assert {f.name: f.stat().st_mtime_ns for f in (work / "crops").glob("*.npy")} == before

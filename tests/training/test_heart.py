@@ -106,14 +106,51 @@ def test_labelled_scans_come_in_canonical_orientation(tmp_path):
     (tmp_path / "a").mkdir()
     write_image(tmp_path / "a" / "image_3mm.nrrd", hu, grid)
     write_image(tmp_path / "a" / "mask_3mm.nrrd", mask, grid)
-    ((image, label, spacing),) = labelled_scans(tmp_path)
+    ((image, label, spacing),) = labelled_scans(tmp_path, (1.0, 1.0, 1.0))
     assert np.array_equal(image, hu[::-1, :, ::-1])
     assert np.array_equal(label, np.isin(mask, (1, 3))[::-1, :, ::-1])
     assert spacing == (3.0, 2.0, 1.0)
 
 
+def test_fine_scans_are_averaged_down_and_filled_up_slices_become_air(tmp_path):
+    grid = Geometry(shape=(12, 24, 24), spacing=(1.0, 1.0, 1.0), origin=(0.0, 0.0, 0.0))
+    rng = np.random.default_rng(0)
+    hu = rng.integers(0, 100, grid.shape).astype(np.int16)
+    hu[9:] = 0
+    mask = np.zeros(grid.shape, np.uint8)
+    mask[3:6, 6:18, 6:18] = 1
+    (tmp_path / "a").mkdir()
+    write_image(tmp_path / "a" / "image.nrrd", hu, grid)
+    write_image(tmp_path / "a" / "mask.nrrd", mask, grid)
+    ((image, label, spacing),) = labelled_scans(tmp_path, (3.0, 3.0, 3.0))
+    assert image.shape == label.shape == (4, 8, 8)
+    assert spacing == pytest.approx((3.0, 3.0, 3.0))
+    assert image[3].max() < -700
+    assert abs(image[0].mean() - hu[:3].mean()) < 3
+    assert label[1, 3:5, 3:5].all()
+    assert label.sum() == 16
+
+
+def test_variants_of_scans_are_written_and_kept(tmp_path):
+    z, y, x = np.meshgrid(*(np.arange(40) - 19.5,) * 3, indexing="ij")
+    inside = np.sqrt(z**2 + y**2 + x**2) < 12
+    grid = Geometry(shape=(40, 40, 40), spacing=(6.0, 6.0, 6.0), origin=(0.0, 0.0, 0.0))
+    source = tmp_path / "scans" / "a"
+    source.mkdir(parents=True)
+    write_image(source / "image.nrrd", np.where(inside, 40, -800).astype(np.int16), grid)
+    write_image(source / "mask.nrrd", inside.astype(np.uint8), grid)
+    recipe = replace(RECIPE, patients=0, scan_variants=3)
+    folder = make_heart_dataset(tmp_path / "raw", recipe, extra=[source.parent])
+    images = sorted((folder / "imagesTr").glob("*.nii.gz"))
+    assert [f.name for f in images] == [f"scan_000_{i:03d}_0000.nii.gz" for i in range(3)]
+    read = [sitk.GetArrayFromImage(sitk.ReadImage(str(f))) for f in images]
+    assert read[0].shape == (20, 20, 20)
+    assert not np.array_equal(read[0], read[1])
+    assert json.loads((folder / "dataset.json").read_text())["numTraining"] == 3
+
+
 def test_the_real_labelled_scans_are_read(shared_data):
-    scans = list(labelled_scans(shared_data / "labelled"))
+    scans = list(labelled_scans(shared_data / "labelled", (3.0, 3.0, 3.0)))
     assert len(scans) == 2
     for image, label, spacing in scans:
         assert spacing == (3.0, 3.0, 3.0)
@@ -122,8 +159,8 @@ def test_the_real_labelled_scans_are_read(shared_data):
 
 
 def test_scans_that_do_not_fit_are_refused(tmp_path):
-    with pytest.raises(TrainingError, match="no labelled scan"):
-        list(labelled_scans(tmp_path))
+    with pytest.raises(TrainingError, match="no annotated scan"):
+        list(labelled_scans(tmp_path, (3.0, 3.0, 3.0)))
     (tmp_path / "a").mkdir()
     grid = Geometry(shape=(4, 5, 6), spacing=(3.0, 2.0, 1.0), origin=(0.0, 0.0, 0.0))
     write_image(tmp_path / "a" / "image.nrrd", np.zeros(grid.shape, np.int16), grid)
@@ -131,7 +168,7 @@ def test_scans_that_do_not_fit_are_refused(tmp_path):
         tmp_path / "a" / "mask.nrrd", np.zeros(grid.shape, np.uint8), replace(grid, origin=(9.0, 0.0, 0.0))
     )
     with pytest.raises(TrainingError, match="grid"):
-        list(labelled_scans(tmp_path))
+        list(labelled_scans(tmp_path, (3.0, 3.0, 3.0)))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,45 @@
+"""The stated domain of a training."""
+
+from __future__ import annotations
+
+import pytest
+
+from deepcac2.simulation import sample_acquisition
+from deepcac2.training.domain import image_extents, simulated_domain
+from deepcac2.weights.description import Domain
+
+
+def test_the_domain_holds_nearly_all_the_patients_it_came_from():
+    seeds = range(500, 800)
+    domain = Domain.parse(simulated_domain(seeds))
+    assert domain is not None
+    scans = [sample_acquisition(s) for s in seeds]
+    for name, values in {
+        "thickness_mm": [s.thickness for s in scans],
+        "kvp": [s.kvp for s in scans],
+        "field_of_view_mm": [s.field_of_view for s in scans],
+    }.items():
+        low, high = getattr(domain, name)
+        inside = sum(low - 1e-3 <= v <= high + 1e-3 for v in values)
+        assert inside >= 0.97 * len(values), name
+        assert min(values) <= low + 1e-3, name
+    assert domain.kernels == ("soft", "sharp")
+    assert domain.contrast is False
+
+
+def test_few_kernels_are_named():
+    seed = next(s for s in range(100) if sample_acquisition(s).kernel == "BONE")
+    assert simulated_domain([seed])["kernels"] == ["BONE"]
+
+
+def test_no_patients_no_claim():
+    assert simulated_domain([]) == {}
+
+
+def test_extents_of_images():
+    assert image_extents([(300.0, 350.0, 360.0), (120.0, 150.0, 140.0)]) == {
+        "field_of_view_mm": [150, 360],
+        "coverage_mm": [120, 300],
+    }
+    with pytest.raises(ValueError, match="empty"):
+        image_extents([])

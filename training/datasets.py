@@ -1,0 +1,249 @@
+"""Annotated scans: chest CTs with masks of the heart, of coronary calcium, or of both, from three layouts.
+
+`annotated_sources` finds them, cheaply, and `annotated_scans` reads one after the other::
+
+    DATA/dataset.json                    nnU-Net's layout; the label names say what is what
+    DATA/imagesTr/CASE_0000.nii.gz
+    DATA/labelsTr/CASE.nii.gz
+
+    DATA/.../*.dcm                       DICOM CT series and DICOM SEGs that refer to them, in any folders;
+                                         also what `deepcac2 simulate` writes
+
+    DATA/CASE/image*.nrrd                label map: 1 heart, 2 other dense structures, 3 coronary calcium
+    DATA/CASE/mask*.nrrd                 (DeepCAC v1 example data)
+
+A folder may hold several of them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..dicom import Series, discover, read_series
+from ..dicom.segmentation import SEGMENTATION_SOP_CLASSES, read_segmentation, referenced_series
+from ..errors import InputError, NoDicomFound, SeriesError, TrainingError
+from ..imaging import Volume
+from ..imaging.files import read_image, volume_from_image
+
+log = logging.getLogger(__name__)
+
+BoolArray = npt.NDArray[np.bool_]
+
+HEART_NAMES = frozenset({"heart", "whole heart"})
+"""Label names in ``dataset.json`` that mean the heart, lower case, with spaces for ``_`` and ``-``."""
+CALCIUM_NAMES = frozenset({"calcium", "cac", "coronary calcium", "coronary artery calcium"})
+"""Label names that mean coronary calcium."""
+
+NRRD_HEART, NRRD_CALCIUM = (1, 3), (3,)
+"""Labels of the DeepCAC v1 example data: the heart is 1 and the calcium in it, 3."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotatedScan:
+    """A CT and what is known about it.
+
+    Attributes:
+        name: Of the case; unique within its folder.
+        volume: The CT, in its own orientation.
+        heart: bool (z, y, x) on ``volume.geometry``, coronary calcium included; None: not annotated.
+        calcium: bool (z, y, x), coronary calcium; all false: there is none; None: not annotated.
+        series: The DICOM series, or None where the scan is an image file.
+    """
+
+    name: str
+    volume: Volume
+    heart: BoolArray | None
+    calcium: BoolArray | None
+    series: Series | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotatedSource:
+    """A scan that was found and not read yet.
+
+    Attributes:
+        name: As in `AnnotatedScan`.
+        patient: Whose scan it is: PatientID where DICOM says so, else the name. Scans of one patient stay
+            on one side of a split. Not for logs.
+        load: Reads it; raises `TrainingError` where a file is broken or its masks do not fit.
+    """
+
+    name: str
+    patient: str
+    load: Callable[[], AnnotatedScan]
+
+
+def annotated_scans(folder: Path) -> Iterator[AnnotatedScan]:
+    """Read every annotated scan of a folder, one after the other.
+
+    Raises:
+        TrainingError: See `annotated_sources`; or a file is broken, or a mask is not on its image's grid.
+    """
+    for source in annotated_sources(folder):
+        yield source.load()
+
+
+def annotated_sources(folder: Path) -> list[AnnotatedSource]:
+    """Find the annotated scans of a folder: file names and DICOM headers only, no pixels.
+
+    CT series that a quality gate rejects, and SEGs whose CT is not there, are left out with a warning in the
+    log. Several SEGs of one series are joined.
+
+    Returns:
+        Sorted by layout and name; names are unique.
+
+    Raises:
+        TrainingError: No annotated scan, an image or label without its other half, two cases of one name, or
+            labels of unknown names.
+    """
+    if not folder.is_dir():
+        raise TrainingError(f"{folder} is not a folder; give one with annotated scans (docs/training.md)")
+    found = [*_nnunet(folder), *_nrrd(folder), *_dicom(folder)]
+    if not found:
+        raise TrainingError(
+            f"{folder} holds no annotated scan; expected imagesTr/ and labelsTr/ with dataset.json, DICOM CT "
+            "with DICOM SEG, or folders with image*.nrrd and mask*.nrrd"
+        )
+    seen: set[str] = set()
+    for source in found:
+        if source.name in seen:
+            raise TrainingError(f"{folder} holds two scans named {source.name!r}; rename one of them")
+        seen.add(source.name)
+    return found
+
+
+# Image files
+
+
+def _nnunet(folder: Path) -> Iterator[AnnotatedSource]:
+    if not (folder / "labelsTr").is_dir():
+        return
+    description = folder / "dataset.json"
+    try:
+        content = json.loads(description.read_text())
+        heart, calcium = _label_values(content["labels"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TrainingError(
+            f"{description} does not say what the labels mean ({type(error).__name__}); "
+            'write one with "labels": {"background": 0, "heart": 1, "calcium": 2}'
+        ) from error
+    if not heart and not calcium:
+        raise TrainingError(
+            f"{description} knows no label 'heart' or 'calcium' (it knows: {', '.join(content['labels'])}); "
+            "rename the labels"
+        )
+    ending = str(content.get("file_ending", ".nii.gz"))
+    for label in sorted((folder / "labelsTr").glob(f"*{ending}")):
+        case = label.name.removesuffix(ending)
+        image = folder / "imagesTr" / f"{case}_0000{ending}"
+        yield _image_source(case, image, label, heart, calcium)
+
+
+def _label_values(labels: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Voxel values of the heart and of calcium, from nnU-Net's name → value, or regions, or v1's reverse."""
+    heart: set[int] = set()
+    calcium: set[int] = set()
+    for key, value in labels.items():
+        name, number = (value, key) if isinstance(value, str) else (key, value)
+        values = {int(v) for v in (number if isinstance(number, list) else [number])}
+        plain = name.lower().replace("_", " ").replace("-", " ").strip()
+        if plain in HEART_NAMES:
+            heart |= values
+        elif plain in CALCIUM_NAMES:
+            calcium |= values
+    return tuple(sorted(heart | calcium)) if heart else (), tuple(sorted(calcium))
+
+
+def _nrrd(folder: Path) -> Iterator[AnnotatedSource]:
+    images = sorted(folder.glob("*/image*.nrrd"))
+    alone = {f for f in images if sum(o.parent == f.parent for o in images) == 1}
+    for image in images:
+        label = image.with_name("mask" + image.name.removeprefix("image"))
+        stem = image.name.removesuffix(".nrrd").removeprefix("image").strip("_-")
+        name = image.parent.name if image in alone else f"{image.parent.name}/{stem or 'image'}"
+        yield _image_source(name, image, label, NRRD_HEART, NRRD_CALCIUM)
+
+
+def _image_source(
+    name: str, image: Path, label: Path, heart: tuple[int, ...], calcium: tuple[int, ...]
+) -> AnnotatedSource:
+    for path in (image, label):
+        if not path.is_file():
+            raise TrainingError(f"{name} lacks the file {path}; add it, or remove what is left of the case")
+    load = partial(_load_images, name, image, label, heart, calcium)
+    return AnnotatedSource(name=name, patient=name.split("/")[0], load=load)
+
+
+def _load_images(
+    name: str, image: Path, label: Path, heart: tuple[int, ...], calcium: tuple[int, ...]
+) -> AnnotatedScan:
+    try:
+        volume = volume_from_image(image)
+        labels, grid = read_image(label)
+    except InputError as error:
+        raise TrainingError(str(error)) from error
+    if not volume.geometry.same_grid(grid):
+        raise TrainingError(f"{label} does not lie on the grid of {image}; resample the mask first")
+    return AnnotatedScan(
+        name=name,
+        volume=volume,
+        heart=np.isin(labels, heart) if heart else None,
+        calcium=np.isin(labels, calcium) if calcium else None,
+    )
+
+
+# DICOM
+
+
+def _dicom(folder: Path) -> Iterator[AnnotatedSource]:
+    try:
+        discovery = discover(folder)
+    except NoDicomFound:
+        return
+    images = [s for series in discovery.series for s in (*series.slices, *series.left_out)]
+    segs = sorted({s.path for s in images if s.sop_class_uid in SEGMENTATION_SOP_CLASSES and not s.member})
+    series = {s.series_uid: s for s in discovery.series}
+    of_series: dict[str, list[Path]] = {}
+    for path in segs:
+        uid = referenced_series(path)
+        if uid in series:
+            of_series.setdefault(uid, []).append(path)
+        else:
+            log.warning("%s is left out: the CT that it refers to is not in %s", path, folder)
+    homes = Counter(series[uid].slices[0].path.parent for uid in of_series)
+    for uid, paths in of_series.items():
+        ct = series[uid]
+        home = ct.slices[0].path.parent
+        name = folder.name if home == folder else home.relative_to(folder).as_posix()
+        if homes[home] > 1:
+            name = f"{name}/{paths[0].name.split('.')[0]}"
+        if ct.rejection:
+            log.warning("%s is left out: %s", name, ct.rejection.message)
+        else:
+            load = partial(_load_dicom, name, ct, paths)
+            yield AnnotatedSource(name=name, patient=ct.patient_id or name, load=load)
+
+
+def _load_dicom(name: str, series: Series, segs: Sequence[Path]) -> AnnotatedScan:
+    try:
+        volume = read_series(series).volume
+        masks: dict[str, BoolArray] = {}
+        for path in segs:
+            for kind, mask in read_segmentation(path, volume.geometry).items():
+                masks[kind] = masks[kind] | mask if kind in masks else mask
+    except (InputError, SeriesError) as error:
+        raise TrainingError(f"{name} cannot be used: {error}; or take it out of the folder") from error
+    heart, calcium = masks.get("heart"), masks.get("calcium")
+    if heart is not None and calcium is not None:
+        heart = heart | calcium
+    return AnnotatedScan(name=name, volume=volume, heart=heart, calcium=calcium, series=series)

@@ -1,0 +1,175 @@
+"""The calcium network in training: one step, and the checkpoint that holds all that a step changes."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..errors import TrainingError
+from ..imaging.atomic import write_whole
+from ..models.calcium import build_network
+from .patches import Batches, CropCache, prefetch
+
+if TYPE_CHECKING:
+    from .calcium import CalciumRecipe
+
+log = logging.getLogger(__name__)
+
+
+def binary_dice_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """1 − Dice over the whole batch, with a smoothing of one voxel; DeepCAC2 paper: Binary Dice."""
+    probability = torch.sigmoid(logits)
+    overlap = (probability * target).sum()
+    return 1 - (2 * overlap + 1) / (probability.sum() + target.sum() + 1)
+
+
+class Trainer:
+    """A network in training: everything that changes from step to step, and nothing else.
+
+    Attributes:
+        step: Steps done.
+        total: Steps in all.
+    """
+
+    def __init__(self, recipe: CalciumRecipe, total: int, device: torch.device) -> None:
+        torch.manual_seed(recipe.seed)
+        self.recipe = recipe
+        self.total = total
+        self.device = device
+        self.step = 0
+        self.network = build_network(recipe.architecture).to(device).train()
+        # On one core of an AMD EPYC 31 patches/s, 18 with the usual layout (the bundled network, float32).
+        self._layout = torch.channels_last_3d if device.type == "cpu" else torch.contiguous_format
+        self.network.to(memory_format=self._layout)  # type: ignore[call-overload]
+        self.optimiser = torch.optim.Adam(self.network.parameters(), lr=recipe.learning_rate)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp)
+        self._entropy = torch.nn.BCEWithLogitsLoss()
+        # Summed on the device: asking for the loss at every step would make the GPU wait.
+        self._loss = torch.zeros((), dtype=torch.float64, device=device)
+        self._losses = 0
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the step to come."""
+        recipe = self.recipe
+        if not recipe.cosine:
+            return recipe.learning_rate
+        return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * self.step / self.total))
+
+    def train(self, image: torch.Tensor, label: torch.Tensor) -> None:
+        """One step on a batch as `Batches.batch` gives it, on the device."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.learning_rate
+        with torch.autocast(self.device.type, enabled=self.recipe.amp):
+            logits = self.network(image.contiguous(memory_format=self._layout)).float()
+        target = label.float()
+        loss = binary_dice_loss(logits, target)
+        if self.recipe.loss == "dice_ce":
+            loss = loss + self._entropy(logits, target)
+        self.optimiser.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self._loss += loss.detach()
+        self._losses += 1
+        self.step += 1
+
+    def mean_loss(self) -> float:
+        """Mean loss since this was last called.
+
+        Raises:
+            TrainingError: It is not a number.
+        """
+        mean = float(self._loss) / max(self._losses, 1)
+        if not math.isfinite(mean):
+            raise TrainingError(
+                f"the loss is not a number any more at step {self.step}; choose a smaller learning_rate"
+            )
+        self._loss.zero_()
+        self._losses = 0
+        return mean
+
+    @torch.inference_mode()
+    def dice(self, batches: Batches, steps: int) -> float:
+        """Dice of the network over the patches of the first `steps` batches."""
+        self.network.eval()
+        overlap = torch.zeros((), dtype=torch.float64, device=self.device)
+        both = torch.zeros_like(overlap)
+        for image, label in prefetch(batches, range(steps), device=self.device):
+            mask = self.network(image.contiguous(memory_format=self._layout)) >= 0
+            overlap += (mask & (label > 0)).sum()
+            both += mask.sum() + label.sum()
+        self.network.train()
+        return float(2 * overlap / both) if both else 1.0
+
+    def state(self) -> dict[str, Any]:
+        """All of it, for a checkpoint: tensors, numbers and strings."""
+        state = {
+            "step": self.step,
+            "network": self.network.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "loss": float(self._loss),
+            "losses": self._losses,
+            "rng": torch.get_rng_state(),
+        }
+        if self.device.type == "cuda":
+            state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
+        return state
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The opposite of `state`."""
+        self.step = state["step"]
+        self.network.load_state_dict(state["network"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.scaler.load_state_dict(state["scaler"])
+        self._loss.fill_(state["loss"])
+        self._losses = state["losses"]
+        torch.set_rng_state(state["rng"])
+        if self.device.type == "cuda" and "cuda_rng" in state:
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+
+
+class Checkpoint:
+    """``checkpoint.pt`` of one recipe on one set of crops.
+
+    Args:
+        path: The file.
+        recipe, cache: What it belongs to.
+    """
+
+    def __init__(self, path: Path, recipe: CalciumRecipe, cache: CropCache) -> None:
+        self.path = path
+        self.owner = json.dumps([asdict(recipe), cache.names], sort_keys=True)
+
+    def save(self, trainer: Trainer) -> None:
+        """Write it, whole or not at all."""
+        buffer = io.BytesIO()
+        torch.save({"owner": self.owner, **trainer.state()}, buffer)
+        write_whole(self.path, buffer.getvalue())
+
+    def load(self, trainer: Trainer) -> None:
+        """Bring the trainer to where the checkpoint was written, where there is one.
+
+        Raises:
+            TrainingError: It belongs to another recipe or other scans, or cannot be read.
+        """
+        if not self.path.exists():
+            return
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged file makes torch raise nearly anything
+            raise TrainingError(f"{self.path} is damaged; remove it to start anew") from error
+        if state.pop("owner", None) != self.owner:
+            raise TrainingError(
+                f"{self.path} belongs to another recipe or other scans; choose another --work folder"
+            )
+        trainer.restore(state)
+        log.info("going on at step %d", trainer.step)
