@@ -392,3 +392,16 @@ def test_crops_are_made_once(scans: Path, work: Path) -> None:
     assert len(before) == 3 * 6
     make_calcium_cache(replace(TINY, steps=99), work / "crops", data=[scans], device=CPU)
     assert {f.name: f.stat().st_mtime_ns for f in (work / "crops").glob("*.npy")} == before
+
+
+def test_backgrounds_become_crops_with_seeds_of_their_own(shared_data):
+    recipe = replace(TINY, patients=2, insertions=3)
+    folder = shared_data / "chest" / "CIP-64x64"
+    sources = crop_sources(recipe, [], [folder], HeartFinder("bundled", CPU))
+    assert [s.name for s in sources[2:]] == [f"inserted-CIP-64x64-0-{i}" for i in range(3)]
+    assert {s.patient for s in sources[2:]} == {"CIP-64x64-0"}
+    crops = [s.make() for s in sources[2:]]
+    assert all(hu.shape == (58, 256, 256) for hu, _ in crops)
+    assert not np.array_equal(crops[0][0], crops[1][0])
+    with pytest.raises(TrainingError, match="insertions"):
+        crop_sources(replace(recipe, insertions=0), [], [folder], HeartFinder("bundled", CPU))
