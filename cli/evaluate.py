@@ -112,11 +112,11 @@ def _evaluate(args: argparse.Namespace) -> Evaluation:
         return evaluate_results(args.results, args.truth, watch=_watch)
     from ..pipeline.chain import choose_device
     from ..pipeline.workflow import Workflow
-    from .run import _workflow
+    from .run import chosen_workflow
 
     return evaluate_scans(
         args.data,
-        workflow=_workflow(args, Workflow.load(args.workflow or "default")),
+        workflow=chosen_workflow(args, Workflow.load(args.workflow or "default")),
         device=choose_device(args.device or "auto"),
         allow=args.allow,
         simulated=args.simulated,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..pipeline.results import ResultRow
     from ..pipeline.run import Progress, RunSummary
+    from ..pipeline.workflow import Workflow
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     from ..pipeline.workflow import Workflow
 
     check_folders(args.input, args.output)
-    workflow = _workflow(args, Workflow.load(args.workflow))
+    workflow = chosen_workflow(args, Workflow.load(args.workflow))
     with _quiet_libraries(), _log_file(args.output) as log_path:
         from ..pipeline.chain import choose_device, describe_device
 
@@ -82,7 +83,8 @@ def run(args: argparse.Namespace) -> int:
     return 1 if summary.count("failed") else 0
 
 
-def _workflow(args: argparse.Namespace, workflow: Any) -> Any:
+def chosen_workflow(args: argparse.Namespace, workflow: Workflow) -> Workflow:
+    """The workflow with what ``--weights`` and ``--rule`` ask for; also checks ``--allow``."""
     from ..dicom.gates import check_allowed
     from ..errors import WorkflowError
     from ..pipeline.options import nearest
@@ -172,7 +174,7 @@ def _report(summary: RunSummary, log_path: Path, *, quiet: bool) -> None:
             table.add_row(*_cells(row))
         console.print(table)
         for row in shown:
-            note = row.warnings if row.status == "scored" else f"{row.code}: {row.reason}"
+            note = _warnings(row) if row.status == "scored" else f"{row.code}: {row.reason}"
             if note:
                 console.print(f"  {_short(row)} {row.status}: {note}")
         if len(summary.rows) > len(shown):
@@ -182,6 +184,11 @@ def _report(summary: RunSummary, log_path: Path, *, quiet: bool) -> None:
             console.print(f"preview: {preview}")
     counts = ", ".join(f"{summary.count(s)} {s}" for s in ("scored", "rejected", "failed"))
     console.print(f"{counts}; table: {summary.output / 'results.csv'}; log: {log_path}")
+
+
+def _warnings(row: ResultRow) -> str:
+    unlike = row.off_domain.replace(";", ", ")
+    return row.warnings + (f" (unlike the training scans: {unlike})" if unlike else "")
 
 
 def _short(row: ResultRow) -> str:
