@@ -38,6 +38,7 @@ from .monitor import GpuMeter, RunLog, Speed
 from .patches import (
     CALCIUM,
     NEAR,
+    OTHER,
     Batches,
     Crop,
     CropCache,
@@ -74,6 +75,8 @@ class CalciumRecipe:
             ``"random"``: patches anywhere (`RandomBatches`).
         near_share: Share of the patches without calcium that hold something ≥ 130 HU in the heart or near
             it; the others hold something bright elsewhere.
+        other_share: With random patches, the share of those without calcium that hold simulated calcium or
+            metal which is not coronary: aortic wall, valves, leads; `near_share` divides the others.
         epochs: Length of a training on the grid.
         steps: Length of a training on random patches, optimiser steps.
         batch_size: Patches per step, half of them with calcium.
@@ -98,6 +101,7 @@ class CalciumRecipe:
     heart_margin_mm: float = 10.0
     sampling: str = "random"
     near_share: float = 0.75
+    other_share: float = 0.0
     epochs: int = 0
     steps: int = 0
     batch_size: int = 8
@@ -128,7 +132,7 @@ class CalciumRecipe:
             )
         if min(self.log_every, self.validate_every, self.checkpoint_every) < 1:
             raise ValueError("log_every, validate_every and checkpoint_every are at least 1")
-        for share in ("validation_share", "near_share"):
+        for share in ("validation_share", "near_share", "other_share"):
             if not 0 <= getattr(self, share) <= 1:
                 raise ValueError(f"{share} is between 0 and 1")
 
@@ -142,11 +146,14 @@ def crop_of(
     calcium: npt.NDArray[np.bool_],
     centre: tuple[float, float, float],
     recipe: CalciumRecipe,
+    *,
+    other: npt.NDArray[np.bool_] | None = None,
 ) -> Crop:
     """The network's view of a patient and its label, on the crop grid around `centre` (LPS mm).
 
     Args:
         volume, heart, calcium: In any orientation; masks bool (z, y, x) on the volume's grid.
+        other: Calcium and metal that is known not to be coronary, where that is known.
     """
     ct = to_canonical(volume.hu, volume.geometry)
     grid = crop_grid(ct.geometry, centre)
@@ -158,6 +165,8 @@ def crop_of(
 
     near = widened(heart, volume.geometry, recipe.heart_margin_mm)
     label = (share(near) >= 0.5).to(torch.uint8) * NEAR
+    if other is not None:
+        label[(share(other) >= recipe.label_threshold).logical_and(label == NEAR)] = OTHER
     label[share(calcium) >= recipe.label_threshold] = CALCIUM
     return hu, label.numpy()
 
@@ -193,7 +202,7 @@ def simulated_crop(seed: int, recipe: CalciumRecipe) -> Crop:
 
     centre = _shifted(heart_centre(seed), recipe.centre_jitter_mm, np.random.default_rng([seed, 77]))
     patient = simulate_patient(seed, geometry=region_around(default_geometry(seed), centre))
-    return crop_of(patient.volume, patient.heart, patient.calcium, centre, recipe)
+    return crop_of(patient.volume, patient.heart, patient.calcium, centre, recipe, other=patient.distractors)
 
 
 class HeartFinder:
@@ -335,6 +344,7 @@ def make_batches(recipe: CalciumRecipe, cache: CropCache, crops: Sequence[int]) 
         crops,
         batch_size=recipe.batch_size,
         near_share=recipe.near_share,
+        other_share=recipe.other_share,
         noise_hu=recipe.noise_hu,
         offset_hu=recipe.offset_hu,
         seed=recipe.seed,

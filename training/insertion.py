@@ -33,6 +33,7 @@ from ..simulation.coronary import Lesion, sample_lesions
 from ..simulation.distractors import all_distractors
 from ..simulation.shapes import Array, Points
 from ..simulation.specks import Speck, lesion_specks, scanner_frame
+from .patches import CALCIUM, NEAR, OTHER, Crop
 
 FindHeart = Callable[[str, Volume], npt.NDArray[np.bool_]]
 
@@ -196,11 +197,13 @@ def lay_coronaries(anatomy: Anatomy, background: Background) -> dict[str, Points
     return out
 
 
-def insert(background: Background, seed: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+def insert(
+    background: Background, seed: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """Put the calcium of simulated patient `seed` into a real heart.
 
     Returns:
-        float32 HU and bool calcium (z, y, x) on the background's grid. Calcium is where the noise-free
+        float32 HU, bool calcium and bool distractors (z, y, x) on the background's grid: where the noise-free
         picture, softly smoothed background and lesions, reaches 130 HU.
     """
     rng = stream(seed, "insert")
@@ -232,8 +235,9 @@ def insert(background: Background, seed: int) -> tuple[npt.NDArray[np.float32], 
         hu, clean, cover, other_cover = (
             scipy.ndimage.gaussian_filter(a, sigma) for a in (hu, clean, cover, other_cover)
         )
-    calcium = (clean >= CANDIDATE_HU) & (cover > 0.03) & (cover >= other_cover)
-    return hu, calcium
+    dense = clean >= CANDIDATE_HU
+    calcium = dense & (cover > 0.03) & (cover >= other_cover)
+    return hu, calcium, dense & (other_cover > 0.03) & ~calcium
 
 
 def _laid(lesion: Lesion, anatomy: Anatomy, background: Background) -> Lesion:
@@ -254,7 +258,7 @@ def _contrast(specks: list[Speck], base: Array) -> tuple[Array, Array]:
 
 def inserted_crop(
     background: Background, seed: int, *, jitter_mm: float, label_threshold: float, margin_mm: float
-) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]:
+) -> Crop:
     """A training crop with simulated calcium in a real heart, turned and stretched a little.
 
     Everything is read through one trilinear interpolation, as at inference.
@@ -267,10 +271,10 @@ def inserted_crop(
         margin_mm: What is within this distance of the heart counts as near it.
 
     Returns:
-        int16 HU and uint8 label (1 calcium, 2 near the heart, 0 the rest), both (58, 256, 256).
+        HU and label, see `patches.Crop`.
     """
     rng = stream(seed, "turn")
-    hu, calcium = insert(background, seed)
+    hu, calcium, other = insert(background, seed)
     geometry = background.volume.geometry
     centre = geometry.to_lps(np.argwhere(background.heart).mean(axis=0)) + rng.normal(0.0, jitter_mm, 3)
     grid = centred_grid(geometry, (centre[0], centre[1], centre[2]), CROP_SPACING, CROP_SHAPE)
@@ -283,8 +287,9 @@ def inserted_crop(
         )
         return out
 
-    label = (read(near, 0.0) >= 0.5).astype(np.uint8) * np.uint8(2)
-    label[read(calcium, 0.0) >= label_threshold] = 1
+    label = (read(near, 0.0) >= 0.5).astype(np.uint8) * np.uint8(NEAR)
+    label[(read(other, 0.0) >= label_threshold) & (label == NEAR)] = OTHER
+    label[read(calcium, 0.0) >= label_threshold] = CALCIUM
     crop = np.clip(read(hu, -1024.0), -1024, 3071).round().astype(np.int16)
     return crop, label
 

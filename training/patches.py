@@ -34,13 +34,15 @@ from ..models.calcium import CANDIDATE_HU, CROP_SHAPE, PATCH_SHAPE, PATCH_STEP, 
 log = logging.getLogger(__name__)
 
 Crop = tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]
-"""int16 HU and uint8 label, both (58, 256, 256): 1 coronary calcium, 2 elsewhere in the heart or near it, 0
-the rest."""
+"""int16 HU and uint8 label, both (58, 256, 256): 2 in the heart or near it, of that 1 coronary calcium and
+4 calcium or metal which is known to be something else; 0 the rest."""
 
 CALCIUM, NEAR = 1, 2
 """Values of the label; as kinds of patches: holds calcium; no calcium, but ≥ 130 HU in or near the heart."""
 BRIGHT = 3
 """Kind of a patch that holds neither, but something ≥ 130 HU elsewhere. 0 is the kind of all the others."""
+OTHER = 4
+"""Value of the label: in or near the heart, but not coronary. Its patches are of kind `NEAR` or `CALCIUM`."""
 
 GRID: tuple[Corner, ...] = tuple(patch_corners(CROP_SHAPE, PATCH_SHAPE, PATCH_STEP))
 """Corners (z, y, x) of the crop's 343 patches, the same as at inference; DeepCAC2 paper."""
@@ -197,6 +199,8 @@ class Batches(ABC):
         cache: All crops.
         crops: Those to draw from.
         batch_size: Patches of a batch, even.
+        near_share: Share of the patches without calcium that hold something ≥ 130 HU in the heart or near it.
+        other_share: Share of them that hold calcium or metal known not to be coronary; `RandomBatches` only.
         noise_hu: Largest standard deviation of the white noise added to a patch, HU.
         offset_hu: Standard deviation of what is added to a whole patch, HU.
         seed: Of everything.
@@ -209,6 +213,7 @@ class Batches(ABC):
         *,
         batch_size: int,
         near_share: float,
+        other_share: float = 0.0,
         noise_hu: float = 0.0,
         offset_hu: float = 0.0,
         seed: int,
@@ -217,6 +222,7 @@ class Batches(ABC):
         self.crops = tuple(crops)
         self.batch_size = batch_size
         self.near_share = near_share
+        self.other_share = other_share
         self.noise_hu = noise_hu
         self.offset_hu = offset_hu
         self.seed = seed
@@ -324,7 +330,8 @@ class GridBatches(Batches):
 class RandomBatches(Batches):
     """Patches at random places: those with calcium around one of its voxels, drawn patient by patient.
 
-    Those without hold a voxel ≥ 130 HU, `near_share` of them in the heart or near it.
+    Those without hold a voxel ≥ 130 HU: `other_share` of them in something that is known not to be coronary
+    calcium, of the others `near_share` in the heart or near it.
 
     Raises:
         TrainingError: There is no calcium, or nothing without calcium.
@@ -332,14 +339,17 @@ class RandomBatches(Batches):
 
     def __init__(self, cache: CropCache, crops: Sequence[int], **options: Any) -> None:
         super().__init__(cache, crops, **options)
-        self._voxels: dict[int, dict[int, npt.NDArray[np.uint8]]] = {CALCIUM: {}, NEAR: {}, BRIGHT: {}}
+        self._voxels: dict[int, dict[int, npt.NDArray[np.uint8]]] = {
+            k: {} for k in (CALCIUM, OTHER, NEAR, BRIGHT)
+        }
         for i in self.crops:
             hu, label = np.asarray(cache.hu[i]), np.asarray(cache.label[i])
             bright = hu >= CANDIDATE_HU
             # Every seventh of the many is enough to draw from. Indices fit uint8: the crop is 256 wide.
             for kind, mask, step in (
                 (CALCIUM, label == CALCIUM, 1),
-                (NEAR, bright & (label == NEAR), 1),
+                (OTHER, label == OTHER, 1),
+                (NEAR, bright & ((label == NEAR) | (label == OTHER)), 1),
                 (BRIGHT, bright, 7),
             ):
                 voxels = np.argwhere(mask)[::step].astype(np.uint8)
@@ -366,6 +376,8 @@ class RandomBatches(Batches):
             if len(without) == half:
                 return with_calcium + without
             kind = NEAR if rng.random() < self.near_share else BRIGHT
+            if self.other_share and self._voxels[OTHER] and rng.random() < self.other_share:
+                kind = OTHER
             if self._voxels[kind]:
                 crop, corner = self._draw(rng, kind)
                 if not (self.cache.label[crop][window_of(corner)] == CALCIUM).any():

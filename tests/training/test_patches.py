@@ -19,6 +19,7 @@ from deepcac2.training.patches import (
     CALCIUM,
     GRID,
     NEAR,
+    OTHER,
     Batches,
     Crop,
     CropCache,
@@ -158,6 +159,26 @@ def test_batches_are_what_they_should_be(cache: CropCache) -> None:
                 hu = torch.from_numpy(cache.hu[number][box].astype(np.float32))
                 torch.testing.assert_close(image[k, 0], normalise(hu), atol=1e-5, rtol=0)
                 np.testing.assert_array_equal(label[k, 0], cache.label[number][box] == 1)
+
+
+def test_what_is_known_not_to_be_coronary_is_shown_as_often_as_asked(tmp_path: Path) -> None:
+    """One crop with a plaque, a valve and much noise: without the share, the valve is hardly ever seen."""
+    rng = np.random.default_rng(0)
+    hu = np.where(rng.random((58, 256, 256)) < 0.01, 200, 40).astype(np.int16)
+    label = np.full(hu.shape, 2, dtype=np.uint8)
+    plaque, valve = np.s_[4:6, 20:24, 20:24], np.s_[50:52, 200:204, 200:204]
+    hu[plaque], label[plaque] = 400, CALCIUM
+    hu[valve], label[valve] = 400, OTHER
+    cache = build_cache([CropSource(name="a", patient="a", make=lambda: (hu, label))], tmp_path, settings={})
+    seen = {}
+    for share in (0.0, 0.5):
+        batches = RandomBatches(cache, [0], batch_size=16, near_share=1.0, other_share=share, seed=1)
+        places = [place for step in range(25) for place in batches.places(step)[8:]]
+        boxes = [label[window_of(corner)] for _, corner in places]
+        assert not any((b == CALCIUM).any() for b in boxes)
+        seen[share] = np.mean([(b == OTHER).any() for b in boxes])
+    assert seen[0.0] < 0.15
+    assert 0.4 < seen[0.5] < 0.65
 
 
 @pytest.mark.parametrize("kind", [GridBatches, RandomBatches])
