@@ -67,7 +67,7 @@ def test_simulated_hearts_lie_inside_the_chest_and_are_as_large_as_hearts():
     assert -100 < np.median(image[label > 0]) < 100
     # Canonical: the lungs' air above the heart is at higher z; the spine is behind it, at higher y.
     z, y, x = np.argwhere(label).mean(0)
-    assert image[int(z), int(y) :, int(x)].max() > 150
+    assert image[int(z), int(y) :, int(x) - 3 : int(x) + 4].max() > 150
 
 
 def test_a_cut_patient_still_holds_the_whole_heart():
