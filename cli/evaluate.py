@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
+from .run import add_choices, chosen_workflow
 
 if TYPE_CHECKING:
     from ..training.evaluation import Evaluation
@@ -52,21 +53,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     memory.add_argument("--workflow", metavar="NAME|FILE", help="workflow (default: default)")
     memory.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
-    memory.add_argument(
-        "--weights",
-        action="append",
-        default=[],
-        metavar="NAME|PATH",
-        help="other weights for the heart or the calcium (the set says which); repeatable",
-    )
-    memory.add_argument("--rule", metavar="NAME", help="scoring rule (default: the workflow's)")
-    memory.add_argument(
-        "--allow",
-        action="append",
-        default=[],
-        metavar="CODE",
-        help="go on where this quality gate would reject (deepcac2 inspect --gates); repeatable",
-    )
+    add_choices(memory)
     memory.add_argument(
         "--simulated", action="store_true", help="scans that are no DICOM are simulated ones, too"
     )
@@ -112,7 +99,6 @@ def _evaluate(args: argparse.Namespace) -> Evaluation:
         return evaluate_results(args.results, args.truth, watch=_watch)
     from ..pipeline.chain import choose_device
     from ..pipeline.workflow import Workflow
-    from .run import chosen_workflow
 
     return evaluate_scans(
         args.data,

@@ -32,21 +32,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--workflow", default="default", metavar="NAME|FILE", help="workflow (default: %(default)s)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
-    parser.add_argument(
-        "--weights",
-        action="append",
-        default=[],
-        metavar="NAME|PATH",
-        help="other weights for the heart or the calcium (the set says which); repeatable",
-    )
-    parser.add_argument("--rule", metavar="NAME", help="scoring rule (default: the workflow's)")
-    parser.add_argument(
-        "--allow",
-        action="append",
-        default=[],
-        metavar="CODE",
-        help="go on where this quality gate would reject (deepcac2 inspect --gates); repeatable",
-    )
+    add_choices(parser)
     parser.add_argument(
         "--keep", action="append", default=[], choices=["nifti"], help="also keep CT and masks as NIfTI"
     )
@@ -81,6 +67,25 @@ def run(args: argparse.Namespace) -> int:
             )
     _report(summary, log_path, quiet=args.quiet)
     return 1 if summary.count("failed") else 0
+
+
+def add_choices(parser: argparse._ActionsContainer) -> None:
+    """Add what `chosen_workflow` reads: ``--weights``, ``--rule`` and ``--allow``."""
+    parser.add_argument(
+        "--weights",
+        action="append",
+        default=[],
+        metavar="NAME|PATH",
+        help="other weights for the heart or the calcium (the set says which); repeatable",
+    )
+    parser.add_argument("--rule", metavar="NAME", help="scoring rule (default: the workflow's)")
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="CODE",
+        help="go on where this quality gate would reject (deepcac2 inspect --gates); repeatable",
+    )
 
 
 def chosen_workflow(args: argparse.Namespace, workflow: Workflow) -> Workflow:
