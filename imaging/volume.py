@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -68,6 +68,13 @@ class Geometry:
         m = self.affine_lps()
         inverse = np.linalg.inv(m[:3, :3])
         return (np.asarray(lps, dtype=np.float64) - m[:3, 3]) @ inverse.T
+
+    def part(self, box: Sequence[slice]) -> Geometry:
+        """The grid of the voxels in an index box: a slice with start and stop for each of z, y and x."""
+        z, y, x = (s.stop - s.start for s in box)
+        start = self.to_lps([float(s.start) for s in box])
+        origin = (float(start[0]), float(start[1]), float(start[2]))
+        return replace(self, shape=(z, y, x), origin=origin)
 
     def same_grid(self, other: Geometry, tolerance_mm: float = 0.01) -> bool:
         """Whether both describe the same voxels: equal shape and corners within `tolerance_mm`."""

@@ -86,13 +86,7 @@ def draw(anatomy: Anatomy, geometry: Geometry) -> tuple[Array, Array]:
 
     def one(first: int) -> None:
         last = min(first + depth, nz)
-        start = geometry.to_lps([float(first), 0.0, 0.0])
-        slab = Geometry(
-            shape=(last - first, ny, nx),
-            spacing=geometry.spacing,
-            origin=(float(start[0]), float(start[1]), float(start[2])),
-            axes=geometry.axes,
-        )
+        slab = geometry.part((slice(first, last), slice(0, ny), slice(0, nx)))
         canvas = Canvas(anatomy.frame, slab)
         sac[first:last] = paint_patient(canvas, anatomy)
         hu[first:last] = canvas.hu

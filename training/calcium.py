@@ -179,14 +179,7 @@ def region_around(geometry: Geometry, centre: tuple[float, float, float], margin
     margin = np.ceil(margin_mm / np.asarray(geometry.spacing)).astype(int)
     low = np.clip(np.floor(index[0]).astype(int) - margin, 0, None)
     high = np.minimum(np.ceil(index[1]).astype(int) + margin + 1, geometry.shape)
-    origin = geometry.to_lps(low.astype(float))
-    shape = high - low
-    return Geometry(
-        shape=(int(shape[0]), int(shape[1]), int(shape[2])),
-        spacing=geometry.spacing,
-        origin=(float(origin[0]), float(origin[1]), float(origin[2])),
-        axes=geometry.axes,
-    )
+    return geometry.part([slice(int(a), int(b)) for a, b in zip(low, high, strict=True)])
 
 
 def _shifted(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,18 @@ class Background:
     thickness: float
     kvp: float
 
+    @cached_property
+    def extent(self) -> tuple[Points, Points]:
+        """Size of the heart (between its 1st and 99th percent along x, y and z) and its centre, LPS mm."""
+        points = self.volume.geometry.to_lps(np.argwhere(self.heart)[::11].astype(float))
+        bottom, top = np.percentile(points, (1, 99), axis=0)
+        return top - bottom, points.mean(axis=0)
+
+    @cached_property
+    def depth(self) -> Depth:
+        """Distance to the surface of the heart."""
+        return Depth(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class BackgroundSource:
@@ -116,17 +129,12 @@ def make_background(name: str, volume: Volume, heart: npt.NDArray[np.bool_], ser
     """Turn a scan into canonical orientation and cut it to the heart's surroundings."""
     turned = to_canonical(volume.hu, volume.geometry)
     mask = to_canonical(heart, volume.geometry).array
+    margins = [int(MARGIN_MM / step) for step in turned.geometry.spacing]
     box = tuple(
-        slice(max(s.start - int(MARGIN_MM / step), 0), s.stop + int(MARGIN_MM / step))
-        for s, step in zip(bounding_box(mask), turned.geometry.spacing, strict=True)
+        slice(max(s.start - m, 0), min(s.stop + m, n))
+        for s, m, n in zip(bounding_box(mask), margins, mask.shape, strict=True)
     )
-    hu = np.ascontiguousarray(turned.array[box])
-    start = turned.geometry.to_lps([float(s.start) for s in box])
-    geometry = replace(
-        turned.geometry,
-        shape=(hu.shape[0], hu.shape[1], hu.shape[2]),
-        origin=(float(start[0]), float(start[1]), float(start[2])),
-    )
+    geometry = turned.geometry.part(box)
     kernel = (
         series.kernel
         if series.kernel in KERNELS
@@ -134,7 +142,7 @@ def make_background(name: str, volume: Volume, heart: npt.NDArray[np.bool_], ser
     )
     return Background(
         name=name,
-        volume=Volume(hu=hu, geometry=geometry),
+        volume=Volume(hu=np.ascontiguousarray(turned.array[box]), geometry=geometry),
         heart=np.ascontiguousarray(mask[box]),
         kernel=kernel,
         thickness=series.slice_thickness or geometry.spacing[0],
@@ -142,13 +150,12 @@ def make_background(name: str, volume: Volume, heart: npt.NDArray[np.bool_], ser
     )
 
 
-def fit_to_heart(points: Points, anatomy: Anatomy, background: Background) -> Points:
-    """Points (n, 3) of a simulated patient (mm) stretched into a real heart's extent, LPS mm."""
+def fit_to_heart(anatomy: Anatomy, background: Background) -> Callable[[Points], Points]:
+    """What stretches points (n, 3) of a simulated patient (mm) into a real heart's extent, LPS mm."""
     low, high, centroid, _ = anatomy.heart.extent()
-    real = background.volume.geometry.to_lps(np.argwhere(background.heart)[::11].astype(float))
-    bottom, top = np.percentile(real, (1, 99), axis=0)
-    out: Points = (points - centroid) * ((top - bottom) / (0.96 * (high - low))) + real.mean(axis=0)
-    return out
+    size, centre = background.extent
+    scale = size / (0.96 * (high - low))
+    return lambda points: (points - centroid) * scale + centre
 
 
 class Depth:
@@ -188,12 +195,12 @@ class Depth:
 
 def lay_coronaries(anatomy: Anatomy, background: Background) -> dict[str, Points]:
     """The simulated coronary arteries in a real heart: centrelines (n, 3), LPS mm."""
-    depth = Depth(background)
+    fitted = fit_to_heart(anatomy, background)
     out = {}
     for name, line in anatomy.coronaries.items():
         p = line.astype(np.float32)
         wanted = np.clip(anatomy.heart.sac(p[:, 0], p[:, 1], p[:, 2]), -25, -2).astype(np.float64)
-        out[name] = depth.moved(fit_to_heart(line, anatomy, background), wanted)
+        out[name] = background.depth.moved(fitted(line), wanted)
     return out
 
 
@@ -213,7 +220,8 @@ def insert(
     lesions: tuple[Lesion, ...] = ()
     while not lesions and rng.random() < WITH_CALCIUM:
         _, lesions = sample_lesions(rng, lines, anatomy.coronary_radius)
-    others = [_laid(x, anatomy, background) for x in all_distractors(anatomy)]
+    fitted = fit_to_heart(anatomy, background)
+    others = [replace(x, points=fitted(x.points)) for x in all_distractors(anatomy)]
     scan = replace(
         sample_acquisition(seed),
         kernel=background.kernel,
@@ -238,11 +246,6 @@ def insert(
     dense = clean >= CANDIDATE_HU
     calcium = dense & (cover > 0.03) & (cover >= other_cover)
     return hu, calcium, dense & (other_cover > 0.03) & ~calcium
-
-
-def _laid(lesion: Lesion, anatomy: Anatomy, background: Background) -> Lesion:
-    """A distractor at the same place of the real heart."""
-    return replace(lesion, points=fit_to_heart(lesion.points, anatomy, background))
 
 
 def _contrast(specks: list[Speck], base: Array) -> tuple[Array, Array]:
