@@ -9,6 +9,7 @@ import scipy.ndimage
 
 from .heart import Heart
 from .shapes import Points, smooth_curve
+from .vessels import TRUNK_KNOTS
 
 ZERO_SHARE = 0.24
 """Share of patients without coronary calcium. A few more show none, as theirs is too little for the scan:
@@ -20,8 +21,6 @@ ARTERY_SHARE = {"LM": 0.08, "LAD": 0.45, "LCX": 0.19, "RCA": 0.28}
 VISIBLE, RIM_MM3 = 0.62, 2.2
 """Plaque volume per volume over 130 HU, as blur pushes more voxels over it, and what blur takes from a small
 plaque (mm³); found by comparing scores aimed at with scores measured."""
-TRUNK_KNOTS = np.array([(14.0, -28, 14), (17, -21, 34), (15, -6, 51)])
-"""Centreline of the pulmonary trunk relative to the heart's origin, mm, as `vessels.py` hangs it."""
 TRUNK_CLEARANCE = 17.5
 """Distance of the left coronary arteries from that line, mm: the trunk's radius and a little fat."""
 METAL_HU = 2500.0
@@ -99,7 +98,7 @@ def sample_coronaries(rng: np.random.Generator, heart: Heart) -> dict[str, Point
 
 def _beside_trunk(line: Points, heart: Heart) -> Points:
     """A left coronary artery led around the left and the back of the pulmonary trunk, inside the sac."""
-    trunk = heart.origin + smooth_curve(TRUNK_KNOTS, 1.0)
+    trunk = heart.origin + smooth_curve(np.array(TRUNK_KNOTS), 1.0)
     away = line[:, None] - trunk[None]
     nearest = np.linalg.norm(away, axis=2).argmin(axis=1)
     out = away[np.arange(len(line)), nearest]

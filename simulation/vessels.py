@@ -18,6 +18,8 @@ DILATED_SHARE = 0.08
 """Share of patients with a dilated ascending aorta (chosen)."""
 TORTUOUS_SHARE = 0.15
 """Share with an elongated, winding descending aorta (chosen)."""
+TRUNK_KNOTS = ((14.0, -28.0, 14.0), (17.0, -21.0, 34.0), (15.0, -6.0, 51.0))
+"""Centreline of the pulmonary trunk as far as its division, relative to the heart's origin, mm."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +96,7 @@ def sample_great_vessels(seed: int, heart: Heart, body: Body) -> Vessels:
     )
     # the sac, and so the heart's label, ends at the division of the pulmonary trunk
     split = rel(8, 12, 60)
-    trunk = path([rel(14, -28, 14), rel(17, -21, 34), rel(15, -6, 51), split], [14, 14.5, 14, 13])
+    trunk = path([*(rel(*knot) for knot in TRUNK_KNOTS), split], [14, 14.5, 14, 13])
     right_pa = path([split, rel(-14, 15, 57), rel(-40, 18, 50), rel(-56, 20, 41)], [12, 11.5, 9.5, 7.5])
     left_pa = path([split, rel(28, 20, 63), rel(42, 27, 57), rel(47, 31, 42)], [12, 11, 9, 7])
     svc = path([rel(-36, -2, 30), rel(-34, 1, 55), rel(-34, 2, 80), rel(-32, 0, 105)], [10, 9.5, 9, 8])

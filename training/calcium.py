@@ -37,8 +37,6 @@ from .insertion import Background, background_sources, inserted_crop, load_backg
 from .monitor import GpuMeter, RunLog, Speed
 from .patches import (
     CALCIUM,
-    NEAR,
-    OTHER,
     Batches,
     Crop,
     CropCache,
@@ -46,6 +44,7 @@ from .patches import (
     GridBatches,
     RandomBatches,
     build_cache,
+    composed_label,
     prefetch,
     split_patients,
 )
@@ -159,16 +158,16 @@ def crop_of(
     grid = crop_grid(ct.geometry, centre)
     hu = to_crop(ct.array, ct.geometry, grid, device=torch.device("cpu")).round_().numpy().astype(np.int16)
 
-    def share(mask: npt.NDArray[np.bool_]) -> torch.Tensor:
+    def share_at_least(mask: npt.NDArray[np.bool_], threshold: float) -> npt.NDArray[np.bool_]:
         turned = to_canonical(mask.view(np.uint8), volume.geometry).array
-        return resample(turned, ct.geometry, grid, outside=0.0)
+        return (resample(turned, ct.geometry, grid, outside=0.0) >= threshold).numpy()
 
-    near = widened(heart, volume.geometry, recipe.heart_margin_mm)
-    label = (share(near) >= 0.5).to(torch.uint8) * NEAR
-    if other is not None:
-        label[(share(other) >= recipe.label_threshold).logical_and(label == NEAR)] = OTHER
-    label[share(calcium) >= recipe.label_threshold] = CALCIUM
-    return hu, label.numpy()
+    label = composed_label(
+        near=share_at_least(widened(heart, volume.geometry, recipe.heart_margin_mm), 0.5),
+        other=None if other is None else share_at_least(other, recipe.label_threshold),
+        calcium=share_at_least(calcium, recipe.label_threshold),
+    )
+    return hu, label
 
 
 def region_around(geometry: Geometry, centre: tuple[float, float, float], margin_mm: float = 5.0) -> Geometry:

@@ -338,7 +338,6 @@ def train_heart(
     work: Path,
     *,
     device: torch.device,
-    data: Path | None = None,
     extra: Sequence[Path] = (),
     resume: bool = True,
 ) -> Path:
@@ -349,7 +348,6 @@ def train_heart(
         work: Folder for everything: ``raw/``, ``preprocessed/``, ``results/`` (nnU-Net's), ``nnunet.log``
             (all that nnU-Net said), ``log.csv`` (one row an epoch) and ``weights/``.
         device: ``cpu`` or ``cuda``.
-        data: A data set in nnU-Net's layout (folder ``DatasetXXX_Name``) instead of simulated patients.
         extra: Labelled scans to add to the simulated patients, see `labelled_scans`.
         resume: Go on from the last checkpoint where there is one.
 
@@ -361,10 +359,7 @@ def train_heart(
     """
     import torch
 
-    if data is None:
-        data = make_heart_dataset(work / "raw", recipe, extra=extra)
-    elif not (data / "dataset.json").is_file():
-        raise TrainingError(f"{data} is no nnU-Net data set: it has no dataset.json")
+    data = make_heart_dataset(work / "raw", recipe, extra=extra)
     job = {"recipe": asdict(recipe), "dataset": data.name, "device": device.type, "work": str(work.resolve())}
     _same_or_new(work / "recipe.json", json.loads(json.dumps(job)))
     environment = {

@@ -34,7 +34,7 @@ from ..simulation.coronary import Lesion, sample_lesions
 from ..simulation.distractors import all_distractors
 from ..simulation.shapes import Array, Points
 from ..simulation.specks import Speck, lesion_specks, scanner_frame
-from .patches import CALCIUM, NEAR, OTHER, Crop
+from .patches import Crop, composed_label
 
 FindHeart = Callable[[str, Volume], npt.NDArray[np.bool_]]
 
@@ -290,9 +290,11 @@ def inserted_crop(
         )
         return out
 
-    label = (read(near, 0.0) >= 0.5).astype(np.uint8) * np.uint8(NEAR)
-    label[(read(other, 0.0) >= label_threshold) & (label == NEAR)] = OTHER
-    label[read(calcium, 0.0) >= label_threshold] = CALCIUM
+    label = composed_label(
+        near=read(near, 0.0) >= 0.5,
+        other=read(other, 0.0) >= label_threshold,
+        calcium=read(calcium, 0.0) >= label_threshold,
+    )
     crop = np.clip(read(hu, -1024.0), -1024, 3071).round().astype(np.int16)
     return crop, label
 

@@ -48,6 +48,23 @@ GRID: tuple[Corner, ...] = tuple(patch_corners(CROP_SHAPE, PATCH_SHAPE, PATCH_ST
 """Corners (z, y, x) of the crop's 343 patches, the same as at inference; DeepCAC2 paper."""
 
 
+def composed_label(
+    *, near: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_] | None, calcium: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.uint8]:
+    """The label of a crop, see `Crop`: coronary calcium over what is known to be something else.
+
+    Args:
+        near: The heart and what is near it; outside of it nothing else is marked.
+        other: Known not to be coronary; None where that is not known.
+        calcium: Coronary calcium.
+    """
+    label = near.astype(np.uint8) * np.uint8(NEAR)
+    if other is not None:
+        label[other & near] = OTHER
+    label[calcium] = CALCIUM
+    return label
+
+
 @dataclass(frozen=True, kw_only=True)
 class CropSource:
     """A crop that can be made.

@@ -185,11 +185,6 @@ def test_wrong_recipes_are_refused(wrong):
         replace(RECIPE, **wrong)
 
 
-def test_data_of_another_kind_is_refused(tmp_path):
-    with pytest.raises(TrainingError, match=r"dataset\.json"):
-        train_heart(RECIPE, tmp_path / "work", device=torch.device("cpu"), data=tmp_path)
-
-
 @pytest.mark.slow
 def test_a_short_training_can_be_stopped_resumed_and_used(tmp_path: Path):
     recipe = replace(RECIPE, patients=6)
