@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -93,11 +93,15 @@ def annotated_scans(folder: Path) -> Iterator[AnnotatedScan]:
         yield source.load()
 
 
-def annotated_sources(folder: Path) -> list[AnnotatedSource]:
+def annotated_sources(folder: Path, *, allow: Collection[str] = ()) -> list[AnnotatedSource]:
     """Find the annotated scans of a folder: file names and DICOM headers only, no pixels.
 
     CT series that a quality gate rejects, and SEGs whose CT is not there, are left out with a warning in the
     log. Several SEGs of one series are joined.
+
+    Args:
+        folder: Where to look.
+        allow: Codes of gates that warn instead of reject.
 
     Returns:
         Sorted by layout and name; names are unique.
@@ -108,7 +112,7 @@ def annotated_sources(folder: Path) -> list[AnnotatedSource]:
     """
     if not folder.is_dir():
         raise TrainingError(f"{folder} is not a folder; give one with annotated scans (docs/training.md)")
-    found = [*_nnunet(folder), *_nrrd(folder), *_dicom(folder)]
+    found = [*_nnunet(folder), *_nrrd(folder), *_dicom(folder, allow)]
     if not found:
         raise TrainingError(
             f"{folder} holds no annotated scan; expected imagesTr/ and labelsTr/ with dataset.json, DICOM CT "
@@ -205,9 +209,9 @@ def _load_images(
 # DICOM
 
 
-def _dicom(folder: Path) -> Iterator[AnnotatedSource]:
+def _dicom(folder: Path, allow: Collection[str]) -> Iterator[AnnotatedSource]:
     try:
-        discovery = discover(folder)
+        discovery = discover(folder, allow=allow)
     except NoDicomFound:
         return
     images = [s for series in discovery.series for s in (*series.slices, *series.left_out)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -174,7 +175,13 @@ class Prediction:
 
 
 class Predictor(Protocol):
-    """Where predictions come from."""
+    """Where predictions come from.
+
+    Attributes:
+        allow: Codes of gates that warned instead of rejecting.
+    """
+
+    allow: frozenset[str]
 
     def predict(self, series: Series, volume: Volume | None) -> Prediction:
         """The prediction for a scan; without a volume (its CT cannot be used), only why there is none."""
@@ -271,6 +278,7 @@ class _StoredResults:
         path = folder / "run.json"
         try:
             self.made_by = json.loads(path.read_text())["made_with"]
+            self.allow = frozenset(self.made_by["allowed_gates"])
         except (OSError, ValueError, KeyError) as error:
             raise InputError(
                 f"cannot read {path}: {error}; give the output folder of 'deepcac2 run'"
@@ -306,6 +314,7 @@ class _InMemory:
 
     def __init__(self, chain: Chain) -> None:
         self.chain = chain
+        self.allow = frozenset(chain.provenance["allowed_gates"])
 
     def predict(self, series: Series, volume: Volume | None) -> Prediction:
         if series.rejection is not None:
@@ -339,7 +348,7 @@ def _evaluate(
     truth: Path, predictor: Predictor, watch: Callable[[int, int], None], *, simulated: bool
 ) -> tuple[CaseResult, ...]:
     try:
-        sources = annotated_sources(truth)
+        sources = annotated_sources(truth, allow=predictor.allow)
     except TrainingError as error:
         raise InputError(str(error)) from error
     known = _simulations(truth)
@@ -352,10 +361,20 @@ def _evaluate(
     return tuple(cases)
 
 
+def _files(root: Path, name: str) -> Iterator[Path]:
+    """Every file of a name at or below `root`, through links to folders, too (each folder once)."""
+    seen = set()
+    for folder, below, files in os.walk(root, followlinks=True):
+        below[:] = sorted(b for b in below if (Path(folder) / b).resolve() not in seen)
+        seen |= {(Path(folder) / b).resolve() for b in below}
+        if name in files:
+            yield Path(folder) / name
+
+
 def _simulations(truth: Path) -> dict[str, dict[str, Any]]:
     """Every ``truth.json`` of `deepcac2 simulate` below a folder, by SeriesInstanceUID."""
     found = {}
-    for path in sorted(truth.glob("**/truth.json")):
+    for path in _files(truth, "truth.json"):
         try:
             content = json.loads(path.read_text())
             found[str(content["series_uid"])] = content
@@ -508,7 +527,7 @@ def _left_out(
 ) -> Iterator[CaseResult]:
     """The annotated series whose CT is rejected or absent: counted, never dropped."""
     try:
-        series = {s.series_uid: s for s in discover(truth).series}
+        series = {s.series_uid: s for s in discover(truth, allow=predictor.allow).series}
     except NoDicomFound:
         return
     images = (i for s in series.values() for i in (*s.slices, *s.left_out))
@@ -524,7 +543,7 @@ def _left_out(
             yield replace(case, status="unreadable", reason="its CT is not in the folder")
             continue
         prediction = predictor.predict(ct, None)
-        if prediction.status == "scored":  # a gate that the run was allowed to pass
+        if prediction.status == "scored":  # with another version's gates
             reason = "" if ct.rejection is None else ct.rejection.message
             yield replace(case, status="unreadable", reason=f"its CT was not read for the truth: {reason}")
         else:

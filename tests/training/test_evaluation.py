@@ -26,7 +26,13 @@ from deepcac2.training.evaluation import (
     true_lesions,
 )
 
-RUN = {"made_with": {"deepcac2": "1.2.3", "weights": {"heart": {"name": "mine", "sha256": "0" * 64}}}}
+RUN = {
+    "made_with": {
+        "deepcac2": "1.2.3",
+        "weights": {"heart": {"name": "mine", "sha256": "0" * 64}},
+        "allowed_gates": [],
+    }
+}
 CPU = torch.device("cpu")
 
 
@@ -108,6 +114,26 @@ def test_what_was_rejected_says_why(simulated: Path, results: Path) -> None:
     path.write_text(json.dumps({"status": "rejected", "code": "too-thick", "reason": "slices of 8 mm"}))
     (case,) = evaluate_results(results, simulated).cases
     assert (case.status, case.reason, case.score) == ("rejected", "slices of 8 mm", None)
+
+
+def test_what_the_run_let_pass_is_judged(simulated: Path, results: Path, tmp_path: Path) -> None:
+    """Slices of 8 mm that the run scored with --allow; the patient's folder is a link."""
+    patient, truth = tmp_path / "elsewhere" / "SIM-0003", tmp_path / "truth"
+    shutil.copytree(simulated / "SIM-0003", patient)
+    for path in (patient / "ct").iterdir():
+        ds = pydicom.dcmread(path)
+        ds.SliceThickness = 8
+        ds.save_as(path)
+    truth.mkdir()
+    (truth / "SIM-0003").symlink_to(patient)
+    with pytest.raises(InputError, match="no annotated scan"):
+        evaluate_results(results, truth)
+    (results / "run.json").write_text(
+        json.dumps({"made_with": {**RUN["made_with"], "allowed_gates": ["too-thick"]}})
+    )
+    (case,) = evaluate_results(results, truth).cases
+    assert (case.status, case.heart_dice) == ("scored", 1.0)
+    assert case.simulated
 
 
 def test_annotations_without_a_usable_ct_are_listed(simulated: Path, results: Path, tmp_path: Path) -> None:
