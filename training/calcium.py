@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache, partial
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from ..pipeline.stages import heart_centre
 from .datasets import AnnotatedSource, annotated_sources
 from .domain import simulated_domain
 from .insertion import Background, background_sources, inserted_crop, load_background
+from .mining import find_mistakes, load_mistakes, save_mistakes
 from .monitor import GpuMeter, RunLog, Speed
 from .patches import (
     CALCIUM,
@@ -76,6 +77,9 @@ class CalciumRecipe:
             it; the others hold something bright elsewhere.
         other_share: With random patches, the share of those without calcium that hold simulated calcium or
             metal which is not coronary: aortic wall, valves, leads; `near_share` divides the others.
+        mining_steps: With random patches, the steps after which the network's mistakes on the crops that it
+            is trained on are looked for anew (`training.mining`).
+        mistake_share: Share of the patches drawn around one of them, from the first of these steps on.
         epochs: Length of a training on the grid.
         steps: Length of a training on random patches, optimiser steps.
         batch_size: Patches per step, half of them with calcium.
@@ -101,6 +105,8 @@ class CalciumRecipe:
     sampling: str = "random"
     near_share: float = 0.75
     other_share: float = 0.0
+    mining_steps: tuple[int, ...] = ()
+    mistake_share: float = 0.0
     epochs: int = 0
     steps: int = 0
     batch_size: int = 8
@@ -131,7 +137,10 @@ class CalciumRecipe:
             )
         if min(self.log_every, self.validate_every, self.checkpoint_every) < 1:
             raise ValueError("log_every, validate_every and checkpoint_every are at least 1")
-        for share in ("validation_share", "near_share", "other_share"):
+        ends = (0, *self.mining_steps, self.steps)
+        if self.mining_steps and any(a >= b for a, b in pairwise(ends)):
+            raise ValueError("mining_steps rise, and lie between 0 and steps; they need random patches")
+        for share in ("validation_share", "near_share", "other_share", "mistake_share"):
             if not 0 <= getattr(self, share) <= 1:
                 raise ValueError(f"{share} is between 0 and 1")
 
@@ -337,6 +346,7 @@ def make_batches(recipe: CalciumRecipe, cache: CropCache, crops: Sequence[int]) 
         batch_size=recipe.batch_size,
         near_share=recipe.near_share,
         other_share=recipe.other_share,
+        mistake_share=recipe.mistake_share,
         noise_hu=recipe.noise_hu,
         offset_hu=recipe.offset_hu,
         seed=recipe.seed,
@@ -432,6 +442,27 @@ def held_out_batches(
     return batches, min(batches.steps_per_epoch, max(1, recipe.validation_patches // size))
 
 
+def _stream(
+    trainer: Trainer, batches: Batches, speed: Speed, work: Path
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """What is left of the training's batches; where the recipe says so, mistakes are looked for before.
+
+    What is found at a step lies in ``mistakes-<step>.npz``, for a run that goes on after it.
+    """
+    for start, end in pairwise((0, *trainer.recipe.mining_steps, trainer.total)):
+        if trainer.step >= end:
+            continue
+        if start and isinstance(batches, RandomBatches):
+            path = work / f"mistakes-{start}.npz"
+            if trainer.step == start:
+                speed.pause(0)
+                mistakes = find_mistakes(trainer.network, batches.cache, batches.crops, trainer.device)
+                save_mistakes(path, mistakes)
+                speed.resume()
+            batches.show(load_mistakes(path))
+        yield from prefetch(batches, range(trainer.step, end), device=trainer.device)
+
+
 def _run(
     trainer: Trainer,
     batches: Batches,
@@ -447,7 +478,7 @@ def _run(
     pending = 0
     with GpuMeter(device) as meter:
         speed.resume()
-        for image, label in prefetch(batches, range(trainer.step, trainer.total), device=device):
+        for image, label in _stream(trainer, batches, speed, work):
             rate = trainer.learning_rate
             trainer.train(image, label)
             pending += len(image)

@@ -205,6 +205,32 @@ def split_patients(cache: CropCache, share: float, seed: int) -> tuple[list[int]
     return [i for i, h in enumerate(inside) if not h], [i for i, h in enumerate(inside) if h]
 
 
+def as_input(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """HU as the network sees them, in place: the window onto [0, 1], as `models.calcium.normalise` does."""
+    low, high = WINDOW_HU
+    np.clip(image, low, high, out=image)
+    image -= np.float32(low)
+    image /= np.float32(high - low)
+    return image
+
+
+Voxels = dict[int, npt.NDArray[np.uint8]]
+"""Per crop that has any, voxels (n, 3), (z, y, x): they fit, the crop is 256 wide."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistakes:
+    """Voxels ≥ 130 HU where a network in training was wrong, see `training.mining`.
+
+    Attributes:
+        false: Taken for coronary calcium in or near the heart.
+        missed: Coronary calcium not taken for it.
+    """
+
+    false: Voxels
+    missed: Voxels
+
+
 Place = tuple[int, Corner]
 """A patch: number of the crop in the cache, and its corner (z, y, x)."""
 
@@ -218,6 +244,7 @@ class Batches(ABC):
         batch_size: Patches of a batch, even.
         near_share: Share of the patches without calcium that hold something ≥ 130 HU in the heart or near it.
         other_share: Share of them that hold calcium or metal known not to be coronary; `RandomBatches` only.
+        mistake_share: Share of all patches drawn around a mistake; `RandomBatches` only, see `show`.
         noise_hu: Largest standard deviation of the white noise added to a patch, HU.
         offset_hu: Standard deviation of what is added to a whole patch, HU.
         seed: Of everything.
@@ -231,6 +258,7 @@ class Batches(ABC):
         batch_size: int,
         near_share: float,
         other_share: float = 0.0,
+        mistake_share: float = 0.0,
         noise_hu: float = 0.0,
         offset_hu: float = 0.0,
         seed: int,
@@ -240,6 +268,7 @@ class Batches(ABC):
         self.batch_size = batch_size
         self.near_share = near_share
         self.other_share = other_share
+        self.mistake_share = mistake_share
         self.noise_hu = noise_hu
         self.offset_hu = offset_hu
         self.seed = seed
@@ -272,11 +301,7 @@ class Batches(ABC):
                 image[k, 0] += noise * np.float32(rng.uniform(0.0, self.noise_hu))
             if self.offset_hu:
                 image[k, 0] += np.float32(rng.normal(0.0, self.offset_hu))
-        low, high = WINDOW_HU
-        np.clip(image, low, high, out=image)
-        image -= np.float32(low)
-        image /= np.float32(high - low)
-        return torch.from_numpy(image), torch.from_numpy(label)
+        return torch.from_numpy(as_input(image)), torch.from_numpy(label)
 
 
 class GridBatches(Batches):
@@ -348,7 +373,8 @@ class RandomBatches(Batches):
     """Patches at random places: those with calcium around one of its voxels, drawn patient by patient.
 
     Those without hold a voxel ≥ 130 HU: `other_share` of them in something that is known not to be coronary
-    calcium, of the others `near_share` in the heart or near it.
+    calcium, of the others `near_share` in the heart or near it. Once mistakes are shown, `mistake_share` of
+    the patches of either half are drawn around one instead.
 
     Raises:
         TrainingError: There is no calcium, or nothing without calcium.
@@ -356,13 +382,11 @@ class RandomBatches(Batches):
 
     def __init__(self, cache: CropCache, crops: Sequence[int], **options: Any) -> None:
         super().__init__(cache, crops, **options)
-        self._voxels: dict[int, dict[int, npt.NDArray[np.uint8]]] = {
-            k: {} for k in (CALCIUM, OTHER, NEAR, BRIGHT)
-        }
+        self._voxels: dict[int, Voxels] = {k: {} for k in (CALCIUM, OTHER, NEAR, BRIGHT)}
         for i in self.crops:
             hu, label = np.asarray(cache.hu[i]), np.asarray(cache.label[i])
             bright = hu >= CANDIDATE_HU
-            # Every seventh of the many is enough to draw from. Indices fit uint8: the crop is 256 wide.
+            # Every seventh of the many is enough to draw from.
             for kind, mask, step in (
                 (CALCIUM, label == CALCIUM, 1),
                 (OTHER, label == OTHER, 1),
@@ -374,32 +398,50 @@ class RandomBatches(Batches):
                     self._voxels[kind][i] = voxels
         if not self._voxels[CALCIUM]:
             raise TrainingError("no scan to train on has calcium; add some that have")
+        self._wrong: dict[bool, list[Voxels]] = {True: [], False: []}
 
-    def _draw(self, rng: np.random.Generator, kind: int) -> Place:
-        pool = self._voxels[kind]
+    def show(self, mistakes: Mistakes) -> None:
+        """Draw `mistake_share` of the patches around these, until others are given."""
+        false, missed = mistakes.false, mistakes.missed
+        # A false find beside calcium is learnt from in the half with calcium.
+        beside = {i: v for i, v in false.items() if i in self._voxels[CALCIUM]}
+        self._wrong = {True: [v for v in (missed, beside) if v], False: [v for v in (false,) if v]}
+
+    def _draw(self, rng: np.random.Generator, pool: Voxels) -> Place:
         crop = int(rng.choice(list(pool)))
         voxel = pool[crop][rng.integers(len(pool[crop]))]
         offset = rng.integers(0, PATCH_SHAPE)
         z, y, x = np.clip(voxel - offset, 0, np.subtract(CROP_SHAPE, PATCH_SHAPE))
         return crop, (int(z), int(y), int(x))
 
+    def _pool(self, rng: np.random.Generator, *, calcium: bool) -> Voxels:
+        """What the next patch is drawn from."""
+        wrong = self._wrong[calcium]
+        if self.mistake_share and wrong and rng.random() < self.mistake_share:
+            return wrong[rng.integers(len(wrong))]
+        if calcium:
+            return self._voxels[CALCIUM]
+        kind = NEAR if rng.random() < self.near_share else BRIGHT
+        if self.other_share and self._voxels[OTHER] and rng.random() < self.other_share:
+            kind = OTHER
+        return self._voxels[kind]
+
+    def _half(self, rng: np.random.Generator, count: int, *, calcium: bool) -> list[Place]:
+        chosen: list[Place] = []
+        for _ in range(200 * count):
+            if len(chosen) == count:
+                return chosen
+            if pool := self._pool(rng, calcium=calcium):
+                crop, corner = self._draw(rng, pool)
+                if bool((self.cache.label[crop][window_of(corner)] == CALCIUM).any()) is calcium:
+                    chosen.append((crop, corner))
+        raise TrainingError("found no patch without calcium; add scans")
+
     def places(self, step: int) -> list[Place]:
         """See `Batches.places`."""
         rng = np.random.default_rng([self.seed, step, 1])
         half = self.batch_size // 2
-        with_calcium = [self._draw(rng, CALCIUM) for _ in range(half)]
-        without: list[Place] = []
-        for _ in range(200 * half):
-            if len(without) == half:
-                return with_calcium + without
-            kind = NEAR if rng.random() < self.near_share else BRIGHT
-            if self.other_share and self._voxels[OTHER] and rng.random() < self.other_share:
-                kind = OTHER
-            if self._voxels[kind]:
-                crop, corner = self._draw(rng, kind)
-                if not (self.cache.label[crop][window_of(corner)] == CALCIUM).any():
-                    without.append((crop, corner))
-        raise TrainingError("found no patch without calcium; add scans")
+        return self._half(rng, half, calcium=True) + self._half(rng, half, calcium=False)
 
 
 def prefetch(

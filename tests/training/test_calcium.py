@@ -49,6 +49,8 @@ TINY = CalciumRecipe(
     batch_size=2,
     noise_hu=20.0,
     offset_hu=5.0,
+    mining_steps=(4,),
+    mistake_share=0.5,
     validation_share=0.34,
     validation_patches=8,
     log_every=2,
@@ -199,7 +201,7 @@ def test_a_killed_run_goes_on_with_the_same_losses_and_weights(
     """SIGKILL between two checkpoints, twice, against a run that nobody touched, bit for bit."""
     recipe, unbroken = TINY, work
     if sampling == "grid":
-        recipe = replace(TINY, sampling="grid", steps=0, epochs=1, batch_size=8, amp=amp)
+        recipe = replace(TINY, sampling="grid", mining_steps=(), steps=0, epochs=1, batch_size=8, amp=amp)
         unbroken = tmp_path / "unbroken"
         shutil.copytree(work / "crops", unbroken / "crops")
         train_calcium(recipe, unbroken, device=CPU, data=[scans])

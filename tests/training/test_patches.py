@@ -25,6 +25,7 @@ from deepcac2.training.patches import (
     CropCache,
     CropSource,
     GridBatches,
+    Mistakes,
     Place,
     RandomBatches,
     build_cache,
@@ -179,6 +180,39 @@ def test_what_is_known_not_to_be_coronary_is_shown_as_often_as_asked(tmp_path: P
         seen[share] = np.mean([(b == OTHER).any() for b in boxes])
     assert seen[0.0] < 0.15
     assert 0.4 < seen[0.5] < 0.65
+
+
+def test_mistakes_are_shown_as_often_as_asked(tmp_path: Path) -> None:
+    """One voxel of a crop full of noise was taken for calcium, one of two plaques was missed."""
+    rng = np.random.default_rng(0)
+    hu = np.where(rng.random((58, 256, 256)) < 0.01, 200, 40).astype(np.int16)
+    label = np.full(hu.shape, 2, dtype=np.uint8)
+    for plaque in np.s_[4:6, 20:24, 20:24], np.s_[30:34, 200:210, 20:30]:
+        hu[plaque], label[plaque] = 400, CALCIUM
+    cache = build_cache([CropSource(name="a", patient="a", make=lambda: (hu, label))], tmp_path, settings={})
+    false, missed = (50, 200, 200), (5, 22, 22)
+    batches = RandomBatches(cache, [0], batch_size=16, near_share=1.0, mistake_share=0.5, seed=1)
+
+    def shares() -> tuple[float, float]:
+        places = [batches.places(step) for step in range(25)]
+        holds = [
+            [
+                bool((np.subtract(v, c) >= 0).all() and (np.subtract(v, c) < (16, 64, 64)).all())
+                for _, c in part
+            ]
+            for v, part in [(v, p) for s in places for v, p in ((missed, s[:8]), (false, s[8:]))]
+        ]
+        return float(np.mean(holds[::2])), float(np.mean(holds[1::2]))
+
+    before = shares()
+    batches.show(
+        Mistakes(false={0: np.array([false], dtype=np.uint8)}, missed={0: np.array([missed], dtype=np.uint8)})
+    )
+    after = shares()
+    assert before[0] < 0.25
+    assert before[1] < 0.15
+    assert after[0] == pytest.approx(0.5, abs=0.12)
+    assert after[1] == pytest.approx(0.5, abs=0.12)
 
 
 @pytest.mark.parametrize("kind", [GridBatches, RandomBatches])
