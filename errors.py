@@ -11,7 +11,8 @@
     ├── OutputError                 output               20   results cannot be written
     │   ├── DiskFull                disk-full            21
     │   ├── OutputUnwritable        output-unwritable    22
-    │   └── OutputMismatch          output-mismatch      23
+    │   ├── OutputMismatch          output-mismatch      23
+    │   └── OutputBusy              output-busy          24
     ├── WorkflowError               workflow             30   a workflow or recipe is wrong
     ├── WeightsError                weights              40   a set of weights cannot be used
     │   ├── WeightsMissing          weights-missing      41
@@ -83,6 +84,11 @@ class OutputUnwritable(OutputError):
 class OutputMismatch(OutputError):
     code = "output-mismatch"
     exit_code = 23
+
+
+class OutputBusy(OutputError):
+    code = "output-busy"
+    exit_code = 24
 
 
 class WorkflowError(DeepCACError):

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
+import re
+import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..batch.engine import Engine, Statistics
+    from ..batch.run import Progress, RunSummary
     from ..pipeline.results import ResultRow
-    from ..pipeline.run import Progress, RunSummary
     from ..pipeline.workflow import Workflow
 
 
@@ -31,42 +35,122 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--workflow", default="default", metavar="NAME|FILE", help="workflow (default: %(default)s)"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    parser.add_argument(
+        "--devices",
+        default="auto",
+        metavar="LIST",
+        help="one worker each, separated by commas: cuda:0,cuda:1 or cpu; auto: every GPU, else the CPU "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--prefetch",
+        type=_count,
+        metavar="N",
+        help="processes that read ahead, and as many that write; 0: none beside the devices' workers "
+        "(default: as fits the machine)",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=_duration,
+        default=_duration("10m"),
+        metavar="TIME",
+        help="longest time for one stage of a series, as 90s, 10m or 1h; 0: any (default: 10m)",
+    )
+    parser.add_argument(
+        "--retries",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="how often a series whose worker crashed or hung is tried again (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--shard", metavar="i/N", help="do part i of N only (0 to N-1); the parts may run at the same time"
+    )
     add_choices(parser)
     parser.add_argument(
         "--keep", action="append", default=[], choices=["nifti"], help="also keep CT and masks as NIfTI"
     )
     parser.add_argument("--redo", action="store_true", help="compute everything again")
-    parser.add_argument("--quiet", action="store_true", help="print nothing but errors and the summary line")
+    screen = parser.add_mutually_exclusive_group()
+    screen.add_argument("--quiet", action="store_true", help="print nothing but errors and the summary line")
+    screen.add_argument(
+        "--json-progress", action="store_true", help="print one JSON object per series, for other programs"
+    )
     parser.set_defaults(run=run)
 
 
+def _count(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 upwards")
+    return int(text)
+
+
+def _duration(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 90s, 10m or 1h")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
 def run(args: argparse.Namespace) -> int:
-    """Exit code 0 when every series was scored or rejected, 1 when any failed."""
-    from ..pipeline.run import check_folders, run_folder
+    """Exit code 0 when every series was scored or rejected, 1 when any failed, 130 when it was stopped."""
+    from ..batch.ledger import Shard
+    from ..batch.run import Means, find_devices, run_folder
+    from ..pipeline.run import check_folders
     from ..pipeline.workflow import Workflow
 
     check_folders(args.input, args.output)
+    shard = None if args.shard is None else Shard.parse(args.shard)
     workflow = chosen_workflow(args, Workflow.load(args.workflow))
+    means = Means(
+        devices=find_devices(args.devices),
+        prefetch=args.prefetch,
+        timeout=args.timeout or None,
+        retries=args.retries,
+    )
     with _quiet_libraries(), _log_file(args.output) as log_path:
-        from ..pipeline.chain import choose_device, describe_device
-
-        device = choose_device(args.device)
-        watcher = _Watcher(quiet=args.quiet)
-        watcher.say(f"device: {describe_device(device)}")
-        with watcher:
+        watcher = _Watcher(quiet=args.quiet, as_json=args.json_progress)
+        with watcher, _stoppable(watcher) as running:
             summary = run_folder(
                 args.input,
                 args.output,
                 workflow=workflow,
-                device=device,
+                means=means,
                 allow=args.allow,
                 keep=args.keep,
                 redo=args.redo,
+                shard=shard,
                 watch=watcher,
+                ready=lambda device: watcher.say(f"device: {device}"),
+                running=running,
+                log_path=log_path,
             )
-    _report(summary, log_path, quiet=args.quiet)
+    _report(summary, log_path, quiet=args.quiet or args.json_progress)
+    if summary.stopped:
+        sys.stderr.write(f"{summary.left} series left; the same command goes on where this one stopped\n")
+        return 130
     return 1 if summary.count("failed") else 0
+
+
+@contextmanager
+def _stoppable(watcher: _Watcher) -> Iterator[Callable[[Engine], None]]:
+    """SIGINT and SIGTERM let what is at work finish; the second one ends it."""
+    engines: list[Engine] = []
+
+    def stop(number: int, frame: object) -> None:
+        if not engines or stopped:
+            raise KeyboardInterrupt
+        stopped.append(number)
+        engines[0].stop()
+        watcher.say("stopping: the series at work are finished first; once more to end at once")
+
+    stopped: list[int] = []
+    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield engines.append
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def add_choices(parser: argparse._ActionsContainer) -> None:
@@ -107,23 +191,30 @@ def chosen_workflow(args: argparse.Namespace, workflow: Workflow) -> Workflow:
     return workflow
 
 
-class _Watcher:
-    """Shows progress: a bar on a terminal, a plain line a series elsewhere, nothing when quiet."""
+_LINE_EACH = 20
+"""Up to so many series each gets its line; of more, there is a line a minute."""
 
-    def __init__(self, *, quiet: bool) -> None:
+
+class _Watcher:
+    """Shows progress: a bar on a terminal, plain lines elsewhere, JSON for programs, nothing when quiet."""
+
+    def __init__(self, *, quiet: bool, as_json: bool = False) -> None:
         from rich.console import Console
 
         self.console = Console(stderr=True)
         self.quiet = quiet
+        self.as_json = as_json
         self._bar: Any = None
         self._task: Any = None
+        self._last_line = time.monotonic()
 
     def say(self, text: str) -> None:
-        if not self.quiet:
-            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        if self.quiet or self.as_json:
+            return
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def __enter__(self) -> _Watcher:
-        if not self.quiet and self.console.is_terminal:
+        if not self.quiet and not self.as_json and self.console.is_terminal:
             from rich import progress
 
             self._bar = progress.Progress(
@@ -142,14 +233,67 @@ class _Watcher:
             self._bar.stop()
 
     def __call__(self, event: Progress) -> None:
-        if self._bar is not None:
+        if self.as_json:
+            print(json.dumps(_as_json(event)), flush=True)  # noqa: T201
+        elif self._bar is not None:
             if self._task is None:
                 self._task = self._bar.add_task("series", total=event.total)
-            self._bar.update(self._task, completed=event.done)
-        elif event.row is not None:
+            counts = ", ".join(f"{n} {s}" for s, n in event.counts.items() if n)
+            self._bar.update(self._task, completed=event.done, description=counts or "series")
+        elif event.row is not None and event.total <= _LINE_EACH:
             self.say(
                 f"{event.done}/{event.total} {_in_words(event.row)}{' (was there)' if event.skipped else ''}"
             )
+        elif time.monotonic() - self._last_line >= 60:
+            self._last_line = time.monotonic()
+            self.say(_line(event))
+
+
+def _line(event: Progress) -> str:
+    """One line on how a long run is doing."""
+    statistics = event.statistics
+    counts = ", ".join(f"{n} {s}" for s, n in event.counts.items())
+    stage, share = statistics.bottleneck()
+    memory = sum(s.peak_mb * s.workers for s in statistics.stages.values()) / 1000
+    left = event.total - event.done
+    hours = f", about {_time(left / event.rate)} left" if event.rate else ""
+    return (
+        f"{event.done}/{event.total} ({counts}), {event.rate * 3600:.0f} an hour{hours}; "
+        f"busiest: {stage} {share:.0%}; workers at most {memory:.1f} GB"
+    )
+
+
+def _time(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
+
+
+def _as_json(event: Progress) -> dict[str, Any]:
+    """What ``--json-progress`` prints of an event."""
+    row = event.row
+    stage, share = event.statistics.bottleneck()
+    return {
+        "done": event.done,
+        "total": event.total,
+        **event.counts,
+        "series_per_second": round(event.rate, 4),
+        "seconds_left": round((event.total - event.done) / event.rate) if event.rate else None,
+        "busiest": stage,
+        "busiest_share": round(share, 3),
+        "peak_mb": {n: round(s.peak_mb) for n, s in event.statistics.stages.items()},
+        "series": None
+        if row is None
+        else {
+            "series_uid": row.series_uid,
+            "status": row.status,
+            "code": row.code,
+            "agatston_score": row.agatston_score,
+            "risk_group": row.risk_group,
+            "skipped": event.skipped,
+        },
+    }
 
 
 def _in_words(row: ResultRow) -> str:
@@ -169,7 +313,7 @@ def _report(summary: RunSummary, log_path: Path, *, quiet: bool) -> None:
     from ..pipeline.outputs import PREVIEW_NAME
 
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    shown = summary.rows[:_SHOWN]
+    shown = summary.first(_SHOWN) if summary.table else ()
     if shown and not quiet:
         table = Table(box=None, header_style="bold", pad_edge=False)
         for name in ("patient", "series", "status", "score", "risk group", "heart mL", "s"):
@@ -182,13 +326,26 @@ def _report(summary: RunSummary, log_path: Path, *, quiet: bool) -> None:
             note = _warnings(row) if row.status == "scored" else f"{row.code}: {row.reason}"
             if note:
                 console.print(f"  {_short(row)} {row.status}: {note}")
-        if len(summary.rows) > len(shown):
-            console.print(f"  and {len(summary.rows) - len(shown)} more in the table")
+        if summary.done > len(shown):
+            console.print(f"  and {summary.done - len(shown)} more in the table")
         preview = next((p for r in shown if (p := summary.output / r.folder / PREVIEW_NAME).is_file()), None)
         if preview is not None:
             console.print(f"preview: {preview}")
     counts = ", ".join(f"{summary.count(s)} {s}" for s in ("scored", "rejected", "failed"))
-    console.print(f"{counts}; table: {summary.output / 'results.csv'}; log: {log_path}")
+    where = str(summary.output / "results.csv") if summary.table else "written by the last shard to end"
+    if not quiet and summary.statistics.series > 1:
+        console.print(_speed(summary.statistics))
+    console.print(f"{counts}; table: {where}; log: {log_path}")
+
+
+def _speed(statistics: Statistics) -> str:
+    """How fast the run was, and what held it up."""
+    (stage, share), (module, seconds) = statistics.bottleneck(), statistics.slowest_module()
+    each = statistics.seconds / statistics.series
+    return (
+        f"{statistics.series} series in {_time(statistics.seconds)}, {each:.1f} s each; busiest: {stage} "
+        f"({share:.0%} of the time), slowest module: {module} ({seconds:.1f} s a series)"
+    )
 
 
 def _warnings(row: ResultRow) -> str:
@@ -215,16 +372,14 @@ def _cells(row: ResultRow) -> tuple[str, ...]:
 @contextmanager
 def _log_file(output: Path) -> Iterator[Path]:
     """Log to ``OUT/logs/run-<UTC time>.log``; it holds UIDs, never patient names or IDs."""
+    from ..batch.worker import add_log_file
     from ..imaging.atomic import output_errors
 
     path = output / "logs" / f"run-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.log"
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handler = add_log_file(path)
     logger = logging.getLogger(__name__.partition(".cli")[0])
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
     logger.info("command: run, python %s", sys.version.split()[0])
     try:
         yield path

@@ -71,7 +71,7 @@ class Chain:
     Attributes:
         workflow: What it was built from.
         stages: (module name, stage), in order.
-        provenance: Versions, workflow fingerprint, weight hashes and device, for the details JSON.
+        provenance: Versions, workflow fingerprint and weight hashes, for the details JSON.
     """
 
     workflow: Workflow
@@ -147,55 +147,73 @@ def series_folder(series: Series) -> Path:
     return Path(patient_folder(series.patient_id)) / safe_name(series.series_uid)
 
 
+PHASES: dict[str, tuple[str, ...]] = {
+    "read": ("DicomImporter", "NiftiConverter"),
+    "compute": ("HeartRunner", "DeepCACRunner", "AGSCalculator"),
+    "write": ("DSegConverter", "ReportExporter", "DataOrganizer"),
+}
+"""The chain in three parts that different processes may run, in order: only ``compute`` needs the device."""
+
+
+def provenance_of(workflow: Workflow, allow: Collection[str] = ()) -> dict[str, Any]:
+    """What results are made with: version, workflow, gates and the hashes of the weights; JSON types.
+
+    Raises:
+        WeightsError: Weights are missing or of an unknown kind.
+    """
+    from .. import __version__
+    from ..weights import resolve
+
+    weights = {}
+    for module, role in (("HeartRunner", "heart"), ("DeepCACRunner", "calcium")):
+        if (options := workflow.options(module)) is not None:
+            found = resolve(options.weights, role)
+            weights[role] = {"name": found.name, "sha256": found.hash}
+    return {
+        "deepcac2": __version__,
+        "workflow": workflow.name,
+        "workflow_fingerprint": workflow.fingerprint(),
+        "allowed_gates": sorted(frozenset(allow) | frozenset(workflow.options("DicomImporter").allow)),
+        "weights": weights,
+    }
+
+
 def build_chain(
     workflow: Workflow,
     *,
     output: Path,
-    device: torch.device,
+    device: torch.device | None,
     allow: Collection[str] = (),
     keep: Collection[str] = (),
+    phases: Collection[str] = tuple(PHASES),
 ) -> Chain:
     """Load the models and string the stages of `workflow` together.
 
     Args:
         output: The run's output folder.
+        device: For the networks; None does without ``compute``.
         allow: Codes of gates that warn instead of reject, on top of the workflow's own.
         keep: Further files to write: ``"nifti"`` keeps CT and masks as NIfTI.
+        phases: Which parts of the chain, see `PHASES`.
 
     Raises:
         WeightsError: Weights are missing, altered or of an unknown kind.
     """
     from .. import __version__
-    from ..models.calcium import CalciumModel
-    from ..models.heart import HeartModel
-    from ..weights import resolve
 
-    importer = workflow.options("DicomImporter")
-    allowed = frozenset(allow) | frozenset(importer.allow)
-    provenance: dict[str, Any] = {
-        "deepcac2": __version__,
-        "workflow": workflow.name,
-        "workflow_fingerprint": workflow.fingerprint(),
-        "device": describe_device(device),
-        "allowed_gates": sorted(allowed),
-        "weights": {},
-    }
+    provenance = provenance_of(workflow, allow)
+    wanted = {module for phase in phases for module in PHASES[phase]}
     chain: list[tuple[str, Stage]] = []
     for step in workflow.steps:
         options = step.options
+        if step.module not in wanted:
+            continue
         if step.module == "DicomImporter":
             stage: Stage = stages.check_headers
         elif step.module == "NiftiConverter":
             stage = stages.build_volume
-        elif step.module == "HeartRunner":
-            weights = resolve(options.weights, "heart")
-            provenance["weights"]["heart"] = {"name": weights.name, "sha256": weights.hash}
-            stage = stages.FindHeart(model=HeartModel.load(weights, device), weights=weights, allow=allowed)
-        elif step.module == "DeepCACRunner":
-            weights = resolve(options.weights, "calcium")
-            provenance["weights"]["calcium"] = {"name": weights.name, "sha256": weights.hash}
-            model = CalciumModel.load(weights, device)
-            stage = stages.FindCalcium(model=model, weights=weights, heart_margin_mm=options.heart_margin_mm)
+        elif step.module in ("HeartRunner", "DeepCACRunner"):
+            stage = _with_model(step.module, options, device, provenance["allowed_gates"])
         elif step.module == "AGSCalculator":
             stage = stages.ScoreCalcium(rule=options.rule, calibration_factor=options.calibration_factor)
         elif step.module == "DSegConverter":
@@ -208,6 +226,30 @@ def build_chain(
             stage = _Organise(workflow=workflow, output=output, keep=frozenset(keep))
         chain.append((step.module, stage))
     return Chain(workflow=workflow, stages=tuple(chain), provenance=provenance)
+
+
+def _with_model(module: str, options: Any, device: torch.device | None, allow: Collection[str]) -> Stage:
+    """The stage of a network, loaded on the device; its cases say which device it was."""
+    from ..models.calcium import CalciumModel
+    from ..models.heart import HeartModel
+    from ..weights import resolve
+
+    if device is None:
+        raise TypeError(f"{module} needs a device")
+    if module == "HeartRunner":
+        weights = resolve(options.weights, "heart")
+        stage: Stage = stages.FindHeart(model=HeartModel.load(weights, device), weights=weights, allow=allow)
+    else:
+        weights = resolve(options.weights, "calcium")
+        model = CalciumModel.load(weights, device)
+        stage = stages.FindCalcium(model=model, weights=weights, heart_margin_mm=options.heart_margin_mm)
+    words = describe_device(device)
+
+    def on_device(case: Case) -> Case:
+        case = stage(case)
+        return replace(case, facts={**case.facts, "device": words})
+
+    return on_device
 
 
 @dataclass(frozen=True, kw_only=True)

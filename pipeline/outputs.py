@@ -62,7 +62,7 @@ def details(case: Case, provenance: dict[str, Any]) -> dict[str, Any]:
     """Everything a reader of a result may want to know, JSON types only.
 
     Args:
-        provenance: Versions, workflow, weight hashes, device.
+        provenance: Versions, workflow, weight hashes; the device is added where the case knows it.
     """
     series = {k: v for k, v in asdict(case.series).items() if k not in ("slices", "findings", "patient_id")}
     geometry = case.volume.geometry if case.volume is not None else None
@@ -76,7 +76,7 @@ def details(case: Case, provenance: dict[str, Any]) -> dict[str, Any]:
         "domain": case.facts.get("domain"),
         "warnings": [{"code": f.code, "message": f.message} for f in case.findings],
         "seconds": {k: round(v, 3) for k, v in case.timings.items()},
-        "provenance": provenance,
+        "provenance": {**provenance, **{k: v for k, v in case.facts.items() if k == "device"}},
     }
 
 

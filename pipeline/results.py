@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
-import io
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..imaging.atomic import atomic_path, write_whole
+from ..errors import InputError
+from ..imaging.atomic import atomic_path
 from .case import Case
 
 STATUSES = ("scored", "rejected", "failed")
@@ -118,17 +120,19 @@ def result_row(
     )
 
 
-def write_csv(path: Path, rows: list[ResultRow]) -> None:
+def write_csv(path: Path, rows: Iterable[ResultRow]) -> None:
     """Write the table as CSV (UTF-8, header line), whole or not at all.
 
     A text that a spreadsheet would run as a formula is preceded by an apostrophe.
+
+    Raises:
+        DiskFull, OutputUnwritable: It cannot be written.
     """
-    buffer = io.StringIO(newline="")
-    writer = csv.DictWriter(buffer, fieldnames=COLUMNS)
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: _plain(v) for k, v in asdict(row).items()})
-    write_whole(path, buffer.getvalue().encode())
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=COLUMNS)
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: _plain(v) for k, v in vars(row).items()})
 
 
 def _plain(value: Any) -> Any:
@@ -137,14 +141,40 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def write_parquet(path: Path, rows: list[ResultRow]) -> None:
-    """Write the table as Parquet with the same columns, whole or not at all."""
+_ROWS_AT_ONCE = 5000
+
+
+def write_parquet(path: Path, rows: Iterable[ResultRow]) -> None:
+    """Write the table as Parquet with the same columns, whole or not at all.
+
+    Raises:
+        DiskFull, OutputUnwritable: It cannot be written.
+    """
     import pyarrow as pa
     from pyarrow import parquet
 
     kinds = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
     schema = pa.schema([(f.name, kinds[str(f.type).split(" ")[0]]) for f in fields(ResultRow)])
-    columns = {name: [getattr(row, name) for row in rows] for name in COLUMNS}
-    table = pa.table(columns, schema=schema)
-    with atomic_path(path) as temporary:
-        parquet.write_table(table, temporary)
+    left = iter(rows)
+    with atomic_path(path) as temporary, parquet.ParquetWriter(temporary, schema) as writer:
+        while part := list(islice(left, _ROWS_AT_ONCE)):
+            columns = {name: [getattr(row, name) for row in part] for name in COLUMNS}
+            writer.write_table(pa.table(columns, schema=schema))
+
+
+def read_parquet(path: Path) -> Iterator[ResultRow]:
+    """The rows of `write_parquet`, one by one.
+
+    Raises:
+        InputError: It is not there or not such a table.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(_ROWS_AT_ONCE):
+                for row in batch.to_pylist():
+                    yield ResultRow(**row)
+    except (OSError, TypeError, pa.ArrowException) as error:
+        raise InputError(f"cannot read {path}: {error}; give the output folder of 'deepcac2 run'") from error

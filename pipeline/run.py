@@ -1,22 +1,25 @@
-"""A run: every series of a folder through the chain, one after the other, each on its own."""
+"""A run's series, each on its own: what is done with one, and what an earlier run has left of it."""
 
 from __future__ import annotations
 
 import json
 import logging
 import time
-from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..dicom import Discovery, Series, discover
-from ..errors import InputError, OutputError, OutputInsideInput, OutputMismatch, SeriesFailed, SeriesRejected
+import orjson
+
+from ..dicom import Series
+from ..errors import InputError, OutputInsideInput, OutputMismatch, SeriesFailed, SeriesRejected
 from ..imaging.atomic import output_errors, remove_leftovers, write_json
 from . import outputs
 from .case import Case
-from .chain import Chain, build_chain, series_folder
-from .results import ResultRow, result_row, write_csv, write_parquet
+from .chain import PHASES, Chain, build_chain, provenance_of, series_folder
+from .results import ResultRow, result_row
 from .workflow import Workflow
 
 if TYPE_CHECKING:
@@ -28,36 +31,106 @@ RUN_FILE = "run.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
-    """What a run tells whoever watches: series done so far, of how many, and the newest row.
+class Settled:
+    """What became of a series.
 
     Attributes:
-        done, total: Series.
-        row: The newest row; None at the start.
-        skipped: Whether that row was there already from an earlier run.
+        row: Its row.
+        timings: Seconds per module.
     """
 
-    done: int
-    total: int
-    row: ResultRow | None = None
-    skipped: bool = False
+    row: ResultRow
+    timings: dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSummary:
-    """What a run ended with.
+class Job:
+    """What is done with every series of a run; worker processes get a copy each.
 
     Attributes:
-        rows: One per series found, and one per file that looked like DICOM and could not be read.
-        output: The output folder.
+        workflow: The stages and their options.
+        output: The run's output folder.
+        allow: Codes of gates that warn instead of reject, on top of the workflow's own.
+        keep: Further files to write, see `build_chain`.
+        provenance: See `provenance_of`, which also finds weights that are missing.
     """
 
-    rows: tuple[ResultRow, ...]
+    workflow: Workflow
     output: Path
+    allow: frozenset[str] = frozenset()
+    keep: frozenset[str] = frozenset()
+    provenance: dict[str, Any] = field(init=False, repr=False)
 
-    def count(self, status: str) -> int:
-        """Rows of a status."""
-        return sum(r.status == status for r in self.rows)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "provenance", provenance_of(self.workflow, self.allow))
+
+    @cached_property
+    def made_with(self) -> dict[str, Any]:
+        """What two runs must share for their results to stand in one folder."""
+        keys = ("deepcac2", "workflow_fingerprint", "weights", "allowed_gates")
+        return {k: self.provenance[k] for k in keys}
+
+    def chain(self, phases: Collection[str] = tuple(PHASES), device: torch.device | None = None) -> Chain:
+        """Some phases of the chain, models loaded; see `build_chain`."""
+        return build_chain(
+            self.workflow,
+            output=self.output,
+            device=device,
+            allow=self.allow,
+            keep=self.keep,
+            phases=phases,
+        )
+
+    def folder(self, series: Series) -> Path:
+        """Where the files of a series go."""
+        return self.output / series_folder(series)
+
+    def advance(self, case: Case, chain: Chain, *, last: bool) -> Case | Settled:
+        """A case through the next part of the chain.
+
+        Returns:
+            The case, or what became of it: after the last part, and when it was rejected or broke. Then its
+            ``details.json`` is written.
+
+        Raises:
+            DiskFull, OutputUnwritable: The output cannot be written at all.
+        """
+        started = time.perf_counter()
+        try:
+            after = chain(case)
+        except SeriesRejected as error:
+            return self._settle(case, started, "rejected", error.code, str(error))
+        except (SeriesFailed, InputError) as error:
+            return self._settle(case, started, "failed", error.code, str(error))
+        return self._settle(after, time.perf_counter(), "scored") if last else after
+
+    def failed(self, series: Series, code: str, reason: str) -> Settled:
+        """Settle a series that failed where no stage could say so."""
+        return self._settle(Case(series=series), time.perf_counter(), "failed", code, reason)
+
+    def _settle(self, case: Case, started: float, status: str, code: str = "", reason: str = "") -> Settled:
+        series, folder = case.series, self.folder(case.series)
+        row = result_row(
+            case,
+            status=status,
+            code=code,
+            reason=reason,
+            seconds=sum(case.timings.values()) + time.perf_counter() - started,
+            folder=series_folder(series).as_posix(),
+            provenance=self.provenance,
+        )
+        content = outputs.details(case, self.provenance)
+        content["status"] = status
+        if status != "scored":
+            content |= {"code": code, "reason": reason}
+        content["row"] = asdict(row)
+        content["outputs"] = sorted(
+            p.relative_to(folder).as_posix() for p in case.outputs.values() if p.is_relative_to(folder)
+        )
+        remove_leftovers(folder)
+        write_json(folder / outputs.DETAILS_NAME, content)
+        log.info("series %s: %s %s", series.series_uid, status, code)
+        return Settled(row=row, timings=case.timings)
 
 
 def check_folders(source: Path, output: Path) -> None:
@@ -77,17 +150,15 @@ def check_folders(source: Path, output: Path) -> None:
         )
 
 
-def _settle_output(output: Path, chain: Chain, redo: bool) -> None:
+def settle_output(job: Job, *, redo: bool) -> None:
     """Make the output folder and see that it belongs to this configuration.
 
     Raises:
         OutputMismatch: It holds results made with another workflow, weights or version.
     """
+    output = job.output
     with output_errors(output):
         output.mkdir(parents=True, exist_ok=True)
-    made_with = {
-        k: chain.provenance[k] for k in ("deepcac2", "workflow_fingerprint", "weights", "allowed_gates")
-    }
     path = output / RUN_FILE
     if path.exists() and not redo:
         try:
@@ -96,128 +167,30 @@ def _settle_output(output: Path, chain: Chain, redo: bool) -> None:
             raise OutputMismatch(
                 f"{path} cannot be read ({error}); choose another output folder, or --redo"
             ) from error
-        if before != made_with:
-            different = sorted(k for k in made_with if before.get(k) != made_with[k])
+        if before != job.made_with:
+            different = sorted(k for k in job.made_with if before.get(k) != job.made_with[k])
             raise OutputMismatch(
                 f"{output} holds results of another configuration ({', '.join(different)} differ); "
                 "choose another output folder, or compute all again with --redo"
             )
-    write_json(path, {"made_with": made_with, "provenance": chain.provenance})
+    write_json(path, {"made_with": job.made_with, "provenance": job.provenance})
 
 
-def _finished(folder: Path) -> ResultRow | None:
+def finished(folder: Path) -> ResultRow | None:
     """The row of a series that an earlier run scored or rejected, if its files are whole."""
+    row = stored_row(folder)
+    return None if row is None or row.status == "failed" else row
+
+
+def stored_row(folder: Path) -> ResultRow | None:
+    """The row in the ``details.json`` of a series, if all files that it names are there."""
     try:
-        content = json.loads((folder / outputs.DETAILS_NAME).read_text())
+        content = orjson.loads((folder / outputs.DETAILS_NAME).read_bytes())
         row = ResultRow(**content["row"])
         written = content["outputs"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    if row.status == "failed" or not all((folder / name).exists() for name in written):
-        return None
-    return row
-
-
-def run_series(series: Series, chain: Chain, output: Path) -> ResultRow:
-    """One series through the chain; whatever happens to it ends in a row and in its ``details.json``.
-
-    Raises:
-        DiskFull, OutputUnwritable: The output cannot be written at all.
-    """
-    case, started = Case(series=series), time.perf_counter()
-    status, code, reason = "scored", "", ""
-    remove_leftovers(output / series_folder(series))
-    log.info("series %s: %d images", series.series_uid, len(series.slices))
-    try:
-        case = chain(case)
-    except SeriesRejected as error:
-        status, code, reason = "rejected", error.code, str(error)
-    except (SeriesFailed, InputError) as error:
-        status, code, reason = "failed", error.code, str(error)
-    row = result_row(
-        case,
-        status=status,
-        code=code,
-        reason=reason,
-        seconds=time.perf_counter() - started,
-        folder=series_folder(series).as_posix(),
-        provenance=chain.provenance,
-    )
-    folder = output / series_folder(series)
-    content = outputs.details(case, chain.provenance)
-    content["status"] = status
-    if status != "scored":
-        content |= {"code": code, "reason": reason}
-    content["row"] = asdict(row)
-    content["outputs"] = sorted(
-        p.relative_to(folder).as_posix() for p in case.outputs.values() if p.is_relative_to(folder)
-    )
-    write_json(folder / outputs.DETAILS_NAME, content)
-    log.info("series %s: %s %s", series.series_uid, status, code)
-    return row
-
-
-def _unreadable_rows(discovery: Discovery) -> list[ResultRow]:
-    return [
-        ResultRow(
-            patient_id="", study_uid="", series_uid="", status="failed", code="unreadable-file", reason=text
-        )
-        for text in (f"{u.path}: {u.reason}" for u in discovery.unreadable)
-    ]
-
-
-def run_folder(
-    source: Path,
-    output: Path,
-    *,
-    workflow: Workflow,
-    device: torch.device,
-    allow: Collection[str] = (),
-    keep: Collection[str] = (),
-    redo: bool = False,
-    watch: Callable[[Progress], None] = lambda progress: None,
-) -> RunSummary:
-    """Score every series of `source` into `output`.
-
-    A series that an earlier run of the same configuration scored or rejected is not computed again; one
-    that failed is tried again. The table is rewritten at the end, whatever ended the run.
-
-    Args:
-        source: Folder with DICOM files, or a zip archive of them.
-        output: Folder for the results; made when missing.
-        watch: Called before the first and after every series.
-
-    Raises:
-        InputError, OutputError, WeightsError: The run cannot start or the output cannot be written.
-    """
-    check_folders(source, output)
-    importer = workflow.options("DicomImporter")
-    chain = build_chain(workflow, output=output, device=device, allow=allow, keep=keep)
-    discovery = discover(source, allow=frozenset(allow) | frozenset(importer.allow))
-    _settle_output(output, chain, redo)
-    rows = _unreadable_rows(discovery)
-    total = len(discovery.series)
-    watch(Progress(done=0, total=total))
-    try:
-        for n, series in enumerate(discovery.series, start=1):
-            row = None if redo else _finished(output / series_folder(series))
-            skipped = row is not None
-            row = row or run_series(series, chain, output)
-            rows.append(row)
-            watch(Progress(done=n, total=total, row=row, skipped=skipped))
-    except OutputError as error:
-        # Its text holds a path, and paths hold PatientIDs: the screen shows it, the log does not.
-        log.error("stopped: %s", error.code)
-        raise
-    finally:
-        write_table(output, rows)
-    return RunSummary(rows=tuple(rows), output=output)
-
-
-def write_table(output: Path, rows: list[ResultRow]) -> None:
-    """Write ``results.csv`` and ``results.parquet``."""
-    write_csv(output / "results.csv", rows)
-    write_parquet(output / "results.parquet", rows)
+    return row if all((folder / name).exists() for name in written) else None
 
 
 def read_details(folder: Path) -> dict[str, Any]:

@@ -7,12 +7,11 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
+from deepcac2.batch.run import Means, run_folder
 from deepcac2.cli import evaluate as command
 from deepcac2.errors import InputError
 from deepcac2.pipeline import Workflow
-from deepcac2.pipeline.run import run_folder
 
 
 def run(*arguments: object) -> int:
@@ -26,7 +25,7 @@ def run(*arguments: object) -> int:
 @pytest.fixture(scope="module")
 def results(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("results")
-    run_folder(simulated, folder, workflow=Workflow.load("default"), device=torch.device("cpu"))
+    run_folder(simulated, folder, workflow=Workflow.load("default"), means=Means())
     return folder
 
 

@@ -12,12 +12,12 @@ import pydicom
 import pytest
 import torch
 
+from deepcac2.batch.run import Means, run_folder
 from deepcac2.dicom import discover, read_segmentation, read_series, write_segmentation
 from deepcac2.errors import InputError
 from deepcac2.imaging import Geometry, Volume
 from deepcac2.imaging.files import write_image
 from deepcac2.pipeline import Workflow
-from deepcac2.pipeline.run import run_folder
 from deepcac2.scoring import score
 from deepcac2.training.evaluation import (
     evaluate_results,
@@ -227,9 +227,9 @@ def test_lesions_of_nothing() -> None:
 def test_in_memory_as_stored(simulated: Path, tmp_path: Path) -> None:
     """The stages in memory and a run with its files come to the same case, field by field."""
     workflow = Workflow.load("default")
-    run_folder(simulated / "SIM-0003" / "ct", tmp_path, workflow=workflow, device=CPU)
+    run_folder(simulated / "SIM-0003" / "ct", tmp_path, workflow=workflow, means=Means())
     stored = evaluate_results(tmp_path, simulated)
-    memory = evaluate_scans(simulated, workflow=workflow, device=CPU)
+    memory = evaluate_scans(simulated, workflow=workflow, means=Means())
     assert memory == stored
     assert memory.scored[0].heart_dice > 0.7
     assert memory.weights["heart"]["training_data"]

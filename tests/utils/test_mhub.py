@@ -24,6 +24,7 @@ import torch
 import yaml
 
 import deepcac2
+from deepcac2.batch.run import Means, RunSummary, run_folder
 from deepcac2.dicom import discover, read_series
 from deepcac2.errors import (
     InputError,
@@ -35,7 +36,6 @@ from deepcac2.errors import (
 )
 from deepcac2.imaging.files import read_image
 from deepcac2.pipeline import Workflow
-from deepcac2.pipeline.run import RunSummary, run_folder
 from deepcac2.pipeline.workflow import MODULES
 from deepcac2.scoring.result import RiskGroup
 from deepcac2.weights import resolve, write_description
@@ -235,7 +235,7 @@ class Both:
                 source,
                 self.memory,
                 workflow=Workflow.load(config),
-                device=torch.device("cpu"),
+                means=Means(),
                 keep=["nifti"],
             )
 

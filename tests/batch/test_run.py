@@ -17,11 +17,11 @@ import torch
 from pyarrow import parquet
 from pydicom.uid import generate_uid
 
+from deepcac2.batch.run import Means, Progress, RunSummary, run_folder
 from deepcac2.dicom import discover, read_segmentation, read_series
 from deepcac2.errors import OutputInsideInput, OutputMismatch
 from deepcac2.imaging.files import read_image
 from deepcac2.pipeline import Workflow
-from deepcac2.pipeline.run import Progress, RunSummary, run_folder
 
 CPU = torch.device("cpu")
 
@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 def run(source: Path, output: Path, **options: object) -> tuple[RunSummary, list[Progress]]:
     seen: list[Progress] = []
     options.setdefault("workflow", Workflow.load("default"))
-    summary = run_folder(source, output, device=CPU, watch=seen.append, **options)  # type: ignore[arg-type]
+    summary = run_folder(source, output, means=Means(), watch=seen.append, **options)  # type: ignore[arg-type]
     return summary, seen
 
 
@@ -173,7 +173,8 @@ def test_one_bad_series_does_not_stop_the_others(simulated: Path, tmp_path: Path
     assert ["escaped-id" in r.warnings for r in summary.rows if r.series_uid == bad_uid] == [True]
     # The evil PatientID named a folder inside the output and nothing outside it.
     assert sorted(p.name for p in tmp_path.iterdir()) == ["deep", "in"]
-    inside = [p.name for p in (tmp_path / "deep" / "er" / "out").iterdir() if p.is_dir()]
+    output = tmp_path / "deep" / "er" / "out"
+    inside = [p.name for p in output.iterdir() if p.is_dir() and p.name != "logs"]
     assert len(inside) == 2
     assert all(".." not in Path(name).parts and "/" not in name for name in inside)
 

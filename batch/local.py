@@ -1,0 +1,235 @@
+"""Workers on this machine: supervised processes that may crash, hang or run out of memory."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import multiprocessing
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from pebble import ProcessPool
+
+from ..dicom import Series
+from ..pipeline.chain import PHASES
+from ..pipeline.run import Job
+from . import worker
+from .worker import Finished, Handed, Role, Worker
+
+log = logging.getLogger(__name__)
+
+Outcome = Handed | Finished | BaseException
+"""Of a task: what a worker says, or what ended it."""
+
+
+class Workers(Protocol):
+    """Whoever does the work of a run.
+
+    Attributes:
+        names: Of the stages that a series goes through, in order.
+        counts: Workers of each stage.
+    """
+
+    names: tuple[str, ...]
+    counts: tuple[int, ...]
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def submit(self, stage: int, task: Series | Path, done: Callable[[Outcome], None]) -> None:
+        """Have a task done; `done` is called from any thread."""
+
+    def ready(self, done: Callable[[Outcome | str], None]) -> None:
+        """Start whatever takes long to start; `done` is told the device in words, or what went wrong."""
+
+
+class InProcess:
+    """This process does everything itself, one series at a time: for debuggers, profilers and small scripts.
+
+    Nothing is supervised: what kills a worker elsewhere ends the program here.
+    """
+
+    def __init__(self, job: Job, device: str = "cpu") -> None:
+        self.names: tuple[str, ...] = ("all",)
+        self.counts: tuple[int, ...] = (1,)
+        self._worker = Worker(job, Role(phases=tuple(PHASES), device=device, scratch=Path()))
+
+    def __enter__(self) -> InProcess:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def ready(self, done: Callable[[Outcome | str], None]) -> None:
+        """See `Workers.ready`."""
+        done(self._worker.warm_up())
+
+    def submit(self, stage: int, task: Series | Path, done: Callable[[Outcome], None]) -> None:
+        """See `Workers.submit`."""
+        done(self._worker(task))
+
+
+class LocalWorkers:
+    """One process a device, with its models, and processes that read and write beside it.
+
+    Args:
+        job: What to do.
+        devices: One worker each, as `choose_device` takes them; ``cpu`` may stand there several times.
+        prefetch: Processes that read series ahead, and as many that write results; 0: the workers of the
+            devices read and write themselves.
+        timeout: Seconds a task may take before its worker is killed; None: any time.
+        log_path: The run's log file, or None.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        devices: Sequence[str],
+        *,
+        prefetch: int = 0,
+        timeout: float | None = None,
+        log_path: Path | None = None,
+    ) -> None:
+        self._timeout = timeout
+        self._scratch = Scratch()
+        on_cpu = sum(d == "cpu" for d in devices)
+        threads = max(1, (os.cpu_count() or 1) // on_cpu) if on_cpu else 0
+
+        def pool(phases: tuple[str, ...], count: int = 1, device: str = "") -> _Pool:
+            role = Role(
+                phases=phases,
+                device=device,
+                threads=threads if device == "cpu" else 0,
+                scratch=self._scratch.path,
+                log_path=log_path,
+            )
+            return _Pool(job, role, count)
+
+        read, compute, write = PHASES
+        if prefetch:
+            self.names: tuple[str, ...] = (read, compute, write)
+            self._stages = [
+                [pool((read,), prefetch)],
+                [pool((compute,), device=d) for d in devices],
+                [pool((write,), prefetch)],
+            ]
+        else:
+            self.names = ("all",)
+            self._stages = [[pool(tuple(PHASES), device=d) for d in devices]]
+        self.counts: tuple[int, ...] = tuple(sum(p.count for p in stage) for stage in self._stages)
+
+    @property
+    def _devices(self) -> list[_Pool]:
+        return self._stages[1 if len(self._stages) > 1 else 0]
+
+    def __enter__(self) -> LocalWorkers:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for stage in self._stages:
+            for pool in stage:
+                pool.stop()
+        self._scratch.remove()
+
+    def ready(self, done: Callable[[Outcome | str], None]) -> None:
+        """See `Workers.ready`."""
+        for pool in self._devices:
+            pool.schedule(worker.warm_up, (), self._timeout, done)
+
+    def submit(self, stage: int, task: Series | Path, done: Callable[[Outcome], None]) -> None:
+        """See `Workers.submit`; of several devices the one with the least to do gets the task."""
+        pool = min(self._stages[stage], key=lambda p: p.waiting)
+        pool.schedule(worker.work, (task,), self._timeout, done)
+
+
+class _Pool:
+    """A pebble pool that is made anew when it breaks."""
+
+    def __init__(self, job: Job, role: Role, count: int) -> None:
+        self.count = count
+        self.waiting = 0
+        self._counting = threading.Lock()
+        self._init = (job, role, os.getpid())
+        self._pool: ProcessPool | None = None
+
+    def _made(self) -> ProcessPool:
+        if self._pool is None:
+            self._pool = ProcessPool(
+                max_workers=self.count,
+                initializer=worker.start,
+                initargs=self._init,
+                context=multiprocessing.get_context("spawn"),
+            )
+        return self._pool
+
+    def schedule(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        timeout: float | None,
+        done: Callable[[Any], None],
+    ) -> None:
+        try:
+            future = self._made().schedule(function, args=args, timeout=timeout)
+        except RuntimeError:  # a worker died between two tasks, and pebble gave up the pool
+            log.warning("a worker process ended between two series; starting others")
+            self.stop()
+            future = self._made().schedule(function, args=args, timeout=timeout)
+        self._count(1)
+
+        def finished(future: Future[Any]) -> None:
+            self._count(-1)
+            done(future.exception() or future.result())
+
+        future.add_done_callback(finished)
+
+    def _count(self, change: int) -> None:
+        with self._counting:
+            self.waiting += change
+
+    def stop(self) -> None:
+        if self._pool is not None:
+            self._pool.stop()  # type: ignore[no-untyped-call]
+            self._pool.join()
+            self._pool = None
+
+
+class Scratch:
+    """A folder below the system's temporary one (``TMPDIR``); those that killed runs left are removed."""
+
+    _PREFIX = "deepcac2-scratch-"
+
+    def __init__(self) -> None:
+        base = Path(tempfile.gettempdir())
+        for old in base.glob(f"{self._PREFIX}*"):
+            if _unlocked(old):
+                shutil.rmtree(old, ignore_errors=True)
+        self.path = Path(tempfile.mkdtemp(prefix=self._PREFIX))
+        self._lock = (self.path / "lock").open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    def remove(self) -> None:
+        """Remove it with all that is in it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._lock.close()
+
+
+def _unlocked(folder: Path) -> bool:
+    try:
+        with (folder / "lock").open() as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,287 @@
+"""A run: every series of a folder through the chain, each on its own, into one table."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+
+from ..dicom import Discovery, discover
+from ..errors import DeviceError, OutputError
+from ..pipeline.results import ResultRow, read_parquet, write_csv, write_parquet
+from ..pipeline.run import Job, check_folders, settle_output, stored_row
+from ..pipeline.workflow import Workflow
+from .engine import Engine, Statistics
+from .ledger import Journal, OutputLock, Shard
+from .local import InProcess, LocalWorkers, Workers
+
+log = logging.getLogger(__name__)
+
+CSV, PARQUET = "results.csv", "results.parquet"
+"""The table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """What a run tells whoever watches: series done so far, of how many, and the newest row.
+
+    Attributes:
+        done, total: Series.
+        counts: Of them, by status.
+        row: The newest row; None at the start.
+        skipped: Whether that row was there already from an earlier run.
+        statistics: How the workers do.
+    """
+
+    done: int
+    total: int
+    counts: dict[str, int]
+    row: ResultRow | None = None
+    skipped: bool = False
+    statistics: Statistics = field(repr=False)
+
+    @property
+    def rate(self) -> float:
+        """Series computed a second since the begin, 0 before the first."""
+        return self.statistics.series / max(self.statistics.seconds, 1e-9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """What a run ended with.
+
+    Attributes:
+        output: The output folder.
+        left: Series of this run's shard that are not done: it was told to stop.
+        counts: Rows of this run, by status; with one per file that looked like DICOM and could not be read.
+        table: Whether the table was written: of several shards at work the last one does it.
+        statistics: How the workers did.
+    """
+
+    output: Path
+    left: int
+    counts: dict[str, int]
+    table: bool
+    statistics: Statistics = field(repr=False)
+
+    def count(self, status: str) -> int:
+        """Rows of a status."""
+        return self.counts.get(status, 0)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it was told to stop before all was done."""
+        return self.left > 0
+
+    @property
+    def done(self) -> int:
+        """Rows of this run."""
+        return sum(self.counts.values())
+
+    @property
+    def rows(self) -> tuple[ResultRow, ...]:
+        """The table, read anew: one row per series found, and per unreadable file."""
+        return tuple(read_parquet(self.output / PARQUET))
+
+    def first(self, count: int) -> tuple[ResultRow, ...]:
+        """The first rows of the table."""
+        return tuple(islice(read_parquet(self.output / PARQUET), count))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Means:
+    """Who does the work, and how patiently.
+
+    Attributes:
+        devices: One worker each, as `choose_device` takes them; empty: this process does it all, unwatched.
+        prefetch: Processes that read ahead, and as many that write; None: as fits the machine.
+        timeout: Seconds a series may take in one stage; None: any time.
+        retries: How often a series whose worker died is tried again.
+    """
+
+    devices: Sequence[str] = ()
+    prefetch: int | None = None
+    timeout: float | None = None
+    retries: int = 1
+
+    def workers(self, job: Job, series: int, log_path: Path | None) -> Workers:
+        """The workers, not started yet, for so many series."""
+        if not self.devices:
+            return InProcess(job)
+        devices = self.devices[: max(series, 1)]
+        prefetch = default_prefetch(devices) if self.prefetch is None else self.prefetch
+        prefetch = min(prefetch, max(series - len(devices), 0))  # nothing to read ahead: fewer processes
+        return LocalWorkers(job, devices, prefetch=prefetch, timeout=self.timeout, log_path=log_path)
+
+
+def find_devices(text: str) -> tuple[str, ...]:
+    """``cuda:0,cuda:1``, ``cpu`` or ``auto`` as a list; ``auto``: every GPU, or the CPU if there is none.
+
+    That a named device is there is found out by its worker (`choose_device`).
+
+    Raises:
+        DeviceError: The list is empty, or names a GPU twice.
+    """
+    names = tuple(n.strip() for n in text.split(",") if n.strip())
+    if "auto" in names:
+        if names != ("auto",):
+            raise DeviceError(f"--devices {text}: auto stands alone; name the devices, or give auto")
+        gpus = _count_gpus()
+        return tuple(f"cuda:{i}" for i in range(gpus)) or ("cpu",)
+    gpus_named = [n for n in names if n != "cpu"]
+    if not names or len(set(gpus_named)) < len(gpus_named):
+        raise DeviceError(f"--devices {text}: name each GPU once, for example cuda:0,cuda:1, or cpu")
+    return names
+
+
+_GPU_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
+"""On Linux one of these is there where torch can see a GPU: NVIDIA's driver, Windows' WSL 2, AMD's driver."""
+
+
+def _count_gpus() -> int:
+    """GPUs that torch sees; torch, slow to import, is not asked where there can be none."""
+    if sys.platform == "linux" and not any(Path(p).exists() for p in _GPU_FILES):
+        return 0
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def default_prefetch(devices: Sequence[str]) -> int:
+    """Readers and writers beside the workers of `devices`: two a GPU, one on a CPU; no more than cores."""
+    wanted = sum(1 if d == "cpu" else 2 for d in devices)
+    return min(wanted, max(1, (os.cpu_count() or 2) // 2))
+
+
+def _unreadable_rows(discovery: Discovery) -> list[ResultRow]:
+    return [
+        ResultRow(
+            patient_id="", study_uid="", series_uid="", status="failed", code="unreadable-file", reason=text
+        )
+        for text in (f"{u.path}: {u.reason}" for u in discovery.unreadable)
+    ]
+
+
+def run_folder(
+    source: Path,
+    output: Path,
+    *,
+    workflow: Workflow,
+    means: Means,
+    allow: Collection[str] = (),
+    keep: Collection[str] = (),
+    redo: bool = False,
+    shard: Shard | None = None,
+    watch: Callable[[Progress], None] = lambda progress: None,
+    ready: Callable[[str], None] = lambda device: None,
+    running: Callable[[Engine], None] = lambda engine: None,
+    log_path: Path | None = None,
+) -> RunSummary:
+    """Score every series of `source` into `output`.
+
+    A series that an earlier run of the same configuration scored or rejected is not computed again; one
+    that failed is tried again, unless it ended worker processes. The table is rewritten at the end, whatever
+    ended the run.
+
+    Args:
+        source: Folder with DICOM files, or a zip archive of them.
+        output: Folder for the results; made when missing.
+        means: Who does the work.
+        shard: Do this part only; the others may run at the same time, here or elsewhere.
+        watch: Called before the first and after every series.
+        ready: Told the device in words when a worker is ready.
+        running: Given the engine before it starts, for whoever wants to stop it.
+        log_path: Log file of the worker processes.
+
+    Raises:
+        InputError, OutputError, WeightsError, DeviceError: The run cannot start or go on.
+    """
+    check_folders(source, output)
+    job = Job(workflow=workflow, output=output, allow=frozenset(allow), keep=frozenset(keep))
+    with OutputLock(output, shard) as lock:
+        discovery = discover(source, allow=frozenset(job.provenance["allowed_gates"]))
+        return run_found(
+            job,
+            discovery,
+            lock,
+            means=means,
+            redo=redo,
+            watch=watch,
+            ready=ready,
+            running=running,
+            log_path=log_path,
+        )
+
+
+def run_found(
+    job: Job,
+    discovery: Discovery,
+    lock: OutputLock,
+    *,
+    means: Means,
+    redo: bool = False,
+    watch: Callable[[Progress], None] = lambda progress: None,
+    ready: Callable[[str], None] = lambda device: None,
+    running: Callable[[Engine], None] = lambda engine: None,
+    log_path: Path | None = None,
+) -> RunSummary:
+    """Do a job for series that were found, with the right to write into its output; see `run_folder`."""
+    output, shard = job.output, lock.shard
+    settle_output(job, redo=redo)
+    unreadable = _unreadable_rows(discovery) if shard is None or shard.number == 0 else []
+    mine = [s for s in discovery.series if shard is None or shard.holds(s.series_uid)]
+    workers = means.workers(job, len(mine), log_path)
+    counts = {"scored": 0, "rejected": 0, "failed": len(unreadable)}
+    done = 0
+
+    def say(row: ResultRow | None = None, skipped: bool = False) -> None:
+        watch(
+            Progress(
+                done=done,
+                total=len(mine),
+                counts=counts,
+                row=row,
+                skipped=skipped,
+                statistics=engine.statistics,
+            )
+        )
+
+    def count(row: ResultRow, skipped: bool) -> None:
+        nonlocal done
+        done += 1
+        counts[row.status] += 1
+        say(row, skipped)
+
+    journal = Journal(output, shard, forget=redo and shard is None)
+    engine = Engine(job, workers, journal, retries=means.retries, watch=count, ready=ready)
+    running(engine)
+    written = False
+    try:
+        say()
+        with workers:
+            engine.run(mine, redo=redo)
+    except OutputError as error:
+        # Its text holds a path, and paths hold PatientIDs: the screen shows it, the log does not.
+        log.error("stopped: %s", error.code)
+        raise
+    finally:
+        journal.close()
+        with lock.last_one() as last:
+            if last:
+                # From what lies there: series not done yet have no row.
+                stored = (stored_row(job.folder(s)) for s in discovery.series)
+                rows = chain(_unreadable_rows(discovery), (r for r in stored if r is not None))
+                write_parquet(output / PARQUET, rows)
+                write_csv(output / CSV, read_parquet(output / PARQUET))
+                written = True
+    return RunSummary(
+        output=output,
+        left=len(mine) - done,
+        counts=counts,
+        table=written,
+        statistics=engine.statistics,
+    )

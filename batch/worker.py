@@ -1,0 +1,187 @@
+"""What runs in a worker process: parts of the chain, models loaded once, one series after the other."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from ..dicom import Series
+from ..imaging.atomic import output_errors
+from ..pipeline.case import Case
+from ..pipeline.chain import PHASES, Chain
+from ..pipeline.run import Job, Settled
+from .exchange import put, take
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Role:
+    """What a worker does.
+
+    Attributes:
+        phases: Its parts of the chain (`pipeline.chain.PHASES`).
+        device: For the networks, as `choose_device` takes it; "" without ``compute``.
+        threads: CPU threads of its computations; 0: as many as the library takes.
+        scratch: Folder for cases on their way to the next worker.
+        log_path: The run's log file, or None.
+    """
+
+    phases: tuple[str, ...]
+    device: str = ""
+    threads: int = 0
+    scratch: Path
+    log_path: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Handed:
+    """A case lies in a file for the next worker.
+
+    Attributes:
+        path: See `exchange`.
+        seconds: That the part took, with what came before and after the chain.
+        peak_mb: Largest memory of the worker so far, MB (10⁶ bytes); 0 where the system does not tell.
+    """
+
+    path: Path
+    seconds: float
+    peak_mb: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A series is settled; see `Handed` for the numbers."""
+
+    settled: Settled
+    seconds: float
+    peak_mb: float
+
+
+class Worker:
+    """A job in one role; the models are loaded when the first series comes."""
+
+    def __init__(self, job: Job, role: Role) -> None:
+        self.job = job
+        self.role = role
+
+    @cached_property
+    def _chain(self) -> Chain:
+        return self.job.chain(self.role.phases, self._device() if "compute" in self.role.phases else None)
+
+    def _device(self) -> torch.device:
+        import torch
+
+        from ..pipeline.chain import choose_device
+
+        if self.role.threads:
+            torch.set_num_threads(self.role.threads)
+        return choose_device(self.role.device)
+
+    def warm_up(self) -> str:
+        """Load everything; the device in words."""
+        from ..pipeline.chain import describe_device
+
+        _ = self._chain
+        return describe_device(self._device()) if "compute" in self.role.phases else ""
+
+    def __call__(self, task: Series | Path) -> Handed | Finished:
+        """A series, or a case that another worker handed on, through the role's part of the chain.
+
+        Raises:
+            DiskFull, OutputUnwritable, WeightsError, DeviceError: These end the run.
+        """
+        started = time.perf_counter()
+        case = take(task) if isinstance(task, Path) else Case(series=task)
+        last = self.role.phases[-1] == tuple(PHASES)[-1]
+        outcome = self.job.advance(case, self._chain, last=last)
+        if isinstance(outcome, Settled):
+            return Finished(settled=outcome, seconds=time.perf_counter() - started, peak_mb=peak_memory())
+        path = self.role.scratch / uuid4().hex
+        with output_errors(path):
+            put(outcome, path)
+        return Handed(path=path, seconds=time.perf_counter() - started, peak_mb=peak_memory())
+
+
+def peak_memory() -> float:
+    """Largest memory of this process so far, MB (10⁶ bytes); 0 where the system does not tell."""
+    try:
+        import resource
+    except ModuleNotFoundError:
+        return 0.0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+# Of a worker process: pebble calls functions of a module.
+
+_worker: Worker | None = None
+
+
+def start(job: Job, role: Role, parent: int) -> None:
+    """Make this process a worker of the process `parent`, and let it die with it."""
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which lets us finish
+    _die_with(parent)
+    warnings.simplefilter("ignore")
+    logging.getLogger("pydicom").setLevel(logging.ERROR)
+    if role.log_path is not None:
+        add_log_file(role.log_path)
+    _worker = Worker(job, role)
+
+
+def work(task: Series | Path) -> Handed | Finished:
+    """The task of a worker process."""
+    return _started()(task)
+
+
+def warm_up() -> str:
+    """Load what the first series would wait for."""
+    return _started().warm_up()
+
+
+def _started() -> Worker:
+    if _worker is None:
+        raise RuntimeError("this process is no worker")
+    return _worker
+
+
+def add_log_file(path: Path) -> logging.Handler:
+    """Log to a file as all processes of a run do: lines are appended whole."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"))
+    logger = logging.getLogger(__name__.partition(".batch")[0])
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    return handler
+
+
+_PR_SET_PDEATHSIG = 1
+"""Linux, prctl(2): the signal that a process gets when its parent dies."""
+
+
+def _die_with(parent: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    else:
+        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
