@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..dicom import Discovery, discover
 from ..errors import DeviceError, OutputError
+from ..imaging.atomic import remove_leftovers
 from ..pipeline.results import ResultRow, read_parquet, write_csv, write_parquet
 from ..pipeline.run import Job, check_folders, settle_output, stored_row
 from ..pipeline.workflow import Workflow
@@ -232,6 +233,8 @@ def run_found(
     """Do a job for series that were found, with the right to write into its output; see `run_folder`."""
     output, shard = job.output, lock.shard
     settle_output(job, redo=redo)
+    if shard is None:  # alone: what lies there half-written is a killed run's
+        remove_leftovers(output)
     unreadable = _unreadable_rows(discovery) if shard is None or shard.number == 0 else []
     mine = [s for s in discovery.series if shard is None or shard.holds(s.series_uid)]
     workers = means.workers(job, len(mine), log_path)
