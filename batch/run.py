@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 
-from ..dicom import Discovery, discover
+from ..dicom import Discovery, Series, discover
 from ..errors import DeviceError, OutputError
 from ..imaging.atomic import remove_leftovers
 from ..pipeline.results import ResultRow, read_parquet, write_csv, write_parquet
@@ -236,8 +236,12 @@ def run_found(
     if shard is None:  # alone: what lies there half-written is a killed run's
         remove_leftovers(output)
     unreadable = _unreadable_rows(discovery) if shard is None or shard.number == 0 else []
-    mine = [s for s in discovery.series if shard is None or shard.holds(s.series_uid)]
-    workers = means.workers(job, len(mine), log_path)
+
+    def mine() -> Iterator[Series]:
+        return (s for s in discovery.series if shard is None or shard.holds(s.series_uid))
+
+    total = len(discovery.series) if shard is None else sum(1 for _ in mine())
+    workers = means.workers(job, total, log_path)
     counts = {"scored": 0, "rejected": 0, "failed": len(unreadable)}
     done = 0
 
@@ -245,7 +249,7 @@ def run_found(
         watch(
             Progress(
                 done=done,
-                total=len(mine),
+                total=total,
                 counts=counts,
                 row=row,
                 skipped=skipped,
@@ -266,7 +270,7 @@ def run_found(
     try:
         say()
         with workers:
-            engine.run(mine, redo=redo)
+            engine.run(mine(), redo=redo)
     except OutputError as error:
         # Its text holds a path, and paths hold PatientIDs: the screen shows it, the log does not.
         log.error("stopped: %s", error.code)
@@ -283,7 +287,7 @@ def run_found(
                 written = True
     return RunSummary(
         output=output,
-        left=len(mine) - done,
+        left=total - done,
         counts=counts,
         table=written,
         statistics=engine.statistics,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +103,7 @@ def _read_ct(args: argparse.Namespace) -> tuple[Volume, Series | None]:
     return read_series(series).volume, series
 
 
-def _choose_series(found: tuple[Series, ...], args: argparse.Namespace) -> Series:
+def _choose_series(found: Sequence[Series], args: argparse.Namespace) -> Series:
     """The series named, else the one the SEG was made on, else the only one fit to score."""
     from ..dicom.segmentation import is_segmentation, referenced_series
 

@@ -12,7 +12,7 @@ import os
 import stat
 import zipfile
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -37,6 +37,7 @@ from .headers import (
     whole,
 )
 from .series import Series, SliceRef, increment_of, slice_normal, slice_positions
+from .store import SeriesStore
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,9 @@ _HEAD_BYTES = 1 << 15
 """Read at once, which is faster than element by element; headers of single-frame CT mostly end before, and
 where one does not, the file is opened again."""
 _ZIP_MAGIC = b"PK\x03\x04"
+
+_IN_MEMORY = 50_000
+"""Images whose series are kept in memory: some 50 MB."""
 
 _TAGS = [
     "SpecificCharacterSet", "ImageType", "SOPClassUID", "SOPInstanceUID", "StudyDate", "Modality",
@@ -82,12 +86,13 @@ class Discovery:
     """What lies under a folder.
 
     Attributes:
-        series: Every series, sorted by (PatientID, StudyInstanceUID, SeriesInstanceUID).
+        series: Every series, sorted by (PatientID, StudyInstanceUID, SeriesInstanceUID); of very many, one
+            at a time is in memory.
         unreadable: What may be DICOM but is in no series, sorted by path.
         ignored: Number of files which are no DICOM images: other formats and DICOMDIRs.
     """
 
-    series: tuple[Series, ...]
+    series: Sequence[Series]
     unreadable: tuple[UnreadableFile, ...] = ()
     ignored: int = 0
 
@@ -127,33 +132,40 @@ def discover(root: Path, *, workers: int | None = None, allow: Collection[str] =
     if not root.exists():
         raise InputUnreadable(f"{root} does not exist; give a folder, a DICOM file or a zip archive")
     unreadable: list[UnreadableFile] = []
-    images: list[_Image] = []
-    ignored = 0
+    store = SeriesStore()
+    count = ignored = 0
     with quiet_pydicom(), ThreadPoolExecutor(workers or min(32, 4 * (os.cpu_count() or 1))) as pool:
         paths = _walk(root, unreadable)
         while batch := list(islice(paths, _BATCH)):
+            groups: dict[str, list[_Image]] = defaultdict(list)
             for found in pool.map(_read_file, batch):
                 ignored += found.ignored
-                images += found.images
                 unreadable += found.unreadable
-    if any(u.path == root and u.member is None for u in unreadable) and not images:
+                for image in found.images:
+                    groups[image.series_uid].append(image)
+            for series_uid, images in groups.items():
+                count += len(images)
+                store.collect(series_uid, images)
+    if any(u.path == root and u.member is None for u in unreadable) and not count:
         raise InputUnreadable(f"{root} cannot be read: {unreadable[0].reason}; check path and permissions")
-    if not images and not unreadable:
+    if not count and not unreadable:
         what = f"{ignored} other files" if ignored else "it is empty"
         raise NoDicomFound(f"no DICOM found in {root} ({what}); give the folder that holds the scans")
 
-    by_series: dict[str, list[_Image]] = defaultdict(list)
-    for image in images:
-        by_series[image.series_uid].append(image)
-    series = [_assemble(group) for group in by_series.values()]
-    series = [replace(s, findings=check_headers(s, allow)) for s in series]
-    series.sort(key=lambda s: (s.patient_id, s.study_uid, s.series_uid))
+    for group in store.groups():
+        series = _assemble(group)
+        store.put(replace(series, findings=check_headers(series, allow)))
+    store.sort()
     unreadable.sort(key=lambda u: (str(u.path), u.member or ""))
     logger.info(
         "found %d series in %d images; %d unreadable, %d other files",
-        len(series), len(images), len(unreadable), ignored,
+        len(store), count, len(unreadable), ignored,
     )  # fmt: skip
-    return Discovery(series=tuple(series), unreadable=tuple(unreadable), ignored=ignored)
+    return Discovery(
+        series=tuple(store) if count <= _IN_MEMORY else store,
+        unreadable=tuple(unreadable),
+        ignored=ignored,
+    )
 
 
 def _walk(root: Path, unreadable: list[UnreadableFile]) -> Iterator[Path]:

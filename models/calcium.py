@@ -10,6 +10,7 @@ Sizes are given here in array order (z, y, x); the paper writes them as x × y �
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ from ..imaging.tiling import average_patches, corners_touching, patch_corners
 
 if TYPE_CHECKING:
     from ..weights import WeightSet
+
+log = logging.getLogger(__name__)
 
 CROP_SPACING = (2.5, 0.7, 0.7)
 """Voxel size of the model grid, mm (z, y, x); DeepCAC2 paper: 0.7 × 0.7 × 2.5 mm."""
@@ -205,7 +208,23 @@ class CalciumModel:
     def _probability(self, patches: torch.Tensor) -> torch.Tensor:
         if self.device.type == "cpu":
             patches = patches.contiguous(memory_format=torch.channels_last_3d)
-        return torch.sigmoid(self.network(patches))
+        try:
+            return torch.sigmoid(self.network(patches))
+        except torch.OutOfMemoryError:
+            if len(patches) == 1:
+                raise
+        # Out of the except block: its traceback would keep alive what did not fit.
+        half = len(patches) // 2
+        self.batch_size = half
+        log.warning(
+            "%s has not enough memory for %d patches at once; going on with %d",
+            self.device,
+            len(patches),
+            half,
+        )
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return torch.cat([self._probability(part) for part in (patches[:half], patches[half:])])
 
     def predict(
         self,

@@ -102,9 +102,11 @@ def _attributed(stage: str) -> Iterator[None]:
         yield
     except DeepCACError:
         raise
-    except MemoryError as error:
-        raise SeriesFailed(f"{stage}: not enough memory for this series", code="out-of-memory") from error
     except Exception as error:
+        # Torch's own error has a GPU's memory in mind; it is no MemoryError.
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            reason = f"{stage}: not enough memory for this series"
+            raise SeriesFailed(reason, code="out-of-memory") from error
         # One bad series must not stop a run of thousands; the log file keeps the traceback.
         log.exception("%s broke", stage)
         text = (str(error).splitlines() or [""])[0]

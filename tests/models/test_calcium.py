@@ -92,6 +92,55 @@ def test_nothing_bright_needs_no_inference(model: CalciumModel) -> None:
     assert prediction.probability is not None
 
 
+class Cramped(torch.nn.Module):
+    """A network whose device has room for so many patches at once, and says so as torch does."""
+
+    def __init__(self, network: torch.nn.Module, room: int) -> None:
+        super().__init__()
+        self.network = network
+        self.room = room
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        if len(patches) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        result: torch.Tensor = self.network(patches)
+        return result
+
+
+def test_too_little_memory_for_a_batch_means_smaller_batches(
+    model: CalciumModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    volume = chest(1, (2.5, 0.9, 0.9))
+    x, y, z = volume.geometry.to_lps([n / 2 for n in volume.geometry.shape])
+    expected = model.predict(volume, (x, y, z), keep_probability=True)
+    cramped = CalciumModel(Cramped(model.network, 3), device=torch.device("cpu"))
+    found = cramped.predict(volume, (x, y, z), keep_probability=True)
+    assert cramped.batch_size == 2
+    assert "not enough memory for 8 patches" in caplog.text
+    np.testing.assert_allclose(found.probability, expected.probability, atol=1e-6)
+    hopeless = CalciumModel(Cramped(model.network, 0), device=torch.device("cpu"))
+    with pytest.raises(torch.OutOfMemoryError):
+        hopeless.predict(volume, (x, y, z))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_full_gpu_means_smaller_batches(model: CalciumModel) -> None:
+    volume, device = chest(1, (2.5, 0.9, 0.9)), torch.device("cuda")
+    x, y, z = volume.geometry.to_lps([n / 2 for n in volume.geometry.shape])
+    torch.manual_seed(3)
+    on_gpu = CalciumModel(build_network(ARCHITECTURE), device=device, batch_size=64)
+    expected = on_gpu.predict(volume, (x, y, z))
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(200e6 / total)
+    try:
+        found = on_gpu.predict(volume, (x, y, z))
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert on_gpu.batch_size < 64
+    np.testing.assert_array_equal(found.mask, expected.mask)
+
+
 def test_steps_follow_the_paper() -> None:
     hu = torch.tensor([-1000.0, -135.0, 0.0, 130.0, 500.0, 3000.0])
     clipped = window(hu)

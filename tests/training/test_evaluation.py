@@ -229,7 +229,7 @@ def test_in_memory_as_stored(simulated: Path, tmp_path: Path) -> None:
     workflow = Workflow.load("default")
     run_folder(simulated / "SIM-0003" / "ct", tmp_path, workflow=workflow, means=Means())
     stored = evaluate_results(tmp_path, simulated)
-    memory = evaluate_scans(simulated, workflow=workflow, means=Means())
+    memory = evaluate_scans(simulated, workflow=workflow, device=CPU)
     assert memory == stored
     assert memory.scored[0].heart_dice > 0.7
     assert memory.weights["heart"]["training_data"]
