@@ -36,7 +36,7 @@ $(stamp): pyproject.toml constraints.txt
 demo: $(stamp) ## simulate one patient, run the whole chain on it, show the result
 	rm -rf $(DEMO)
 	$(bin)/deepcac2 simulate $(DEMO)/input --patients 1 --seed 11
-	$(bin)/deepcac2 run $(DEMO)/input/SIM-0011/ct $(DEMO)/output --device cpu
+	$(bin)/deepcac2 run $(DEMO)/input/SIM-0011/ct $(DEMO)/output --devices cpu
 
 test: $(stamp) ## the quick tests (under 10 minutes on 2 cores)
 	$(bin)/python -m pytest $(PYTEST_ARGS)

@@ -65,7 +65,7 @@ def patient(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def expected(patient: Path) -> Path:
     """What the command line makes of it."""
     output = patient.parent / "expected"
-    done = cli("run", patient, output, "--device", "cpu")
+    done = cli("run", patient, output, "--devices", "cpu")
     assert done.returncode == 0, done.stderr
     return output
 
@@ -125,7 +125,7 @@ def test_works_as_the_command_line(patient: Path) -> None:
 
 def test_a_missing_gpu_is_an_error_where_one_was_asked_for(patient: Path, output: Path) -> None:
     folders = {"input_data": patient, "output_data": output}
-    done = container("--device", "cuda", folders=folders)
+    done = container("--devices", "cuda", folders=folders)
     assert done.returncode == 50, done.stderr
     assert "--device cpu" in done.stderr
 
