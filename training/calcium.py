@@ -77,8 +77,9 @@ class CalciumRecipe:
             it; the others hold something bright elsewhere.
         other_share: With random patches, the share of those without calcium that hold simulated calcium or
             metal which is not coronary: aortic wall, valves, leads; `near_share` divides the others.
-        mining_steps: With random patches, the steps after which the network's mistakes on the crops that it
+        mining_steps: With random patches, the steps after which the network's mistakes on crops that it
             is trained on are looked for anew (`training.mining`).
+        mining_crops: Crops that are looked through each time, drawn anew.
         mistake_share: Share of the patches drawn around one of them, from the first of these steps on.
         epochs: Length of a training on the grid.
         steps: Length of a training on random patches, optimiser steps.
@@ -106,6 +107,7 @@ class CalciumRecipe:
     near_share: float = 0.75
     other_share: float = 0.0
     mining_steps: tuple[int, ...] = ()
+    mining_crops: int = 400
     mistake_share: float = 0.0
     epochs: int = 0
     steps: int = 0
@@ -456,7 +458,10 @@ def _stream(
             path = work / f"mistakes-{start}.npz"
             if trainer.step == start:
                 speed.pause(0)
-                mistakes = find_mistakes(trainer.network, batches.cache, batches.crops, trainer.device)
+                count = min(trainer.recipe.mining_crops, len(batches.crops))
+                chosen = np.random.default_rng([trainer.recipe.seed, start, 3])
+                crops = sorted(chosen.choice(batches.crops, count, replace=False).tolist())
+                mistakes = find_mistakes(trainer, batches.cache, crops)
                 save_mistakes(path, mistakes)
                 speed.resume()
             batches.show(load_mistakes(path))

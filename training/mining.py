@@ -11,6 +11,7 @@ import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,9 @@ from ..errors import TrainingError
 from ..imaging.atomic import write_whole
 from ..models.calcium import CANDIDATE_HU, CROP_SHAPE, PATCH_SHAPE
 from .patches import CALCIUM, GRID, CropCache, Mistakes, Voxels, as_input, window_of
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -37,23 +41,21 @@ BATCH = 16
 
 
 @torch.inference_mode()
-def find_mistakes(
-    network: torch.nn.Module, cache: CropCache, crops: Sequence[int], device: torch.device
-) -> Mistakes:
-    """Where a network is wrong on `crops`, in voxels ≥ 130 HU in or near the heart.
+def find_mistakes(trainer: Trainer, cache: CropCache, crops: Sequence[int]) -> Mistakes:
+    """Where a network in training is wrong on `crops`, in voxels ≥ 130 HU in or near the heart.
 
     Args:
-        network: To logits, in its training layout; back in training mode afterwards.
+        trainer: With the network; it stays as it is.
         cache: All crops.
         crops: Those to look at.
     """
     false: Voxels = {}
     missed: Voxels = {}
-    network.eval()
+    trainer.network.eval()
     for crop in crops:
         hu, label = np.asarray(cache.hu[crop]), np.asarray(cache.label[crop])
         near = (hu >= CANDIDATE_HU) & (label > 0)
-        found = _found(network, hu, near, device)
+        found = _found(trainer, hu, near)
         calcium = label == CALCIUM
         for pool, wrong in (
             (false, found & ~scipy.ndimage.binary_dilation(calcium, np.ones((3, 3, 3)), RIM)),
@@ -62,7 +64,7 @@ def find_mistakes(
             voxels = np.argwhere(wrong).astype(np.uint8)
             if len(voxels):
                 pool[crop] = voxels
-    network.train()
+    trainer.network.train()
     log.info(
         "mistakes: something else taken for calcium in %d crops, calcium missed in %d, of %d",
         len(false),
@@ -72,16 +74,14 @@ def find_mistakes(
     return Mistakes(false=false, missed=missed)
 
 
-def _found(
-    network: torch.nn.Module, hu: npt.NDArray[np.int16], near: npt.NDArray[np.bool_], device: torch.device
-) -> npt.NDArray[np.bool_]:
+def _found(trainer: Trainer, hu: npt.NDArray[np.int16], near: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """Voxels of `near` that the network takes for coronary calcium; bool (58, 256, 256)."""
     found = np.zeros(near.shape, dtype=bool)
     boxes = [box for box in (window_of(GRID[i]) for i in TILES) if near[box].any()]
     for start in range(0, len(boxes), BATCH):
         part = boxes[start : start + BATCH]
         patches = as_input(np.stack([hu[box] for box in part]).astype(np.float32))[:, None]
-        logits = network(torch.from_numpy(patches).to(device))[:, 0]
+        logits = trainer.logits(torch.from_numpy(patches).to(trainer.device))[:, 0]
         for box, mask in zip(part, (logits >= 0).cpu().numpy(), strict=True):
             found[box] |= mask
     return found & near

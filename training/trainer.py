@@ -67,8 +67,7 @@ class Trainer:
         """One step on a batch as `Batches.batch` gives it, on the device."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate
-        with torch.autocast(self.device.type, enabled=self.recipe.amp):
-            logits = self.network(image.contiguous(memory_format=self._layout)).float()
+        logits = self.logits(image)
         target = label.float()
         loss = binary_dice_loss(logits, target)
         if self.recipe.loss == "dice_ce":
@@ -80,6 +79,12 @@ class Trainer:
         self._loss += loss.detach()
         self._losses += 1
         self.step += 1
+
+    def logits(self, image: torch.Tensor) -> torch.Tensor:
+        """The network's answer in its present mode; float32 of the image's shape, on the device."""
+        with torch.autocast(self.device.type, enabled=self.recipe.amp):
+            answer: torch.Tensor = self.network(image.contiguous(memory_format=self._layout))
+        return answer.float()
 
     def mean_loss(self) -> float:
         """Mean loss since this was last called.

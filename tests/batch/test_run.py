@@ -8,14 +8,12 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pydicom
 import pytest
-import torch
 from pyarrow import parquet
-from pydicom.uid import generate_uid
 
 from deepcac2.batch.run import Means, Progress, RunSummary, run_folder
 from deepcac2.dicom import discover, read_segmentation, read_series
@@ -23,7 +21,7 @@ from deepcac2.errors import OutputInsideInput, OutputMismatch
 from deepcac2.imaging.files import read_image
 from deepcac2.pipeline import Workflow
 
-CPU = torch.device("cpu")
+CopyOf = Callable[..., str]
 
 
 def run(source: Path, output: Path, **options: object) -> tuple[RunSummary, list[Progress]]:
@@ -42,21 +40,6 @@ def finished(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
 
 def series_of(simulated: Path) -> str:
     return str(json.loads((simulated / "SIM-0003" / "truth.json").read_text())["series_uid"])
-
-
-def copy_of(series: Path, target: Path, **changes: str) -> str:
-    """The series once more, as another series of its own; returns its SeriesInstanceUID."""
-    target.mkdir(parents=True)
-    uid = generate_uid(entropy_srcs=[str(target)])
-    for path in sorted(series.iterdir()):
-        ds = pydicom.dcmread(path)
-        ds.SeriesInstanceUID = uid
-        ds.SOPInstanceUID = generate_uid(entropy_srcs=[uid, path.name])
-        ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
-        for keyword, value in changes.items():
-            setattr(ds, keyword, value)
-        ds.save_as(target / path.name)
-    return str(uid)
 
 
 def test_everything_found_has_a_row(simulated: Path, finished: tuple[Path, RunSummary]) -> None:
@@ -156,7 +139,7 @@ def test_output_inside_the_input_is_refused(simulated: Path) -> None:
         run(simulated, simulated / "results")
 
 
-def test_one_bad_series_does_not_stop_the_others(simulated: Path, tmp_path: Path) -> None:
+def test_one_bad_series_does_not_stop_the_others(simulated: Path, tmp_path: Path, copy_of: CopyOf) -> None:
     source = tmp_path / "in"
     shutil.copytree(simulated / "SIM-0003" / "ct", source / "good")
     bad = source / "bad"
@@ -179,7 +162,9 @@ def test_one_bad_series_does_not_stop_the_others(simulated: Path, tmp_path: Path
     assert all(".." not in Path(name).parts and "/" not in name for name in inside)
 
 
-def test_a_killed_run_goes_on_and_leaves_no_half_file(simulated: Path, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_and_leaves_no_half_file(
+    simulated: Path, tmp_path: Path, copy_of: CopyOf
+) -> None:
     source, output = tmp_path / "in", tmp_path / "out"
     for n in range(3):
         copy_of(simulated / "SIM-0003" / "ct", source / str(n))

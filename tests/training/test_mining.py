@@ -11,10 +11,10 @@ import torch
 
 from deepcac2.errors import TrainingError
 from deepcac2.models.calcium import CROP_SHAPE
+from deepcac2.training.calcium import CalciumRecipe
 from deepcac2.training.mining import TILES, find_mistakes, load_mistakes, save_mistakes
 from deepcac2.training.patches import CALCIUM, GRID, NEAR, OTHER, CropSource, build_cache, window_of
-
-CPU = torch.device("cpu")
+from deepcac2.training.trainer import Trainer
 
 
 class Bright(torch.nn.Module):
@@ -22,6 +22,13 @@ class Bright(torch.nn.Module):
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         return patches * 635 - 135 - 299.5
+
+
+def trainer() -> Trainer:
+    architecture = {"channels": [4, 8], "strides": [2]}
+    made = Trainer(CalciumRecipe(name="x", steps=1, architecture=architecture), 1, torch.device("cpu"))
+    made.network = Bright().train()
+    return made
 
 
 def crop() -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]:
@@ -48,9 +55,9 @@ def test_mistakes_are_false_finds_and_missed_calcium(tmp_path: Path) -> None:
         tmp_path,
         settings={},
     )
-    network = Bright().train()
-    mistakes = find_mistakes(network, cache, [0, 1], CPU)
-    assert network.training
+    wrong = trainer()
+    mistakes = find_mistakes(wrong, cache, [0, 1])
+    assert wrong.network.training
     assert {i: v.tolist() for i, v in mistakes.missed.items()} == {0: [[20, 100, 100]]}
     assert {i: v.tolist() for i, v in mistakes.false.items()} == {0: [[30, 120, 120], [57, 255, 255]]}
 
@@ -68,7 +75,7 @@ def test_mistakes_come_back_from_their_file(tmp_path: Path) -> None:
     cache = build_cache(
         [CropSource(name="a", patient="a", make=lambda: (hu, label))], tmp_path / "crops", settings={}
     )
-    mistakes = find_mistakes(Bright(), cache, [0], CPU)
+    mistakes = find_mistakes(trainer(), cache, [0])
     path = tmp_path / "mistakes.npz"
     save_mistakes(path, mistakes)
     back = load_mistakes(path)

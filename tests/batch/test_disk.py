@@ -1,0 +1,108 @@
+"""Disks that fill up, turn read-only or go away, under the real command."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+CopyOf = Callable[..., str]
+RUN = [sys.executable, "-m", "deepcac2", "run"]
+OPTIONS = ["--devices", "cpu", "--quiet"]
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def statuses(output: Path) -> list[str]:
+    with (output / "results.csv").open(newline="") as file:
+        return [row["status"] for row in csv.DictReader(file)]
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that other users may enter."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_a_full_disk_then_a_larger_one(simulated: Path, tmp_path: Path) -> None:
+    """A file system of 150 kB of its own: the run says so and leaves nothing half-written, then goes on."""
+    disk, kept = tmp_path / "disk", tmp_path / "kept"
+    disk.mkdir()
+    mount = f"mount -t tmpfs -o size=%s tmpfs {disk}"
+    private = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    if shutil.which("unshare") is None or subprocess.run([*private, mount % "1m"], check=False).returncode:
+        pytest.skip("may not mount a small file system here")
+    run = " ".join([*RUN, str(simulated), str(disk / "out"), *OPTIONS])
+    script = f"""
+        {mount % "150k"} && {run}; echo "code $?"
+        find {disk} -name '.*' -type f
+        mount -o remount,size=50m {disk} && {run}; echo "code $?"
+        cp -r {disk}/out {kept}
+    """
+    done = subprocess.run([*private, script], capture_output=True, text=True, check=True, cwd=tmp_path)
+    first, second = (line for line in done.stdout.splitlines() if line.startswith("code"))
+    assert first == "code 21"
+    assert "no space left" in done.stderr
+    assert "/." not in done.stdout
+    assert second == "code 0"
+    assert sorted(statuses(kept)) == ["rejected", "scored"]
+
+
+@pytest.mark.slow
+def test_an_input_that_goes_away_and_comes_back(simulated: Path, tmp_path: Path, copy_of: CopyOf) -> None:
+    source, output = tmp_path / "in", tmp_path / "out"
+    for n in range(3):
+        copy_of(simulated / "SIM-0003" / "ct", source / str(n))
+    process = subprocess.Popen([*RUN, str(source), str(output), *OPTIONS], cwd=tmp_path)
+    wait_for(lambda: list(output.glob("SIM-0003/*/details.json")))
+    source.rename(tmp_path / "away")
+    assert process.wait() == 1
+    found = statuses(output)
+    assert len(found) == 3
+    assert "failed" in found
+    (tmp_path / "away").rename(source)
+    assert (
+        subprocess.run([*RUN, str(source), str(output), *OPTIONS], check=False, cwd=tmp_path).returncode == 0
+    )
+    assert statuses(output) == ["scored"] * 3
+
+
+@pytest.mark.slow
+def test_an_output_that_turns_read_only(simulated: Path, open_folder: Path, copy_of: CopyOf) -> None:
+    """Under a user whom rights bind, since they do not bind root."""
+    source, output = open_folder / "in", open_folder / "out"
+    for n in range(3):
+        copy_of(simulated / "SIM-0003" / "ct", source / str(n), PatientID=f"P{n}")
+    output.mkdir()
+    user = 65534 if os.getuid() == 0 else None
+    if user is not None:
+        os.chown(output, user, user)
+    command = [*RUN, str(source), str(output), *OPTIONS, "--prefetch", "0"]
+    environment = {**os.environ, "HOME": str(open_folder)}
+    process = subprocess.Popen(
+        command, cwd=open_folder, user=user, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(lambda: list(output.glob("*/*/details.json")))
+    output.chmod(0o555)
+    _, text = process.communicate()
+    assert process.returncode == 22, text
+    assert "change its rights" in text
+    output.chmod(0o755)
+    assert subprocess.run(command, cwd=open_folder, user=user, env=environment, check=False).returncode == 0
+    assert statuses(output) == ["scored"] * 3
