@@ -1,6 +1,6 @@
 """Measure whole runs: by slices, by series, by workers, with and without processes that read ahead.
 
-Usage: ``python benchmarks/scaling.py [--slices 60,140,300,600] [--series 1,8] [--workers 1,2] [--prefetch 0,1]``
+Usage: ``python benchmarks/scaling.py [--slices 60,140,600] [--series 1,8] [--workers 1,2] [--prefetch 0,1]``
 
 Simulates one patient for each number of slices, copies it into as many series as asked for, and runs
 `deepcac2 run` over them as a user would. Seconds a series are those between the first and the last result,
