@@ -19,8 +19,8 @@ from ..errors import DeepCACError
 from ..pipeline.results import ResultRow
 from ..pipeline.run import Job, Settled, finished
 from .ledger import QUARANTINE_AFTER, Journal
-from .local import Outcome, Workers
-from .worker import Finished, Handed
+from .local import Outcome, WorkerLost, Workers
+from .worker import Effort, Finished, Handed
 
 log = logging.getLogger(__name__)
 
@@ -33,11 +33,29 @@ class Load:
         workers: How many there are.
         busy: Seconds that they worked, together.
         peak_mb: Largest memory of one of them, MB.
+        gpu_percent: Mean utilisation of their GPUs, None without.
+        gpu_mb: Largest memory on one of the GPUs, MB.
     """
 
     workers: int
     busy: float = 0.0
     peak_mb: float = 0.0
+    gpu_mb: float = 0.0
+    _gpu_seconds: float = 0.0
+    _gpu_busy: float = 0.0
+
+    @property
+    def gpu_percent(self) -> float | None:
+        return self._gpu_busy / self._gpu_seconds if self._gpu_seconds else None
+
+    def add(self, effort: Effort) -> None:
+        """Take a task into account."""
+        self.busy += effort.seconds
+        self.peak_mb = max(self.peak_mb, effort.peak_mb)
+        self.gpu_mb = max(self.gpu_mb, effort.gpu_mb)
+        if effort.gpu_percent is not None:
+            self._gpu_seconds += effort.seconds
+            self._gpu_busy += effort.seconds * effort.gpu_percent
 
 
 @dataclass(kw_only=True)
@@ -68,6 +86,13 @@ class Statistics:
         shares = {n: s.busy / s.workers / max(self.seconds, 1e-9) for n, s in self.stages.items()}
         name = max(shares, key=shares.__getitem__, default="")
         return name, shares.get(name, 0.0)
+
+    def gpu(self) -> tuple[float, float] | None:
+        """Mean utilisation of the GPUs, percent, and the largest memory on one, MB; None without."""
+        for load in self.stages.values():
+            if load.gpu_percent is not None:
+                return load.gpu_percent, load.gpu_mb
+        return None
 
     def slowest_module(self) -> tuple[str, float]:
         """The module that took most time, and its seconds a series."""
@@ -195,9 +220,7 @@ class Engine:
     def _take(self, task: _Task, outcome: Outcome | str) -> int:
         """What follows from an outcome; 1 if the task is no longer at work."""
         if isinstance(outcome, (Handed, Finished)):
-            load = self.statistics.stages[self._workers.names[task.stage]]
-            load.busy += outcome.seconds
-            load.peak_mb = max(load.peak_mb, outcome.peak_mb)
+            self.statistics.stages[self._workers.names[task.stage]].add(outcome.effort)
         if isinstance(outcome, Handed):
             task.stage, task.handed = task.stage + 1, outcome.path
             self._submit(task)
@@ -240,6 +263,8 @@ def _words(outcome: object) -> tuple[str, str]:
         return "timeout", "its worker took longer than --timeout allows and was stopped"
     if isinstance(outcome, ProcessExpired):
         return "worker-died", f"its worker process ended with {_exit_in_words(outcome.exitcode)}"
+    if isinstance(outcome, WorkerLost):
+        return "worker-died", f"its worker was lost: {outcome}"
     return "worker-died", f"its worker failed: {type(outcome).__name__}: {str(outcome).splitlines()[:1]}"
 
 

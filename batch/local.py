@@ -25,8 +25,15 @@ from .worker import Finished, Handed, Role, Worker
 
 log = logging.getLogger(__name__)
 
+LOADING_SECONDS = 900.0
+"""A worker that has not loaded its models after this time hangs; a cold network drive may take minutes."""
+
 Outcome = Handed | Finished | BaseException
 """Of a task: what a worker says, or what ended it."""
+
+
+class WorkerLost(Exception):
+    """A worker on another machine is gone; the text says why. As an outcome, it is a death."""
 
 
 class Workers(Protocol):
@@ -146,7 +153,7 @@ class LocalWorkers:
     def ready(self, done: Callable[[Outcome | str], None]) -> None:
         """See `Workers.ready`."""
         for pool in self._devices:
-            pool.schedule(worker.warm_up, (), self._timeout, done)
+            pool.schedule(worker.warm_up, (), LOADING_SECONDS, done)
 
     def submit(self, stage: int, task: Series | Path, done: Callable[[Outcome], None]) -> None:
         """See `Workers.submit`; of several devices the one with the least to do gets the task."""

@@ -16,6 +16,7 @@ from ..imaging.atomic import remove_leftovers
 from ..pipeline.results import ResultRow, read_parquet, write_csv, write_parquet
 from ..pipeline.run import Job, check_folders, settle_output, stored_row
 from ..pipeline.workflow import Workflow
+from .cluster import RayWorkers
 from .engine import Engine, Statistics
 from .ledger import Journal, OutputLock, Shard
 from .local import InProcess, LocalWorkers, Workers
@@ -102,15 +103,19 @@ class Means:
         prefetch: Processes that read ahead, and as many that write; None: as fits the machine.
         timeout: Seconds a series may take in one stage; None: any time.
         retries: How often a series whose worker died is tried again.
+        ray: Address of a Ray cluster that does the work instead, see `RayWorkers`; "": none.
     """
 
     devices: Sequence[str] = ()
     prefetch: int | None = None
     timeout: float | None = None
     retries: int = 1
+    ray: str = ""
 
     def workers(self, job: Job, series: int, log_path: Path | None) -> Workers:
         """The workers, not started yet, for so many series."""
+        if self.ray:
+            return RayWorkers(job, self.ray, most=max(series, 1), timeout=self.timeout, log_path=log_path)
         if not self.devices:
             return InProcess(job)
         devices = self.devices[: max(series, 1)]

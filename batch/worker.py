@@ -26,6 +26,8 @@ from .exchange import put, take
 if TYPE_CHECKING:
     import torch
 
+    from ..pipeline.gpu import GpuMeter
+
 
 @dataclass(frozen=True, kw_only=True)
 class Role:
@@ -47,27 +49,37 @@ class Role:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Handed:
-    """A case lies in a file for the next worker.
+class Effort:
+    """What a part of the chain took.
 
     Attributes:
-        path: See `exchange`.
-        seconds: That the part took, with what came before and after the chain.
+        seconds: With what came before and after the chain.
         peak_mb: Largest memory of the worker so far, MB (10⁶ bytes); 0 where the system does not tell.
+        gpu_percent: Utilisation of its GPU since the series before; None without one, or where the driver
+            does not tell.
+        gpu_mb: Largest memory on its GPU so far, MB; 0 without one.
     """
 
-    path: Path
     seconds: float
     peak_mb: float
+    gpu_percent: float | None = None
+    gpu_mb: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Handed:
+    """A case lies in a file (see `exchange`) for the next worker."""
+
+    path: Path
+    effort: Effort
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """A series is settled; see `Handed` for the numbers."""
+    """A series is settled."""
 
     settled: Settled
-    seconds: float
-    peak_mb: float
+    effort: Effort
 
 
 class Worker:
@@ -80,6 +92,24 @@ class Worker:
     @cached_property
     def _chain(self) -> Chain:
         return self.job.chain(self.role.phases, self._device() if "compute" in self.role.phases else None)
+
+    @cached_property
+    def _gpu(self) -> GpuMeter | None:
+        """Measures the GPU as long as this process lives; None without one."""
+        from ..pipeline.gpu import GpuMeter
+
+        if "compute" not in self.role.phases or self._device().type != "cuda":
+            return None
+        return GpuMeter(self._device()).__enter__()
+
+    def _effort(self, started: float) -> Effort:
+        seconds, peak = time.perf_counter() - started, peak_memory()
+        if self._gpu is None:
+            return Effort(seconds=seconds, peak_mb=peak)
+        import torch
+
+        memory = torch.cuda.max_memory_allocated(self._device()) / 1e6
+        return Effort(seconds=seconds, peak_mb=peak, gpu_percent=self._gpu.since_last(), gpu_mb=memory)
 
     def _device(self) -> torch.device:
         import torch
@@ -94,7 +124,7 @@ class Worker:
         """Load everything; the device in words."""
         from ..pipeline.chain import describe_device
 
-        _ = self._chain
+        _ = self._chain, self._gpu
         return describe_device(self._device()) if "compute" in self.role.phases else ""
 
     def __call__(self, task: Series | Path) -> Handed | Finished:
@@ -108,11 +138,11 @@ class Worker:
         last = self.role.phases[-1] == tuple(PHASES)[-1]
         outcome = self.job.advance(case, self._chain, last=last)
         if isinstance(outcome, Settled):
-            return Finished(settled=outcome, seconds=time.perf_counter() - started, peak_mb=peak_memory())
+            return Finished(settled=outcome, effort=self._effort(started))
         path = self.role.scratch / uuid4().hex
         with output_errors(path):
             put(outcome, path)
-        return Handed(path=path, seconds=time.perf_counter() - started, peak_mb=peak_memory())
+        return Handed(path=path, effort=self._effort(started))
 
 
 def peak_memory() -> float:

@@ -50,6 +50,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "(default: as fits the machine)",
     )
     parser.add_argument(
+        "--ray",
+        default="",
+        metavar="ADDRESS",
+        help="work on a running Ray cluster, one worker a GPU, or a few CPUs: HOST:PORT, or auto on one of "
+        "its nodes (docs/cluster.md)",
+    )
+    parser.add_argument(
         "--timeout",
         type=_duration,
         default=_duration("10m"),
@@ -94,19 +101,26 @@ def _duration(text: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0 when every series was scored or rejected, 1 when any failed, 130 when it was stopped."""
+    from ..batch.cluster import check_ray
     from ..batch.ledger import Shard
     from ..batch.run import Means, find_devices, run_folder
+    from ..errors import WorkflowError
     from ..pipeline.run import check_folders
     from ..pipeline.workflow import Workflow
 
     check_folders(args.input, args.output)
+    if args.ray:
+        if args.devices != "auto" or args.prefetch is not None:
+            raise WorkflowError("--ray: the cluster decides; leave out --devices and --prefetch")
+        check_ray(args.ray)
     shard = None if args.shard is None else Shard.parse(args.shard)
     workflow = chosen_workflow(args, Workflow.load(args.workflow))
     means = Means(
-        devices=find_devices(args.devices),
+        devices=() if args.ray else find_devices(args.devices),
         prefetch=args.prefetch,
         timeout=args.timeout or None,
         retries=args.retries,
+        ray=args.ray,
     )
     with _quiet_libraries(), _log_file(args.output) as log_path:
         watcher = _Watcher(quiet=args.quiet, as_json=args.json_progress)
@@ -257,9 +271,11 @@ def _line(event: Progress) -> str:
     memory = sum(s.peak_mb * s.workers for s in statistics.stages.values()) / 1000
     left = event.total - event.done
     hours = f", about {_time(left / event.rate)} left" if event.rate else ""
+    gpu = statistics.gpu()
+    on_gpu = f"; GPU {gpu[0]:.0f} %, at most {gpu[1] / 1000:.1f} GB" if gpu else ""
     return (
         f"{event.done}/{event.total} ({counts}), {event.rate * 3600:.0f} an hour{hours}; "
-        f"busiest: {stage} {share:.0%}; workers at most {memory:.1f} GB"
+        f"busiest: {stage} {share:.0%}; workers at most {memory:.1f} GB{on_gpu}"
     )
 
 
@@ -272,8 +288,11 @@ def _time(seconds: float) -> str:
 
 def _as_json(event: Progress) -> dict[str, Any]:
     """What ``--json-progress`` prints of an event."""
+    from ..batch.worker import peak_memory
+
     row = event.row
     stage, share = event.statistics.bottleneck()
+    gpu = event.statistics.gpu()
     return {
         "done": event.done,
         "total": event.total,
@@ -283,6 +302,9 @@ def _as_json(event: Progress) -> dict[str, Any]:
         "busiest": stage,
         "busiest_share": round(share, 3),
         "peak_mb": {n: round(s.peak_mb) for n, s in event.statistics.stages.items()},
+        "own_peak_mb": round(peak_memory()),
+        "gpu_percent": None if gpu is None else round(gpu[0], 1),
+        "gpu_peak_mb": None if gpu is None else round(gpu[1]),
         "series": None
         if row is None
         else {

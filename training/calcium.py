@@ -30,12 +30,13 @@ from ..imaging.resampling import resample
 from ..models.calcium import WINDOW_HU, crop_grid, to_crop
 from ..models.heart import HeartModel
 from ..pipeline.chain import describe_device
+from ..pipeline.gpu import GpuMeter
 from ..pipeline.stages import heart_centre
 from .datasets import AnnotatedSource, annotated_sources
 from .domain import simulated_domain
 from .insertion import Background, background_sources, inserted_crop, load_background
 from .mining import find_mistakes, load_mistakes, save_mistakes
-from .monitor import GpuMeter, RunLog, Speed
+from .monitor import RunLog, Speed
 from .patches import (
     CALCIUM,
     Batches,

@@ -63,7 +63,7 @@ def test_whatever_kills_a_worker_costs_one_series_at_most(tmp_path: Path, prefet
 
 @pytest.mark.parametrize("fault", [pytest.param("hang", marks=pytest.mark.slow), "deaf"])
 def test_a_worker_that_hangs_is_stopped(tmp_path: Path, fault: str) -> None:
-    summary = run(tmp_path / "out", 4, {1: fault}, timeout=8.0, retries=0)
+    summary = run(tmp_path / "out", 4, {1: fault}, timeout=15.0, retries=0)
     rows = outcomes(summary)
     assert rows.pop("1.2.1") == ("failed", "timeout")
     assert set(rows.values()) == {("scored", "")}
@@ -164,7 +164,7 @@ def test_a_thousand_series_of_which_one_in_twenty_is_broken(tmp_path: Path) -> N
         "error",
     ]
     faults = {20 * i: kind + f":{i}" * kind.startswith("once") for i, kind in enumerate(kinds * 5)}
-    summary = run(tmp_path / "out", 1000, faults, devices=("cpu", "cpu"), timeout=8.0)
+    summary = run(tmp_path / "out", 1000, faults, devices=("cpu", "cpu"), timeout=15.0)
     codes = Counter(r.code for r in summary.rows if r.status != "scored")
     assert codes == {
         "worker-died": 15,

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from deepcac2.training.monitor import GpuMeter, RunLog, Speed, read_log
+from deepcac2.pipeline.gpu import GpuMeter
+from deepcac2.training.monitor import RunLog, Speed, read_log
 
 
 def filled(work: Path, *steps: int, start: int = 0) -> None:

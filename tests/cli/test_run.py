@@ -1,0 +1,75 @@
+"""What `deepcac2 run` takes and prints; what it does is tested in tests/batch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from deepcac2.batch.engine import Load, Statistics
+from deepcac2.batch.run import Progress
+from deepcac2.batch.worker import Effort
+from deepcac2.cli.main import build_parser, main
+from deepcac2.cli.run import _line
+
+
+def test_json_progress_is_one_object_a_series(
+    simulated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--devices", "cpu", "--json-progress"]
+    assert main(["run", str(simulated), str(tmp_path / "out"), *options]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert [(x["done"], x["total"]) for x in lines] == [(0, 2), (1, 2), (2, 2)]
+    assert lines[0]["series"] is None
+    last = lines[-1]
+    assert (last["scored"], last["rejected"], last["failed"]) == (1, 1, 0)
+    assert {x["series"]["status"] for x in lines[1:]} == {"scored", "rejected"}
+    assert all(300 < mb < 5000 for mb in last["peak_mb"].values())
+    assert 0 < last["own_peak_mb"] < 2000
+    assert last["seconds_left"] == 0
+    assert last["gpu_percent"] is None
+
+
+def test_a_line_a_minute_says_how_a_long_run_is_doing() -> None:
+    statistics = Statistics(stages={"read": Load(workers=2), "compute": Load(workers=1)}, series=360)
+    statistics.started -= 7200
+    statistics.stages["read"].add(Effort(seconds=3600, peak_mb=700))
+    for percent in (40.0, 60.0):
+        effort = Effort(seconds=3000, peak_mb=2500, gpu_percent=percent, gpu_mb=3100)
+        statistics.stages["compute"].add(effort)
+    counts = {"scored": 400, "rejected": 90, "failed": 10}
+    text = _line(Progress(done=500, total=1000, counts=counts, statistics=statistics))
+    assert text == (
+        "500/1000 (400 scored, 90 rejected, 10 failed), 180 an hour, about 2 h 47 min left; "
+        "busiest: compute 83%; workers at most 3.9 GB; GPU 50 %, at most 3.1 GB"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90.0), ("10m", 600.0), ("1h", 3600.0), ("45", 45.0), ("1.5h", 5400.0)]
+)
+def test_times(text: str, seconds: float) -> None:
+    assert build_parser().parse_args(["run", "IN", "OUT", "--timeout", text]).timeout == seconds
+
+
+@pytest.mark.parametrize(
+    "option", [("--timeout", "soon"), ("--timeout", "-3"), ("--retries", "-1"), ("--prefetch", "many")]
+)
+def test_options_that_make_no_sense(option: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["run", "IN", "OUT", *option])
+    assert option[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("devices", ["auto,cpu", "cuda:0,cuda:0", ","])
+def test_lists_of_devices_that_make_no_sense(
+    simulated: Path, tmp_path: Path, devices: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", str(simulated), str(tmp_path / "out"), "--devices", devices]) == 50
+    assert f"--devices {devices}" in capsys.readouterr().err
+
+
+def test_an_unknown_shard(simulated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", str(simulated), str(tmp_path / "out"), "--shard", "4/4"]) == 10
+    assert "--shard 4/4" in capsys.readouterr().err
