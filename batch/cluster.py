@@ -24,7 +24,7 @@ from ..dicom import Series, safe_name
 from ..errors import DeepCACError, DeviceError
 from ..pipeline.chain import PHASES, provenance_of
 from ..pipeline.run import RUN_FILE, Job
-from .local import Outcome, WorkerLost
+from .local import LOADING_SECONDS, Outcome, WorkerLost
 from .worker import Finished, Handed, Role, Worker, add_log_file
 
 log = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ class RayWorkers:
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._actors: set[Any] = set()
-        self._serving = 0
+        self._placed = 0
         self._introduced = False
         self._threads: list[threading.Thread] = []
         self.names: tuple[str, ...] = ("all",)
@@ -199,14 +199,14 @@ class RayWorkers:
         """What one thread does: start more actors where nodes joined, end the run where none is left."""
         here = self._ray.get_runtime_context()
         head, home = here.gcs_address, here.get_node_id()
-        head_seen = served = time.monotonic()
+        head_seen = placed = time.monotonic()
         while not self._closing.wait(_LOOK_SECONDS):
             now = time.monotonic()
             head_seen = now if _answers(head) else head_seen
-            served = now if self._serving else served
+            placed = now if self._placed else placed
             if now - head_seen > HEAD_PATIENCE:
                 return self._give_up("its head is gone")
-            if now - served > PATIENCE:
+            if now - placed > PATIENCE:
                 return self._give_up("all its nodes have been lost or busy for a long time")
             if now > head_seen:
                 continue
@@ -227,10 +227,12 @@ class RayWorkers:
         """What every other thread does: have an actor, give it series, replace it when it is gone."""
         failures = 0
         while (actor := self._new_actor()) is not None:
-            problem = self._started(actor)
+            problem = self._settled(actor)
             if problem is None:
-                with self._count_serving():
-                    self._feed(actor)
+                with self._count_placed():
+                    problem = self._loaded(actor)
+                    if problem is None:
+                        self._feed(actor)
             self._kill(actor)
             with self._lock:
                 self._actors.discard(actor)
@@ -258,12 +260,14 @@ class RayWorkers:
             self._actors.add(actor)
         return actor
 
-    def _started(self, actor: Any) -> BaseException | None:
-        """Wait for its place, however long that takes, and for its models; what went wrong, or None."""
+    def _settled(self, actor: Any) -> BaseException | None:
+        """Wait for its place, however long that takes; what went wrong, or None."""
         settled, _ = self._ask(None, actor.settle)
-        if isinstance(settled, BaseException):
-            return settled
-        device, _ = self._ask(self._timeout, actor.warm_up)
+        return settled if isinstance(settled, BaseException) else None
+
+    def _loaded(self, actor: Any) -> BaseException | None:
+        """Wait for its models; what went wrong, or None."""
+        device, _ = self._ask(LOADING_SECONDS, actor.warm_up)
         if isinstance(device, BaseException):
             return device
         with self._lock:
@@ -319,14 +323,14 @@ class RayWorkers:
             self._ray.kill(actor, no_restart=True)
 
     @contextmanager
-    def _count_serving(self) -> Iterator[None]:
+    def _count_placed(self) -> Iterator[None]:
         with self._lock:
-            self._serving += 1
+            self._placed += 1
         try:
             yield
         finally:
             with self._lock:
-                self._serving -= 1
+                self._placed -= 1
 
 
 class _Actor:
@@ -420,7 +424,7 @@ def _answers(address: str) -> bool:
     """Whether a server listens at host:port."""
     host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
     except (OSError, OverflowError):
         return False
     return True

@@ -146,8 +146,6 @@ class Engine:
         self.statistics = Statistics(
             stages={n: Load(workers=c) for n, c in zip(workers.names, workers.counts, strict=True)}
         )
-        # One for each worker, and a few on their way: more would only wait, and fill memory.
-        self._limit = sum(workers.counts) + min(workers.counts)
 
     def stop(self) -> None:
         """Take no further series; `run` returns when those at work are done. From any thread or signal."""
@@ -167,7 +165,9 @@ class Engine:
         starting = False
         exhausted = False
         while True:
-            while at_work < self._limit and not (exhausted and not self._again):
+            # One for each worker, and a few on their way: more would only wait, and fill memory.
+            limit = sum(self._workers.counts) + min(self._workers.counts)
+            while at_work < limit and not (exhausted and not self._again):
                 task = self._again.popleft() if self._again else self._next(todo)
                 if task is None:
                     exhausted = True

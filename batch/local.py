@@ -147,7 +147,7 @@ class LocalWorkers:
     ) -> None:
         for stage in self._stages:
             for pool in stage:
-                pool.stop()
+                pool.stop(at_once=kind is not None)
         self._scratch.remove()
 
     def ready(self, done: Callable[[Outcome | str], None]) -> None:
@@ -192,7 +192,7 @@ class _Pool:
             future = self._made().schedule(function, args=args, timeout=timeout)
         except RuntimeError:  # a worker died between two tasks, and pebble gave up the pool
             log.warning("a worker process ended between two series; starting others")
-            self.stop()
+            self.stop(at_once=True)
             future = self._made().schedule(function, args=args, timeout=timeout)
         self._count(1)
 
@@ -206,9 +206,12 @@ class _Pool:
         with self._counting:
             self.waiting += change
 
-    def stop(self) -> None:
+    def stop(self, *, at_once: bool) -> None:
         if self._pool is not None:
-            self._pool.stop()  # type: ignore[no-untyped-call]
+            if at_once:
+                self._pool.stop()  # type: ignore[no-untyped-call]
+            else:
+                self._pool.close()  # type: ignore[no-untyped-call]
             self._pool.join()
             self._pool = None
 

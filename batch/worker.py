@@ -163,7 +163,10 @@ _worker: Worker | None = None
 def start(job: Job, role: Role, parent: int) -> None:
     """Make this process a worker of the process `parent`, and let it die with it."""
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which lets us finish
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(
+            number, signal.SIG_IGN
+        )  # terminals and schedulers tell all of us; the parent lets us finish
     _die_with(parent)
     warnings.simplefilter("ignore")
     logging.getLogger("pydicom").setLevel(logging.ERROR)
