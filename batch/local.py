@@ -7,10 +7,12 @@ import logging
 import multiprocessing
 import os
 import shutil
+import signal
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -145,9 +147,10 @@ class LocalWorkers:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        (self._scratch.path / worker.STOP).touch()
         for stage in self._stages:
             for pool in stage:
-                pool.stop(at_once=kind is not None)
+                pool.stop()
         self._scratch.remove()
 
     def ready(self, done: Callable[[Outcome | str], None]) -> None:
@@ -159,6 +162,16 @@ class LocalWorkers:
         """See `Workers.submit`; of several devices the one with the least to do gets the task."""
         pool = min(self._stages[stage], key=lambda p: p.waiting)
         pool.schedule(worker.work, (task,), self._timeout, done)
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Whatever is started here hears none of `worker.SIGNALS` before it says so (`worker.start`)."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, worker.SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Pool:
@@ -188,12 +201,13 @@ class _Pool:
         timeout: float | None,
         done: Callable[[Any], None],
     ) -> None:
-        try:
-            future = self._made().schedule(function, args=args, timeout=timeout)
-        except RuntimeError:  # a worker died between two tasks, and pebble gave up the pool
-            log.warning("a worker process ended between two series; starting others")
-            self.stop(at_once=True)
-            future = self._made().schedule(function, args=args, timeout=timeout)
+        with _signals_blocked():  # pebble may start processes and threads here
+            try:
+                future = self._made().schedule(function, args=args, timeout=timeout)
+            except RuntimeError:  # a worker died between two tasks, and pebble gave up the pool
+                log.warning("a worker process ended between two series; starting others")
+                self.stop()
+                future = self._made().schedule(function, args=args, timeout=timeout)
         self._count(1)
 
         def finished(future: Future[Any]) -> None:
@@ -206,12 +220,9 @@ class _Pool:
         with self._counting:
             self.waiting += change
 
-    def stop(self, *, at_once: bool) -> None:
+    def stop(self) -> None:
         if self._pool is not None:
-            if at_once:
-                self._pool.stop()  # type: ignore[no-untyped-call]
-            else:
-                self._pool.close()  # type: ignore[no-untyped-call]
+            self._pool.stop()  # type: ignore[no-untyped-call]
             self._pool.join()
             self._pool = None
 

@@ -29,6 +29,12 @@ if TYPE_CHECKING:
     from ..pipeline.gpu import GpuMeter
 
 
+SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM})
+"""What asks a run to end."""
+STOP = "stop"
+"""File in the scratch folder: from now on SIGTERM is meant."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Role:
     """What a worker does.
@@ -163,10 +169,10 @@ _worker: Worker | None = None
 def start(job: Job, role: Role, parent: int) -> None:
     """Make this process a worker of the process `parent`, and let it die with it."""
     global _worker
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(
-            number, signal.SIG_IGN
-        )  # terminals and schedulers tell all of us; the parent lets us finish
+    # Terminals and schedulers tell all processes of a run; the parent decides, and says so by a file.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if (role.scratch / STOP).exists() else None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     _die_with(parent)
     warnings.simplefilter("ignore")
     logging.getLogger("pydicom").setLevel(logging.ERROR)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -184,13 +185,16 @@ def test_a_signal_lets_the_series_at_work_finish(tmp_path: Path, simulated: Path
     source, output = tmp_path / "in", tmp_path / "out"
     shutil.copytree(simulated, source)
     command = [sys.executable, "-m", "deepcac2", "run", str(source), str(output), "--devices", "cpu"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     deadline = time.monotonic() + 60
     while not (output / "logs" / "journal.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(0.3)
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # to all of its processes, as terminals and schedulers do
     _, text = process.communicate(timeout=120)
     assert "finished first" in text
     assert process.returncode in (0, 130), text
+    assert "died" not in (output / "logs" / "journal.jsonl").read_text()
     assert (output / "results.csv").exists()
