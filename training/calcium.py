@@ -90,7 +90,7 @@ class CalciumRecipe:
         noise_hu: Largest standard deviation of the white noise added to a patch, HU.
         offset_hu: Standard deviation of what is added to a whole patch, HU.
         seed: Of the split, the weights and the batches.
-        amp: Mixed precision with gradient scaling: float16 on a GPU, bfloat16 on a CPU.
+        amp: On a GPU mixed precision, float16 with gradient scaling; on a CPU it is float32 all the same.
         architecture: Keyword arguments of MONAI's `UNet`.
         validation_patches: Most held-out patches that measure the Dice during training.
         log_every, validate_every, checkpoint_every: Steps between; validation also comes at the end.

@@ -70,7 +70,9 @@ class HeartRecipe:
         epochs, iterations_per_epoch, validation_iterations: Length of the training.
         optimizer: ``"adamw"``, or ``"sgd"`` (nnU-Net's own: Nesterov momentum 0.99).
         learning_rate: At the start; falls polynomially to zero (nnU-Net's schedule).
-        precision: ``"float32"`` or ``"bfloat16"`` (autocast; on a GPU nnU-Net always uses its own).
+        precision: ``"float32"`` or ``"bfloat16"`` (autocast; on a GPU nnU-Net always uses its own). With
+            bfloat16 `bottleneck_edge` is at least 3: where a feature map is thinner than the kernel, torch
+            2.13 gets bfloat16 gradients wrong on a CPU (docs/decisions/0007).
         rotation_degrees: Augmentation turns patches up to this far around each axis.
         augmentation_processes: Worker processes for augmentation; 0 augments in the training process.
         preprocessing_processes: Worker processes of nnU-Net's preprocessing.
@@ -110,6 +112,8 @@ class HeartRecipe:
             raise ValueError(f"optimizer is 'adamw' or 'sgd', not {self.optimizer!r}")
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision is 'float32' or 'bfloat16', not {self.precision!r}")
+        if self.precision == "bfloat16" and self.bottleneck_edge < 3:
+            raise ValueError("precision 'bfloat16' needs a bottleneck_edge of at least 3")
         if self.intensity_hu and len(self.intensity_hu) != 4:
             raise ValueError(
                 "intensity_hu holds lower clip, upper clip, mean and standard deviation, or nothing"

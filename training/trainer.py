@@ -49,7 +49,12 @@ class Trainer:
         self._layout = torch.channels_last_3d if device.type == "cpu" else torch.contiguous_format
         self.network.to(memory_format=self._layout)  # type: ignore[call-overload]
         self.optimiser = torch.optim.Adam(self.network.parameters(), lr=recipe.learning_rate)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp)
+        # Not on a CPU: torch 2.13 gets bfloat16 weight gradients of 3D convolutions wrong where a feature map
+        # is thinner than the kernel, as it is deep in this network (docs/decisions/0007).
+        self._amp = recipe.amp and device.type == "cuda"
+        if recipe.amp and not self._amp:
+            log.warning("mixed precision (amp) is for GPUs; on %s the training is in float32", device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self._amp)
         self._entropy = torch.nn.BCEWithLogitsLoss()
         # Summed on the device: asking for the loss at every step would make the GPU wait.
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
@@ -82,7 +87,7 @@ class Trainer:
 
     def logits(self, image: torch.Tensor) -> torch.Tensor:
         """The network's answer in its present mode; float32 of the image's shape, on the device."""
-        with torch.autocast(self.device.type, enabled=self.recipe.amp):
+        with torch.autocast(self.device.type, enabled=self._amp):
             answer: torch.Tensor = self.network(image.contiguous(memory_format=self._layout))
         return answer.float()
 
