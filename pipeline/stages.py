@@ -108,6 +108,9 @@ def check_heart(
     """
     if not heart.any():
         gate("heart-not-found", "no heart was found in this series; look at the scan and its orientation", ())
+    if np.ptp(volume.hu[heart]) == 0:  # whatever a network sees there, it is no heart: never to be allowed
+        message = "all voxels of what was found have one value: the scan shows nothing; look at its pixels"
+        gate("heart-not-found", message, ())
     findings: list[Finding] = []
     box = bounding_box(heart)
     part, hu = heart[box], volume.hu[box]

@@ -43,8 +43,10 @@ def test_a_heart_passes_and_is_measured() -> None:
 
 def test_each_gate_has_its_code() -> None:
     assert code_of(np.zeros(GEOMETRY.shape, dtype=bool), chest(ball(50))) == "heart-not-found"
+    empty = Volume(hu=np.zeros(GEOMETRY.shape, dtype=np.int16), geometry=GEOMETRY)
+    assert code_of(ball(50), empty) == "heart-not-found"
     assert code_of(ball(20), chest(ball(50))) == "heart-implausible"
-    assert code_of(ball(50), chest(np.zeros(GEOMETRY.shape, dtype=bool))) == "heart-implausible"
+    assert code_of(ball(50), chest(ball(50), blood=-850)) == "heart-implausible"
     low = ball(50, (0.0, 135.0, 135.0))
     assert code_of(low, chest(low)) == "heart-cut-off"
     side = ball(60, (90.0, 135.0, 20.0))
