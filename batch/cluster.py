@@ -10,7 +10,6 @@ import signal
 import socket
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import TimeoutError as TaskTimeout
 from contextlib import contextmanager, suppress
@@ -25,7 +24,7 @@ from ..errors import DeepCACError, DeviceError
 from ..pipeline.chain import PHASES, provenance_of
 from ..pipeline.run import RUN_FILE, Job
 from .local import LOADING_SECONDS, Outcome, WorkerLost
-from .worker import Finished, Handed, Role, Worker, add_log_file
+from .worker import Finished, Handed, Role, Worker, add_log_file, silence_libraries
 
 log = logging.getLogger(__name__)
 
@@ -355,8 +354,7 @@ class _Actor:
         job, log_path, node = self._worker.job, self._worker.role.log_path, platform.node()
         with suppress(OSError):
             os.chdir(self._folder)
-        warnings.simplefilter("ignore")
-        logging.getLogger("pydicom").setLevel(logging.ERROR)
+        silence_libraries()
         if not _seen(job.output / RUN_FILE):
             raise DeviceError(
                 f"node {node} of the Ray cluster does not see {job.output}; input and output must lie on a "

@@ -240,14 +240,15 @@ def run_found(
     settle_output(job, redo=redo)
     if shard is None:  # alone: what lies there half-written is a killed run's
         remove_leftovers(output)
-    unreadable = _unreadable_rows(discovery) if shard is None or shard.number == 0 else []
+    unreadable = _unreadable_rows(discovery)
+    first = shard is None or shard.number == 0  # who counts what belongs to no series
 
     def mine() -> Iterator[Series]:
         return (s for s in discovery.series if shard is None or shard.holds(s.series_uid))
 
     total = len(discovery.series) if shard is None else sum(1 for _ in mine())
     workers = means.workers(job, total, log_path)
-    counts = {"scored": 0, "rejected": 0, "failed": len(unreadable)}
+    counts = {"scored": 0, "rejected": 0, "failed": len(unreadable) if first else 0}
     done = 0
 
     def say(row: ResultRow | None = None, skipped: bool = False) -> None:
@@ -286,7 +287,7 @@ def run_found(
             if last:
                 # From what lies there: series not done yet have no row.
                 stored = (stored_row(job.folder(s)) for s in discovery.series)
-                rows = chain(_unreadable_rows(discovery), (r for r in stored if r is not None))
+                rows = chain(unreadable, (r for r in stored if r is not None))
                 write_parquet(output / PARQUET, rows)
                 write_csv(output / CSV, read_parquet(output / PARQUET))
                 written = True

@@ -177,11 +177,16 @@ def start(job: Job, role: Role, parent: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if (role.scratch / STOP).exists() else None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     _die_with(parent)
-    warnings.simplefilter("ignore")
-    logging.getLogger("pydicom").setLevel(logging.ERROR)
+    silence_libraries()
     if role.log_path is not None:
         add_log_file(role.log_path)
     _worker = Worker(job, role)
+
+
+def silence_libraries() -> None:
+    """Keep libraries' chatter off the screen, for as long as this process lives."""
+    warnings.simplefilter("ignore")
+    logging.getLogger("pydicom").setLevel(logging.ERROR)
 
 
 def work(task: Series | Path) -> Handed | Finished:

@@ -241,9 +241,7 @@ def evaluate_scans(
         InputError: There is no truth.
         WeightsError: Weights are missing, altered or of an unknown kind.
     """
-    chain = build_chain(workflow, output=Path(), device=device, allow=allow)
-    wanted = ("HeartRunner", "DeepCACRunner", "AGSCalculator")
-    chain = replace(chain, stages=tuple(s for s in chain.stages if s[0] in wanted))
+    chain = build_chain(workflow, output=Path(), device=device, allow=allow, phases=["compute"])
     cases = _evaluate(data, _InMemory(chain), watch, simulated=simulated)
     names = {"heart": "HeartRunner", "calcium": "DeepCACRunner"}
     return Evaluation(
