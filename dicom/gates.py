@@ -174,7 +174,12 @@ GATES: dict[str, Gate] = {
         ),
         Gate(
             code="heart-implausible",
-            sentence="What was found as heart has an implausible volume or place.",
+            sentence="What was found as heart has an implausible volume or surroundings.",
+            overridable=True,
+        ),
+        Gate(
+            code="hu-implausible",
+            sentence="Blood inside the heart is too dark: the scan's values are not Hounsfield units.",
             overridable=True,
         ),
         Gate(

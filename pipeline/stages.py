@@ -44,6 +44,17 @@ CONTRAST_HU = 100.0
 unenhanced blood is about 30 to 60 HU, an enhanced blood pool usually far above 150 HU."""
 
 
+MIN_BLOOD_HU = 0.0
+"""Median HU of the inner heart below which the scan's values are no Hounsfield units. Our own limit: blood
+without contrast agent is about 30 to 60 HU, in severe anaemia 20 to 30; the scans at hand have 19 to 50."""
+
+LUNG_HU = -500.0
+"""Below this is lung or other air."""
+LUNG_REACH_MM, MIN_LUNG_SHARE = 20.0, 0.1
+"""A heart has lung beside it: in its bounding box, widened by so much within the slices, at least this share
+of what is not heart. Our own limits: the scans at hand have 0.38 to 0.65."""
+
+
 def gate(code: str, message: str, allow: Collection[str]) -> Finding:
     """A finding of gate `code` that may pass.
 
@@ -91,10 +102,19 @@ def _inner(mask: npt.NDArray[np.bool_], geometry: Geometry, depth_mm: float) -> 
     return np.asarray(minimum_filter(mask, size=size, mode="constant"), dtype=bool)
 
 
+def _lung_share(volume: Volume, heart: npt.NDArray[np.bool_]) -> float:
+    """Share of lung in what surrounds a heart that is not empty, 0 to 1."""
+    zs, *plane = bounding_box(heart)
+    reach = [round(LUNG_REACH_MM / s) for s in volume.geometry.spacing[1:]]
+    near = (zs, *(slice(max(0, p.start - r), p.stop + r) for p, r in zip(plane, reach, strict=True)))
+    around = volume.hu[near][~heart[near]]
+    return float((around < LUNG_HU).mean()) if around.size else 0.0
+
+
 def check_heart(
     volume: Volume, heart: npt.NDArray[np.bool_], *, allow: Collection[str] = ()
 ) -> tuple[dict[str, Any], tuple[Finding, ...]]:
-    """The gates that look at the heart: found, whole, plausible, without contrast.
+    """The gates that look at the heart: found, whole, plausible, beside lungs, without contrast.
 
     Args:
         volume: The CT.
@@ -104,7 +124,8 @@ def check_heart(
         Numbers for the details JSON, and the findings that `allow` turned into warnings.
 
     Raises:
-        SeriesRejected: heart-not-found, heart-cut-off, heart-implausible or contrast-measured.
+        SeriesRejected: heart-not-found, heart-cut-off, heart-implausible, hu-implausible or
+            contrast-measured.
     """
     if not heart.any():
         gate("heart-not-found", "no heart was found in this series; look at the scan and its orientation", ())
@@ -118,16 +139,24 @@ def check_heart(
     median = float(np.median(hu[part]))
     inner = _inner(part, volume.geometry, 8.0)
     blood = float(np.median(hu[inner])) if inner.any() else median
+    lung = _lung_share(volume, heart)
     facts = {
         "heart_volume_ml": round(millilitres, 1),
         "heart_median_hu": median,
         "heart_inner_median_hu": blood,
+        "lung_around_heart": round(lung, 3),
     }
     if not MIN_HEART_ML <= millilitres <= MAX_HEART_ML or median < MIN_HEART_HU:
         message = (
             f"what was found has {millilitres:.0f} mL and a median of {median:.0f} HU: not a plausible heart"
         )
         findings.append(gate("heart-implausible", message, allow))
+    elif lung < MIN_LUNG_SHARE:
+        message = f"{lung:.0%} of what surrounds the heart found is lung: this seems to be no chest"
+        findings.append(gate("heart-implausible", message, allow))
+    elif blood < MIN_BLOOD_HU:
+        message = f"the inner heart's median is {blood:.0f} HU, not about 40: the scan's values are not HU"
+        findings.append(gate("hu-implausible", message, allow))
     areas = heart.sum(axis=(1, 2))
     border = max(int(areas[0]), int(areas[-1]))
     sides = int(heart[:, [0, -1], :].sum() + heart[:, :, [0, -1]].sum())

@@ -96,7 +96,8 @@ def _paint_lungs(canvas: Canvas, anatomy: Anatomy, cage: Cage) -> None:
         holes = np.clip(cage.texture + cage.mottle - np.float32(0.4), 0, 1.5)
         lung -= np.float32(45 * b.emphysema) * holes
     if disease.fibrosis:
-        rim = np.exp(cage.wall * np.float32(1 / 9)) * np.clip(1 - z * np.float32(1 / 130), 0, 1)
+        rim = np.exp(np.minimum(cage.wall * np.float32(1 / 9), 1))  # far outside the lungs it overflowed
+        rim *= np.clip(1 - z * np.float32(1 / 130), 0, 1)
         lung += np.float32(550 * disease.fibrosis) * rim * np.clip(cage.texture + np.float32(0.5), 0, 1.5)
     inside = np.maximum(cage.wall, -cage.under)
     canvas.paint(cage.box, inside, np.clip(lung, -1000, 30))

@@ -67,6 +67,9 @@ def simulate_patient(
         seed: The patient, 0 or more.
         geometry: Grid to draw on, any orientation; by default the patient's own `default_geometry`.
         acquisition: Kernel, thickness and noise; by default the patient's own `sample_acquisition`.
+
+    Raises:
+        ArithmeticError: The drawing holds values that are not numbers.
     """
     scan = sample_acquisition(seed) if acquisition is None else acquisition
     grid = default_geometry(seed) if geometry is None else geometry
@@ -118,6 +121,8 @@ def simulate_patient(
     shoulder = float(anatomy.frame.to_lps(np.array([0.0, 0.0, body.apex - 45]))[2])
     middle = anatomy.frame.translation
     add_noise(hu, grid, scan, seed, shoulder, (float(middle[0]), float(middle[1]), float(middle[2])))
+    if not np.isfinite(hu.sum(dtype=np.float64)):  # as integers they would look like a scan
+        raise ArithmeticError(f"the drawing of simulated patient {seed} holds values that are not numbers")
     np.clip(hu, -1024, 3071, out=hu)
     out = np.rint(hu, out=hu).astype(np.int16)
     if scan.circle:

@@ -47,6 +47,9 @@ def test_each_gate_has_its_code() -> None:
     assert code_of(ball(50), empty) == "heart-not-found"
     assert code_of(ball(20), chest(ball(50))) == "heart-implausible"
     assert code_of(ball(50), chest(ball(50), blood=-850)) == "heart-implausible"
+    assert code_of(ball(50), chest(ball(50), blood=-30)) == "hu-implausible"
+    liver = Volume(hu=chest(np.ones(GEOMETRY.shape, dtype=bool)).hu, geometry=GEOMETRY)
+    assert code_of(ball(50), liver) == "heart-implausible"
     low = ball(50, (0.0, 135.0, 135.0))
     assert code_of(low, chest(low)) == "heart-cut-off"
     side = ball(60, (90.0, 135.0, 20.0))

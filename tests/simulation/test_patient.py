@@ -54,6 +54,23 @@ def test_another_seed_gives_another_patient(coarse: SimulatedPatient) -> None:
     assert (other.heart != coarse.heart).any()
 
 
+def test_what_lies_far_outside_the_chest_stays_a_number() -> None:
+    # Patient 5034 has fibrosis: above the lungs exp() of a distance overflowed; the scan was all 0.
+    full = default_geometry(5034)
+    slices, rows, columns = full.shape
+    spacing = (full.spacing[0], full.spacing[1] * 10, full.spacing[2] * 10)
+    grid = replace(full, shape=(slices, rows // 10, columns // 10), spacing=spacing)
+    with np.errstate(over="raise", invalid="raise"):
+        patient = simulate_patient(5034, geometry=grid)
+    assert patient.volume.hu.min() < -900
+
+
+def test_a_drawing_that_is_not_finite_is_refused(coarse: SimulatedPatient) -> None:
+    scan = replace(sample_acquisition(SEED), hardening=float("nan"))
+    with pytest.raises(ArithmeticError, match=f"patient {SEED} holds values that are not numbers"):
+        simulate_patient(SEED, geometry=coarse.volume.geometry, acquisition=scan)
+
+
 def test_the_heart_is_where_heart_centre_says(coarse: SimulatedPatient) -> None:
     geometry = coarse.volume.geometry
     centre = geometry.to_lps(np.argwhere(coarse.heart).mean(axis=0))
