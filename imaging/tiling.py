@@ -1,8 +1,8 @@
-"""Overlapping patches of a volume, and the average of what is predicted for them."""
+"""Overlapping patches of a volume: which to run, and the average of what is predicted for them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -54,36 +54,85 @@ def corners_touching(
     return [corner for corner in corners if count(*corner) > 0]
 
 
-def _batches(corners: list[Corner], size: int) -> Iterator[list[Corner]]:
-    for i in range(0, len(corners), size):
-        yield corners[i : i + size]
+def majority(
+    corners: list[Corner], patch: tuple[int, int, int], wanted: npt.NDArray[np.bool_]
+) -> list[Corner]:
+    """Few of the corners, so that of the patches over each wanted voxel more than half are among them.
+
+    Patches whose neighbours are left out do not overlap, so they are taken in turns: of the first, third,
+    fifth … along each axis, those of one parity after the other, beginning with the smallest group.
+
+    Args:
+        corners: All that `patch_corners` gives for a volume of the shape of `wanted`.
+        wanted: bool (z, y, x).
+    """
+    starts = [sorted(set(c)) for c in zip(*corners, strict=True)]
+    edges = [sorted({*s, *(i + p for i in s)}) for s, p in zip(starts, patch, strict=True)]
+    cells = wanted
+    for axis, edge in enumerate(edges):  # between two edges no patch begins or ends
+        cells = np.logical_or.reduceat(cells, edge[:-1], axis=axis)
+    groups: dict[Corner, list[tuple[Corner, tuple[slice, ...]]]] = {}
+    cover = np.zeros(cells.shape, dtype=np.int64)
+    for corner in corners:
+        window = tuple(
+            slice(e.index(i), e.index(i + p)) for e, i, p in zip(edges, corner, patch, strict=True)
+        )
+        cover[window] += 1
+        z, y, x = (s.index(i) % 2 for s, i in zip(starts, corner, strict=True))
+        groups.setdefault((z, y, x), []).append((corner, window))
+    taken = np.zeros_like(cover)
+    chosen = []
+    for group in sorted(groups.values(), key=len):
+        for corner, window in group:
+            if (cells[window] & (2 * taken[window] <= cover[window])).any():
+                chosen.append(corner)
+                taken[window] += 1
+    return chosen
 
 
-def average_patches(
-    volume: torch.Tensor,
-    corners: list[Corner],
-    patch: tuple[int, int, int],
-    predict: Callable[[torch.Tensor], torch.Tensor],
-    *,
-    batch_size: int,
-) -> torch.Tensor:
-    """Predict the patches at `corners` and average where they overlap.
+class PatchAverage:
+    """The average of what is predicted for overlapping patches, as far as they have been run.
 
     Args:
         volume: float (z, y, x).
-        predict: From (n, 1, *patch) to (n, 1, *patch), e.g. probabilities.
-        batch_size: Patches per call of `predict`.
-
-    Returns:
-        float32 (z, y, x) on the volume's device; 0 where no patch lies.
+        corners: All patches of the volume, as `patch_corners` gives them.
+        patch: Their shape.
+        predict: From (n, 1, *patch) to (n, 1, *patch), values in [0, 1].
     """
-    total = torch.zeros(volume.shape, dtype=torch.float32, device=volume.device)
-    count = torch.zeros_like(total)
-    pz, py, px = patch
-    for chunk in _batches(corners, batch_size):
-        windows = [(slice(z, z + pz), slice(y, y + py), slice(x, x + px)) for z, y, x in chunk]
-        result = predict(torch.stack([volume[w] for w in windows])[:, None])[:, 0].float()
-        for window, values in zip(windows, result, strict=True):
-            total[window] += values
-            count[window] += 1
-    return total.div_(count.clamp_(min=1))
+
+    def __init__(
+        self,
+        volume: torch.Tensor,
+        corners: list[Corner],
+        patch: tuple[int, int, int],
+        predict: Callable[[torch.Tensor], torch.Tensor],
+    ) -> None:
+        self._volume, self._patch, self._predict = volume, patch, predict
+        self._total = torch.zeros(volume.shape, dtype=torch.float32, device=volume.device)
+        self._missing = torch.zeros_like(self._total)
+        for corner in corners:
+            self._missing[self._window(corner)] += 1
+        self._cover = self._missing.clone().clamp_(min=1)
+
+    def add(self, corners: list[Corner], *, batch_size: int) -> None:
+        """Run these patches, `batch_size` at a time; none of them twice."""
+        for i in range(0, len(corners), batch_size):
+            windows = [self._window(c) for c in corners[i : i + batch_size]]
+            result = self._predict(torch.stack([self._volume[w] for w in windows])[:, None])[:, 0].float()
+            for window, values in zip(windows, result, strict=True):
+                self._total[window] += values
+                self._missing[window] -= 1
+
+    def low(self) -> torch.Tensor:
+        """The average if all patches still missing were 0: float32 (z, y, x).
+
+        It is the average wherever no patch is missing.
+        """
+        return self._total / self._cover
+
+    def high(self) -> torch.Tensor:
+        """The average if all patches still missing were 1: float32 (z, y, x)."""
+        return (self._total + self._missing) / self._cover
+
+    def _window(self, corner: Corner) -> tuple[slice, ...]:
+        return tuple(slice(i, i + p) for i, p in zip(corner, self._patch, strict=True))

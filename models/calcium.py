@@ -22,7 +22,7 @@ from ..errors import WeightsUnsupported
 from ..imaging import Geometry, Volume
 from ..imaging.orientation import to_canonical
 from ..imaging.resampling import centred_grid, resample, support
-from ..imaging.tiling import average_patches, corners_touching, patch_corners
+from ..imaging.tiling import Corner, PatchAverage, corners_touching, majority, patch_corners
 
 if TYPE_CHECKING:
     from ..weights import WeightSet
@@ -41,6 +41,8 @@ PATCH_STEP = (8, 32, 32)
 """Step between patches (z, y, x); DeepCAC2 paper: 32 × 32 × 8."""
 THRESHOLD = 0.5
 """Probability from which a voxel is calcium; DeepCAC2 paper."""
+_ROUNDING = 1e-4
+"""How much nearer to the threshold than the bound says an average may be, for want of digits."""
 CANDIDATE_HU = 130
 """HU below which no voxel is ever counted as calcium (Agatston et al. 1990, the default rule)."""
 
@@ -239,8 +241,9 @@ class CalciumModel:
 
         Patches are skipped when nothing they say can matter. A counted voxel of the CT is ≥ 130 HU and
         reads, when the result is brought back, at most eight voxels of the crop; each of those averages
-        the patches that cover it. So only patches that hold such a voxel are run: every counted voxel
-        gets exactly what a dense run gives it, the others may get less.
+        the patches that cover it. So only patches that hold such a voxel are run, and of these at first
+        just more than half over each voxel: where they leave the average below 0.5 whatever the others
+        would say, the others are not asked. Every counted voxel gets the answer of a dense run.
 
         Args:
             volume: The CT.
@@ -255,30 +258,39 @@ class CalciumModel:
         wanted = None if region is None else to_canonical(region, volume.geometry).array
         grid = crop_grid(ct.geometry, heart_centre)
         corners = patch_corners(CROP_SHAPE, PATCH_SHAPE, PATCH_STEP)
-        if dense:
-            chosen = corners
-        else:
-            candidates = ct.array >= CANDIDATE_HU
-            if wanted is not None:
-                candidates &= wanted
-            chosen = corners_touching(corners, PATCH_SHAPE, support(candidates, ct.geometry, grid))
+        candidates = ct.array >= CANDIDATE_HU
+        if wanted is not None:
+            candidates &= wanted
+        needed = support(candidates, ct.geometry, grid)
         mask = np.zeros(volume.hu.shape, dtype=bool)
         probability = None
-        if chosen:
+        run: list[Corner] = []
+        if dense or needed.any():
             hu = to_crop(ct.array, ct.geometry, grid, device=self.device)
             values = normalise(hu, rescale_to=self.rescale_to)
-            averaged = average_patches(
-                values, chosen, PATCH_SHAPE, self._probability, batch_size=self.batch_size
-            )
-            probability = np.ascontiguousarray(ct.undo(to_ct(averaged, grid, ct.geometry)))
+            average = PatchAverage(values, corners, PATCH_SHAPE, self._probability)
+            if dense:
+                run = corners
+            elif keep_probability:
+                run = corners_touching(corners, PATCH_SHAPE, needed)
+            else:
+                run = majority(corners, PATCH_SHAPE, needed)
+            average.add(run, batch_size=self.batch_size)
+            if not (dense or keep_probability):
+                candidates &= to_ct(average.high(), grid, ct.geometry) >= THRESHOLD - _ROUNDING
+                needed = support(candidates, ct.geometry, grid)
+                rest = [c for c in corners_touching(corners, PATCH_SHAPE, needed) if c not in run]
+                average.add(rest, batch_size=self.batch_size)
+                run = [*run, *rest]
+            probability = np.ascontiguousarray(ct.undo(to_ct(average.low(), grid, ct.geometry)))
             mask = probability >= THRESHOLD
             if region is not None:
                 mask &= region
-        if keep_probability and probability is None:
+        if probability is None and keep_probability:
             probability = np.zeros(volume.hu.shape, dtype=np.float32)
         return CalciumPrediction(
             mask=mask,
             probability=probability if keep_probability else None,
-            patches_run=len(chosen),
+            patches_run=len(run),
             patches_total=len(corners),
         )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from deepcac2.imaging.tiling import average_patches, axis_starts, corners_touching, patch_corners
+from deepcac2.imaging.tiling import PatchAverage, axis_starts, corners_touching, majority, patch_corners
 
 
 def test_patches_cover_the_paper_crop() -> None:
@@ -46,12 +46,48 @@ def test_average_equals_monai_sliding_window() -> None:
 
     patch = (8, 16, 16)
     corners = patch_corners((22, 40, 36), patch, (4, 8, 8))
-    ours = average_patches(volume, corners, patch, predict, batch_size=5)
+    average = PatchAverage(volume, corners, patch, predict)
+    average.add(corners, batch_size=5)
     theirs = sliding_window_inference(volume[None, None], patch, 5, predict, overlap=0.5)[0, 0]
-    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(average.low(), theirs, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(average.high(), average.low())
 
 
-def test_where_no_patch_lies_the_result_is_zero() -> None:
-    ours = average_patches(torch.ones(4, 4, 4), [(0, 0, 0)], (2, 2, 2), lambda x: x, batch_size=1)
-    assert ours.sum() == 8
-    assert (ours[2:] == 0).all()
+def test_what_has_been_run_bounds_the_average() -> None:
+    torch.manual_seed(0)
+    volume, patch = torch.rand(11, 20, 17), (4, 8, 8)
+    corners = patch_corners((11, 20, 17), patch, (2, 4, 4))
+    average, complete = (PatchAverage(volume, corners, patch, lambda x: x * x) for _ in range(2))
+    complete.add(corners, batch_size=4)
+    expected = complete.low()
+    torch.testing.assert_close(average.low(), torch.zeros_like(expected))
+    torch.testing.assert_close(average.high(), torch.ones_like(expected))
+    for some in (corners[::3], corners[1::3], corners[2::3]):
+        average.add(some, batch_size=4)
+        assert (average.low() <= expected + 1e-6).all()
+        assert (average.high() >= expected - 1e-6).all()
+    torch.testing.assert_close(average.low(), expected)
+
+
+@pytest.mark.parametrize("share", [0.001, 0.05, 1.0])
+def test_a_majority_is_more_than_half_over_each_wanted_voxel(share: float) -> None:
+    shape, patch, step = (58, 128, 128), (16, 64, 64), (8, 32, 32)
+    wanted = np.random.default_rng(1).random(shape) < share
+    corners = patch_corners(shape, patch, step)
+    chosen = majority(corners, patch, wanted)
+    assert len(set(chosen)) == len(chosen)
+    cover, taken = np.zeros(shape, dtype=int), np.zeros(shape, dtype=int)
+    for count, some in ((cover, corners), (taken, chosen)):
+        for z, y, x in some:
+            count[z : z + 16, y : y + 64, x : x + 64] += 1
+    assert (2 * taken[wanted] > cover[wanted]).all()
+    assert set(chosen) <= set(corners_touching(corners, patch, wanted))
+
+
+def test_a_majority_of_the_paper_crop_is_little_more_than_half() -> None:
+    corners = patch_corners((58, 256, 256), (16, 64, 64), (8, 32, 32))
+    inside = np.zeros((58, 256, 256), dtype=bool)
+    inside[8:42, 32:224, 32:224] = True
+    assert len(majority(corners, (16, 64, 64), inside)) <= 0.65 * len(
+        corners_touching(corners, (16, 64, 64), inside)
+    )

@@ -10,7 +10,10 @@ import torch
 
 from deepcac2.dicom import discover, read_series
 from deepcac2.imaging import Geometry, Volume
+from deepcac2.imaging.resampling import centred_grid
 from deepcac2.models.calcium import CalciumModel, build_network, crop_grid, normalise, to_crop, window
+from deepcac2.simulation import default_geometry, heart_centre, simulate_patient
+from deepcac2.weights import resolve
 
 ARCHITECTURE = {"channels": (8, 16), "strides": (2,), "num_res_units": 1, "norm": "batch"}
 
@@ -42,13 +45,34 @@ def test_skipping_changes_no_counted_voxel(model: CalciumModel, spacing: tuple[f
     volume = chest(1, spacing)
     x, y, z = volume.geometry.to_lps([n / 2 for n in volume.geometry.shape])
     sparse = model.predict(volume, (x, y, z), keep_probability=True)
+    early = model.predict(volume, (x, y, z))
     dense = model.predict(volume, (x, y, z), dense=True, keep_probability=True)
     assert 0 < sparse.patches_run < dense.patches_run == dense.patches_total == 343
     bright = volume.hu >= 130
     np.testing.assert_array_equal(sparse.mask[bright], dense.mask[bright])
+    np.testing.assert_array_equal(early.mask[bright], dense.mask[bright])
+    assert early.patches_run <= sparse.patches_run
     np.testing.assert_allclose(sparse.probability[bright], dense.probability[bright], atol=1e-6)
     assert dense.mask[bright].any()
     assert not dense.mask[bright].all()
+
+
+def test_noise_that_is_clearly_none_needs_about_half_of_the_patches() -> None:
+    model = CalciumModel.load(resolve("bundled", "calcium"), torch.device("cpu"))
+    centre = heart_centre(5)
+    grid = centred_grid(default_geometry(5), centre, (2.5, 0.9, 0.9), (60, 160, 160))
+    patient = simulate_patient(5, geometry=grid)
+    hu, heart = patient.volume.hu.copy(), patient.heart
+    hu[np.random.default_rng(0).random(hu.shape) < 0.002] = 135
+    volume = Volume(hu=hu, geometry=patient.volume.geometry)
+    early = model.predict(volume, centre, region=heart)
+    every = model.predict(volume, centre, region=heart, keep_probability=True)
+    dense = model.predict(volume, centre, region=heart, dense=True)
+    assert early.patches_run < 0.75 * every.patches_run
+    counted = heart & (hu >= 130)
+    np.testing.assert_array_equal(early.mask[counted], dense.mask[counted])
+    assert dense.mask[counted].any()
+    assert not dense.mask[counted].all()
 
 
 def test_a_region_limits_the_mask_and_changes_nothing_inside(model: CalciumModel) -> None:
