@@ -174,7 +174,7 @@ GATES: dict[str, Gate] = {
         ),
         Gate(
             code="heart-implausible",
-            sentence="What was found as heart has an implausible volume or surroundings.",
+            sentence="What was found as heart has an implausible volume, shape or surroundings.",
             overridable=True,
         ),
         Gate(

@@ -8,7 +8,7 @@ from scipy.ndimage import distance_transform_edt
 
 from deepcac2.errors import SeriesRejected
 from deepcac2.imaging import Geometry, Volume
-from deepcac2.imaging.masks import widened
+from deepcac2.imaging.masks import solidity, widened
 from deepcac2.pipeline.stages import check_heart, heart_centre
 
 GEOMETRY = Geometry(shape=(60, 90, 90), spacing=(3.0, 3.0, 3.0), origin=(-130.0, -130.0, -200.0))
@@ -50,6 +50,9 @@ def test_each_gate_has_its_code() -> None:
     assert code_of(ball(50), chest(ball(50), blood=-30)) == "hu-implausible"
     liver = Volume(hu=chest(np.ones(GEOMETRY.shape, dtype=bool)).hu, geometry=GEOMETRY)
     assert code_of(ball(50), liver) == "heart-implausible"
+    sausage = ball(45, (50.0, 135.0, 135.0)) | ball(25, (120.0, 135.0, 190.0))
+    sausage[25:35, 45, 45:60] = True
+    assert code_of(sausage, chest(sausage)) == "heart-implausible"
     low = ball(50, (0.0, 135.0, 135.0))
     assert code_of(low, chest(low)) == "heart-cut-off"
     side = ball(60, (90.0, 135.0, 20.0))
@@ -72,6 +75,16 @@ def test_the_centre_is_the_middle_of_the_box() -> None:
     np.testing.assert_allclose(heart_centre(heart, GEOMETRY), expected, atol=3.0)
     with pytest.raises(ValueError, match="empty mask"):
         heart_centre(np.zeros(GEOMETRY.shape, dtype=bool), GEOMETRY)
+
+
+def test_solidity_of_a_box_an_angle_and_a_ball() -> None:
+    box = np.zeros(GEOMETRY.shape, dtype=bool)
+    assert solidity(box, GEOMETRY) == 0
+    box[20:40, 20:60, 20:60] = True
+    assert solidity(box, GEOMETRY) == pytest.approx(1)
+    box[:, 40:60, 40:60] = False  # three of four squares; the hull cuts half of the fourth off
+    assert solidity(box, GEOMETRY) == pytest.approx(3 / 3.5)
+    assert 0.85 < solidity(ball(50), GEOMETRY) < 0.95
 
 
 def test_widened_is_the_mask_and_its_surroundings() -> None:
