@@ -50,8 +50,8 @@ without contrast agent is about 30 to 60 HU, in severe anaemia 20 to 30; the sca
 
 MIN_SOLIDITY = 0.77
 """A heart is a round body: share that it must fill of its convex hull (`imaging.masks.solidity`). Our own
-limit: hearts outlined by hand have 0.82 and 0.83, 119 simulated ones 0.80 to 0.87, what was found in them 0.83
-to 0.87, and one that ran on into the stomach 0.74."""
+limit: hearts outlined by hand have 0.82 and 0.83, 119 simulated ones 0.80 to 0.87, what was found in them
+0.83 to 0.87, and one that ran on into the stomach 0.74."""
 
 LUNG_HU = -500.0
 """Below this is lung or other air."""
