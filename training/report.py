@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import re
@@ -14,10 +13,11 @@ from typing import Any
 from .. import __version__
 from ..imaging.atomic import write_json, write_whole
 from ..scoring import RiskGroup
-from ..scoring.agreement import MIN_PATIENTS, N_RESAMPLES, Estimate
+from ..scoring.agreement import MIN_PATIENTS, N_RESAMPLES
 from . import evaluation as cases_of
 from . import summary as summary_of
 from .evaluation import STATUSES, CaseResult, Evaluation
+from .page import html_page, interval, number, plain, table
 from .report_figures import figures
 from .summary import Stratum, Summary
 
@@ -114,7 +114,7 @@ def write_report(
     for name, data in pictures.items():
         write_whole(folder / "figures" / f"{name}.png", data)
     write_whole(folder / REPORT, text.encode())
-    write_whole(folder / HTML, _html(text, pictures).encode())
+    write_whole(folder / HTML, html_page(text, pictures).encode())
     write_whole(folder / TABLE, _csv(evaluation.cases).encode())
     write_json(folder / DATA, {**cases_of.to_dict(evaluation), **summary_of.to_dict(summary)})
     return folder / HTML
@@ -164,10 +164,10 @@ def markdown(
 
     heading = title or f"Evaluation on {kind} scans"
     parts = [
-        f"# {_plain(heading)}",
+        f"# {plain(heading)}",
         f"> **{_CAUTION}** {_CAUTION_BY_KIND[kind]}",
         _seen(evaluation),
-        _plain(note),
+        plain(note),
         _about(evaluation),
         "## Heart",
         _statistics(summary, _HEART),
@@ -208,14 +208,14 @@ def _about(evaluation: Evaluation) -> str:
     patients = len({c.patient for c in evaluation.cases})
     rows = [
         ["scans with a truth", f"{len(evaluation.cases)} of {patients} patients: {words}"],
-        ["made with", f"deepcac2 {_plain(evaluation.version or __version__)}"],
+        ["made with", f"deepcac2 {plain(evaluation.version or __version__)}"],
     ]
     for role, about in evaluation.weights.items():
-        rows.append([f"{role} weights", f"{_plain(about['name'])} ({str(about['sha256'])[:12]})"])
+        rows.append([f"{role} weights", f"{plain(about['name'])} ({str(about['sha256'])[:12]})"])
         for key, label in (("training_data", "trained on"), ("intended_use", "meant for")):
             if about.get(key):
-                rows.append([f"{role} weights, {label}", _plain(str(about[key]))])
-    text = _table(["", ""], rows)
+                rows.append([f"{role} weights, {label}", plain(str(about[key]))])
+    text = table(["", ""], rows)
     if evaluation.unmatched:
         text += f"\n\n{evaluation.unmatched} scored series have no truth here and are in no number."
     return text + _not_scored(evaluation)
@@ -224,7 +224,7 @@ def _about(evaluation: Evaluation) -> str:
 def _seen(evaluation: Evaluation) -> str:
     parts = []
     for role, names in seen_in_training(evaluation).items():
-        some = ", ".join(map(_plain, names[:_WORST])) + (" …" if len(names) > _WORST else "")
+        some = ", ".join(map(plain, names[:_WORST])) + (" …" if len(names) > _WORST else "")
         parts.append(
             f"> **No test of the {role} weights:** {len(names)} of {len(evaluation.cases)} scans belong to "
             f"their training data ({some})."
@@ -236,32 +236,32 @@ def _not_scored(evaluation: Evaluation) -> str:
     left = [c for c in evaluation.cases if c.status != "scored"]
     if not left:
         return ""
-    rows = [[_plain(c.name), c.status, _plain(c.reason)] for c in left[:_LISTED]]
+    rows = [[plain(c.name), c.status, plain(c.reason)] for c in left[:_LISTED]]
     more = f"\n\nand {len(left) - _LISTED} more in `{TABLE}`." if len(left) > _LISTED else ""
     intro = "Not scored, and so in none of the statistics below:"
-    return f"\n\n{intro}\n\n{_table(['scan', 'status', 'why'], rows)}{more}"
+    return f"\n\n{intro}\n\n{table(['scan', 'status', 'why'], rows)}{more}"
 
 
 def _statistics(summary: Summary, wanted: Sequence[tuple[str, str, int]]) -> str:
     rows = []
     for label, name, digits in wanted:
         estimate = summary.statistics[name]
-        rows.append([label, _number(estimate.value, digits), _interval(estimate, digits), str(estimate.n)])
-    return _table(["", "value", "95 % interval", "n"], rows)
+        rows.append([label, number(estimate.value, digits), interval(estimate, digits), str(estimate.n)])
+    return table(["", "value", "95 % interval", "n"], rows)
 
 
 def _lesions(summary: Summary) -> str:
     rows = [
-        [row.by, row.value, f"{row.found} of {row.total}", _interval(row.sensitivity, 2)]
+        [row.by, row.value, f"{row.found} of {row.total}", interval(row.sensitivity, 2)]
         for row in summary.lesions
     ]
-    return _table(["by", "", "found", "95 % interval of the share"], rows) if rows else ""
+    return table(["by", "", "found", "95 % interval of the share"], rows) if rows else ""
 
 
 def _confusion(summary: Summary) -> str:
     names = [f"{int(g)} {g.label}" for g in RiskGroup]
     rows = [[f"true: {names[i]}", *map(str, row)] for i, row in enumerate(summary.agreement.confusion)]
-    return _table(["", *(f"predicted: {n}" for n in names)], rows)
+    return table(["", *(f"predicted: {n}" for n in names)], rows)
 
 
 def _strata(strata: Sequence[Stratum]) -> str:
@@ -272,14 +272,14 @@ def _strata(strata: Sequence[Stratum]) -> str:
         cells = []
         for _, name, digits in _IN_STRATA:
             estimate = s.statistics[name]
-            interval = _interval(estimate, digits)
-            cells.append(_number(estimate.value, digits) + (f" ({interval})" if interval else ""))
-        rows.append([s.by, _plain(s.value), str(s.n), *cells])
+            between = interval(estimate, digits)
+            cells.append(number(estimate.value, digits) + (f" ({between})" if between else ""))
+        rows.append([s.by, plain(s.value), str(s.n), *cells])
     note = (
         "Noise is measured in the true heart. Small strata have wide intervals, and none where there are too "
         f"few scans; all statistics of every stratum are in `{DATA}`."
     )
-    return _table(["by", "", "n", *(label for label, _, _ in _IN_STRATA)], rows) + f"\n\n{note}"
+    return table(["by", "", "n", *(label for label, _, _ in _IN_STRATA)], rows) + f"\n\n{note}"
 
 
 def _worst(cases: Sequence[CaseResult]) -> str:
@@ -318,21 +318,21 @@ def _case_table(cases: Sequence[CaseResult]) -> str:
     ]  # fmt: skip
     rows = [
         [
-            _plain(c.name),
-            _plain(c.kernel),
-            _number(c.noise_hu, 0),
-            _number(c.thickness_mm or c.increment_mm, 2),
-            _number(c.heart_dice, 3),
-            _number(c.heart_hd95_mm, 1),
-            _number(c.true_score, 1),
-            _number(c.score, 1),
+            plain(c.name),
+            plain(c.kernel),
+            number(c.noise_hu, 0),
+            number(c.thickness_mm or c.increment_mm, 2),
+            number(c.heart_dice, 3),
+            number(c.heart_hd95_mm, 1),
+            number(c.true_score, 1),
+            number(c.score, 1),
             f"{sum(x.found for x in c.lesions)} of {len(c.lesions)}",
             "" if c.false_lesions is None else str(len(c.false_lesions)),
-            _plain(", ".join(c.off_domain or ())),
+            plain(", ".join(c.off_domain or ())),
         ]
         for c in cases
     ]
-    return _table(heading, rows)
+    return table(heading, rows)
 
 
 def _intervals(summary: Summary) -> str:
@@ -347,65 +347,6 @@ def _intervals(summary: Summary) -> str:
     if partly:
         text += f" Undefined in some resamples, which were left out (share defined): {', '.join(partly)}."
     return text
-
-
-# Formats
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
-
-
-def _interval(estimate: Estimate, digits: int) -> str:
-    if estimate.low is None or estimate.high is None:
-        return ""
-    mark = "*" if estimate.method == "exact" else ""
-    return f"{_number(estimate.low, digits)} to {_number(estimate.high, digits)}{_plain(mark)}"
-
-
-def _plain(text: str) -> str:
-    """Text from outside as it is, whatever Markdown would make of it.
-
-    >>> print(_plain("a|b <i> *x*"))
-    a\\|b \\<i\\> \\*x\\*
-    """
-    return re.sub(r"([\\`*_\[\]<>|&#!~])", r"\\\1", " ".join(text.split()))
-
-
-def _table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [heading, ["---"] * len(heading), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1a202c; max-width: 70rem; margin: 2rem auto;
-  padding: 0 1rem; }
-table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; font-size: 14px;
-  display: block; max-width: 100%; overflow-x: auto; }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid #e2e8f0; text-align: left; vertical-align: top; }
-th { border-bottom: 2px solid #a0aec0; }
-blockquote { border-left: 4px solid #c53030; margin: 1rem 0; padding: .4rem 1rem; background: #fff5f5; }
-img { max-width: 100%; height: auto; display: block; margin: 1rem 0; }
-@page { size: A4 landscape; margin: 12mm; }
-@media print { body { max-width: none; margin: 0; font-size: 11px; } img { max-height: 15cm; width: auto; }
-  table { display: table; font-size: 9px; } tr, img { break-inside: avoid; } h2 { break-after: avoid; } }
-"""
-
-
-def _html(text: str, pictures: dict[str, bytes]) -> str:
-    """The Markdown page as one HTML file, with the pictures inside."""
-    from markdown_it import MarkdownIt
-
-    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
-    for name, data in pictures.items():
-        inline = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-        body = body.replace(f'src="figures/{name}.png"', f'src="{inline}"')
-    title = body.partition("<h1>")[2].partition("</h1>")[0]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width">\n'
-        f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}</body>\n</html>\n"
-    )
 
 
 def _csv(cases: Sequence[CaseResult]) -> str:
