@@ -89,33 +89,60 @@ def bootstrap(
     Raises:
         ValueError: The samples are not of one length.
     """
+    return bootstrap_all(
+        {"": statistic}, *samples, patients=patients, n_resamples=n_resamples, level=level, seed=seed
+    )[""]
+
+
+def bootstrap_all(
+    statistics: Mapping[str, Statistic],
+    *samples: npt.ArrayLike,
+    patients: Sequence[Any] | None = None,
+    n_resamples: int = N_RESAMPLES,
+    level: float = 0.95,
+    seed: int = SEED,
+) -> dict[str, Estimate]:
+    """Several statistics of the same resamples; see `bootstrap`."""
     data = [np.asarray(s, dtype=np.float64) for s in samples]
     n = len(data[0])
     if any(d.shape != (n,) for d in data) or (patients is not None and len(patients) != n):
         raise ValueError("the samples must be one-dimensional and of one length")
-    value = _number(statistic(*data)) if n else None
+    values = {name: _number(statistic(*data)) if n else None for name, statistic in statistics.items()}
     codes = np.arange(n) if patients is None else _codes(patients)
-    if value is None or len(np.unique(codes)) < MIN_PATIENTS:
-        return Estimate(value=value, n=n)
-    drawn = _resampled(statistic, data, codes, n_resamples, np.random.default_rng(seed))
-    drawn = drawn[np.isfinite(drawn)]
-    defined = len(drawn) / n_resamples
+    wanted = {name: s for name, s in statistics.items() if values[name] is not None}
+    if not wanted or len(np.unique(codes)) < MIN_PATIENTS:
+        return {name: Estimate(value=value, n=n) for name, value in values.items()}
+    drawn = _resampled(wanted, data, codes, n_resamples, np.random.default_rng(seed))
+    return {
+        name: _estimate(value, drawn[name], n, level) if name in drawn else Estimate(value=None, n=n)
+        for name, value in values.items()
+    }
+
+
+def _estimate(value: float | None, drawn: FloatArray, n: int, level: float) -> Estimate:
+    """The estimate from a statistic's values in all resamples."""
+    finite = drawn[np.isfinite(drawn)]
+    defined = len(finite) / len(drawn)
     if defined < 0.5:
         return Estimate(value=value, n=n, defined=defined)
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
     if low == high:
         return Estimate(value=value, n=n, defined=defined)
     return Estimate(value=value, low=float(low), high=float(high), n=n, method="bootstrap", defined=defined)
 
 
 def _resampled(
-    statistic: Statistic, data: Sequence[FloatArray], codes: IntArray, count: int, rng: np.random.Generator
-) -> FloatArray:
-    """The statistic of `count` resamples of whole patients; resamples with as many cases go together."""
+    statistics: Mapping[str, Statistic],
+    data: Sequence[FloatArray],
+    codes: IntArray,
+    count: int,
+    rng: np.random.Generator,
+) -> dict[str, FloatArray]:
+    """The statistics of `count` resamples of whole patients; resamples with as many cases go together."""
     sizes = np.bincount(codes)
     order = np.argsort(codes, kind="stable")
     starts = np.cumsum(sizes) - sizes
-    values = np.empty(count)
+    values = {name: np.empty(count) for name in statistics}
     block = max(1, _BLOCK // len(codes))
     for first in range(0, count, block):
         picks = rng.integers(0, len(sizes), size=(min(block, count - first), len(sizes)))
@@ -126,7 +153,9 @@ def _resampled(
             own = sizes[patients]
             within = np.arange(own.sum()) - np.repeat(np.cumsum(own) - own, own)
             index = order[np.repeat(starts[patients], own) + within].reshape(len(rows), length)
-            values[first + rows] = statistic(*(d[index] for d in data))
+            resampled = [d[index] for d in data]
+            for name, statistic in statistics.items():
+                values[name][first + rows] = statistic(*resampled)
     return values
 
 
@@ -140,7 +169,13 @@ def _number(value: Any) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def rate(hits: npt.ArrayLike, *, patients: Sequence[Any] | None = None, level: float = 0.95) -> Estimate:
+def rate(
+    hits: npt.ArrayLike,
+    *,
+    patients: Sequence[Any] | None = None,
+    n_resamples: int = N_RESAMPLES,
+    level: float = 0.95,
+) -> Estimate:
     """Share of true values with its interval.
 
     A bootstrap of nothing but hits, or of none, has no width: there the interval is the exact one [5], of
@@ -148,7 +183,7 @@ def rate(hits: npt.ArrayLike, *, patients: Sequence[Any] | None = None, level: f
 
     Args:
         hits: bool (n,).
-        patients, level: See `bootstrap`.
+        patients, n_resamples, level: See `bootstrap`.
     """
     values = np.asarray(hits, dtype=np.float64)
     n = len(values)
@@ -158,7 +193,7 @@ def rate(hits: npt.ArrayLike, *, patients: Sequence[Any] | None = None, level: f
         exact = binomtest(int(values.sum()), n).proportion_ci(confidence_level=level, method="exact")
         low, high = float(exact.low), float(exact.high)
         return Estimate(value=float(values[0]), low=low, high=high, n=n, method="exact")
-    return bootstrap(mean, values, patients=patients, level=level)
+    return bootstrap(mean, values, patients=patients, n_resamples=n_resamples, level=level)
 
 
 def mean(values: FloatArray) -> FloatArray:
@@ -195,6 +230,21 @@ def spearman(a: FloatArray, b: FloatArray) -> FloatArray:
     from scipy.stats import rankdata
 
     return pearson(rankdata(a, axis=-1), rankdata(b, axis=-1))
+
+
+def _spearman_of_codes(a: FloatArray, b: FloatArray) -> FloatArray:
+    """`spearman` of whole numbers from 0 on, ranked by counting, which is faster than by sorting."""
+    return pearson(_ranks(a), _ranks(b))
+
+
+def _ranks(codes: FloatArray) -> FloatArray:
+    """Mean ranks along the last axis."""
+    flat = codes.astype(np.int64).reshape(-1, codes.shape[-1])
+    size = int(flat.max(initial=0)) + 1
+    own = flat + np.arange(len(flat))[:, None] * size
+    counts = np.bincount(own.ravel(), minlength=len(flat) * size).reshape(len(flat), size)
+    ranks = counts.cumsum(axis=1) - (counts - 1) / 2
+    return np.asarray(ranks.ravel()[own].reshape(codes.shape))
 
 
 def icc_2_1(ratings: FloatArray) -> FloatArray:
@@ -298,7 +348,7 @@ class Agreement:
         estimates: By name: ``spearman``, ``pearson``, ``icc_2_1``; ``mean_difference`` (predicted −
             reference), ``lower_limit``, ``upper_limit`` (Bland-Altman), ``mean_absolute_error``;
             ``kappa``, ``kappa_linear``, ``kappa_quadratic`` and ``accuracy`` of the groups; and for each
-            threshold t ``sensitivity_above_t`` and ``specificity_above_t``.
+            threshold t ``sensitivity_above_t`` and ``specificity_above_t``, or ``…_from_t``.
         confusion: int64 (reference group, predicted group).
         cuts: Of the groups.
     """
@@ -315,6 +365,7 @@ def agreement(
     patients: Sequence[Any] | None = None,
     cuts: Sequence[float] = RISK_CUTS,
     thresholds: Sequence[float] = (0,),
+    thresholds_from: Sequence[float] = (),
     n_resamples: int = N_RESAMPLES,
 ) -> Agreement:
     """Everything about the agreement of two series of scores, with 95 % intervals.
@@ -324,6 +375,7 @@ def agreement(
         patients: See `bootstrap`.
         cuts: Groups' upper limits, ascending, see `grouped`.
         thresholds: A score above one of these is positive.
+        thresholds_from: A score of at least one of these is positive.
         n_resamples: Of the bootstrap.
 
     Raises:
@@ -332,9 +384,7 @@ def agreement(
     a, b = np.asarray(reference, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
     k = len(cuts) + 1
     groups = grouped(a, cuts), grouped(b, cuts)
-
-    def estimate(statistic: Statistic, *samples: npt.ArrayLike) -> Estimate:
-        return bootstrap(statistic, *samples, patients=patients, n_resamples=n_resamples)
+    ranks = [np.unique(s, return_inverse=True)[1] for s in (a, b)]
 
     def limit(i: int) -> Statistic:
         return lambda x, y: bland_altman(x, y)[i] if x.shape[-1] > 1 else np.nan
@@ -342,26 +392,33 @@ def agreement(
     def cohen(weights: Literal["none", "linear", "quadratic"]) -> Statistic:
         return lambda x, y: kappa(confusion(x, y, k), weights)
 
-    estimates = {
-        "spearman": estimate(spearman, a, b),
-        "pearson": estimate(pearson, a, b),
-        "icc_2_1": estimate(lambda x, y: icc_2_1(np.stack([x, y], axis=-1)), a, b),
-        "mean_difference": estimate(mean, b - a),
-        "lower_limit": estimate(limit(1), a, b),
-        "upper_limit": estimate(limit(2), a, b),
-        "mean_absolute_error": estimate(mean, np.abs(b - a)),
-        "kappa": estimate(cohen("none"), *groups),
-        "kappa_linear": estimate(cohen("linear"), *groups),
-        "kappa_quadratic": estimate(cohen("quadratic"), *groups),
-        "accuracy": rate(groups[0] == groups[1], patients=patients),
+    of_scores: dict[str, Statistic] = {
+        "pearson": pearson,
+        "icc_2_1": lambda x, y: icc_2_1(np.stack([x, y], axis=-1)),
+        "mean_difference": lambda x, y: mean(y - x),
+        "lower_limit": limit(1),
+        "upper_limit": limit(2),
+        "mean_absolute_error": lambda x, y: mean(np.abs(y - x)),
     }
-    for threshold in thresholds:
-        positive = grouped(a, [threshold]) > 0
-        called = grouped(b, [threshold]) > 0
+    of_groups = {
+        "kappa": cohen("none"),
+        "kappa_linear": cohen("linear"),
+        "kappa_quadratic": cohen("quadratic"),
+    }
+    drawing: dict[str, Any] = {"patients": patients, "n_resamples": n_resamples}
+    estimates = {
+        "spearman": bootstrap(_spearman_of_codes, *ranks, **drawing),
+        **bootstrap_all(of_scores, a, b, **drawing),
+        **bootstrap_all(of_groups, *groups, **drawing),
+        "accuracy": rate(groups[0] == groups[1], **drawing),
+    }
+    tests = [(f"above_{t:g}", grouped(a, [t]) > 0, grouped(b, [t]) > 0) for t in thresholds]
+    tests += [(f"from_{t:g}", np.round(a, 6) >= t, np.round(b, 6) >= t) for t in thresholds_from]
+    for test, positive, called in tests:
         for name, chosen, hits in (
             ("sensitivity", positive, called),
             ("specificity", ~positive, ~called),
         ):
             own = None if patients is None else [p for p, c in zip(patients, chosen, strict=True) if c]
-            estimates[f"{name}_above_{threshold:g}"] = rate(hits[chosen], patients=own)
+            estimates[f"{name}_{test}"] = rate(hits[chosen], patients=own, n_resamples=n_resamples)
     return Agreement(estimates=estimates, confusion=confusion(*groups, k), cuts=tuple(cuts))

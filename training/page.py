@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
+from ..imaging.atomic import write_whole
 from ..scoring.agreement import Estimate
 
 
@@ -50,6 +52,31 @@ img { max-width: 100%; height: auto; display: block; margin: 1rem 0; }
 @media print { body { max-width: none; margin: 0; font-size: 11px; } img { max-height: 15cm; width: auto; }
   table { display: table; font-size: 9px; } tr, img { break-inside: avoid; } h2 { break-after: avoid; } }
 """
+
+
+REPORT = "report.md"
+HTML = "report.html"
+
+
+def write_page(folder: Path, text: str, pictures: Mapping[str, bytes]) -> Path:
+    """Write ``report.md``, ``report.html`` and ``figures/*.png``.
+
+    Args:
+        folder: Made when missing; files of these names are replaced.
+        text: Markdown that shows the pictures as ``figures/NAME.png``.
+        pictures: PNG files by name.
+
+    Returns:
+        The path of the HTML page.
+
+    Raises:
+        DiskFull, OutputUnwritable: A file cannot be written.
+    """
+    for name, data in pictures.items():
+        write_whole(folder / "figures" / f"{name}.png", data)
+    write_whole(folder / REPORT, text.encode())
+    write_whole(folder / HTML, html_page(text, pictures).encode())
+    return folder / HTML
 
 
 def html_page(text: str, pictures: Mapping[str, bytes]) -> str:

@@ -17,12 +17,10 @@ from ..scoring.agreement import MIN_PATIENTS, N_RESAMPLES
 from . import evaluation as cases_of
 from . import summary as summary_of
 from .evaluation import STATUSES, CaseResult, Evaluation
-from .page import html_page, interval, number, plain, table
+from .page import interval, number, plain, table, write_page
 from .report_figures import figures
 from .summary import Stratum, Summary
 
-REPORT = "report.md"
-HTML = "report.html"
 DATA = "evaluation.json"
 TABLE = "cases.csv"
 
@@ -111,13 +109,10 @@ def write_report(
     """
     pictures = figures(evaluation, summary)
     text = markdown(evaluation, summary, pictures, title=title, note=note)
-    for name, data in pictures.items():
-        write_whole(folder / "figures" / f"{name}.png", data)
-    write_whole(folder / REPORT, text.encode())
-    write_whole(folder / HTML, html_page(text, pictures).encode())
+    page = write_page(folder, text, pictures)
     write_whole(folder / TABLE, _csv(evaluation.cases).encode())
     write_json(folder / DATA, {**cases_of.to_dict(evaluation), **summary_of.to_dict(summary)})
-    return folder / HTML
+    return page
 
 
 def kind_of(evaluation: Evaluation) -> str:

@@ -1,0 +1,242 @@
+"""`deepcac2 stats`: agreement, survival, and the report of a cohort."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ..cohort.pages import Page
+
+PAPER_CUTS = (0.0, 100.0, 300.0)
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the parser."""
+    parser = subparsers.add_parser(
+        "stats",
+        help="statistics of result tables: agreement, survival, a cohort's report",
+        description="Statistics of tables (CSV, TSV or Parquet). Rows of no use are left out and counted.",
+    )
+    actions = parser.add_subparsers(title="what to do", metavar="ACTION", required=True)
+
+    agreement = actions.add_parser(
+        "agreement",
+        help="two columns of scores compared",
+        description="Correlation, ICC, Bland-Altman limits, kappa of the groups, sensitivity and specificity "
+        "of two columns of Agatston scores, with bootstrap intervals and figures.",
+    )
+    agreement.add_argument("table", metavar="TABLE", type=Path)
+    agreement.add_argument(
+        "--ai", metavar="COLUMN", required=True, help="column with the scores to be judged"
+    )
+    agreement.add_argument("--reference", metavar="COLUMN", required=True, help="column with the true scores")
+    agreement.add_argument(
+        "--patient", metavar="COLUMN", help="column that names the patient: resample patients"
+    )
+    _add_common(agreement)
+    agreement.set_defaults(run=run_agreement)
+
+    survival = actions.add_parser(
+        "survival",
+        help="survival by calcium group",
+        description="Kaplan-Meier curves and log-rank test by calcium group, Cox model, check of "
+        "proportional hazards, c-index. A person's scan is the first by date.",
+    )
+    _add_survival(survival)
+    _add_common(survival)
+    survival.set_defaults(run=run_survival)
+
+    report = actions.add_parser(
+        "report",
+        help="one page about a results table",
+        description="What was scored and what not and why, scores by group and kernel, change between "
+        "visits, agreement between kernels of one study; and survival, where a clinical table is named.",
+    )
+    _add_survival(report, needed=False)
+    _add_common(report, needed=True)
+    report.set_defaults(run=run_report)
+
+
+def _add_common(parser: argparse.ArgumentParser, *, needed: bool = False) -> None:
+    parser.add_argument(
+        "--cuts",
+        type=_cuts,
+        default=PAPER_CUTS,
+        metavar="N,N,…",
+        help="upper limits of the groups (default: 0,100,300)",
+    )
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="DIR",
+        required=needed,
+        help="write a page with figures (HTML, Markdown)",
+    )
+    parser.add_argument("--title", metavar="TEXT", default="", help="heading of the page")
+    if not needed:
+        parser.add_argument("--json", action="store_true", help="print everything as JSON")
+
+
+def _add_survival(parser: argparse.ArgumentParser, *, needed: bool = True) -> None:
+    parser.add_argument(
+        "results",
+        metavar="RESULTS",
+        type=Path,
+        help="table of a run or release (results.parquet, results.csv)",
+    )
+    if needed:
+        parser.add_argument("clinical", metavar="CLINICAL", type=Path, help="table with one row a person")
+    else:
+        parser.add_argument(
+            "--clinical", metavar="TABLE", type=Path, help="table with one row a person, for survival"
+        )
+    parser.add_argument("--time", metavar="COLUMN", required=needed, help="time to event or end of follow-up")
+    parser.add_argument("--event", metavar="COLUMN", required=needed, help="1 event, 0 censored")
+    parser.add_argument("--covariates", metavar="A,B,…", default="", help="further columns of the Cox model")
+    parser.add_argument(
+        "--patient",
+        metavar="COLUMN",
+        default="patient_id",
+        help="PatientID in the clinical table (default: patient_id)",
+    )
+    parser.add_argument("--unit", metavar="TEXT", default="", help="unit of the times, for the figures")
+
+
+def _cuts(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError("numbers with commas between them, such as 0,100,300") from error
+
+
+def run_agreement(args: argparse.Namespace) -> int:
+    """Compare two columns."""
+    from ..cohort.agreement import compare_columns
+    from ..cohort.pages import agreement_page, agreement_rows, estimates_of, summary_lines
+    from ..cohort.tables import read_table
+
+    study = compare_columns(
+        read_table(args.table), ai=args.ai, reference=args.reference, patient=args.patient, cuts=args.cuts
+    )
+    if args.json:
+        _print_json(
+            rows=study.flow.lines(),
+            statistics=estimates_of(study.result),
+            groups=list(study.names),
+            confusion=study.result.confusion.tolist(),
+        )
+    else:
+        _print([*study.flow.lines(), *summary_lines(agreement_rows(study.result))])
+    if args.report is not None:
+        _write(args, agreement_page(study, title=args.title))
+    return 0
+
+
+def run_survival(args: argparse.Namespace) -> int:
+    """Survival by calcium group."""
+    from ..cohort.pages import survival_page
+    from ..cohort.survival import analyse
+    from ..cohort.survival_figures import p_value
+    from ..cohort.tables import read_table
+
+    cohort = _cohort(args, read_table(args.results))
+    result = analyse(cohort)
+    lines = [line for flow in cohort.flow for line in flow.lines()]
+    chi2, degrees, p = result.log_rank
+    c = result.concordance
+    if args.json:
+        _print_json(
+            rows=lines,
+            notes=list(cohort.notes),
+            persons=result.persons,
+            events=result.events,
+            median_follow_up=result.median_follow_up,
+            groups={
+                c.name: {"persons": len(c.followed), "events": int(c.event.sum())} for c in result.curves
+            },
+            log_rank={"chi2": chi2, "degrees_of_freedom": degrees, "p": p},
+            hazards=[vars(h) for h in result.hazards],
+            concordance=vars(c),
+        )
+    else:
+        lines += [
+            f"{result.persons} persons, {result.events} events",
+            f"log-rank: χ² = {chi2:.1f}, {degrees} df, {p_value(p)}",
+        ]
+        lines += [
+            f"  {h.name:24s} HR {h.ratio:.2f} ({h.low:.2f} to {h.high:.2f}), {p_value(h.p)}"
+            + ("; hazards not proportional" if h.p_proportional < 0.05 else "")
+            for h in result.hazards
+        ]
+        lines += [f"c-index {c.value:.3f} ({c.low:.3f} to {c.high:.3f})", *cohort.notes]
+        _print(lines)
+    if args.report is not None:
+        _write(args, survival_page(cohort, result, unit=args.unit, title=args.title))
+    return 0
+
+
+def run_report(args: argparse.Namespace) -> int:
+    """One page about a cohort."""
+    from ..cohort.longitudinal import kernel_pairs, progression
+    from ..cohort.pages import cohort_page, survival_parts
+    from ..cohort.scans import scored
+    from ..cohort.survival import analyse
+    from ..cohort.tables import read_table
+
+    given = [n for n in ("time", "event", "covariates", "unit") if getattr(args, n)]
+    if args.clinical is None and given:
+        raise InputError(f"--{given[0]} goes with --clinical TABLE")
+    if args.clinical is not None and not (args.time and args.event):
+        raise InputError("--clinical needs --time COLUMN and --event COLUMN")
+    results = read_table(args.results)
+    scans = scored(results)
+    survival = None
+    if args.clinical is not None:
+        cohort = _cohort(args, results)
+        survival = survival_parts(cohort, analyse(cohort), unit=args.unit)
+    followed = progression(scans, cuts=args.cuts)
+    pairs = kernel_pairs(scans, cuts=args.cuts)
+    _print(scans.flow.lines())
+    _write(
+        args,
+        cohort_page(results, scans, followed, pairs, survival=survival, cuts=args.cuts, title=args.title),
+    )
+    return 0
+
+
+def _cohort(args: argparse.Namespace, results: pd.DataFrame) -> Any:
+    from ..cohort.survival import build_cohort
+    from ..cohort.tables import read_table
+
+    return build_cohort(
+        results,
+        read_table(args.clinical),
+        time=args.time,
+        event=args.event,
+        covariates=[c.strip() for c in args.covariates.split(",") if c.strip()],
+        patient=args.patient,
+        cuts=args.cuts,
+    )
+
+
+def _write(args: argparse.Namespace, page: Page) -> None:
+    from ..training.page import write_page
+
+    path = write_page(args.report, *page)
+    sys.stderr.write(f"report: {path}\n")
+
+
+def _print(lines: list[str]) -> None:
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _print_json(**content: Any) -> None:
+    sys.stdout.write(json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,174 @@
+"""Tables from outside, read and checked column by column; every row left out is counted with its reason."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import InputError, InputUnreadable
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
+PARQUET = ".parquet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step of a flow.
+
+    Attributes:
+        reason: Why rows were left out.
+        rows: How many.
+        left: How many are still in.
+    """
+
+    reason: str
+    rows: int
+    left: int
+
+
+class Flow:
+    """Who is in and who was left out, in the order in which it was decided (as in a CONSORT diagram).
+
+    Args:
+        what: What a row is, in the plural: ``"patients"``.
+        rows: How many there were.
+    """
+
+    def __init__(self, what: str, rows: int) -> None:
+        self.what, self.start = what, rows
+        self.steps: list[Step] = []
+
+    @property
+    def left(self) -> int:
+        """Rows still in."""
+        return self.steps[-1].left if self.steps else self.start
+
+    def keep(self, frame: pd.DataFrame, kept: pd.Series[bool], reason: str) -> pd.DataFrame:
+        """The rows of `frame` that stay; a step is noted when some do not."""
+        left = int(kept.sum())
+        if left < len(frame):
+            self.steps.append(Step(reason=reason, rows=len(frame) - left, left=left))
+        return frame if left == len(frame) else frame[kept.to_numpy()]
+
+    def lines(self) -> list[str]:
+        """In words, one line a step."""
+        out = [f"{self.start} {self.what} in the table"]
+        out += [f"  − {s.rows}: {s.reason}" for s in self.steps]
+        return [*out, f"  = {self.left} used"]
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A CSV, TSV or Parquet file with every value as text ("" where it is missing), columns as named there.
+
+    Nothing is guessed: an identifier keeps its leading zeros, and what is a number is decided column by
+    column (`numbers`).
+
+    Raises:
+        InputUnreadable: It is missing, no table, or not UTF-8.
+        InputError: It has no rows, a column without a name, or one name twice.
+    """
+    import pandas as pd
+
+    kind = path.suffix.lower()
+    if kind not in (*_SEPARATORS, PARQUET):
+        raise InputError(f"{path} is no .csv, .tsv or .parquet file")
+    try:
+        if kind == PARQUET:
+            frame = _as_text(pd.read_parquet(path))
+        else:
+            frame = pd.read_csv(
+                path, sep=_SEPARATORS[kind], dtype=str, keep_default_na=False, header=None,
+                skipinitialspace=True, encoding="utf-8-sig",
+            )  # fmt: skip
+            frame.columns = pd.Index([str(n).strip() for n in frame.iloc[0]])
+            frame = frame.iloc[1:].reset_index(drop=True)
+    except OSError as error:
+        raise InputUnreadable(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, IndexError) as error:  # parser, encoding and Parquet errors are ValueErrors
+        reason = str(error).splitlines()[0]
+        raise InputUnreadable(f"{path} is no table that can be read ({reason})") from error
+    names = list(frame.columns)
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice or "" in names:
+        raise InputError(
+            f"{path}: "
+            + (f"column {twice[0]!r} stands there twice" if twice and twice[0] else "a column has no name")
+        )
+    if frame.empty:
+        raise InputError(f"{path} has no rows")
+    return frame
+
+
+def _as_text(frame: pd.DataFrame) -> pd.DataFrame:
+    """Every column as text; whole numbers without a decimal point, missing values as ""."""
+    import pandas as pd
+
+    out = {}
+    for name, column in frame.items():
+        if pd.api.types.is_float_dtype(column):
+            text = column.map(lambda v: "" if v != v else f"{v:.17g}")
+        else:
+            text = column.astype("string").fillna("").astype(str)
+        out[str(name)] = text
+    return pd.DataFrame(out)
+
+
+def need(frame: pd.DataFrame, names: Sequence[str], table: str) -> None:
+    """Check that the columns are there.
+
+    Args:
+        table: What the table is called in the error.
+
+    Raises:
+        InputError: One is missing; the nearest name is proposed.
+    """
+    for name in names:
+        if name not in frame.columns:
+            near = difflib.get_close_matches(name, list(frame.columns), n=1, cutoff=0.5)
+            hint = f"; perhaps you meant {near[0]!r}" if near else f"; it has {', '.join(frame.columns[:12])}"
+            raise InputError(f"{table} has no column {name!r}{hint}")
+
+
+def numbers(
+    frame: pd.DataFrame, name: str, flow: Flow, *, minimum: float | None = None, maximum: float | None = None
+) -> pd.DataFrame:
+    """Make a column of text one of finite numbers; rows where that fails, or out of range, are left out.
+
+    Args:
+        frame: With the column `name`.
+        minimum, maximum: Smallest and largest sensible value.
+    """
+    import pandas as pd
+
+    text = frame[name].str.strip()
+    frame = flow.keep(frame, text != "", f"no {name}")
+    values = pd.to_numeric(frame[name].str.strip(), errors="coerce").astype(float)
+    frame = frame.assign(**{name: values})
+    frame = flow.keep(frame, pd.Series(np.isfinite(frame[name]), frame.index), f"{name} is no number")
+    if minimum is not None:
+        frame = flow.keep(frame, frame[name] >= minimum, f"{name} below {minimum:g}")
+    if maximum is not None:
+        frame = flow.keep(frame, frame[name] <= maximum, f"{name} above {maximum:g}")
+    return frame
+
+
+def unique_key(frame: pd.DataFrame, name: str, table: str) -> None:
+    """Check that a key names one row each.
+
+    Raises:
+        InputError: It does not, with the first that stands there twice.
+    """
+    twice = frame[name][frame[name].duplicated()]
+    if len(twice):
+        raise InputError(
+            f"{table}: {name} {twice.iloc[0]!r} stands in more than one row "
+            f"({twice.nunique()} do); keep one row each"
+        )

@@ -1,0 +1,115 @@
+"""Tables from outside: what is refused, what is left out and counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from deepcac2.cohort.scans import one_scan_each, scored
+from deepcac2.cohort.tables import Flow, need, numbers, read_table, unique_key
+from deepcac2.errors import InputError, InputUnreadable
+
+
+def table(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_text_stays_text_and_parquet_reads_as_csv(tmp_path: Path) -> None:
+    csv = read_table(table(tmp_path / "a.csv", "id, score\n007,1.50\n12,\n"))
+    assert csv["id"].tolist() == ["007", "12"]
+    assert csv["score"].tolist() == ["1.50", ""]
+    pd.DataFrame({"id": [7, 12], "score": [1.5, None]}).to_parquet(tmp_path / "a.parquet")
+    parquet = read_table(tmp_path / "a.parquet")
+    assert parquet["id"].tolist() == ["7", "12"]
+    assert parquet["score"].tolist() == ["1.5", ""]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error", "says"),
+    [
+        ("a.xlsx", "PK", InputError, "no .csv"),
+        ("a.csv", "", InputUnreadable, "no table"),
+        ("a.csv", "a,b\n", InputError, "no rows"),
+        ("a.csv", "a,a\n1,2\n", InputError, "'a' stands there twice"),
+        ("a.csv", "a,\n1,2\n", InputError, "a column has no name"),
+        ("a.csv", "a,b\n1,2\n3,4,5\n", InputUnreadable, "no table"),
+        ("a.parquet", "no parquet", InputUnreadable, "no table"),
+    ],
+)
+def test_what_is_no_table_is_refused(
+    tmp_path: Path, name: str, content: str, error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        read_table(table(tmp_path / name, content))
+
+
+def test_a_missing_file_and_latin_text(tmp_path: Path) -> None:
+    with pytest.raises(InputUnreadable, match="cannot read"):
+        read_table(tmp_path / "missing.csv")
+    (tmp_path / "latin.csv").write_bytes("näme,b\n1,2\n".encode("latin-1"))
+    with pytest.raises(InputUnreadable):
+        read_table(tmp_path / "latin.csv")
+
+
+def test_numbers_leave_out_and_count_the_rest() -> None:
+    frame = pd.DataFrame({"x": ["1", " 2.5 ", "", "n/a", "inf", "-3", "99"]})
+    flow = Flow("rows", len(frame))
+    kept = numbers(frame, "x", flow, minimum=0, maximum=50)
+    assert kept["x"].tolist() == [1.0, 2.5]
+    assert [(s.reason, s.rows, s.left) for s in flow.steps] == [
+        ("no x", 1, 6),
+        ("x is no number", 2, 4),
+        ("x below 0", 1, 3),
+        ("x above 50", 1, 2),
+    ]
+    assert flow.left == 2
+
+
+def test_a_column_that_is_missing_and_a_key_that_is_not_one() -> None:
+    frame = pd.DataFrame({"CAC_AI": ["1"], "PID": ["1"]})
+    with pytest.raises(InputError, match="perhaps you meant 'CAC_AI'"):
+        need(frame, ["CAC_Al"], "the table")
+    with pytest.raises(InputError, match="'5' stands in more than one row"):
+        unique_key(pd.DataFrame({"id": ["5", "6", "5"]}), "id", "the table")
+
+
+def results(rows: list[tuple[str, ...]]) -> pd.DataFrame:
+    names = "patient_id study_uid series_uid status agatston_score study_date kernel n_slices"
+    return pd.DataFrame([dict(zip(names.split(), r, strict=True)) for r in rows])
+
+
+def test_one_scan_of_a_person_is_the_first_then_by_kernel_slices_and_uid() -> None:
+    scans = scored(
+        results(
+            [
+                ("p1", "s2", "late", "scored", "9", "20010102", "STANDARD", "300"),
+                ("p1", "s1", "sharp", "scored", "8", "20000102", "BONE", "300"),
+                ("p1", "s1", "fewer", "scored", "7", "20000102", "standard", "100"),
+                ("p1", "s1", "taken", "scored", "6", "20000102", "STANDARD", "120"),
+                ("p2", "s3", "dateless", "scored", "5", "", "C", "100"),
+                ("p2", "s4", "dated", "scored", "4", "20020102", "LUNG", "90"),
+                ("p3", "s5", "refused", "rejected", "", "20000102", "C", "90"),
+                ("p4", "s6", "text", "scored", "high", "20000102", "C", "90"),
+                ("p5", "s7", "again", "scored", "1", "20000102", "C", "90"),
+                ("p5", "s7", "again", "scored", "1", "20000102", "C", "90"),
+            ]
+        )
+    )
+    assert [s.reason for s in scans.flow.steps] == [
+        "rejected by a quality gate",
+        "the same series_uid again",
+        "agatston_score is no number",
+    ]
+    first, _ = one_scan_each(scans.frame, Flow("scans", len(scans.frame)), "first")
+    assert first["series_uid"].tolist() == ["taken", "dated", "again"]
+    visits, flow = one_scan_each(scans.frame, Flow("scans", len(scans.frame)), "visit")
+    assert visits["series_uid"].tolist() == ["taken", "late", "dated", "again"]
+    assert flow.left == 4
+
+
+def test_a_table_without_scores_is_an_error() -> None:
+    with pytest.raises(InputError, match="no scan of the results table is scored"):
+        scored(results([("p", "s", "u", "failed", "", "", "", "")]))
