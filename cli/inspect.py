@@ -36,6 +36,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default=[],
         help="go on where this quality gate would reject; repeatable",
     )
+    parser.add_argument(
+        "--index",
+        type=Path,
+        metavar="FILE",
+        help="write a Parquet table, one row a series, for 'cohort select'",
+    )
     parser.add_argument("--gates", action="store_true", help="list all quality gates and leave")
     parser.set_defaults(run=run)
 
@@ -65,6 +71,12 @@ def run(args: argparse.Namespace) -> int:
     from ..dicom import discover
 
     discovery = discover(args.input, allow=args.allow)
+    if args.index is not None:
+        from ..cohort.index import write_index
+
+        count = write_index(args.index, discovery)
+        sys.stderr.write(f"{count} series: {args.index}\n")
+        return 0
     if args.json:
         _write_json(to_dict(discovery))
     else:

@@ -26,8 +26,8 @@ Page = tuple[str, dict[str, bytes]]
 """Markdown, and PNG files by name."""
 
 _WARNING = (
-    "> Research use only. Not a medical device: nothing here is a finding about a patient. They say what "
-    "is in the table, not whether the table is right."
+    "> Research use only. Not a medical device: nothing here is a finding about a patient. The statistics "
+    "say what is in the table, not whether the table is right."
 )
 _COUNTED = (("patient_id", "persons"), ("study_uid", "studies"), ("series_uid", "scans"))
 _AGREEMENT = (
@@ -152,7 +152,7 @@ def cohort_page(
         f"# {plain(title) or 'Coronary calcium of a cohort'}",
         _WARNING,
         _flows([scans.flow]),
-        ", ".join(f"{frame[c].nunique()} {what}" for c, what in _COUNTED),
+        ", ".join(f"{frame[c].nunique()} {what}" for c, what in _COUNTED) + ".",
         _reasons(results),
         "## Scores",
         table(["group", "scans", "share"], counts),

@@ -60,9 +60,9 @@ _TAGS = [
     "SpecificCharacterSet", "ImageType", "SOPClassUID", "SOPInstanceUID", "StudyDate", "Modality",
     "Manufacturer", "SeriesDescription", "ManufacturerModelName", "PatientID", "ContrastBolusAgent",
     "ContrastBolusAgentSequence", "ContrastBolusRoute", "SliceThickness", "KVP", "GantryDetectorTilt",
-    "ConvolutionKernel", "StudyInstanceUID", "SeriesInstanceUID", "InstanceNumber", "ImagePositionPatient",
-    "ImageOrientationPatient", "NumberOfFrames", "Rows", "Columns", "PixelSpacing",
-    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+    "ClinicalTrialTimePointID", "ConvolutionKernel", "StudyInstanceUID", "SeriesInstanceUID",
+    "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient", "NumberOfFrames", "Rows",
+    "Columns", "PixelSpacing", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 ]  # fmt: skip
 
 
@@ -317,6 +317,7 @@ def _images(ds: Dataset, sop_class: str, path: Path, member: str | None) -> Iter
         "modality": text(ds, "Modality"),
         "series_description": text(ds, "SeriesDescription"),
         "study_date": text(ds, "StudyDate"),
+        "time_point": text(ds, "ClinicalTrialTimePointID"),
         "manufacturer": text(ds, "Manufacturer"),
         "model_name": text(ds, "ManufacturerModelName"),
         "kernel": text(ds, "ConvolutionKernel"),
@@ -415,6 +416,7 @@ def _assemble(images: list[_Image]) -> Series:
         modality=fact("modality"),
         series_description=fact("series_description"),
         study_date=fact("study_date"),
+        time_point=fact("time_point"),
         manufacturer=fact("manufacturer"),
         model_name=fact("model_name"),
         kernel=fact("kernel"),

@@ -85,6 +85,7 @@ class Series:
         left_out: Images in the series which are no slices of it: localizers, screen captures.
         mixed_identity: Its images name more than one patient or study.
         contrast_agent, contrast_route: ContrastBolusAgent and ContrastBolusRoute of any image.
+        time_point: ClinicalTrialTimePointID, such as NLST's "T0".
         increment: Distance of neighbouring slice positions along the normal, mm (see `increment_of`),
             or None.
         findings: What the header gates found, fatal ones first.
@@ -96,6 +97,7 @@ class Series:
     modality: str = ""
     series_description: str = ""
     study_date: str = ""
+    time_point: str = ""
     manufacturer: str = ""
     model_name: str = ""
     kernel: str = ""

@@ -1,0 +1,62 @@
+"""`deepcac2 cohort`: select series by a published rule."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the parser."""
+    parser = subparsers.add_parser(
+        "cohort",
+        help="select the series of a cohort",
+        description="Select series by a published rule. First: deepcac2 inspect IN --index FILE",
+    )
+    actions = parser.add_subparsers(title="what to do", metavar="ACTION", required=True)
+    select = actions.add_parser(
+        "select",
+        help="judge every series of a header index",
+        description="Write a table of all series of a header index: selected or not, and why not.",
+    )
+    select.add_argument(
+        "index", metavar="INDEX", type=Path, help="file of 'deepcac2 inspect IN --index FILE'"
+    )
+    select.add_argument("-o", "--output", metavar="CSV", type=Path, required=True, help="table to write")
+    select.add_argument(
+        "--rule", default="deepcac2", help="deepcac2, survival or deepcac-v1 (default: deepcac2)"
+    )
+    select.set_defaults(run=run_select)
+    rules = actions.add_parser(
+        "rules", help="show the rules", description="Show the rules and their criteria."
+    )
+    rules.set_defaults(run=run_rules)
+
+
+def run_select(args: argparse.Namespace) -> int:
+    """Select, and say how many were left out by what."""
+    from ..cohort.selection import RULES, select
+    from ..errors import InputError
+
+    if args.rule not in RULES:
+        raise InputError(f"there is no rule {args.rule!r}; there are {', '.join(RULES)}")
+    found = select(args.index, RULES[args.rule], args.output)
+    lines = [f"{found.series} series in {args.index}"]
+    lines += [f"  − {n}: {code}" for code, n in found.reasons.items()]
+    lines.append(f"  = {found.selected} selected, of {found.persons} persons: {args.output}")
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0
+
+
+def run_rules(args: argparse.Namespace) -> int:
+    """Print the rules."""
+    from ..cohort.selection import ANOTHER, RULES
+
+    for rule in RULES.values():
+        sys.stdout.write(f"{rule.name}: {rule.sentence}\n")
+        for c in rule.criteria:
+            sys.stdout.write(f"  {c.code:20s} {c.sentence}\n")
+        if rule.one_each:
+            sys.stdout.write(f"  {ANOTHER:20s} one series for each {rule.one_each}: first by {rule.order}\n")
+    return 0
