@@ -324,7 +324,7 @@ def _change_figure(followed: Progression) -> bytes:
 def summary_lines(rows: Iterable[Sequence[str]]) -> list[str]:
     """Rows of `agreement_rows` in words, for the terminal."""
     return [
-        f"{label:32s} {value:>9s}" + (f"  [{between}]" if between else "") + f"  n = {n}"
+        f"{label:32s} {value:>9s}" + (f"  [{between}]" if between else "").replace("\\", "") + f"  n = {n}"
         for label, value, between, n in rows
     ]
 

@@ -1,0 +1,132 @@
+"""`deepcac2 release`: build, verify and compare releases."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the parser."""
+    parser = subparsers.add_parser(
+        "release",
+        help="build, verify and compare releases of results",
+        description="A release is zip files with the DICOM SEG and the report of each scored series.",
+    )
+    actions = parser.add_subparsers(title="what to do", metavar="ACTION", required=True)
+
+    build = actions.add_parser(
+        "build",
+        help="make a release of a run",
+        description="Write SEG and report of every scored series of a run into zip files, with table, data "
+        "dictionary, README and a manifest with checksums. The same run gives the same bytes.",
+    )
+    build.add_argument("results", metavar="RESULTS", type=Path, help="output folder of 'deepcac2 run'")
+    build.add_argument("out", metavar="OUT.zip", type=Path, help="zip file to write")
+    build.add_argument(
+        "--part-size", metavar="SIZE", type=_size, help="begin another file after so much, such as 20GB"
+    )
+    build.set_defaults(run=run_build)
+
+    verify = actions.add_parser(
+        "verify",
+        help="check a release",
+        description="Check structure, checksums, reports and segmentations of a release. With the CT, "
+        "compute each score under every scoring rule and say which rule made the stored ones. Exit code 1 "
+        "where something differs.",
+    )
+    verify.add_argument(
+        "release", metavar="ZIP", type=Path, nargs="+", help="its zip files, or a run's folder"
+    )
+    verify.add_argument("--ct", metavar="FOLDER", type=Path, help="the CT series")
+    verify.add_argument("--json", action="store_true", help="print everything as JSON")
+    verify.set_defaults(run=run_verify)
+
+    compare = actions.add_parser(
+        "compare",
+        help="compare two releases",
+        description="Dice of each segment, agreement of the scores, and the series that differ most. Each is "
+        "a zip file or the output folder of a run.",
+    )
+    compare.add_argument("first", metavar="A", type=Path)
+    compare.add_argument("second", metavar="B", type=Path)
+    compare.add_argument("--most", metavar="N", type=int, default=20, help="series to list (default: 20)")
+    compare.add_argument("--json", action="store_true", help="print everything as JSON")
+    compare.set_defaults(run=run_compare)
+
+
+def _size(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)b?", text.strip().lower())
+    if match is None or float(match[1]) <= 0:
+        raise argparse.ArgumentTypeError("a size such as 500MB or 20GB")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def run_build(args: argparse.Namespace) -> int:
+    """Build a release."""
+    from ..cohort.release import build_release
+
+    built = build_release(args.results, args.out, part_bytes=args.part_size)
+    sys.stdout.write(
+        f"{built.series} series of {built.rows} in the table, {built.bytes / 1e6:.1f} MB unpacked\n"
+    )
+    for part in built.parts:
+        sys.stdout.write(f"{part}  {part.stat().st_size / 1e6:.1f} MB\n")
+    return 0
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    """Verify a release; 1 where something differs."""
+    from ..cohort.release import Release
+    from ..cohort.verify import summary, to_dict, verify
+
+    with Release(*args.release) as release:
+        found = verify(release, ct=args.ct, watch=_watch)
+    if args.json:
+        sys.stdout.write(json.dumps(to_dict(found), indent=2) + "\n")
+    else:
+        sys.stdout.write("\n".join(summary(found)) + "\n")
+    return 1 if found.problems else 0
+
+
+def run_compare(args: argparse.Namespace) -> int:
+    """Compare two releases."""
+    from ..cohort.compare import SEGMENTS, compare, to_dict
+    from ..cohort.pages import agreement_rows, summary_lines
+    from ..cohort.release import Release
+
+    with Release(args.first) as first, Release(args.second) as second:
+        found = compare(first, second, watch=_watch)
+    if args.json:
+        sys.stdout.write(json.dumps(to_dict(found), indent=2) + "\n")
+        return 0
+    lines = [
+        f"{len(found.pairs)} series in both, {len(found.only_first)} only in {args.first}, "
+        f"{len(found.only_second)} only in {args.second}"
+    ]
+    for segment in SEGMENTS:
+        mean, n = found.mean_dice(segment)
+        lines.append(f"Dice of {segment}: " + ("–" if mean is None else f"{mean:.4f}") + f" (mean of {n})")
+    if found.scores is not None:
+        lines += summary_lines(agreement_rows(found.scores))
+    differ = [
+        p for p in found.pairs if p.difference or p.note or any(d not in (None, 1.0) for d in p.dice.values())
+    ]
+    lines.append(f"{len(differ)} series differ")
+    for p in differ[: args.most]:
+        dice = ", ".join(f"{s} {'–' if d is None else f'{d:.3f}'}" for s, d in p.dice.items())
+        scores = " and ".join("none" if s is None else f"{s:.1f}" for s in (p.first, p.second))
+        lines.append(f"  {p.place}: score {scores}; Dice {dice}" + (f"; {p.note}" if p.note else ""))
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0
+
+
+def _watch(done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r{done} of {total} series" + ("\n" if done == total else ""))
+        sys.stderr.flush()
