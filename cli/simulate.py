@@ -35,6 +35,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--size", metavar="N", type=_size, default=512, help="rows and columns (default: 512)"
     )
+    parser.add_argument(
+        "--trial",
+        action="store_true",
+        help="a small trial instead: up to three visits a person, two kernels each, some series unfit, with "
+        "clinical.csv and truth.csv",
+    )
     parser.set_defaults(run=run)
 
 
@@ -44,6 +50,8 @@ def run(args: argparse.Namespace) -> int:
     from ..simulation.dicom import patient_id, write_patient
 
     output: Path = args.output
+    if args.trial:
+        return _trial(args)
     if output.exists() and not output.is_dir():
         raise InputError(f"{output} is a file; give a folder as OUT")
     if output.is_dir():
@@ -62,9 +70,31 @@ def run(args: argparse.Namespace) -> int:
         patient = simulate_patient(seed, geometry=default_geometry(seed, size=args.size, slices=args.slices))
         write_patient(patient, output)
         count = patient.volume.geometry.shape[0]
-        sys.stdout.write(f"{name}  {count} slices  {time.perf_counter() - start:.1f} s\n")
-        sys.stdout.flush()
+        _say(f"{name}  {count} slices  {time.perf_counter() - start:.1f} s")
     return 0
+
+
+def _trial(args: argparse.Namespace) -> int:
+    """Write a trial, one line a person."""
+    from ..simulation.trial import write_trial
+
+    found = write_trial(
+        args.output,
+        persons=args.patients,
+        seed=args.seed,
+        size=args.size,
+        slices=args.slices,
+        watch=_say,
+    )
+    unfit = sum(bool(s.unfit) for s in found)
+    _say(f"{len(found)} series, {unfit} of them unfit: {args.output}")
+    return 0
+
+
+def _say(text: str) -> None:
+    """Print at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 def _whole(text: str, low: int, high: int) -> int:

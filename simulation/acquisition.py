@@ -318,7 +318,7 @@ def add_noise(
     hu: Array,
     geometry: Geometry,
     scan: Acquisition,
-    seed: int,
+    rng: np.random.Generator,
     shoulder_z: float,
     centre: tuple[float, float, float],
 ) -> None:
@@ -332,11 +332,10 @@ def add_noise(
         hu: float32 (z, y, x).
         geometry: Of `hu`.
         scan: Kernel and noise level.
-        seed: Of the patient; noise also depends on the grid.
+        rng: Source of randomness.
         shoulder_z: LPS z (mm) where the shoulders begin.
         centre: LPS (mm) of the middle of the body, where noise is strongest.
     """
-    rng = stream(seed, "noise")
     nz, ny, nx = geometry.shape
     dz, dy, dx = geometry.spacing
     fy = np.fft.fftfreq(ny, dy)[:, None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -85,8 +86,13 @@ def write_patient(patient: SimulatedPatient, folder: Path) -> Path:
     return home
 
 
-def write_series(patient: SimulatedPatient, folder: Path) -> None:
+def write_series(
+    patient: SimulatedPatient, folder: Path, *, change: Callable[[Dataset], None] | None = None
+) -> None:
     """Write the CT as one DICOM file a slice, ``0001.dcm`` being the lowest array index.
+
+    Args:
+        change: Called with each slice's header before it is written.
 
     Raises:
         DiskFull, OutputUnwritable: A file cannot be written.
@@ -114,6 +120,9 @@ def write_series(patient: SimulatedPatient, folder: Path) -> None:
             ds.file_meta.MediaStorageSOPClassUID = CTImageStorage
             ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
             ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+            if change is not None:
+                change(ds)
+                ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
             ds.save_as(folder / f"{i + 1:04d}.dcm", enforce_file_format=True)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,8 @@ VISIBLE_COVER = 0.03
 """Share of a voxel a lesion must fill to be the reason why it is bright."""
 BONE_HU = 100.0
 """What exceeds this in the anatomy is bone, and changes with the tube voltage as calcium does."""
+GROWTH = 1.2
+"""Volume of a plaque a year later, in parts of what it was before. Chosen."""
 METAL_STREAK_HU = 150.0
 """Strongest streaks beside a lead. Chosen."""
 
@@ -56,7 +58,11 @@ def heart_centre(seed: int) -> tuple[float, float, float]:
 
 
 def simulate_patient(
-    seed: int, *, geometry: Geometry | None = None, acquisition: Acquisition | None = None
+    seed: int,
+    *,
+    geometry: Geometry | None = None,
+    acquisition: Acquisition | None = None,
+    visit: int = 0,
 ) -> SimulatedPatient:
     """Simulate one patient's chest CT.
 
@@ -67,6 +73,7 @@ def simulate_patient(
         seed: The patient, 0 or more.
         geometry: Grid to draw on, any orientation; by default the patient's own `default_geometry`.
         acquisition: Kernel, thickness and noise; by default the patient's own `sample_acquisition`.
+        visit: Years after the first scan: calcium has grown (`GROWTH`), noise and motion are others.
 
     Raises:
         ArithmeticError: The drawing holds values that are not numbers.
@@ -74,6 +81,8 @@ def simulate_patient(
     scan = sample_acquisition(seed) if acquisition is None else acquisition
     grid = default_geometry(seed) if geometry is None else geometry
     anatomy = sample_anatomy(seed)
+    when = (f"visit{visit}",) if visit else ()
+    lesions_now = [replace(one, radii=one.radii * GROWTH ** (visit / 3)) for one in anatomy.lesions]
     working, factor, sub = working_grid(grid)
     hu, sac = draw(anatomy, working)
     if scan.kvp != 120.0:
@@ -88,8 +97,8 @@ def simulate_patient(
 
     others = all_distractors(anatomy)
     drawn = [
-        lesion_specks(group, anatomy.frame, grid, scan, stream(seed, name))
-        for group, name in ((others, "motion of distractors"), (anatomy.lesions, "motion"))
+        lesion_specks(group, anatomy.frame, grid, scan, stream(seed, name, *when))
+        for group, name in ((others, "motion of distractors"), (lesions_now, "motion"))
     ]
     other = add_specks(hu, drawn[0])
     own = add_specks(hu, drawn[1])
@@ -97,7 +106,7 @@ def simulate_patient(
     calcium = dense & (own > VISIBLE_COVER) & (own >= other)
     distractors = dense & (other > VISIBLE_COVER) & ~calcium
     del own, other, dense
-    rng = stream(seed, "artefacts")
+    rng = stream(seed, "artefacts", *when)
     if (move := breathing_step(grid, anatomy.heart_centre, scan.step, rng)) is not None:
         moved, offset = move
         for mask in (heart, calcium, distractors):
@@ -120,7 +129,8 @@ def simulate_patient(
     body = anatomy.body
     shoulder = float(anatomy.frame.to_lps(np.array([0.0, 0.0, body.apex - 45]))[2])
     middle = anatomy.frame.translation
-    add_noise(hu, grid, scan, seed, shoulder, (float(middle[0]), float(middle[1]), float(middle[2])))
+    noise = stream(seed, "noise", *when)
+    add_noise(hu, grid, scan, noise, shoulder, (float(middle[0]), float(middle[1]), float(middle[2])))
     if not np.isfinite(hu.sum(dtype=np.float64)):  # as integers they would look like a scan
         raise ArithmeticError(f"the drawing of simulated patient {seed} holds values that are not numbers")
     np.clip(hu, -1024, 3071, out=hu)

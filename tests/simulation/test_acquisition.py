@@ -10,6 +10,7 @@ import pytest
 from deepcac2.imaging import Geometry
 from deepcac2.simulation import Acquisition, sample_acquisition
 from deepcac2.simulation.acquisition import KERNELS, SLICES, VOLTAGES, add_noise
+from deepcac2.simulation.body import stream
 
 GRID = Geometry(shape=(8, 192, 192), spacing=(2.5, 0.7, 0.7), origin=(-67.0, -67.0, 0.0))
 SCAN = Acquisition(
@@ -20,7 +21,7 @@ SCAN = Acquisition(
 
 def noise(scan: Acquisition) -> np.ndarray:
     hu = np.zeros(GRID.shape, dtype=np.float32)
-    add_noise(hu, GRID, scan, 1, 1e6, (0.0, 0.0, 0.0))
+    add_noise(hu, GRID, scan, stream(1, "noise"), 1e6, (0.0, 0.0, 0.0))
     return hu
 
 
