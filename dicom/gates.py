@@ -178,6 +178,11 @@ GATES: dict[str, Gate] = {
             overridable=True,
         ),
         Gate(
+            code="metal",
+            sentence="What would be counted is as dense as metal: a stent, a clip, a wire.",
+            overridable=True,
+        ),
+        Gate(
             code="hu-implausible",
             sentence="Blood inside the heart is too dark: the scan's values are not Hounsfield units.",
             overridable=True,

@@ -217,7 +217,11 @@ def build_chain(
         elif step.module in ("HeartRunner", "DeepCACRunner"):
             stage = _with_model(step.module, options, device, provenance["allowed_gates"])
         elif step.module == "AGSCalculator":
-            stage = stages.ScoreCalcium(rule=options.rule, calibration_factor=options.calibration_factor)
+            stage = stages.ScoreCalcium(
+                rule=options.rule,
+                calibration_factor=options.calibration_factor,
+                allow=provenance["allowed_gates"],
+            )
         elif step.module == "DSegConverter":
             stage = _WriteSegmentation(
                 workflow=workflow, output=output, name=options.model_name, version=__version__

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..dicom import Finding, make_finding, read_series
+from ..dicom.gates import is_sharp_kernel
 from ..errors import SeriesRejected
 from ..imaging import Geometry, Volume
 from ..imaging.masks import bounding_box, solidity, widened
@@ -52,6 +53,13 @@ MIN_SOLIDITY = 0.77
 """A heart is a round body: share that it must fill of its convex hull (`imaging.masks.solidity`). Our own
 limit: hearts outlined by hand have 0.82 and 0.83, 119 simulated ones 0.80 to 0.87, what was found in them
 0.83 to 0.87, and one that ran on into the stomach 0.74."""
+
+METAL_HU, METAL_SHARP_HU = 1500.0, 2000.0
+"""HU from which counted voxels are taken for metal, with soft and sharp kernels. Our own limits: coronary
+calcium above 1000 HU is known (van Rosendael et al., JAMA Cardiol 2020;5:282) and kernels overshoot; the
+simulator draws calcium up to 1500 HU and metal from 2500 HU on."""
+MIN_METAL_MM3 = 1.0
+"""Least volume of such voxels, so that a grain of noise is no metal."""
 
 LUNG_HU = -500.0
 """Below this is lung or other air."""
@@ -244,17 +252,55 @@ class FindCalcium:
         return compare(stated(case, self.weights))
 
 
+def check_metal(
+    volume: Volume, calcium: npt.NDArray[np.bool_], kernel: str, *, allow: Collection[str] = ()
+) -> tuple[Finding, ...]:
+    """The gate that looks for metal among what would be counted.
+
+    Args:
+        volume: The CT.
+        calcium: bool (z, y, x) on the CT's grid.
+        kernel: ConvolutionKernel; sharp ones overshoot.
+
+    Returns:
+        The finding that `allow` turned into a warning.
+
+    Raises:
+        SeriesRejected: metal.
+    """
+    limit = METAL_SHARP_HU if is_sharp_kernel(kernel) else METAL_HU
+    values = volume.hu[calcium]
+    dense = int((values >= limit).sum())
+    if dense == 0 or dense * volume.geometry.voxel_volume < MIN_METAL_MM3:
+        return ()
+    message = (
+        f"what would be counted reaches {int(values.max())} HU: a stent, clip or wire, or extremely dense "
+        "calcium; look at the scan"
+    )
+    return (gate("metal", message, allow),)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScoreCalcium:
-    """Agatston score, volume, mass and lesions by a named rule."""
+    """Agatston score, volume, mass and lesions by a named rule; then the gate that looks for metal.
+
+    Attributes:
+        rule, calibration_factor: See `scoring.score`.
+        allow: Codes of gates that shall warn instead of reject.
+    """
 
     rule: str = "agatston"
     calibration_factor: float | None = None
+    allow: Collection[str] = ()
 
     def __call__(self, case: Case) -> Case:
+        """Raises `SeriesRejected` as `check_metal` does."""
+        volume, calcium = _present(case.volume), _present(case.calcium)
+        metal = check_metal(volume, calcium, case.series.kernel, allow=self.allow)
+        case = replace(case, findings=(*case.findings, *metal))
         result = score(
-            _present(case.volume),
-            _present(case.calcium),
+            volume,
+            calcium,
             rule=self.rule,
             slice_thickness=case.series.slice_thickness,
             calibration_factor=self.calibration_factor,

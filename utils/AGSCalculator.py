@@ -9,7 +9,7 @@ from mhubio.core import IO, Instance, InstanceData, Module, ValueOutput
 
 from ..pipeline.outputs import report_values
 from ..pipeline.stages import ScoreCalcium
-from .handover import CALCIUM, CASE, CT, for_each_case, read_case, write_case
+from .handover import CALCIUM, CASE, CT, for_each_case, read_case, read_provenance, write_case
 
 
 @ValueOutput.Name("agatston_score")
@@ -56,7 +56,8 @@ class AGSCalculator(Module):
     ) -> None:
         """Score one series."""
         path = Path(in_case.abspath)
-        stage = ScoreCalcium(rule=self.rule, calibration_factor=self.calibration_factor)
+        allow = read_provenance(path)["allowed_gates"]
+        stage = ScoreCalcium(rule=self.rule, calibration_factor=self.calibration_factor, allow=allow)
         case = stage(read_case(path, ct=Path(in_data.abspath), calcium=Path(in_calcium.abspath)))
         write_case(path, case)
         values = report_values(case)

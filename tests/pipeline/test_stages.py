@@ -9,7 +9,7 @@ from scipy.ndimage import distance_transform_edt
 from deepcac2.errors import SeriesRejected
 from deepcac2.imaging import Geometry, Volume
 from deepcac2.imaging.masks import solidity, widened
-from deepcac2.pipeline.stages import check_heart, heart_centre
+from deepcac2.pipeline.stages import check_heart, check_metal, heart_centre
 
 GEOMETRY = Geometry(shape=(60, 90, 90), spacing=(3.0, 3.0, 3.0), origin=(-130.0, -130.0, -200.0))
 
@@ -75,6 +75,28 @@ def test_the_centre_is_the_middle_of_the_box() -> None:
     np.testing.assert_allclose(heart_centre(heart, GEOMETRY), expected, atol=3.0)
     with pytest.raises(ValueError, match="empty mask"):
         heart_centre(np.zeros(GEOMETRY.shape, dtype=bool), GEOMETRY)
+
+
+def test_metal_among_what_would_be_counted_is_rejected() -> None:
+    lesion = ball(6)
+    volume = chest(ball(50))
+    volume.hu[lesion] = 1400
+    assert check_metal(volume, lesion, "STANDARD") == ()
+    volume.hu[lesion] = 1600
+    with pytest.raises(SeriesRejected, match="1600 HU") as caught:
+        check_metal(volume, lesion, "STANDARD")
+    assert caught.value.code == "metal"
+    assert check_metal(volume, lesion, "BONE") == ()  # sharp kernels overshoot
+    assert check_metal(volume, ball(6, (30.0, 60.0, 60.0)), "STANDARD") == ()  # beside what is counted
+    (finding,) = check_metal(volume, lesion, "STANDARD", allow=["metal"])
+    assert not finding.fatal
+    volume.hu[lesion] = 2100
+    with pytest.raises(SeriesRejected):
+        check_metal(volume, lesion, "BONE")
+    fine = Geometry(shape=GEOMETRY.shape, spacing=(0.7, 0.6, 0.6), origin=GEOMETRY.origin)
+    hu = np.full(GEOMETRY.shape, 300, dtype=np.int16)
+    hu[30, 45, 45] = 1700  # one voxel of 0.25 mm³: noise
+    assert check_metal(Volume(hu=hu, geometry=fine), ball(6), "STANDARD") == ()
 
 
 def test_solidity_of_a_box_an_angle_and_a_ball() -> None:
