@@ -90,7 +90,7 @@ def scores_figure(groups: Sequence[Points], *, reference: str, predicted: str) -
         axes.set_box_aspect(1)
         panel(axes, f"{text} (n = {shown})", reference, predicted)
     if any(g.label for g in groups):
-        whole.legend(frameon=False, fontsize=8, loc="upper left")
+        whole.legend(frameon=False, fontsize=8, loc="lower right")
     return png(figure)
 
 
