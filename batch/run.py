@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 
-from ..dicom import Discovery, Series, discover
+from ..dicom import Discovery, Series, chosen, discover
 from ..errors import DeviceError, OutputError
 from ..imaging.atomic import remove_leftovers
 from ..pipeline.results import ResultRow, read_parquet, write_csv, write_parquet
@@ -172,6 +172,13 @@ def _unreadable_rows(discovery: Discovery) -> list[ResultRow]:
     ]
 
 
+def _absent_row(uid: str) -> ResultRow:
+    reason = "this series was asked for, and is not in the input folder"
+    return ResultRow(
+        patient_id="", study_uid="", series_uid=uid, status="failed", code="not-found", reason=reason
+    )
+
+
 def run_folder(
     source: Path,
     output: Path,
@@ -182,6 +189,7 @@ def run_folder(
     keep: Collection[str] = (),
     redo: bool = False,
     shard: Shard | None = None,
+    only: Collection[str] | None = None,
     watch: Callable[[Progress], None] = lambda progress: None,
     ready: Callable[[str], None] = lambda device: None,
     running: Callable[[Engine], None] = lambda engine: None,
@@ -198,6 +206,7 @@ def run_folder(
         output: Folder for the results; made when missing.
         means: Who does the work.
         shard: Do this part only; the others may run at the same time, here or elsewhere.
+        only: SeriesInstanceUIDs: do no other series. One that is not in `source` has its row, as failed.
         watch: Called before the first and after every series.
         ready: Told the device in words when a worker is ready.
         running: Given the engine before it starts, for whoever wants to stop it.
@@ -210,10 +219,15 @@ def run_folder(
     job = Job(workflow=workflow, output=output, allow=frozenset(allow), keep=frozenset(keep))
     with OutputLock(output, shard) as lock:
         discovery = discover(source, allow=frozenset(job.provenance["allowed_gates"]))
+        absent: list[str] = []
+        if only is not None:
+            discovery = chosen(discovery, only)
+            absent = sorted(set(only) - {s.series_uid for s in discovery.series})
         return run_found(
             job,
             discovery,
             lock,
+            absent=absent,
             means=means,
             redo=redo,
             watch=watch,
@@ -229,6 +243,7 @@ def run_found(
     lock: OutputLock,
     *,
     means: Means,
+    absent: Sequence[str] = (),
     redo: bool = False,
     watch: Callable[[Progress], None] = lambda progress: None,
     ready: Callable[[str], None] = lambda device: None,
@@ -240,7 +255,7 @@ def run_found(
     settle_output(job, redo=redo)
     if shard is None:  # alone: what lies there half-written is a killed run's
         remove_leftovers(output)
-    unreadable = _unreadable_rows(discovery)
+    unreadable = [*_unreadable_rows(discovery), *map(_absent_row, absent)]
     first = shard is None or shard.number == 0  # who counts what belongs to no series
 
     def mine() -> Iterator[Series]:

@@ -73,6 +73,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--shard", metavar="i/N", help="do part i of N only (0 to N-1); the parts may run at the same time"
     )
+    parser.add_argument(
+        "--only",
+        type=Path,
+        metavar="TABLE",
+        help="do the series of this table only (CSV or Parquet with series_uid and, where it has it, "
+        "selected), such as 'cohort select' writes",
+    )
     add_choices(parser)
     parser.add_argument(
         "--keep", action="append", default=[], choices=["nifti"], help="also keep CT and masks as NIfTI"
@@ -97,6 +104,21 @@ def _duration(text: str) -> float:
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 90s, 10m or 1h")
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def _chosen(table: Path) -> frozenset[str]:
+    """The series that a table names, or selects."""
+    from ..cohort.tables import need, read_table
+    from ..errors import InputError
+
+    frame = read_table(table)
+    need(frame, ["series_uid"], str(table))
+    if "selected" in frame:
+        frame = frame[frame["selected"].str.strip().str.lower().isin(("true", "1", "yes"))]
+    uids = frozenset(frame["series_uid"].str.strip()) - {""}
+    if not uids:
+        raise InputError(f"{table} selects no series")
+    return uids
 
 
 def run(args: argparse.Namespace) -> int:
@@ -134,6 +156,7 @@ def run(args: argparse.Namespace) -> int:
                 keep=args.keep,
                 redo=args.redo,
                 shard=shard,
+                only=None if args.only is None else _chosen(args.only),
                 watch=watcher,
                 ready=lambda device: watcher.say(f"device: {device}"),
                 running=running,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .discovery import Discovery, UnreadableFile, discover
+from .discovery import Discovery, UnreadableFile, chosen, discover
 from .gates import GATES, Gate, check_headers, make_finding
 from .names import safe_name
 from .reading import Reading, read_series
@@ -23,6 +23,7 @@ __all__ = [
     "SliceRef",
     "UnreadableFile",
     "check_headers",
+    "chosen",
     "discover",
     "make_finding",
     "read_segmentation",

@@ -168,6 +168,14 @@ def discover(root: Path, *, workers: int | None = None, allow: Collection[str] =
     )
 
 
+def chosen(discovery: Discovery, uids: Collection[str]) -> Discovery:
+    """What was found, without the series that are not named."""
+    if isinstance(discovery.series, SeriesStore):
+        discovery.series.keep(uids)
+        return discovery
+    return replace(discovery, series=tuple(s for s in discovery.series if s.series_uid in uids))
+
+
 def _walk(root: Path, unreadable: list[UnreadableFile]) -> Iterator[Path]:
     """All regular files under `root`, each once; what cannot be listed goes to `unreadable`."""
     if not root.is_dir():

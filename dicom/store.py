@@ -11,7 +11,7 @@ from __future__ import annotations
 import pickle
 import sqlite3
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, overload
 
 from .series import Series
@@ -69,6 +69,11 @@ class SeriesStore(Sequence[Series]):
         self._database.execute("DROP TABLE image")
         rows = self._database.execute("SELECT patient, study, uid, rowid FROM series").fetchall()
         self._order = [row[3] for row in sorted(rows)]
+
+    def keep(self, uids: Collection[str]) -> None:
+        """Keep only the series with these SeriesInstanceUIDs, in order."""
+        rows = dict(self._database.execute("SELECT rowid, uid FROM series").fetchall())
+        self._order = [i for i in self._order if rows[i] in uids]
 
     def __len__(self) -> int:
         return len(self._order)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from deepcac2.batch.run import Progress
 from deepcac2.batch.worker import Effort
 from deepcac2.cli.main import build_parser, main
 from deepcac2.cli.run import _line
+from deepcac2.dicom import discover
 
 
 def test_json_progress_is_one_object_a_series(
@@ -29,6 +31,19 @@ def test_json_progress_is_one_object_a_series(
     assert 0 < last["own_peak_mb"] < 2000
     assert last["seconds_left"] == 0
     assert last["gpu_percent"] is None
+
+
+def test_only_what_a_table_names(simulated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, table = tmp_path / "out", tmp_path / "cohort.csv"
+    seg = next(s for s in discover(simulated).series if s.modality == "SEG")
+    table.write_text(f"selected,series_uid\ntrue,{seg.series_uid}\ntrue,1.2.3\nfalse,4.5.6\n")
+    assert main(["run", str(simulated), str(out), "--devices", "cpu", "--only", str(table)]) == 1
+    with (out / "results.csv").open(newline="") as file:
+        rows = {r["series_uid"]: (r["status"], r["code"]) for r in csv.DictReader(file)}
+    assert rows == {seg.series_uid: ("rejected", "not-ct"), "1.2.3": ("failed", "not-found")}
+    table.write_text("selected,series_uid\nfalse,1.2.3\n")
+    assert main(["run", str(simulated), str(out), "--only", str(table)]) == 10
+    assert "selects no series" in capsys.readouterr().err
 
 
 def test_a_line_a_minute_says_how_a_long_run_is_doing() -> None:

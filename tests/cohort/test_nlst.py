@@ -52,10 +52,13 @@ def test_run_release_verify_and_report(
     trial: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results, release, page = tmp_path / "results", tmp_path / "release.zip", tmp_path / "page"
-    assert main(["run", str(trial / "ct"), str(results)]) == 0
+    index, table = tmp_path / "headers.parquet", tmp_path / "cohort.csv"
+    assert main(["inspect", str(trial / "ct"), "--index", str(index)]) == 0
+    assert main(["cohort", "select", str(index), "-o", str(table)]) == 0
+    wanted = {r["series_uid"] for r in rows(table) if r["selected"] == "true"}
+    assert main(["run", str(trial / "ct"), str(results), "--only", str(table)]) == 0
     found = {r["series_uid"]: r for r in rows(results / "results.csv")}
-    truth = {r["series_uid"]: r for r in rows(trial / "truth.csv")}
-    assert found.keys() == truth.keys()
+    assert found.keys() == wanted < {r["series_uid"] for r in rows(trial / "truth.csv")}
     assert main(["release", "build", str(results), str(release)]) == 0
     capsys.readouterr()
     assert main(["release", "verify", str(release), "--ct", str(trial / "ct")]) == 0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deepcac2.dicom import discover, discovery
+from deepcac2.dicom import chosen, discover, discovery
 from deepcac2.dicom.store import SeriesStore
 
 
@@ -22,3 +22,6 @@ def test_many_series_are_the_same_from_disk(simulated: Path, monkeypatch: pytest
     assert tuple(stored.series[:1]) == kept.series[:1]
     with pytest.raises(IndexError):
         stored.series[2]
+    uid = kept.series[1].series_uid
+    assert tuple(chosen(kept, [uid]).series) == tuple(chosen(stored, [uid]).series) == kept.series[1:]
+    assert not chosen(stored, ["1.2.3"]).series
