@@ -28,6 +28,25 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--rule", default="deepcac2", help="deepcac2, survival or deepcac-v1 (default: deepcac2)"
     )
     select.set_defaults(run=run_select)
+    download = actions.add_parser(
+        "download",
+        help="fetch selected series from the Imaging Data Commons",
+        description="Download the series that a table selects (needs the internet and idc-index). "
+        "What is there already is not fetched again.",
+    )
+    download.add_argument(
+        "table", metavar="TABLE", type=Path, help="table of 'cohort select' or 'cohort query'"
+    )
+    download.add_argument("folder", metavar="FOLDER", type=Path)
+    download.set_defaults(run=run_download)
+    query = actions.add_parser(
+        "query",
+        help="make the paper's selection in BigQuery",
+        description="Run cohort/nlst.sql on the tables of the Imaging Data Commons (needs the internet, the "
+        "package google-cloud-bigquery and an account that pays for the query).",
+    )
+    query.add_argument("-o", "--output", metavar="CSV", type=Path, required=True, help="table to write")
+    query.set_defaults(run=run_query)
     rules = actions.add_parser(
         "rules", help="show the rules", description="Show the rules and their criteria."
     )
@@ -46,6 +65,31 @@ def run_select(args: argparse.Namespace) -> int:
     lines += [f"  − {n}: {code}" for code, n in found.reasons.items()]
     lines.append(f"  = {found.selected} selected, of {found.persons} persons: {args.output}")
     sys.stdout.write("\n".join(lines) + "\n")
+    return 0
+
+
+def run_download(args: argparse.Namespace) -> int:
+    """Download what a table selects."""
+    from ..cohort.download import download
+    from ..cohort.tables import selected_series
+
+    uids = sorted(selected_series(args.table))
+    download(uids, args.folder, watch=lambda n, total: _say(f"{n} of {total} series"))
+    _say(f"{len(uids)} series: {args.folder}")
+    return 0
+
+
+def _say(text: str) -> None:
+    """Print at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def run_query(args: argparse.Namespace) -> int:
+    """Make the selection in BigQuery."""
+    from ..cohort.download import query
+
+    _say(f"{query(args.output)} series: {args.output}")
     return 0
 
 

@@ -106,26 +106,12 @@ def _duration(text: str) -> float:
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
-def _chosen(table: Path) -> frozenset[str]:
-    """The series that a table names, or selects."""
-    from ..cohort.tables import need, read_table
-    from ..errors import InputError
-
-    frame = read_table(table)
-    need(frame, ["series_uid"], str(table))
-    if "selected" in frame:
-        frame = frame[frame["selected"].str.strip().str.lower().isin(("true", "1", "yes"))]
-    uids = frozenset(frame["series_uid"].str.strip()) - {""}
-    if not uids:
-        raise InputError(f"{table} selects no series")
-    return uids
-
-
 def run(args: argparse.Namespace) -> int:
     """Exit code 0 when every series was scored or rejected, 1 when any failed, 130 when it was stopped."""
     from ..batch.cluster import check_ray
     from ..batch.ledger import Shard
     from ..batch.run import Means, find_devices, run_folder
+    from ..cohort.tables import selected_series
     from ..errors import WorkflowError
     from ..pipeline.run import check_folders
     from ..pipeline.workflow import Workflow
@@ -156,7 +142,7 @@ def run(args: argparse.Namespace) -> int:
                 keep=args.keep,
                 redo=args.redo,
                 shard=shard,
-                only=None if args.only is None else _chosen(args.only),
+                only=None if args.only is None else selected_series(args.only),
                 watch=watcher,
                 ready=lambda device: watcher.say(f"device: {device}"),
                 running=running,

@@ -137,6 +137,23 @@ def need(frame: pd.DataFrame, names: Sequence[str], table: str) -> None:
             raise InputError(f"{table} has no column {name!r}{hint}")
 
 
+def selected_series(path: Path) -> frozenset[str]:
+    """SeriesInstanceUIDs of a table, of its selected rows where it has a column ``selected``.
+
+    Raises:
+        InputUnreadable: See `read_table`.
+        InputError: It has no column ``series_uid``, or selects nothing.
+    """
+    frame = read_table(path)
+    need(frame, ["series_uid"], str(path))
+    if "selected" in frame:
+        frame = frame[frame["selected"].str.strip().str.lower().isin(("true", "1", "yes"))]
+    uids = frozenset(frame["series_uid"].str.strip()) - {""}
+    if not uids:
+        raise InputError(f"{path} selects no series")
+    return uids
+
+
 def numbers(
     frame: pd.DataFrame, name: str, flow: Flow, *, minimum: float | None = None, maximum: float | None = None
 ) -> pd.DataFrame:
