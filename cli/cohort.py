@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from .screen import say
+
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
@@ -74,22 +76,16 @@ def run_download(args: argparse.Namespace) -> int:
     from ..cohort.tables import selected_series
 
     uids = sorted(selected_series(args.table))
-    download(uids, args.folder, watch=lambda n, total: _say(f"{n} of {total} series"))
-    _say(f"{len(uids)} series: {args.folder}")
+    download(uids, args.folder, watch=lambda n, total: say(f"{n} of {total} series"))
+    say(f"{len(uids)} series: {args.folder}")
     return 0
-
-
-def _say(text: str) -> None:
-    """Print at once."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
 
 
 def run_query(args: argparse.Namespace) -> int:
     """Make the selection in BigQuery."""
     from ..cohort.download import query
 
-    _say(f"{query(args.output)} series: {args.output}")
+    say(f"{query(args.output)} series: {args.output}")
     return 0
 
 

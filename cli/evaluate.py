@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from .run import add_choices, chosen_workflow
+from .screen import counter
 
 if TYPE_CHECKING:
     from ..training.evaluation import Evaluation
@@ -96,7 +97,7 @@ def _evaluate(args: argparse.Namespace) -> Evaluation:
     from ..training.evaluation import evaluate_results, evaluate_scans
 
     if args.data is None:
-        return evaluate_results(args.results, args.truth, watch=_watch)
+        return evaluate_results(args.results, args.truth, watch=counter("scans"))
     from ..pipeline.chain import choose_device
     from ..pipeline.workflow import Workflow
 
@@ -106,14 +107,8 @@ def _evaluate(args: argparse.Namespace) -> Evaluation:
         device=choose_device(args.device or "auto"),
         allow=args.allow,
         simulated=args.simulated,
-        watch=_watch,
+        watch=counter("scans"),
     )
-
-
-def _watch(done: int, total: int) -> None:
-    if sys.stderr.isatty():
-        sys.stderr.write(f"\r{done} of {total} scans" + ("\n" if done == total else ""))
-        sys.stderr.flush()
 
 
 _LINES = (

@@ -8,6 +8,8 @@ import re
 import sys
 from pathlib import Path
 
+from .screen import counter
+
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
@@ -86,7 +88,7 @@ def run_verify(args: argparse.Namespace) -> int:
     from ..cohort.verify import summary, to_dict, verify
 
     with Release(*args.release) as release:
-        found = verify(release, ct=args.ct, watch=_watch)
+        found = verify(release, ct=args.ct, watch=counter("series"))
     if args.json:
         sys.stdout.write(json.dumps(to_dict(found), indent=2) + "\n")
     else:
@@ -101,7 +103,7 @@ def run_compare(args: argparse.Namespace) -> int:
     from ..cohort.release import Release
 
     with Release(args.first) as first, Release(args.second) as second:
-        found = compare(first, second, watch=_watch)
+        found = compare(first, second, watch=counter("series"))
     if args.json:
         sys.stdout.write(json.dumps(to_dict(found), indent=2) + "\n")
         return 0
@@ -124,9 +126,3 @@ def run_compare(args: argparse.Namespace) -> int:
         lines.append(f"  {p.place}: score {scores}; Dice {dice}" + (f"; {p.note}" if p.note else ""))
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
-
-
-def _watch(done: int, total: int) -> None:
-    if sys.stderr.isatty():
-        sys.stderr.write(f"\r{done} of {total} series" + ("\n" if done == total else ""))
-        sys.stderr.flush()

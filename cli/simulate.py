@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from ..errors import InputError
+from .screen import say
 
 _OURS = re.compile(r"SIM-\d{4,}|\.SIM-\d{4,}\.partial")
 
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         patient = simulate_patient(seed, geometry=default_geometry(seed, size=args.size, slices=args.slices))
         write_patient(patient, output)
         count = patient.volume.geometry.shape[0]
-        _say(f"{name}  {count} slices  {time.perf_counter() - start:.1f} s")
+        say(f"{name}  {count} slices  {time.perf_counter() - start:.1f} s")
     return 0
 
 
@@ -84,17 +85,11 @@ def _trial(args: argparse.Namespace) -> int:
         seed=args.seed,
         size=args.size,
         slices=args.slices,
-        watch=_say,
+        watch=say,
     )
     unfit = sum(bool(s.unfit) for s in found)
-    _say(f"{len(found)} series, {unfit} of them unfit: {args.output}")
+    say(f"{len(found)} series, {unfit} of them unfit: {args.output}")
     return 0
-
-
-def _say(text: str) -> None:
-    """Print at once."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
 
 
 def _whole(text: str, low: int, high: int) -> int:
