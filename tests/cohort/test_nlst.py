@@ -24,24 +24,14 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.fixture(scope="module")
-def trial(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("nlst") / "trial"
-    command = ["simulate", str(folder), "--trial", "--patients", "2", "--seed", "3"]
-    assert main([*command, "--size", "96", "--slices", "64"]) == 0
-    return folder
-
-
-def test_selection_leaves_out_what_is_unfit_and_says_why(trial: Path, tmp_path: Path) -> None:
-    index, table = tmp_path / "headers.parquet", tmp_path / "cohort.csv"
-    assert main(["inspect", str(trial / "ct"), "--index", str(index)]) == 0
-    assert main(["cohort", "select", str(index), "-o", str(table)]) == 0
+def test_selection_leaves_out_what_is_unfit_and_says_why(trial: Path, cohort: Path, tmp_path: Path) -> None:
     truth = {r["series_uid"]: r for r in rows(trial / "truth.csv")}
-    found = {r["series_uid"]: r for r in rows(table)}
+    found = {r["series_uid"]: r for r in rows(cohort)}
     assert found.keys() == truth.keys()
     for uid, row in truth.items():
         assert found[uid]["reason"] == (REASONS[row["unfit"]] if row["unfit"] else "")
         assert found[uid]["time_point"] == f"T{row['visit']}"
+    table, index = tmp_path / "survival.csv", cohort.with_name("headers.parquet")
     assert main(["cohort", "select", str(index), "-o", str(table), "--rule", "survival"]) == 0
     chosen = [truth[r["series_uid"]] for r in rows(table) if r["selected"] == "true"]
     assert all(r["visit"] == "0" and r["kernel"] in ("STANDARD", "B50f", "FC51", "C") for r in chosen)
@@ -49,14 +39,10 @@ def test_selection_leaves_out_what_is_unfit_and_says_why(trial: Path, tmp_path: 
 
 
 def test_run_release_verify_and_report(
-    trial: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trial: Path, cohort: Path, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    results, release, page = tmp_path / "results", tmp_path / "release.zip", tmp_path / "page"
-    index, table = tmp_path / "headers.parquet", tmp_path / "cohort.csv"
-    assert main(["inspect", str(trial / "ct"), "--index", str(index)]) == 0
-    assert main(["cohort", "select", str(index), "-o", str(table)]) == 0
-    wanted = {r["series_uid"] for r in rows(table) if r["selected"] == "true"}
-    assert main(["run", str(trial / "ct"), str(results), "--only", str(table)]) == 0
+    release, page = tmp_path / "release.zip", tmp_path / "page"
+    wanted = {r["series_uid"] for r in rows(cohort) if r["selected"] == "true"}
     found = {r["series_uid"]: r for r in rows(results / "results.csv")}
     assert found.keys() == wanted < {r["series_uid"] for r in rows(trial / "truth.csv")}
     assert main(["release", "build", str(results), str(release)]) == 0
