@@ -21,7 +21,7 @@ POSITIVE_ABOVE, POSITIVE_FROM = (0.0,), (100.0,)
 risks (ACC/AHA guideline, Circulation 2019;139:e1082)."""
 MIN_SCORES = 5
 """Fewest pairs; chosen: below there is no interval."""
-_MOST_DRAWN, _FEWEST_RESAMPLES = 40_000_000, 200
+_MOST_DRAWN, FEWEST_RESAMPLES = 40_000_000, 200
 """Rows drawn in all by a bootstrap, and its fewest resamples; chosen, so that 130,000 rows take seconds."""
 
 
@@ -108,7 +108,7 @@ def resamples_for(n: int) -> int:
     >>> resamples_for(400), resamples_for(130_000)
     (2000, 307)
     """
-    return int(np.clip(_MOST_DRAWN // max(n, 1), _FEWEST_RESAMPLES, N_RESAMPLES))
+    return int(np.clip(_MOST_DRAWN // max(n, 1), FEWEST_RESAMPLES, N_RESAMPLES))
 
 
 def group_names(cuts: Sequence[float]) -> tuple[str, ...]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from ..scoring.agreement import RISK_CUTS, Agreement, Estimate, agreement, bootstrap, grouped, median, rate
-from .agreement import group_names, resamples_for
+from .agreement import FEWEST_RESAMPLES, group_names, resamples_for
 from .scans import Scans, one_scan_each
 from .tables import Flow
 
@@ -133,20 +132,18 @@ def kernel_pairs(scans: Scans, *, cuts: Sequence[float] = RISK_CUTS) -> tuple[Ke
         ["study_uid", "kernel", "n_slices", "series_uid"], ascending=[True, True, False, True]
     )
     frame = frame[~frame.duplicated(["study_uid", "kernel"])]
-    found: dict[tuple[str, str], list[tuple[float, float, str]]] = {}
-    for _, study in frame.groupby("study_uid"):
-        if len(study) < 2:
-            continue
-        rows = list(zip(study["kernel"], study["agatston_score"], study["patient_id"], strict=True))
-        for (first, a, who), (second, b, _) in combinations(rows, 2):
-            found.setdefault((first, second), []).append((a, b, who))
+    columns = frame[["study_uid", "patient_id", "kernel", "agatston_score"]]
+    both = columns.merge(columns, on="study_uid", suffixes=("", "_other"))
+    both = both[both["kernel"] < both["kernel_other"]]
+    groups = [(key, own) for key, own in both.groupby(["kernel", "kernel_other"]) if len(own) >= MIN_PAIRS]
     pairs = []
-    for (first, second), scores in sorted(found.items(), key=lambda item: (-len(item[1]), item[0])):
-        if len(scores) < MIN_PAIRS:
-            continue
-        a, b = (np.array([s[i] for s in scores], dtype=float) for i in (0, 1))
+    for (first, second), own in sorted(groups, key=lambda item: (-len(item[1]), item[0])):
         result = agreement(
-            a, b, patients=[s[2] for s in scores], cuts=cuts, n_resamples=resamples_for(len(a))
+            own["agatston_score"].to_numpy(dtype=float),
+            own["agatston_score_other"].to_numpy(dtype=float),
+            patients=own["patient_id"].tolist(),
+            cuts=cuts,
+            n_resamples=FEWEST_RESAMPLES,  # there may be many pairs, and their report shows no intervals
         )
-        pairs.append(KernelPair(first=first, second=second, n=len(scores), result=result))
+        pairs.append(KernelPair(first=str(first), second=str(second), n=len(own), result=result))
     return tuple(pairs)
