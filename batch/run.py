@@ -222,7 +222,7 @@ def run_folder(
         absent: list[str] = []
         if only is not None:
             discovery = chosen(discovery, only)
-            absent = sorted(set(only) - {s.series_uid for s in discovery.series})
+            absent = sorted(set(only) - set(discovery.uids))
         return run_found(
             job,
             discovery,
@@ -261,7 +261,7 @@ def run_found(
     def mine() -> Iterator[Series]:
         return (s for s in discovery.series if shard is None or shard.holds(s.series_uid))
 
-    total = len(discovery.series) if shard is None else sum(1 for _ in mine())
+    total = sum(1 for uid in discovery.uids if shard is None or shard.holds(uid))
     workers = means.workers(job, total, log_path)
     counts = {"scored": 0, "rejected": 0, "failed": len(unreadable) if first else 0}
     done = 0

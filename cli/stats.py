@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from ..cohort.pages import Page
 
-PAPER_CUTS = (0.0, 100.0, 300.0)
-
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
@@ -69,7 +67,7 @@ def _add_common(parser: argparse.ArgumentParser, *, needed: bool = False) -> Non
     parser.add_argument(
         "--cuts",
         type=_cuts,
-        default=PAPER_CUTS,
+        default="0,100,300",
         metavar="N,N,…",
         help="upper limits of the groups (default: 0,100,300)",
     )

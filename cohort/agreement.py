@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from ..errors import InputError
-from ..scoring import RiskGroup
-from ..scoring.agreement import N_RESAMPLES, RISK_CUTS, Agreement, agreement
+from ..scoring.agreement import N_RESAMPLES, RISK_CUTS, Agreement, agreement, group_names
 from ..training.plots import Points, bland_altman_figure, confusion_figure, scores_figure
 from .tables import Flow, need, numbers
 
@@ -69,8 +67,6 @@ def compare_columns(
     need(frame, [c for c in (ai, reference, patient) if c], "the table")
     if ai == reference:
         raise InputError(f"--ai and --reference are the same column, {ai!r}")
-    if list(cuts) != sorted(set(cuts)) or not cuts or cuts[0] < 0:
-        raise InputError("cut points must ascend from 0 or more, such as 0,100,300")
     flow = Flow("rows", len(frame))
     for name in (ai, reference):
         frame = numbers(frame, name, flow, minimum=0)
@@ -109,21 +105,6 @@ def resamples_for(n: int) -> int:
     (2000, 307)
     """
     return int(np.clip(_MOST_DRAWN // max(n, 1), FEWEST_RESAMPLES, N_RESAMPLES))
-
-
-def group_names(cuts: Sequence[float]) -> tuple[str, ...]:
-    """What the groups between these cut points are called.
-
-    >>> group_names((0, 10, 100))
-    ('0', '>0–10', '>10–100', '>100')
-    >>> group_names((0, 100, 300))
-    ('0 very low', '1 low', '2 moderate', '3 high')
-    """
-    if tuple(cuts) == tuple(RISK_CUTS):
-        return tuple(f"{int(g)} {g.label}" for g in RiskGroup)
-    first = "0" if cuts[0] == 0 else f"0–{cuts[0]:g}"
-    between = (f">{a:g}–{b:g}" for a, b in pairwise(cuts))
-    return (first, *between, f">{cuts[-1]:g}")
 
 
 def figures(study: AgreementStudy) -> dict[str, bytes]:

@@ -52,7 +52,7 @@ def download(uids: list[str], folder: Path, *, watch: Callable[[int, int], None]
                 watch(min(start + _AT_ONCE, len(uids)), len(uids))
     except Exception as error:  # of the package, of the network, of the programs that it starts
         raise InputError(f"the download from IDC broke off ({error}); the same command goes on") from error
-    missing = sorted(set(uids) - {s.series_uid for s in discover(folder).series})
+    missing = sorted(set(uids) - set(discover(folder).uids))
     if missing:
         raise InputError(
             f"{len(missing)} of {len(uids)} series are not in {folder} ({missing[0]}); IDC may not have them"

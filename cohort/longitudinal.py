@@ -9,8 +9,18 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from ..scoring.agreement import RISK_CUTS, Agreement, Estimate, agreement, bootstrap, grouped, median, rate
-from .agreement import FEWEST_RESAMPLES, group_names, resamples_for
+from ..scoring.agreement import (
+    RISK_CUTS,
+    Agreement,
+    Estimate,
+    agreement,
+    bootstrap,
+    group_names,
+    grouped,
+    median,
+    rate,
+)
+from .agreement import FEWEST_RESAMPLES, resamples_for
 from .scans import Scans, one_scan_each
 from .tables import Flow
 

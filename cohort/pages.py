@@ -11,10 +11,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from .. import __version__
-from ..scoring.agreement import RISK_CUTS, Agreement, grouped
+from ..scoring.agreement import RISK_CUTS, Agreement, group_names, grouped
 from ..training.page import interval, number, plain, table
-from ..training.plots import BLUE, panel, png
-from .agreement import AgreementStudy, group_names
+from ..training.plots import BLUE, Points, panel, png, scatter
+from .agreement import AgreementStudy
 from .agreement import figures as agreement_figures
 from .longitudinal import KernelPair, Progression
 from .scans import Scans
@@ -174,12 +174,16 @@ def cohort_page(
 
 
 def _flows(flows: Iterable[Flow]) -> str:
+    return "## Who is in\n\n" + _flow_table(flows)
+
+
+def _flow_table(flows: Iterable[Flow]) -> str:
     rows = []
     for flow in flows:
         rows.append([f"{flow.what} in all", "", str(flow.start)])
         rows += [[plain(s.reason), f"−{s.rows}", str(s.left)] for s in flow.steps]
         rows.append([f"**{flow.what} used**", "", f"**{flow.left}**"])
-    return "## Who is in\n\n" + table(["", "left out", "left"], rows)
+    return table(["", "left out", "left"], rows)
 
 
 def _matrix(counts: npt.NDArray[np.int64], names: Sequence[str], rows: str, columns: str) -> str:
@@ -238,7 +242,7 @@ def _change(followed: Progression | None) -> str:
     )
     return "\n\n".join(
         [
-            _flows([followed.flow]).replace("## Who is in\n\n", ""),
+            _flow_table([followed.flow]),
             text,
             table(["", "value", "95 % interval", "n"], rows),
             _matrix(followed.transitions, followed.names, "before", "after"),
@@ -302,18 +306,7 @@ def _change_figure(followed: Progression) -> bytes:
     axes.set_xscale("symlog", linthresh=1)
     axes.set_yscale("symlog", linthresh=1)
     axes.plot([0, end], [0, end], color="#718096", linewidth=1)
-    many = len(a) > 2000
-    axes.scatter(
-        a,
-        b,
-        s=4 if many else 20,
-        facecolors=BLUE if many else "none",
-        edgecolors=BLUE,
-        linewidths=0 if many else 1,
-        alpha=0.3 if many else 0.9,
-        rasterized=many,
-        clip_on=False,
-    )
+    scatter(axes, Points(reference=a, predicted=b), a, b)
     axes.set_xlim(-0.2, end)
     axes.set_ylim(-0.2, end)
     axes.set_box_aspect(1)

@@ -11,6 +11,7 @@ import hashlib
 import io
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
@@ -241,7 +242,6 @@ class Release:
     def __init__(self, *paths: Path) -> None:
         self._stack = ExitStack()
         self._where: dict[str, zipfile.ZipFile | Path] = {}
-        self.sizes: dict[str, int] = {}
         self.manifest: dict[str, tuple[int, str]] = {}
         self.broken: list[str] = []
         for path in paths:
@@ -267,7 +267,7 @@ class Release:
     def _add_folder(self, folder: Path) -> None:
         for path in sorted(folder.glob("*/*/*")):
             if path.name in FILES and path.is_file():
-                self._put(path.relative_to(folder).as_posix(), path, path.stat().st_size)
+                self._put(path.relative_to(folder).as_posix(), path)
 
     def _add_zip(self, path: Path) -> None:
         try:
@@ -282,7 +282,7 @@ class Release:
             if info.filename == MANIFEST:
                 self._read_manifest(archive)
             else:
-                self._put(info.filename, archive, info.file_size)
+                self._put(info.filename, archive)
 
     def _read_manifest(self, archive: zipfile.ZipFile) -> None:
         with archive.open(MANIFEST) as file:
@@ -292,10 +292,10 @@ class Release:
                 except (KeyError, TypeError, ValueError):
                     self.broken.append(f"{MANIFEST}: a line cannot be read: {row}")
 
-    def _put(self, name: str, where: zipfile.ZipFile | Path, size: int) -> None:
+    def _put(self, name: str, where: zipfile.ZipFile | Path) -> None:
         if name in self._where:
             raise InputError(f"{name} is there twice")
-        self._where[name], self.sizes[name] = where, size
+        self._where[name] = where
 
     def read(self, name: str) -> bytes:
         """The content of a file.
@@ -306,13 +306,14 @@ class Release:
         where = self._where[name]
         try:
             return where.read_bytes() if isinstance(where, Path) else where.read(name)
-        except (OSError, zipfile.BadZipFile, EOFError, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
+        except (OSError, zipfile.BadZipFile, EOFError, zlib.error) as error:
             raise InputUnreadable(f"{name} cannot be read ({error})") from error
 
-    @contextmanager
-    def as_file(self, data: bytes) -> Iterator[Path]:
-        """Content as a temporary file, for readers that want one."""
-        with TemporaryDirectory(prefix="deepcac2-") as folder:
-            path = Path(folder) / SEG_NAME
-            path.write_bytes(data)
-            yield path
+
+@contextmanager
+def seg_file(data: bytes) -> Iterator[Path]:
+    """A SEG's content as a temporary file, for readers that want one."""
+    with TemporaryDirectory(prefix="deepcac2-") as folder:
+        path = Path(folder) / SEG_NAME
+        path.write_bytes(data)
+        yield path

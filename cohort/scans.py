@@ -8,13 +8,11 @@ from typing import Literal
 import pandas as pd
 
 from ..errors import InputError
+from .selection import SURVIVAL_KERNELS
 from .tables import Flow, need, numbers
 
 COLUMNS = ("patient_id", "study_uid", "series_uid", "status", "agatston_score", "study_date", "kernel")
 """Columns of a results table that the analyses need, see `pipeline.results.ResultRow`."""
-
-SOFT_KERNELS = ("STANDARD", "B50f", "FC51", "C")
-"""Kernels of the DeepCAC2 paper's survival analysis, the preferred first; others come after them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,14 +58,14 @@ def one_scan_each(
 ) -> tuple[pd.DataFrame, Flow]:
     """One scan for each person (the first by date) or for each person and day.
 
-    Of several scans of a day the one with the preferred kernel (`SOFT_KERNELS`, then any other) is taken, of
-    these the one with most slices, then the smallest series_uid. Scans without a date come last.
+    Of several scans of a day the one with the preferred kernel (`SURVIVAL_KERNELS`, then any other) is taken,
+    of these the one with most slices, then the smallest series_uid. Scans without a date come last.
 
     Args:
         frame, flow: Of `scored`.
         of: What one scan is kept of.
     """
-    rank = {k.lower(): i for i, k in enumerate(SOFT_KERNELS)}
+    rank = {k.lower(): i for i, k in enumerate(SURVIVAL_KERNELS)}
     ordered = frame.assign(
         _kernel=frame["kernel"].str.lower().map(rank).fillna(len(rank)), _slices=-frame["n_slices"]
     ).sort_values(["patient_id", "date", "_kernel", "_slices", "series_uid"], na_position="last")

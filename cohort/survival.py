@@ -20,8 +20,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from ..errors import InputError
-from ..scoring.agreement import RISK_CUTS, SEED, Estimate, grouped
-from .agreement import group_names
+from ..scoring.agreement import RISK_CUTS, SEED, Estimate, group_names, grouped
 from .scans import one_scan_each, scored
 from .tables import Flow, need, numbers, unique_key
 
@@ -157,7 +156,6 @@ def build_cohort(
     frame = numbers(frame, event, flow)
     frame = flow.keep(frame, frame[event].isin((0, 1)), f"{event} is neither 0 nor 1")
     notes: list[str] = []
-    model: list[str] = []
     columns: dict[str, pd.Series[float]] = {}
     for name in covariates:
         frame = _usable(frame, name, flow)

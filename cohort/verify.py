@@ -8,12 +8,13 @@ import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pydicom
+from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
 from ..dicom import Series, discover, read_segmentation, read_series
@@ -23,7 +24,7 @@ from ..dicom.segmentation import SEGMENTATION_SOP_CLASSES
 from ..errors import DeepCACError, InputError, InputUnreadable
 from ..pipeline.outputs import REPORT_NAME
 from ..scoring import RULES, risk_group, score
-from .release import FILES, SEG_NAME, Release
+from .release import FILES, SEG_NAME, Release, seg_file
 
 KEYS = ("Predicted Agatston Score", "Predicted Risk Group", "SeriesInstanceUID")
 """Keys of a report in the published release."""
@@ -130,11 +131,11 @@ def verify(
             if n not in files:
                 problems.append(Problem(code="structure", place=place, message=f"has no {n}"))
         found = _report(place, contents.get(REPORT_NAME), problems)
-        uid = _seg(place, contents.get(SEG_NAME), problems)
+        uid, images = _seg(place, contents.get(SEG_NAME), problems)
         scan = scans.get(uid or "")
         if scan is not None and (data := contents.get(SEG_NAME)) is not None:
             with_ct += 1
-            computed[place] = dict(_scores(release, place, data, scan, problems))
+            computed[place] = dict(_scores(place, data, images, scan, problems))
             if found is not None:
                 stored[place] = found
         if watch is not None:
@@ -207,10 +208,10 @@ def _report(place: str, data: bytes | None, problems: list[Problem]) -> float | 
     return float(value)
 
 
-def _seg(place: str, data: bytes | None, problems: list[Problem]) -> str | None:
-    """SeriesInstanceUID of the CT that the SEG names."""
+def _seg(place: str, data: bytes | None, problems: list[Problem]) -> tuple[str | None, set[str]]:
+    """SeriesInstanceUID of the CT that the SEG names, and the SOPInstanceUIDs of its source images."""
     if data is None:
-        return None
+        return None, set()
 
     def wrong(message: str) -> None:
         problems.append(Problem(code="seg", place=place, message=message))
@@ -220,10 +221,10 @@ def _seg(place: str, data: bytes | None, problems: list[Problem]) -> str | None:
             ds = pydicom.dcmread(io.BytesIO(data))
     except (InvalidDicomError, OSError, EOFError, ValueError) as error:
         wrong(f"{SEG_NAME} is no DICOM ({error})")
-        return None
+        return None, set()
     if ds.get("SOPClassUID") not in SEGMENTATION_SOP_CLASSES:
         wrong(f"{SEG_NAME} is no segmentation")
-        return None
+        return None, set()
     segments = [str(s.get("SegmentLabel", "")) for s in ds.get("SegmentSequence", [])]
     if len(segments) != 2:
         wrong(f"has the segments {', '.join(segments) or 'none'} instead of heart and coronary calcium")
@@ -241,11 +242,18 @@ def _seg(place: str, data: bytes | None, problems: list[Problem]) -> str | None:
     uid = str(series[0].get("SeriesInstanceUID", "")) if series else ""
     if safe_name(uid) != place.split("/")[1]:
         wrong(f"refers to the CT series {uid or 'none'}, the folder is another's")
-    return uid or None
+    return uid or None, set(_images(own))
+
+
+def _images(frames: Iterable[Dataset]) -> Iterator[str]:
+    for groups in frames:
+        for derivation in groups.get("DerivationImageSequence", []):
+            for image in derivation.get("SourceImageSequence", []):
+                yield str(image.get("ReferencedSOPInstanceUID", ""))
 
 
 def _scores(
-    release: Release, place: str, data: bytes, scan: Series, problems: list[Problem]
+    place: str, data: bytes, images: set[str], scan: Series, problems: list[Problem]
 ) -> Iterator[tuple[str, float]]:
     """The score by every rule that can be computed; also checks that the SEG refers to the CT's images."""
 
@@ -254,13 +262,12 @@ def _scores(
 
     try:
         reading = read_series(scan)
-        with release.as_file(data) as path:
+        with seg_file(data) as path:
             masks = read_segmentation(path, reading.volume.geometry)
-            references = _references(path)
     except DeepCACError as error:
         wrong(f"cannot be scored again: {error}")
         return
-    strange = references - {s.sop_instance_uid for s in reading.slices}
+    strange = images - {s.sop_instance_uid for s in reading.slices}
     if strange:
         wrong(f"refers to {len(strange)} images that the CT does not have")
     if "calcium" not in masks:
@@ -272,17 +279,6 @@ def _scores(
         except DeepCACError:
             continue  # a rule that wants what the header does not say; counted in `RuleFit.not_computed`
         yield name, result.total
-
-
-def _references(path: Path) -> set[str]:
-    with quiet_pydicom():
-        ds = pydicom.dcmread(path, stop_before_pixels=True)
-    found = set()
-    for groups in ds.get("PerFrameFunctionalGroupsSequence", []):
-        for derivation in groups.get("DerivationImageSequence", []):
-            for image in derivation.get("SourceImageSequence", []):
-                found.add(str(image.get("ReferencedSOPInstanceUID", "")))
-    return found
 
 
 def _same(a: float, b: float) -> bool:

@@ -96,6 +96,13 @@ class Discovery:
     unreadable: tuple[UnreadableFile, ...] = ()
     ignored: int = 0
 
+    @property
+    def uids(self) -> list[str]:
+        """The SeriesInstanceUIDs of `series`, without loading what is not in memory."""
+        if isinstance(self.series, SeriesStore):
+            return self.series.uids()
+        return [s.series_uid for s in self.series]
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Image:

@@ -75,6 +75,11 @@ class SeriesStore(Sequence[Series]):
         rows = dict(self._database.execute("SELECT rowid, uid FROM series").fetchall())
         self._order = [i for i in self._order if rows[i] in uids]
 
+    def uids(self) -> list[str]:
+        """The SeriesInstanceUIDs, in order."""
+        rows = dict(self._database.execute("SELECT rowid, uid FROM series").fetchall())
+        return [rows[i] for i in self._order]
+
     def __len__(self) -> int:
         return len(self._order)
 

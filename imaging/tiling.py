@@ -109,10 +109,8 @@ class PatchAverage:
     ) -> None:
         self._volume, self._patch, self._predict = volume, patch, predict
         self._total = torch.zeros(volume.shape, dtype=torch.float32, device=volume.device)
-        self._missing = torch.zeros_like(self._total)
-        for corner in corners:
-            self._missing[self._window(corner)] += 1
-        self._cover = self._missing.clone().clamp_(min=1)
+        self._cover = self._covering(corners)
+        self._missing = self._cover.clone()
 
     def add(self, corners: list[Corner], *, batch_size: int) -> None:
         """Run these patches, `batch_size` at a time; none of them twice."""
@@ -133,6 +131,18 @@ class PatchAverage:
     def high(self) -> torch.Tensor:
         """The average if all patches still missing were 1: float32 (z, y, x)."""
         return (self._total + self._missing) / self._cover
+
+    def _covering(self, corners: list[Corner]) -> torch.Tensor:
+        """How many patches cover each voxel: the product of that along the axes, as corners are a grid."""
+        cover = torch.ones_like(self._total)
+        for axis, (size, length) in enumerate(zip(self._volume.shape, self._patch, strict=True)):
+            along = torch.zeros(size, dtype=torch.float32, device=cover.device)
+            for start in {corner[axis] for corner in corners}:
+                along[start : start + length] += 1
+            shape = [1, 1, 1]
+            shape[axis] = size
+            cover *= along.reshape(shape)
+        return cover
 
     def _window(self, corner: Corner) -> tuple[slice, ...]:
         return tuple(slice(i, i + p) for i, p in zip(corner, self._patch, strict=True))

@@ -115,9 +115,9 @@ def _inner(mask: npt.NDArray[np.bool_], geometry: Geometry, depth_mm: float) -> 
     return np.asarray(minimum_filter(mask, size=size, mode="constant"), dtype=bool)
 
 
-def _lung_share(volume: Volume, heart: npt.NDArray[np.bool_]) -> float:
-    """Share of lung in what surrounds a heart that is not empty, 0 to 1."""
-    zs, *plane = bounding_box(heart)
+def _lung_share(volume: Volume, heart: npt.NDArray[np.bool_], box: tuple[slice, ...]) -> float:
+    """Share of lung in what surrounds a heart that fills this box, 0 to 1."""
+    zs, *plane = box
     reach = [round(LUNG_REACH_MM / s) for s in volume.geometry.spacing[1:]]
     near = (zs, *(slice(max(0, p.start - r), p.stop + r) for p, r in zip(plane, reach, strict=True)))
     around = volume.hu[near][~heart[near]]
@@ -142,17 +142,18 @@ def check_heart(
     """
     if not heart.any():
         gate("heart-not-found", "no heart was found in this series; look at the scan and its orientation", ())
-    if np.ptp(volume.hu[heart]) == 0:  # whatever a network sees there, it is no heart: never to be allowed
+    box = bounding_box(heart)
+    part, hu = heart[box], volume.hu[box]
+    values = hu[part]
+    if np.ptp(values) == 0:  # whatever a network sees there, it is no heart: never to be allowed
         message = "all voxels of what was found have one value: the scan shows nothing; look at its pixels"
         gate("heart-not-found", message, ())
     findings: list[Finding] = []
-    box = bounding_box(heart)
-    part, hu = heart[box], volume.hu[box]
     millilitres = float(part.sum()) * volume.geometry.voxel_volume / 1000
-    median = float(np.median(hu[part]))
+    median = float(np.median(values))
     inner = _inner(part, volume.geometry, 8.0)
     blood = float(np.median(hu[inner])) if inner.any() else median
-    lung, roundness = _lung_share(volume, heart), solidity(part, volume.geometry)
+    lung, roundness = _lung_share(volume, heart, box), solidity(part, volume.geometry)
     facts = {
         "heart_volume_ml": round(millilitres, 1),
         "heart_median_hu": median,
@@ -282,7 +283,7 @@ def check_metal(
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreCalcium:
-    """Agatston score, volume, mass and lesions by a named rule; then the gate that looks for metal.
+    """The gate that looks for metal; then Agatston score, volume, mass and lesions by a named rule.
 
     Attributes:
         rule, calibration_factor: See `scoring.score`.

@@ -16,10 +16,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from ..errors import InputError
+from .result import RiskGroup
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -294,9 +298,29 @@ def grouped(scores: npt.ArrayLike, cuts: Sequence[float] = RISK_CUTS) -> IntArra
     [0, 1, 1, 2, 2, 3]
     >>> grouped([0, 1, 11, 401], cuts=(0, 10, 100, 400)).tolist()
     [0, 1, 2, 4]
+
+    Raises:
+        InputError: The cuts do not ascend from 0 or more.
     """
+    if not cuts or not 0 <= cuts[0] <= cuts[-1] < math.inf or not all(a < b for a, b in pairwise(cuts)):
+        raise InputError("cut points must ascend from 0 or more, such as 0,100,300")
     rounded = np.round(np.asarray(scores, dtype=np.float64), 6)
     return np.searchsorted(np.asarray(cuts), rounded, side="left").astype(np.int64)
+
+
+def group_names(cuts: Sequence[float] = RISK_CUTS) -> tuple[str, ...]:
+    """What the groups between these cut points are called.
+
+    >>> group_names((0, 10, 100))
+    ('0', '>0–10', '>10–100', '>100')
+    >>> group_names((0, 100, 300))
+    ('0 very low', '1 low', '2 moderate', '3 high')
+    """
+    if tuple(cuts) == tuple(RISK_CUTS):
+        return tuple(f"{int(g)} {g.label}" for g in RiskGroup)
+    first = "0" if cuts[0] == 0 else f"0–{cuts[0]:g}"
+    between = (f">{a:g}–{b:g}" for a, b in pairwise(cuts))
+    return (first, *between, f">{cuts[-1]:g}")
 
 
 def confusion(reference: npt.ArrayLike, predicted: npt.ArrayLike, n_groups: int) -> IntArray:

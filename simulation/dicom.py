@@ -116,13 +116,12 @@ def write_series(
             stored: npt.NDArray[np.int16] = patient.volume.hu[i] - np.int16(INTERCEPT)
             stored[padding] = PADDING_STORED
             ds.PixelData = stored.astype("<i2").tobytes()
+            if change is not None:
+                change(ds)
             ds.file_meta = FileMetaDataset()
             ds.file_meta.MediaStorageSOPClassUID = CTImageStorage
             ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
             ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-            if change is not None:
-                change(ds)
-                ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
             ds.save_as(folder / f"{i + 1:04d}.dcm", enforce_file_format=True)
 
 

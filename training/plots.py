@@ -52,7 +52,8 @@ def panel(axes: Axes, title: str, x: str, y: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw(axes: Axes, points: Points, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> None:
+def scatter(axes: Axes, points: Points, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> None:
+    """Draw points at x, y; very many as a cloud."""
     if not len(x):
         return
     many = len(x) > 2000
@@ -83,7 +84,7 @@ def scores_figure(groups: Sequence[Points], *, reference: str, predicted: str) -
         shown = 0
         for g in groups:
             near = np.maximum(g.reference, g.predicted) <= end
-            _draw(axes, g, g.reference[near], g.predicted[near])
+            scatter(axes, g, g.reference[near], g.predicted[near])
             shown += int(near.sum())
         axes.set_xlim(0, end)
         axes.set_ylim(0, end)
@@ -108,7 +109,7 @@ def bland_altman_figure(
     axes = figure.subplots()
     axes.set_xscale("symlog", linthresh=10)
     for g in groups:
-        _draw(axes, g, (g.reference + g.predicted) / 2, g.predicted - g.reference)
+        scatter(axes, g, (g.reference + g.predicted) / 2, g.predicted - g.reference)
     lines = (
         ("mean_difference", "mean:", "-"),
         ("lower_limit", "mean − 1.96 SD:", "--"),

@@ -12,8 +12,7 @@ from typing import Any
 
 from .. import __version__
 from ..imaging.atomic import write_json, write_whole
-from ..scoring import RiskGroup
-from ..scoring.agreement import MIN_PATIENTS, N_RESAMPLES
+from ..scoring.agreement import MIN_PATIENTS, N_RESAMPLES, group_names
 from . import evaluation as cases_of
 from . import summary as summary_of
 from .evaluation import STATUSES, CaseResult, Evaluation
@@ -254,7 +253,7 @@ def _lesions(summary: Summary) -> str:
 
 
 def _confusion(summary: Summary) -> str:
-    names = [f"{int(g)} {g.label}" for g in RiskGroup]
+    names = group_names()
     rows = [[f"true: {names[i]}", *map(str, row)] for i, row in enumerate(summary.agreement.confusion)]
     return table(["", *(f"predicted: {n}" for n in names)], rows)
 

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..scoring import RiskGroup
+from ..scoring.agreement import group_names
 from .evaluation import CaseResult, Evaluation
 from .plots import (
     BLUE,
@@ -39,19 +39,20 @@ def figures(evaluation: Evaluation, summary: Summary) -> dict[str, bytes]:
     """
     compared = [c for c in evaluation.scored if c.score is not None and c.true_score is not None]
     drawn = {}
+    points = _points(compared)
     if compared:
         drawn["scores"] = scores_figure(
-            _points(compared), reference="true Agatston score", predicted="predicted Agatston score"
+            points, reference="true Agatston score", predicted="predicted Agatston score"
         )
         drawn["confusion"] = confusion_figure(
             summary.agreement.confusion,
-            [f"{int(g)} {g.label}" for g in RiskGroup],
+            group_names(),
             reference="true group",
             predicted="predicted group",
         )
     if len(compared) > 1:
         drawn["bland-altman"] = bland_altman_figure(
-            _points(compared), summary.statistics, reference="true", predicted="predicted"
+            points, summary.statistics, reference="true", predicted="predicted"
         )
     if any(c.heart_dice is not None or c.counted_dice is not None for c in evaluation.scored):
         drawn["dice"] = _dice(evaluation.scored)
@@ -69,13 +70,16 @@ def _points(cases: Sequence[CaseResult]) -> list[Points]:
     groups = []
     for kind, (marker, colour) in _KINDS.items():
         own = [c for c in cases if _kind(c) == kind]
-        true, ours = (
-            np.array([s or 0.0 for s in some])
-            for some in ([c.true_score for c in own], [c.score for c in own])
-        )
         if own:
-            label = f"{kind} kernel"
-            groups.append(Points(label=label, marker=marker, colour=colour, reference=true, predicted=ours))
+            groups.append(
+                Points(
+                    label=f"{kind} kernel",
+                    marker=marker,
+                    colour=colour,
+                    reference=np.array([c.true_score for c in own], dtype=float),
+                    predicted=np.array([c.score for c in own], dtype=float),
+                )
+            )
     return groups
 
 

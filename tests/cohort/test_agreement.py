@@ -10,10 +10,11 @@ import pytest
 import scipy.stats
 from sklearn.metrics import accuracy_score, cohen_kappa_score, confusion_matrix
 
-from deepcac2.cohort.agreement import compare_columns, figures, group_names
+from deepcac2.cohort.agreement import compare_columns, figures
 from deepcac2.cohort.pages import agreement_page
 from deepcac2.cohort.tables import read_table
 from deepcac2.errors import InputError
+from deepcac2.scoring.agreement import group_names
 
 
 def frame(a: np.ndarray, b: np.ndarray) -> pd.DataFrame:
