@@ -19,12 +19,6 @@ Between the programs lie ``.nii.gz`` files, as in MHub; ``--ending .nii`` spares
 
 Ours is the chain in memory, models loaded, timed after a first series; it includes finding the series in its
 folder. Each stage is the median over the series, a whole series the sum of its stages.
-
-The bundled heart network was trained on scans that were averaged down to its grid (``"resampling":
-"smooth"`` in its ``weights.json``). plans.json has no word for that: nnU-Net interpolates between
-neighbouring voxels, the network sees more noise, and the masks are not quite the same. So ours is compared
-three times: as it is; with a copy of the set that samples as nnU-Net does; and, as the crop for the calcium
-is laid around the heart, with calcium and score on the stock chain's heart mask.
 """
 
 from __future__ import annotations
@@ -49,9 +43,9 @@ import SimpleITK as sitk
 import torch
 from skimage.measure import label
 
-from deepcac2.dicom import Series, discover
+from deepcac2.dicom import discover
 from deepcac2.dicom.gates import GATES
-from deepcac2.imaging import Geometry, Volume
+from deepcac2.imaging import Geometry
 from deepcac2.imaging.masks import widened
 from deepcac2.models.calcium import (
     CANDIDATE_HU,
@@ -65,7 +59,7 @@ from deepcac2.models.calcium import (
 from deepcac2.models.heart import HeartModel
 from deepcac2.pipeline.case import Case
 from deepcac2.pipeline.chain import Chain, build_chain
-from deepcac2.pipeline.stages import ScoreCalcium, heart_centre
+from deepcac2.pipeline.stages import heart_centre
 from deepcac2.pipeline.workflow import Workflow
 from deepcac2.weights import WeightSet, resolve
 
@@ -386,26 +380,6 @@ def result_of(case: Case) -> Result:
     )
 
 
-def on_heart(
-    ours: Result, heart: np.ndarray, model: CalciumModel, margin_mm: float, series: Series
-) -> Result:
-    """Our calcium and score on another chain's heart."""
-    volume = Volume(hu=ours.hu, geometry=ours.geometry)
-    region = widened(heart, ours.geometry, margin_mm)
-    calcium = model.predict(volume, heart_centre(heart, ours.geometry), region=region).mask
-    return result_of(ScoreCalcium()(Case(series=series, volume=volume, heart=heart, calcium=calcium)))
-
-
-def sampled_as_planned(weights: WeightSet, folder: Path) -> Path:
-    """A copy of a heart set that brings CTs to the network's grid as its plans.json says."""
-    shutil.copytree(weights.path, folder)
-    path = folder / "weights.json"
-    description = json.loads(path.read_text())
-    description.pop("resampling", None)
-    path.write_text(json.dumps(description))
-    return folder
-
-
 # Comparison
 
 
@@ -513,16 +487,8 @@ def measure(scratch: Path, *, series: int, slices: int, threads: int, ending: st
     workflow = Workflow.load("default")
     margin_mm = workflow.options("DeepCACRunner").heart_margin_mm
     heart_weights, calcium_weights = resolve("bundled", "heart"), resolve("bundled", "calcium")
-    planned = sampled_as_planned(heart_weights, scratch / "planned")
     chain = build_chain(workflow, output=scratch / "ours", device=CPU, allow=ALLOWED)
-    like_nnunet = build_chain(
-        workflow.with_options("HeartRunner", weights=str(planned)),
-        output=scratch / "ours-planned",
-        device=CPU,
-        allow=ALLOWED,
-    )
     nnunet = Nnunet.write(heart_weights, scratch / "nnunet", ending=ending, threads=threads)
-    model = CalciumModel.load(calcium_weights, CPU)
     plain = CalciumModel.load(calcium_weights, CPU)  # without the memory layout that ours prefers
     plain.network = plain.network.to(memory_format=torch.contiguous_format)
 
@@ -539,13 +505,7 @@ def measure(scratch: Path, *, series: int, slices: int, threads: int, ending: st
         work = scratch / f"stock-{number}"
         work.mkdir()
         stock = run_stock(folder, work, nnunet=nnunet, model=plain, margin_mm=margin_mm, clock=clock)
-        (found,) = discover(folder, allow=ALLOWED).series
-        same = on_heart(ours, stock.heart, model, margin_mm, found)
-        rows.append(comparison(f"{number}, as it is", stock, ours))
-        rows.append(
-            comparison(f"{number}, sampled as nnU-Net", stock, run_ours(folder, like_nnunet, Clock()))
-        )
-        rows.append(comparison(f"{number}, on the stock heart", stock, same))
+        rows.append(comparison(str(number), stock, ours))
         (work / "images" / f"ct_0000{ending}").rename(all_images / f"{number}_0000{ending}")
         shutil.rmtree(work)
     started = time.perf_counter()
@@ -554,7 +514,7 @@ def measure(scratch: Path, *, series: int, slices: int, threads: int, ending: st
 
     print(f"{series} series of {slices} slices of 512 x 512, {threads} CPU cores, {ending} files\n")
     print(time_table(clock, ours_clock, together, series))
-    head = ["ours", "heart Dice", "centres apart, mm", "counted voxels that differ", "score, stock", "ours"]
+    head = ["series", "heart Dice", "centres apart, mm", "counted voxels that differ", "score, stock", "ours"]
     print(f"\n{table(head, rows)}")
 
 

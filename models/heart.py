@@ -242,9 +242,7 @@ class HeartModel:
                 sd=max(float(intensity["std"]), 1e-8),
             ),
             heart_labels=tuple(int(i) for i in found.metadata["heart_labels"]),
-            resampling=Resampling(within="smooth")
-            if found.metadata.get("resampling") == "smooth"
-            else Resampling.from_plan(found.path, plan),
+            resampling=Resampling.from_plan(found.path, plan),
             mirror_axes=tuple(found.metadata.get("mirror_axes") or ()) if mirror else (),
             device=device,
             weights=found,

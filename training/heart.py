@@ -147,8 +147,8 @@ def simulated_heart(
 ) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8], tuple[float, float, float]]:
     """A simulated patient at low resolution, in canonical orientation.
 
-    Drawn at half the recipe's spacing and averaged down by the resampling that inference uses, so that
-    edges are as soft as there.
+    Drawn at half the recipe's spacing and averaged down, so that edges are as soft as in
+    thick slices.
 
     Returns:
         int16 HU and uint8 label (1 = heart), both (z, y, x), and the spacing (z, y, x) in mm.
@@ -437,7 +437,6 @@ def export_heart(results: Path, out: Path, *, recipe: HeartRecipe, images: Path,
         name=recipe.name,
         licence="Apache-2.0",
         training_data=data,
-        resampling="smooth",
         training={"recipe": json.loads(json.dumps(asdict(recipe)))},
         domain=heart_domain(recipe, images),
     )
