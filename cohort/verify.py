@@ -116,7 +116,8 @@ def verify(
     for name in release.manifest:
         if name not in present:
             problems.append(Problem(code="checksum", place=name, message="is in the manifest and not there"))
-    scans = {} if ct is None else {s.series_uid: s for s in discover(ct).series}
+    scans = None if ct is None else discover(ct)
+    where = {} if scans is None else {series_uid: i for i, series_uid in enumerate(scans.uids)}
     checked = with_ct = 0
     for name in release.other:
         data = _read(release, name, problems)
@@ -132,7 +133,7 @@ def verify(
                 problems.append(Problem(code="structure", place=place, message=f"has no {n}"))
         found = _report(place, contents.get(REPORT_NAME), problems)
         uid, images = _seg(place, contents.get(SEG_NAME), problems)
-        scan = scans.get(uid or "")
+        scan = scans.series[where[uid]] if scans is not None and uid in where else None
         if scan is not None and (data := contents.get(SEG_NAME)) is not None:
             with_ct += 1
             computed[place] = dict(_scores(place, data, images, scan, problems))
