@@ -25,7 +25,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "role",
         choices=["heart", "calcium", "bundled"],
         help="bundled: the heart (--work DIR/heart, with the scans of --data), then the calcium "
-        "(DIR/calcium), as the bundled weights were made",
+        "(DIR/calcium, and DIR/refine, which begins with it), as the bundled weights were made",
     )
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="recipe (default: config/train/bundled.yml)"
@@ -54,6 +54,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="NAME|PATH",
         help="calcium only: finds the hearts that are not annotated (default: %(default)s)",
     )
+    parser.add_argument(
+        "--start",
+        default="",
+        metavar="NAME|PATH",
+        help="calcium only: weights to begin with, such as bundled (default: random ones)",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     parser.set_defaults(run=run)
@@ -75,11 +81,23 @@ def run(args: argparse.Namespace) -> int:
     if args.role == "heart":
         folders = [_heart(config, work, args.data, device)]
     elif args.role == "calcium":
-        folders = [_calcium(config, work, args.data, args.backgrounds, args.heart_weights, device)]
+        folders = [
+            _calcium(config, work, args.data, args.backgrounds, args.heart_weights, device, start=args.start)
+        ]
     else:
         heart = _heart(config, work / "heart", args.data, device)
         calcium = _calcium(config, work / "calcium", [], args.backgrounds, str(heart), device)
-        folders = [heart, calcium]
+        refined = _calcium(
+            config,
+            work / "refine",
+            [],
+            args.backgrounds,
+            str(heart),
+            device,
+            role="refine",
+            start=str(calcium),
+        )
+        folders = [heart, refined]
     for folder in folders:
         sys.stdout.write(f"weights: {folder}\n")
     return 0
@@ -100,11 +118,20 @@ def _calcium(
     backgrounds: list[Path],
     heart_weights: str,
     device: torch.device,
+    *,
+    role: str = "calcium",
+    start: str = "",
 ) -> Path:
     from ..training.calcium import CalciumRecipe, train_calcium
     from ..training.recipe import load_recipe
 
-    recipe = load_recipe(config, CalciumRecipe, role="calcium")
+    recipe = load_recipe(config, CalciumRecipe, role=role)
     return train_calcium(
-        recipe, work, data=data, backgrounds=backgrounds, heart_weights=heart_weights, device=device
+        recipe,
+        work,
+        data=data,
+        backgrounds=backgrounds,
+        heart_weights=heart_weights,
+        device=device,
+        start=start,
     )

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from .anatomy import Anatomy, stream
+from .anatomy import Anatomy, sample_anatomy, stream
 from .coronary import Lesion, across, unit
 from .shapes import Points, smooth_curve
 
+RARE = frozenset({"stent", "bypass clip", "pericardium"})
+"""What is hardest to tell from coronary calcium, and rare: a training may want more of it."""
 PIECE = 12
 """Points per piece of a long thing: short pieces have small boxes."""
 
@@ -29,6 +31,11 @@ def all_distractors(anatomy: Anatomy) -> tuple[Lesion, ...]:
         *_granulomas(rng, anatomy),
         *_oesophagus(rng, anatomy),
     )
+
+
+def has_rare(seed: int) -> bool:
+    """Whether the simulated patient of this seed has something of `RARE`."""
+    return any(x.kind in RARE for x in all_distractors(sample_anatomy(seed)))
 
 
 def _pieces(kind: str, points: Points, radius: float, hu: float) -> list[Lesion]:

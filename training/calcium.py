@@ -8,12 +8,13 @@ a run that was stopped anywhere and goes on gives what an unbroken one would hav
 
 from __future__ import annotations
 
+import json
 import logging
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache, partial
-from itertools import count, pairwise
+from itertools import chain, count, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..errors import TrainingError
+from ..errors import TrainingError, WeightsError
 from ..imaging import Geometry, Volume
 from ..imaging.atomic import write_json, write_whole
 from ..imaging.masks import widened
 from ..imaging.orientation import to_canonical
 from ..imaging.resampling import resample
-from ..models.calcium import WINDOW_HU, crop_grid, to_crop
+from ..models.calcium import WINDOW_HU, CalciumModel, crop_grid, to_crop
 from ..models.heart import HeartModel
 from ..pipeline.chain import describe_device
 from ..pipeline.gpu import GpuMeter
 from ..pipeline.stages import heart_centre
+from ..weights import WeightSet, resolve, write_description
 from .datasets import AnnotatedSource, annotated_sources
 from .domain import simulated_domain
 from .insertion import Background, background_sources, inserted_crop, load_background
@@ -56,6 +58,8 @@ log = logging.getLogger(__name__)
 
 INSERTED = "inserted-"
 """How the names of crops with simulated calcium in real hearts begin."""
+HARD_SEEDS = 10_000
+"""How far above a recipe's first seed the search for its hard patients begins."""
 PAPER_EPOCHS = 50
 """Length of the paper's training; DeepCAC2 paper."""
 
@@ -66,6 +70,8 @@ class CalciumRecipe:
 
     Attributes:
         patients: Simulated patients beside the annotated scans, seeds from `first_seed` upwards.
+        hard_patients: Further simulated patients, each with something of `simulation.RARE`, which looks most
+            like coronary calcium and is rare: the first such seeds from `HARD_SEEDS` above `first_seed` on.
         insertions: Crops made from each background by putting simulated calcium into a real heart
             (`training.insertion`); the seeds are those after the patients'.
         validation_share: Share of the patients that is held out, of those with calcium and of those without.
@@ -89,6 +95,8 @@ class CalciumRecipe:
         loss: ``"dice"`` (binary Dice, DeepCAC2 paper) or ``"dice_ce"`` (plus binary cross-entropy).
         noise_hu: Largest standard deviation of the white noise added to a patch, HU.
         offset_hu: Standard deviation of what is added to a whole patch, HU.
+        start: Name and hash of the weights that the training begins with; "": random ones. `train_calcium`
+            sets it.
         seed: Of the split, the weights and the batches.
         amp: On a GPU mixed precision, float16 with gradient scaling; on a CPU it is float32 all the same.
         architecture: Keyword arguments of MONAI's `UNet`.
@@ -99,6 +107,7 @@ class CalciumRecipe:
     name: str
     patients: int = 0
     first_seed: int = 100_000
+    hard_patients: int = 0
     insertions: int = 0
     validation_share: float = 0.2
     label_threshold: float = 0.5
@@ -118,6 +127,7 @@ class CalciumRecipe:
     loss: str = "dice_ce"
     noise_hu: float = 0.0
     offset_hu: float = 0.0
+    start: str = ""
     seed: int = 1
     amp: bool = False
     architecture: dict[str, Any]
@@ -218,8 +228,6 @@ class HeartFinder:
 
     @cached_property
     def _model(self) -> HeartModel:
-        from ..weights import resolve
-
         return HeartModel.load(resolve(self.weights, "heart"), self.device)
 
     def __call__(self, name: str, volume: Volume) -> npt.NDArray[np.bool_]:
@@ -300,11 +308,12 @@ def crop_sources(
     Raises:
         TrainingError: There are none, or two of one name.
     """
+    usual = range(recipe.first_seed, recipe.first_seed + recipe.patients)
     sources = [
         CropSource(
             name=f"simulated-{seed}", patient=f"simulated-{seed}", make=partial(simulated_crop, seed, recipe)
         )
-        for seed in range(recipe.first_seed, recipe.first_seed + recipe.patients)
+        for seed in chain(usual, hard_seeds(recipe))
     ]
     for folder in data:
         for scan in annotated_sources(folder):
@@ -356,6 +365,14 @@ def make_batches(recipe: CalciumRecipe, cache: CropCache, crops: Sequence[int]) 
     )
 
 
+def hard_seeds(recipe: CalciumRecipe) -> Iterator[int]:
+    """Seeds of the patients with something that is rare and hard to tell from coronary calcium."""
+    from ..simulation import has_rare
+
+    seeds = count(recipe.first_seed + HARD_SEEDS)
+    return islice(filter(has_rare, seeds), recipe.hard_patients)
+
+
 # Training
 
 
@@ -367,6 +384,7 @@ def train_calcium(
     data: Sequence[Path] = (),
     backgrounds: Sequence[Path] = (),
     heart_weights: str = "bundled",
+    start: str = "",
 ) -> Path:
     """Train a calcium network, or go on where an earlier call was stopped.
 
@@ -377,17 +395,22 @@ def train_calcium(
         data: Folders of annotated scans, see `training.datasets`.
         backgrounds: Folders of real scans without coronary calcium, see `training.insertion`.
         heart_weights: Name or path of the heart model that finds hearts which are not annotated.
+        start: Name or path of the weights to begin with; "" begins with random ones.
 
     Returns:
         The folder with the final set of weights (``model.safetensors`` and ``weights.json``).
 
     Raises:
         TrainingError: The data cannot be trained on, or the folder belongs to another recipe or other scans.
+        WeightsError: `start` cannot be used, or its network is another.
         DiskFull, OutputUnwritable: A file cannot be written.
     """
     from .calcium_report import write_evaluation
 
     log.info("training on %s", describe_device(device))
+    weights = resolve(start, "calcium") if start else None
+    if weights is not None:
+        recipe = _beginning_with(weights, recipe)
     cache = make_calcium_cache(
         recipe,
         work / "crops",
@@ -401,6 +424,8 @@ def train_calcium(
     batches = make_batches(recipe, cache, training)
     total = recipe.steps or recipe.epochs * batches.steps_per_epoch
     trainer = Trainer(recipe, total, device)
+    if weights is not None:
+        trainer.network.load_state_dict(CalciumModel.load(weights, device).network.state_dict())
     checkpoint = Checkpoint(work / "checkpoint.pt", recipe, cache)
     checkpoint.load(trainer)
     validation = held_out_batches(recipe, cache, held_out)
@@ -422,6 +447,20 @@ def train_calcium(
     )
 
 
+def _beginning_with(weights: WeightSet, recipe: CalciumRecipe) -> CalciumRecipe:
+    """The recipe of a training that begins with these weights.
+
+    Raises:
+        WeightsError: Their network is another than the recipe's.
+    """
+    if weights.metadata.get("architecture") != json.loads(json.dumps(recipe.architecture)):
+        raise WeightsError(
+            f"the weights {weights.name!r} are another network than the recipe's; copy 'architecture' from "
+            f"{weights.path / 'weights.json'} into the recipe"
+        )
+    return replace(recipe, start=f"{weights.name}@{weights.hash[:12]}")
+
+
 def _origin(recipe: CalciumRecipe, cache: CropCache) -> str:
     """What was trained on, in words."""
     last = recipe.first_seed + recipe.patients - 1
@@ -430,7 +469,8 @@ def _origin(recipe: CalciumRecipe, cache: CropCache) -> str:
     counts = {
         f"simulated chests of this project (seeds {recipe.first_seed} to {last})": recipe.patients,
         f"insertions of simulated calcium into {scans} real scans without calcium": inserted,
-        "annotated scans": len(cache.names) - recipe.patients - inserted,
+        "simulated chests with a stent, clips or calcified pericardium": recipe.hard_patients,
+        "annotated scans": len(cache.names) - recipe.patients - recipe.hard_patients - inserted,
     }
     return ", ".join(f"{n} {what}" for what, n in counts.items() if n)
 
@@ -568,8 +608,6 @@ def export_calcium(
         measured: How good it is, JSON types.
     """
     from safetensors.torch import save
-
-    from ..weights import write_description
 
     tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
     write_whole(folder / "model.safetensors", save(tensors))

@@ -17,16 +17,17 @@ T = TypeVar("T")
 BUNDLED = Path(__file__).resolve().parents[1] / "config" / "train" / "bundled.yml"
 """What the bundled weights were made with: both roles in one file."""
 
-SECTIONS = ("heart", "calcium")
-"""A recipe file holds the keys of one role, or a part for each under these names."""
+SECTIONS = ("heart", "calcium", "refine")
+"""A recipe file holds the keys of one network, or a part for each under these names; ``refine`` is a second
+training of the calcium network, which begins with what the first one gave."""
 
 
 def load_recipe(path: Path, kind: type[T], *, role: str) -> T:
     """Read the recipe of a role into the dataclass `kind`.
 
     Args:
-        path: YAML; the role's keys, or parts named ``heart:`` and ``calcium:`` of which the role's is read.
-        role: ``"heart"`` or ``"calcium"``.
+        path: YAML; the role's keys, or parts named as in `SECTIONS` of which the role's is read.
+        role: One of `SECTIONS`.
 
     Raises:
         WorkflowError: The file is missing or not YAML, it has no part for the role, or a key is unknown or

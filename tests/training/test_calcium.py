@@ -24,17 +24,19 @@ import pytest
 import torch
 
 from deepcac2.dicom.segmentation import read_segmentation
-from deepcac2.errors import TrainingError, WorkflowError
+from deepcac2.errors import TrainingError, WeightsError, WorkflowError
 from deepcac2.imaging import Geometry, Volume
 from deepcac2.imaging.files import write_image
 from deepcac2.models.calcium import CalciumModel, crop_grid, to_crop
 from deepcac2.models.heart import HeartModel
 from deepcac2.pipeline.stages import heart_centre
+from deepcac2.simulation import RARE, default_geometry, has_rare, simulate_patient
 from deepcac2.training.calcium import (
     CalciumRecipe,
     HeartFinder,
     crop_of,
     crop_sources,
+    hard_seeds,
     make_calcium_cache,
     train_calcium,
 )
@@ -273,6 +275,34 @@ def test_it_learns(scans: Path, work: Path, tmp_path: Path) -> None:
     )
     train_calcium(replace(recipe, validate_every=60, checkpoint_every=60), tmp_path, device=CPU, data=[scans])
     assert float(losses(tmp_path)[-1]["validation_dice"]) > 0.1
+
+
+def test_a_training_can_begin_with_weights(scans: Path, work: Path, tmp_path: Path) -> None:
+    """With a learning rate of nothing the network stays what it began as."""
+    shutil.copytree(work / "crops", tmp_path / "crops")
+    still = replace(TINY, name="still", steps=1, mining_steps=(), learning_rate=0.0, seed=5)
+    start = resolve(work / "weights", "calcium")
+    train_calcium(still, tmp_path, device=CPU, data=[scans], start=str(start.path))
+    found = resolve(tmp_path / "weights", "calcium")
+    assert found.metadata["training"]["recipe"]["start"] == f"tiny@{start.hash[:12]}"
+    before, after = (dict(CalciumModel.load(w, CPU).network.named_parameters()) for w in (start, found))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    with pytest.raises(TrainingError, match="belongs to another recipe"):
+        train_calcium(still, tmp_path, device=CPU, data=[scans])
+    other = replace(still, architecture={**TINY.architecture, "channels": [4, 6]})
+    with pytest.raises(WeightsError, match="are another network than the recipe's"):
+        train_calcium(other, tmp_path, device=CPU, data=[scans], start=str(start.path))
+
+
+def test_hard_patients_have_what_is_rare() -> None:
+    recipe = replace(TINY, patients=1, first_seed=500, hard_patients=2)
+    seeds = list(hard_seeds(recipe))
+    assert seeds == sorted(s for s in range(10_500, seeds[-1] + 1) if has_rare(s))
+    named = [s.name for s in crop_sources(recipe, [], [], HeartFinder("bundled", CPU))]
+    assert named == ["simulated-500", *(f"simulated-{s}" for s in seeds)]
+    for seed in seeds:
+        grid = default_geometry(seed, size=64, slices=20)
+        assert RARE & set(simulate_patient(seed, geometry=grid).facts["distractors"])
 
 
 def test_other_recipes_and_other_scans_are_refused(scans: Path, work: Path, tmp_path: Path) -> None:
