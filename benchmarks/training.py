@@ -28,7 +28,8 @@ import torch
 from deepcac2.models.calcium import CROP_SHAPE
 from deepcac2.pipeline.chain import choose_device, describe_device
 from deepcac2.pipeline.gpu import GpuMeter
-from deepcac2.training.calcium import PAPER_EPOCHS, CalciumRecipe, make_batches
+from deepcac2.training.calcium import PAPER_EPOCHS, make_batches
+from deepcac2.training.calcium_recipe import CalciumRecipe
 from deepcac2.training.patches import Batches, Crop, CropSource, build_cache, prefetch
 from deepcac2.training.recipe import BUNDLED, load_recipe
 from deepcac2.training.trainer import Trainer

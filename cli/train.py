@@ -122,7 +122,8 @@ def _calcium(
     role: str = "calcium",
     start: str = "",
 ) -> Path:
-    from ..training.calcium import CalciumRecipe, train_calcium
+    from ..training.calcium import train_calcium
+    from ..training.calcium_recipe import CalciumRecipe
     from ..training.recipe import load_recipe
 
     recipe = load_recipe(config, CalciumRecipe, role=role)

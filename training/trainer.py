@@ -18,7 +18,7 @@ from ..models.calcium import build_network
 from .patches import Batches, CropCache, prefetch
 
 if TYPE_CHECKING:
-    from .calcium import CalciumRecipe
+    from .calcium_recipe import CalciumRecipe
 
 log = logging.getLogger(__name__)
 

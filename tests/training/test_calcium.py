@@ -32,7 +32,6 @@ from deepcac2.models.heart import HeartModel
 from deepcac2.pipeline.stages import heart_centre
 from deepcac2.simulation import RARE, default_geometry, has_rare, simulate_patient
 from deepcac2.training.calcium import (
-    CalciumRecipe,
     HeartFinder,
     crop_of,
     crop_sources,
@@ -40,6 +39,7 @@ from deepcac2.training.calcium import (
     make_calcium_cache,
     train_calcium,
 )
+from deepcac2.training.calcium_recipe import CalciumRecipe
 from deepcac2.training.recipe import BUNDLED, build, load_recipe
 from deepcac2.training.trainer import Trainer, binary_dice_loss
 from deepcac2.weights import resolve
@@ -180,7 +180,8 @@ CHILD = """
 import json, os, signal, sys
 from pathlib import Path
 import torch
-from deepcac2.training.calcium import CalciumRecipe, train_calcium
+from deepcac2.training.calcium import train_calcium
+from deepcac2.training.calcium_recipe import CalciumRecipe
 from deepcac2.training.trainer import Trainer
 
 stop, work, data, recipe = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), json.loads(sys.argv[4])
