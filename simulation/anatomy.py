@@ -81,7 +81,7 @@ def place_heart(seed: int, body: Body, size: float, obesity: float) -> tuple[Hea
 
 
 def sample_anatomy(seed: int) -> Anatomy:
-    """Draw the whole patient from a seed (about 50 ms)."""
+    """Draw the whole patient from a seed (about 0.2 s)."""
     body, size, obesity = sample_body(seed)
     heart, centroid = place_heart(seed, body, size, obesity)
     vessels = sample_great_vessels(seed, heart, body)

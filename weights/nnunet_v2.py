@@ -31,6 +31,7 @@ def convert_nnunet_v2(
     name: str | None = None,
     checkpoint: str = "checkpoint_final.pth",
     labels: Sequence[int] | None = None,
+    heart_offset: float = 0.0,
     **metadata: Any,
 ) -> WeightSet:
     """Convert a folder of nnU-Net v2 results.
@@ -41,6 +42,7 @@ def convert_nnunet_v2(
         name: Name of the set; the data set's name where not given.
         checkpoint: File to take from each fold.
         labels: Classes that are heart; needed only where there are several and none is called heart.
+        heart_offset: Taken from the logits of the heart's classes, in the bias of the last layer.
         metadata: Further entries of ``weights.json``.
 
     Raises:
@@ -58,6 +60,16 @@ def convert_nnunet_v2(
         f"fold_{p.parent.name.removeprefix('fold_')}.safetensors": unique_tensors(s["network_weights"])
         for p, s in zip(checkpoints, states, strict=True)
     }
+    classes = heart_labels(dataset["labels"], labels)
+    if heart_offset:
+        metadata["heart_offset"] = heart_offset
+        for fold in tensors.values():
+            last = max(
+                (k for k in fold if k.startswith("decoder.seg_layers.") and k.endswith(".bias")),
+                key=lambda k: int(k.split(".")[2]),
+            )
+            fold[last] = fold[last].clone()
+            fold[last][list(classes)] -= heart_offset
     return write_heart_set(
         destination,
         name=name or str(plans["dataset_name"]),
@@ -66,7 +78,7 @@ def convert_nnunet_v2(
         folds=tensors,
         configuration=states[0]["init_args"]["configuration"],
         mirror_axes=states[0].get("inference_allowed_mirroring_axes"),
-        labels=heart_labels(dataset["labels"], labels),
+        labels=classes,
         source={
             "format": "nnunet-v2",
             "trainer": states[0]["trainer_name"],

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.ndimage
 import SimpleITK as sitk
 import torch
 
@@ -18,12 +19,14 @@ from deepcac2.imaging.files import write_image
 from deepcac2.models.heart import HeartModel
 from deepcac2.training.heart import (
     HeartRecipe,
+    balancing_offset,
     coarse,
     labelled_scans,
     make_heart_dataset,
     simulated_heart,
     train_heart,
 )
+from deepcac2.weights import resolve
 
 RECIPE = HeartRecipe(
     name="short",
@@ -183,6 +186,22 @@ def test_scans_that_do_not_fit_are_refused(tmp_path):
 def test_wrong_recipes_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         replace(RECIPE, **wrong)
+
+
+def test_hearts_are_balanced_to_their_true_size():
+    """With the offset taken, the two simulated hearts are found as large as they are, on average."""
+    recipe = replace(RECIPE, patients=1, first_seed=40, spacing_mm=(6.0, 6.0, 6.0), balance_patients=2)
+    bundled = resolve("bundled", "heart")
+    offset = balancing_offset(bundled, recipe)
+    model = HeartModel.load(bundled, torch.device("cpu"))
+    ratios = []
+    for seed in (41, 42):
+        image, label, spacing = simulated_heart(seed, recipe)
+        grid = Geometry(shape=image.shape, spacing=spacing, origin=(0.0, 0.0, 0.0))
+        margin = model.low_resolution_margin(Volume(hu=image, geometry=grid))
+        pieces, _ = scipy.ndimage.label((margin > offset).numpy())
+        ratios.append(np.bincount(pieces.ravel())[1:].max() / label.sum())
+    assert np.sqrt(ratios[0] * ratios[1]) == pytest.approx(1, abs=0.01)
 
 
 @pytest.mark.slow

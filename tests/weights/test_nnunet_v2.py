@@ -75,6 +75,18 @@ def test_network_is_the_same_and_no_pickle_is_left(results, tmp_path):
     assert torch.allclose(HeartModel.load(found, CPU).logits(data), expected, atol=1e-5)
 
 
+def test_an_offset_of_the_heart_is_taken_from_its_logit(results, tmp_path):
+    folder, network = results
+    found = convert_nnunet_v2(folder, tmp_path / "out", heart_offset=1.5)
+    verify(found)
+    assert found.metadata["heart_offset"] == 1.5
+    data = torch.randn(16, 16, 16)
+    with torch.inference_mode():
+        expected = network(data[None, None])[0]
+    expected[1] -= 1.5
+    assert torch.allclose(HeartModel.load(found, CPU).logits(data), expected, atol=1e-5)
+
+
 def test_converting_again_replaces_the_set_but_nothing_else(results, tmp_path):
     folder, _ = results
     convert_nnunet_v2(folder, tmp_path / "out")
