@@ -69,6 +69,8 @@ constraints: ## resolve all dependencies anew and pin them (takes a few minutes)
 bench: $(stamp) ## measure against the budgets of docs/architecture.md
 	$(bin)/python benchmarks/chain.py
 	$(bin)/python benchmarks/stock_chain.py --if-installed
+	$(bin)/python benchmarks/scaling.py
+	$(bin)/python benchmarks/engine.py --series 20000
 
 container: ## build the image $(IMAGE), with the weights $(WEIGHTS)
 	$(container_build) --build-arg WEIGHTS=$(WEIGHTS) --build-arg REVISION=$$(git rev-parse HEAD) \
