@@ -99,22 +99,29 @@ def resample(
     """
     weights = grid_weights(source, target)
     tensor = array if isinstance(array, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(array))
-    # Only the part that is looked at is converted and moved: a crop costs what the crop costs.
-    box = []
-    local = []
+    # Only the part that is looked at is converted and moved, and only what lies inside is computed: a crop
+    # costs what the crop costs, there and back.
+    looked_at, within, local = [], [], []
     for w, size in zip(weights, source.shape, strict=True):
-        first, last = int(w.low.min()), min(int(w.low.max()) + 2, size)
-        box.append(slice(first, last))
-        local.append(AxisWeights(low=w.low - first, weight=w.weight, inside=w.inside))
-    part = tensor[tuple(box)]
+        inside = np.flatnonzero(w.inside)
+        if not len(inside):
+            return torch.full(target.shape, outside, dtype=torch.float32, device=device or tensor.device)
+        own = slice(int(inside[0]), int(inside[-1]) + 1)
+        low = w.low[own]
+        first, last = int(low.min()), min(int(low.max()) + 2, size)
+        looked_at.append(slice(first, last))
+        within.append(own)
+        local.append(AxisWeights(low=low - first, weight=w.weight[own], inside=w.inside[own]))
+    part = tensor[tuple(looked_at)]
     part = part.to(device or part.device, torch.float32)
     # Axes that shrink most come first: fewer values for the later ones.
-    for axis in sorted(range(3), key=lambda a: target.shape[a] / max(part.shape[a], 1)):
+    for axis in sorted(range(3), key=lambda a: len(local[a].low) / max(part.shape[a], 1)):
         part = _interpolate_axis(part, axis, local[axis])
-    for axis, w in enumerate(weights):
-        if not w.inside.all():
-            part.index_fill_(axis, torch.from_numpy(np.flatnonzero(~w.inside)).to(part.device), outside)
-    return part
+    if part.shape == target.shape:
+        return part
+    out = torch.full(target.shape, outside, dtype=torch.float32, device=part.device)
+    out[tuple(within)] = part
+    return out
 
 
 def support(mask: npt.NDArray[np.bool_], source: Geometry, target: Geometry) -> npt.NDArray[np.bool_]:

@@ -282,15 +282,17 @@ class CalciumModel:
                 rest = [c for c in corners_touching(corners, PATCH_SHAPE, needed) if c not in run]
                 average.add(rest, batch_size=self.batch_size)
                 run = [*run, *rest]
-            probability = np.ascontiguousarray(ct.undo(to_ct(average.low(), grid, ct.geometry)))
-            mask = probability >= THRESHOLD
+            low = to_ct(average.low(), grid, ct.geometry)
+            mask = np.ascontiguousarray(ct.undo(low >= THRESHOLD))
             if region is not None:
                 mask &= region
+            if keep_probability:
+                probability = np.ascontiguousarray(ct.undo(low))
         if probability is None and keep_probability:
             probability = np.zeros(volume.hu.shape, dtype=np.float32)
         return CalciumPrediction(
             mask=mask,
-            probability=probability if keep_probability else None,
+            probability=probability,
             patches_run=len(run),
             patches_total=len(corners),
         )
