@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -47,27 +46,6 @@ def widened(mask: npt.NDArray[np.bool_], geometry: Geometry, margin_mm: float) -
     for axis, (step, size) in enumerate(zip(steps, mask.shape, strict=True)):
         near = np.repeat(near, step, axis=axis).take(range(size), axis=axis)
     return np.asarray(near, dtype=bool)
-
-
-def pieces(mask: npt.NDArray[np.bool_]) -> Iterator[npt.NDArray[np.int64]]:
-    """The connected pieces (26 neighbours) of a mask, each as indices (n, 3)."""
-    import cc3d
-
-    if not mask.any():
-        return
-    box = bounding_box(mask)
-    first = np.array([s.start for s in box])
-    labels = cc3d.connected_components(mask[box], connectivity=26)
-    for _, piece in cc3d.each(labels, binary=True, in_place=True):
-        yield np.argwhere(piece) + first
-
-
-def longest_extent(indices: npt.NDArray[np.int64], geometry: Geometry) -> float:
-    """Length in mm of voxels (n, 3) along the direction in which they scatter most, between their centres."""
-    points = indices * np.array(geometry.spacing)
-    points = points - points.mean(axis=0)
-    direction = np.linalg.svd(points.T @ points)[0][:, 0]
-    return float(np.ptp(points @ direction))
 
 
 def solidity(mask: npt.NDArray[np.bool_], geometry: Geometry) -> float:

@@ -18,7 +18,7 @@ from ..dicom import Finding, make_finding, read_series
 from ..dicom.gates import is_sharp_kernel
 from ..errors import SeriesRejected
 from ..imaging import Geometry, Volume
-from ..imaging.masks import bounding_box, longest_extent, pieces, solidity, widened
+from ..imaging.masks import bounding_box, solidity, widened
 from ..scoring import score
 from .case import Case
 from .domain import compare, stated
@@ -58,11 +58,6 @@ METAL_HU, METAL_SHARP_HU = 1500.0, 2000.0
 """HU from which counted voxels are taken for metal, with soft and sharp kernels. Our own limits: coronary
 calcium above 1000 HU is known (van Rosendael et al., JAMA Cardiol 2020;5:282) and kernels overshoot; the
 simulator draws calcium up to 1500 HU and metal from 2500 HU on."""
-STENT_HU, STENT_SHARP_HU, STENT_MM = 1200.0, 1600.0, 15.0
-"""HU from which a lesion of at least this length is taken for a stent, with soft and sharp kernels. In slices
-of 3 mm a stent stays below `METAL_HU`, and it is longer than most dense calcium. Our own limits, chosen on
-141 simulated patients, 7 of them with stents: four stents that pass `METAL_HU` are so dense and long, calcium
-is not."""
 MIN_METAL_MM3 = 1.0
 """Least volume of such voxels, so that a grain of noise is no metal."""
 
@@ -274,32 +269,16 @@ def check_metal(
     Raises:
         SeriesRejected: metal.
     """
-    sharp = is_sharp_kernel(kernel)
+    limit = METAL_SHARP_HU if is_sharp_kernel(kernel) else METAL_HU
     values = volume.hu[calcium]
-    least = MIN_METAL_MM3 / volume.geometry.voxel_volume
-
-    def reaches(limit: float, hu: npt.NDArray[np.int16]) -> bool:
-        return int((hu >= limit).sum()) >= max(1.0, least)
-
-    stent = STENT_SHARP_HU if sharp else STENT_HU
-    if not reaches(stent, values):
+    dense = int((values >= limit).sum())
+    if dense == 0 or dense * volume.geometry.voxel_volume < MIN_METAL_MM3:
         return ()
-    if reaches(METAL_SHARP_HU if sharp else METAL_HU, values):
-        message = (
-            f"what would be counted reaches {int(values.max())} HU: a stent, clip or wire, or extremely "
-            "dense calcium; look at the scan"
-        )
-        return (gate("metal", message, allow),)
-    for lesion in pieces(calcium):
-        hu = volume.hu[tuple(lesion.T)]
-        length = longest_extent(lesion, volume.geometry)
-        if reaches(stent, hu) and length >= STENT_MM:
-            message = (
-                f"a lesion {length:.0f} mm long reaches {int(hu.max())} HU: a stent, or extremely dense "
-                "calcium; look at the scan"
-            )
-            return (gate("metal", message, allow),)
-    return ()
+    message = (
+        f"what would be counted reaches {int(values.max())} HU: a stent, clip or wire, or extremely dense "
+        "calcium; look at the scan"
+    )
+    return (gate("metal", message, allow),)
 
 
 @dataclass(frozen=True, kw_only=True)
