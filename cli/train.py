@@ -6,10 +6,6 @@ import argparse
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import torch
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -70,7 +66,10 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from ..pipeline.chain import choose_device
-    from ..training.recipe import BUNDLED
+    from ..training.calcium import train_calcium
+    from ..training.calcium_recipe import CalciumRecipe
+    from ..training.heart import HeartRecipe, train_heart
+    from ..training.recipe import BUNDLED, load_recipe
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     if args.threads:
@@ -79,60 +78,38 @@ def run(args: argparse.Namespace) -> int:
     config = args.config or BUNDLED
     work: Path = args.work
     if args.role == "heart":
-        folders = [_heart(config, work, args.data, device)]
+        recipe = load_recipe(config, HeartRecipe, role="heart")
+        folders = [train_heart(recipe, work, extra=tuple(args.data), device=device)]
     elif args.role == "calcium":
         folders = [
-            _calcium(config, work, args.data, args.backgrounds, args.heart_weights, device, start=args.start)
+            train_calcium(
+                load_recipe(config, CalciumRecipe, role="calcium"),
+                work,
+                data=args.data,
+                backgrounds=args.backgrounds,
+                heart_weights=args.heart_weights,
+                device=device,
+                start=args.start,
+            )
         ]
     else:
-        heart = _heart(config, work / "heart", args.data, device)
-        calcium = _calcium(config, work / "calcium", [], args.backgrounds, str(heart), device)
-        refined = _calcium(
-            config,
-            work / "refine",
-            [],
-            args.backgrounds,
-            str(heart),
-            device,
-            role="refine",
-            start=str(calcium),
-        )
-        folders = [heart, refined]
+        # All parts are read before the first training, so that a mistake in the last shows at once.
+        recipe = load_recipe(config, HeartRecipe, role="heart")
+        parts = {p: load_recipe(config, CalciumRecipe, role=p) for p in ("calcium", "refine")}
+        heart = train_heart(recipe, work / "heart", extra=tuple(args.data), device=device)
+        calcium = ""
+        for name, part in parts.items():
+            calcium = str(
+                train_calcium(
+                    part,
+                    work / name,
+                    backgrounds=args.backgrounds,
+                    heart_weights=str(heart),
+                    device=device,
+                    start=calcium,
+                )
+            )
+        folders = [heart, Path(calcium)]
     for folder in folders:
         sys.stdout.write(f"weights: {folder}\n")
     return 0
-
-
-def _heart(config: Path, work: Path, data: list[Path], device: torch.device) -> Path:
-    from ..training.heart import HeartRecipe, train_heart
-    from ..training.recipe import load_recipe
-
-    recipe = load_recipe(config, HeartRecipe, role="heart")
-    return train_heart(recipe, work, extra=tuple(data), device=device)
-
-
-def _calcium(
-    config: Path,
-    work: Path,
-    data: list[Path],
-    backgrounds: list[Path],
-    heart_weights: str,
-    device: torch.device,
-    *,
-    role: str = "calcium",
-    start: str = "",
-) -> Path:
-    from ..training.calcium import train_calcium
-    from ..training.calcium_recipe import CalciumRecipe
-    from ..training.recipe import load_recipe
-
-    recipe = load_recipe(config, CalciumRecipe, role=role)
-    return train_calcium(
-        recipe,
-        work,
-        data=data,
-        backgrounds=backgrounds,
-        heart_weights=heart_weights,
-        device=device,
-        start=start,
-    )

@@ -72,8 +72,7 @@ class SeriesStore(Sequence[Series]):
 
     def keep(self, uids: Collection[str]) -> None:
         """Keep only the series with these SeriesInstanceUIDs, in order."""
-        rows = dict(self._database.execute("SELECT rowid, uid FROM series").fetchall())
-        self._order = [i for i in self._order if rows[i] in uids]
+        self._order = [i for i, uid in zip(self._order, self.uids(), strict=True) if uid in uids]
 
     def uids(self) -> list[str]:
         """The SeriesInstanceUIDs, in order."""

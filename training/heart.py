@@ -190,15 +190,18 @@ def scan_variant(
     from .variants import vary
 
     varied, heart = vary(image, label, spacing, rng)
-    fine = Geometry(
-        shape=(image.shape[0], image.shape[1], image.shape[2]), spacing=spacing, origin=(0.0, 0.0, 0.0)
-    )
-    grid = coarse(fine, recipe.spacing_mm)
+    grid = coarse(_grid(image, spacing), recipe.spacing_mm)
     smooth = ("smooth", "smooth", "smooth")
     hu = resample(varied, grid.shape, kinds=smooth).numpy().round().astype(np.int16)
     small = (resample(heart, grid.shape, kinds=smooth).numpy() >= 0.5).astype(np.uint8)
     box = _sometimes_around(small, recipe, grid.spacing, rng)
     return hu[box], small[box], grid.spacing
+
+
+def _grid(array: npt.NDArray[Any], spacing: tuple[float, float, float]) -> Geometry:
+    """The grid of an array (z, y, x) that lies at the origin."""
+    z, y, x = array.shape
+    return Geometry(shape=(z, y, x), spacing=spacing, origin=(0.0, 0.0, 0.0))
 
 
 def _sometimes_around(
@@ -324,9 +327,7 @@ def _write_case(
     label: npt.NDArray[np.uint8],
     spacing: tuple[float, float, float],
 ) -> None:
-    grid = Geometry(
-        shape=(image.shape[0], image.shape[1], image.shape[2]), spacing=spacing, origin=(0.0, 0.0, 0.0)
-    )
+    grid = _grid(image, spacing)
     write_image(folder / "imagesTr" / f"{case}_0000.nii.gz", np.ascontiguousarray(image), grid)
     write_image(folder / "labelsTr" / f"{case}.nii.gz", np.ascontiguousarray(label), grid)
 
@@ -429,7 +430,7 @@ def export_heart(results: Path, out: Path, *, recipe: HeartRecipe, images: Path,
         images: Folder of the training images.
         scans: Labelled scans that were trained on beside the simulated patients.
     """
-    from ..weights import convert_nnunet_v2, resolve
+    from ..weights import convert_nnunet_v2
 
     data = f"{recipe.patients} simulated chests of this project"
     if scans:
@@ -450,7 +451,7 @@ def export_heart(results: Path, out: Path, *, recipe: HeartRecipe, images: Path,
 
     found = convert(0.0)
     if recipe.balance_patients:
-        offset = balancing_offset(resolve(found.path, "heart"), recipe)
+        offset = balancing_offset(found, recipe)
         log.info("hearts are found as large as they are when %.2f is taken from their logit", offset)
         found = convert(offset)
     return found
@@ -476,10 +477,8 @@ def balancing_offset(weights: WeightSet, recipe: HeartRecipe) -> float:
     cases = []
     for seed in range(first, first + recipe.balance_patients):
         image, label, spacing = simulated_heart(seed, whole)
-        grid = Geometry(
-            shape=(image.shape[0], image.shape[1], image.shape[2]), spacing=spacing, origin=(0.0, 0.0, 0.0)
-        )
-        margin = model.low_resolution_margin(Volume(hu=image, geometry=grid)).numpy()
+        volume = Volume(hu=image, geometry=_grid(image, spacing))
+        margin = model.low_resolution_margin(volume).numpy()
         cases.append((margin, int((label > 0).sum())))
 
     def excess(offset: float) -> float:
