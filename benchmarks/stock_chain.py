@@ -41,6 +41,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 import torch
+from scipy.ndimage import maximum
 from skimage.measure import label
 
 from deepcac2.dicom import discover
@@ -60,7 +61,7 @@ from deepcac2.models.heart import HeartModel
 from deepcac2.pipeline.case import Case
 from deepcac2.pipeline.chain import Chain, build_chain
 from deepcac2.pipeline.stages import heart_centre
-from deepcac2.pipeline.workflow import Workflow
+from deepcac2.pipeline.workflow import DeepCACRunnerOptions, Workflow
 from deepcac2.weights import WeightSet, resolve
 
 PACKAGES = {
@@ -224,7 +225,7 @@ def geometry_of(image: sitk.Image) -> Geometry:
 
 
 def dense_calcium(
-    ct: sitk.Image, geometry: Geometry, heart: np.ndarray, model: CalciumModel, margin_mm: float
+    ct: sitk.Image, geometry: Geometry, heart: np.ndarray, model: CalciumModel, options: DeepCACRunnerOptions
 ) -> np.ndarray:
     """Calcium bool (z, y, x) by MONAI over every patch of the crop, resampled by SimpleITK."""
     from monai.inferers import sliding_window_inference
@@ -247,8 +248,12 @@ def dense_calcium(
     found = sitk.GetImageFromArray(probability[0, 0].numpy())
     found.CopyInformation(crop)
     back = sitk.Resample(found, ct, sitk.Transform(), sitk.sitkLinear, 0.0, sitk.sitkFloat32)
-    mask: np.ndarray = sitk.GetArrayFromImage(back) >= THRESHOLD
-    return mask & widened(heart, geometry, margin_mm)
+    probability = sitk.GetArrayFromImage(back)
+    mask = (probability >= THRESHOLD) & widened(heart, geometry, options.heart_margin_mm)
+    lesions = label(mask & (sitk.GetArrayViewFromImage(ct) >= CANDIDATE_HU), connectivity=3)
+    highest = maximum(probability, lesions, np.arange(lesions.max() + 1))
+    mask[(lesions > 0) & (highest[lesions] < options.peak_probability)] = False
+    return mask
 
 
 def loop_score(hu: np.ndarray, calcium: np.ndarray, spacing: tuple[float, float, float]) -> float:
@@ -320,7 +325,13 @@ def write_seg(
 
 
 def run_stock(
-    source: Path, scratch: Path, *, nnunet: Nnunet, model: CalciumModel, margin_mm: float, clock: Clock
+    source: Path,
+    scratch: Path,
+    *,
+    nnunet: Nnunet,
+    model: CalciumModel,
+    options: DeepCACRunnerOptions,
+    clock: Clock,
 ) -> Result:
     """One series through the stock chain.
 
@@ -344,7 +355,7 @@ def run_stock(
         ct = sitk.ReadImage(str(image))
         geometry = geometry_of(ct)
         heart = sitk.GetArrayFromImage(sitk.ReadImage(str(masks / f"ct{nnunet.ending}"))) == 1
-        calcium = dense_calcium(ct, geometry, heart, model, margin_mm)
+        calcium = dense_calcium(ct, geometry, heart, model, options)
     hu = sitk.GetArrayFromImage(ct).astype(np.int16)
     with clock("score"):
         total = loop_score(hu, calcium, geometry.spacing)
@@ -485,7 +496,7 @@ def measure(scratch: Path, *, series: int, slices: int, threads: int, ending: st
     folders = sorted(path / "ct" for path in source.iterdir() if path.is_dir())
 
     workflow = Workflow.load("default")
-    margin_mm = workflow.options("DeepCACRunner").heart_margin_mm
+    options = workflow.options("DeepCACRunner")
     heart_weights, calcium_weights = resolve("bundled", "heart"), resolve("bundled", "calcium")
     chain = build_chain(workflow, output=scratch / "ours", device=CPU, allow=ALLOWED)
     nnunet = Nnunet.write(heart_weights, scratch / "nnunet", ending=ending, threads=threads)
@@ -504,7 +515,7 @@ def measure(scratch: Path, *, series: int, slices: int, threads: int, ending: st
         ours = run_ours(folder, chain, ours_clock)
         work = scratch / f"stock-{number}"
         work.mkdir()
-        stock = run_stock(folder, work, nnunet=nnunet, model=plain, margin_mm=margin_mm, clock=clock)
+        stock = run_stock(folder, work, nnunet=nnunet, model=plain, options=options, clock=clock)
         rows.append(comparison(str(number), stock, ours))
         (work / "images" / f"ct_0000{ending}").rename(all_images / f"{number}_0000{ending}")
         shutil.rmtree(work)

@@ -20,6 +20,7 @@ import torch
 
 from ..errors import WeightsUnsupported
 from ..imaging import Geometry, Volume
+from ..imaging.masks import bounding_box
 from ..imaging.orientation import to_canonical
 from ..imaging.resampling import centred_grid, resample, support
 from ..imaging.tiling import Corner, PatchAverage, corners_touching, majority, patch_corners
@@ -129,13 +130,50 @@ def to_ct(probability: torch.Tensor, grid: Geometry, ct: Geometry) -> npt.NDArra
     return resample(probability, grid, ct, outside=0.0).cpu().numpy()
 
 
+def sure_lesions(
+    mask: npt.NDArray[np.bool_],
+    counted: npt.NDArray[np.bool_],
+    probability: npt.NDArray[np.float32],
+    peak: float,
+) -> npt.NDArray[np.bool_]:
+    """The mask without lesions of which the network is nowhere sure.
+
+    A lesion is what touches over 26 neighbours among the mask's voxels that can count. Those that stay take
+    along what touches them of the rest of the mask.
+
+    Args:
+        mask: bool (z, y, x).
+        counted: bool, of that the voxels ≥ 130 HU.
+        probability: float32; only what it says of `counted` is looked at.
+        peak: Probability that a lesion must reach.
+    """
+    import cc3d
+
+    if not counted.any() or peak <= THRESHOLD:
+        return mask
+    box = bounding_box(mask)
+    labels = np.asarray(cc3d.connected_components(counted[box], connectivity=26))
+    sure = np.zeros(int(labels.max()) + 1, dtype=bool)
+    sure[np.unique(labels[counted[box] & (probability[box] >= peak)])] = True
+    sure[0] = False
+    kept = sure[labels]
+    rest = np.asarray(cc3d.connected_components(mask[box] & ~(counted[box] & ~kept), connectivity=26))
+    touched = np.zeros(int(rest.max()) + 1, dtype=bool)
+    touched[np.unique(rest[kept])] = True
+    touched[0] = False
+    result = np.zeros_like(mask)
+    result[box] = touched[rest]
+    return result
+
+
 @dataclass(frozen=True, kw_only=True)
 class CalciumPrediction:
     """What the calcium model found.
 
     Attributes:
-        mask: bool (z, y, x) on the CT's grid: probability ≥ 0.5. Below 130 HU it may miss voxels of a
-            dense run (see `CalciumModel.predict`); at every voxel ≥ 130 HU it is the dense run's.
+        mask: bool (z, y, x) on the CT's grid: probability ≥ 0.5, in lesions that are somewhere sure. Below
+            130 HU it may miss voxels of a dense run (see `CalciumModel.predict`); at every voxel ≥ 130 HU it
+            is the dense run's.
         probability: float32 (z, y, x) on the CT's grid, or None when not asked for.
         patches_run: Patches that were sent through the network.
         patches_total: Patches of the crop.
@@ -234,6 +272,7 @@ class CalciumModel:
         heart_centre: tuple[float, float, float],
         *,
         region: npt.NDArray[np.bool_] | None = None,
+        peak: float = THRESHOLD,
         dense: bool = False,
         keep_probability: bool = False,
     ) -> CalciumPrediction:
@@ -250,6 +289,7 @@ class CalciumModel:
             heart_centre: LPS point (x, y, z), mm; see `HeartPrediction`.
             region: bool (z, y, x) on the CT's grid; calcium outside it is not looked for. None: the
                 whole crop, as in the paper.
+            peak: See `sure_lesions`.
             dense: Run every patch of the crop (for comparison).
             keep_probability: Return the probability too.
         """
@@ -283,9 +323,11 @@ class CalciumModel:
                 average.add(rest, batch_size=self.batch_size)
                 run = [*run, *rest]
             low = to_ct(average.low(), grid, ct.geometry)
-            mask = np.ascontiguousarray(ct.undo(low >= THRESHOLD))
-            if region is not None:
-                mask &= region
+            found = low >= THRESHOLD
+            if wanted is not None:
+                found &= wanted
+            counted = found & (ct.array >= CANDIDATE_HU)
+            mask = np.ascontiguousarray(ct.undo(sure_lesions(found, counted, low, peak)))
             if keep_probability:
                 probability = np.ascontiguousarray(ct.undo(low))
         if probability is None and keep_probability:

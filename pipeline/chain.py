@@ -248,7 +248,12 @@ def _with_model(module: str, options: Any, device: torch.device | None, allow: C
     else:
         weights = resolve(options.weights, "calcium")
         model = CalciumModel.load(weights, device)
-        stage = stages.FindCalcium(model=model, weights=weights, heart_margin_mm=options.heart_margin_mm)
+        stage = stages.FindCalcium(
+            model=model,
+            weights=weights,
+            heart_margin_mm=options.heart_margin_mm,
+            peak_probability=options.peak_probability,
+        )
     words = describe_device(device)
 
     def on_device(case: Case) -> Case:

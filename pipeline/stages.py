@@ -236,18 +236,22 @@ class FindCalcium:
     Attributes:
         model, weights: The network, and the set that it was loaded from.
         heart_margin_mm: Keep to the heart mask widened by this much; infinite: the whole crop (the paper).
+        peak_probability: That a lesion must reach somewhere; 0.5: any (the paper).
     """
 
     model: CalciumModel
     weights: WeightSet
     heart_margin_mm: float = math.inf
+    peak_probability: float = 0.5
 
     def __call__(self, case: Case) -> Case:
         volume, heart = _present(case.volume), _present(case.heart)
         region = None
         if math.isfinite(self.heart_margin_mm):
             region = widened(heart, volume.geometry, self.heart_margin_mm)
-        prediction = self.model.predict(volume, heart_centre(heart, volume.geometry), region=region)
+        prediction = self.model.predict(
+            volume, heart_centre(heart, volume.geometry), region=region, peak=self.peak_probability
+        )
         facts = {"patches_run": prediction.patches_run, "patches_total": prediction.patches_total}
         case = replace(case, calcium=prediction.mask, facts={**case.facts, **facts})
         return compare(stated(case, self.weights))

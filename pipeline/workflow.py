@@ -74,10 +74,19 @@ class DeepCACRunnerOptions:
         weights: Name in `weights/manifest.json`, or a folder with a converted set.
         heart_margin_mm: Look for calcium in the heart mask widened by this much only; .inf: in the whole
             crop (docs/decisions/0004).
+        peak_probability: Count a lesion only where the network is somewhere as sure as this; 0.5: every
+            lesion (docs/decisions/0009).
     """
 
     weights: str = "bundled"
     heart_margin_mm: float = 4.0
+    peak_probability: float = 0.7
+
+    def __post_init__(self) -> None:
+        if not 0.5 <= self.peak_probability < 1:
+            raise ValueError(f"peak_probability is at least 0.5 and below 1, not {self.peak_probability}")
+        if not self.heart_margin_mm >= 0:
+            raise ValueError(f"heart_margin_mm is 0 or more, not {self.heart_margin_mm}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,7 +328,10 @@ def _options(kind: type[Any], values: dict[str, Any], where: str) -> Any:
         if not _fits(value, hints[key]):
             wanted = str(hints[key]).removeprefix("<class '").removesuffix("'>")
             raise WorkflowError(f"workflow {where}: {key!r} must be {wanted}, not {value!r}")
-    options = kind(**values)
+    try:
+        options = kind(**values)
+    except ValueError as error:
+        raise WorkflowError(f"workflow {where}: {error}") from error
     for target in getattr(options, "targets", ()):
         _check_target(target, where)
     return options

@@ -24,7 +24,7 @@ import torch
 
 from ..errors import TrainingError, WeightsError
 from ..imaging import Geometry, Volume
-from ..imaging.atomic import write_json, write_whole
+from ..imaging.atomic import write_json
 from ..imaging.masks import widened
 from ..imaging.orientation import to_canonical
 from ..imaging.resampling import resample
@@ -37,6 +37,7 @@ from ..weights import WeightSet, resolve, write_description
 from .calcium_recipe import CalciumRecipe
 from .datasets import AnnotatedSource, annotated_sources
 from .domain import simulated_domain
+from .export import write_networks
 from .insertion import Background, background_sources, inserted_crop, load_background
 from .mining import find_mistakes, load_mistakes, save_mistakes
 from .monitor import RunLog, Speed
@@ -350,7 +351,7 @@ def train_calcium(
     )
     measured = {"held-out patch Dice": patch_dice, **summary}
     return export_calcium(
-        recipe, trainer.network, work / "weights", data=_origin(recipe, cache), measured=measured
+        recipe, trainer.network, work / "weights", data=crop_origin(recipe, cache), measured=measured
     )
 
 
@@ -368,8 +369,8 @@ def _beginning_with(weights: WeightSet, recipe: CalciumRecipe) -> CalciumRecipe:
     return replace(recipe, start=f"{weights.name}@{weights.hash[:12]}")
 
 
-def _origin(recipe: CalciumRecipe, cache: CropCache) -> str:
-    """What was trained on, in words."""
+def crop_origin(recipe: CalciumRecipe, cache: CropCache) -> str:
+    """What the crops of a training show, in words."""
     last = recipe.first_seed + recipe.patients - 1
     inserted = sum(name.startswith(INSERTED) for name in cache.names)
     scans = inserted // max(recipe.insertions, 1)
@@ -514,15 +515,12 @@ def export_calcium(
         data: What it was trained on, in words.
         measured: How good it is, JSON types.
     """
-    from safetensors.torch import save
-
-    tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
-    write_whole(folder / "model.safetensors", save(tensors))
+    files = write_networks(folder, {"model": network})
     write_description(
         folder,
         name=recipe.name,
         role="calcium",
-        files=["model.safetensors"],
+        files=files,
         architecture=recipe.architecture,
         normalisation={"window_hu": list(WINDOW_HU), "rescale_to": "window"},
         training={"recipe": asdict(recipe), "data": data},

@@ -20,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -444,8 +444,15 @@ class RandomBatches(Batches):
         return self._half(rng, half, calcium=True) + self._half(rng, half, calcium=False)
 
 
+class HasBatches(Protocol):
+    """Whatever makes the batch of a step: input and label."""
+
+    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The batch of a step."""
+
+
 def prefetch(
-    batches: Batches, steps: range, *, device: torch.device, workers: int | None = None
+    batches: HasBatches, steps: range, *, device: torch.device, workers: int | None = None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """The batches of `steps` on the device, in order, made ahead by threads.
 

@@ -1,4 +1,4 @@
-"""The calcium network in training: one step, and the checkpoint that holds all that a step changes."""
+"""A network in training: one step, and the checkpoint that holds all that a step changes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,32 +31,40 @@ def binary_dice_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor
     return 1 - (2 * overlap + 1) / (probability.sum() + target.sum() + 1)
 
 
-class Trainer:
+class Stepper:
     """A network in training: everything that changes from step to step, and nothing else.
+
+    Args:
+        network: On the device, in training mode.
+        loss: The loss of a batch, given its tensors.
+        learning_rate: Of Adam; falls to zero along half a cosine when `cosine` is true.
+        total: Steps in all.
+        amp: Mixed precision, float16 with gradient scaling; for a GPU.
 
     Attributes:
         step: Steps done.
-        total: Steps in all.
     """
 
-    def __init__(self, recipe: CalciumRecipe, total: int, device: torch.device) -> None:
-        torch.manual_seed(recipe.seed)
-        self.recipe = recipe
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        loss: Callable[..., torch.Tensor],
+        *,
+        learning_rate: float,
+        cosine: bool,
+        total: int,
+        device: torch.device,
+        amp: bool = False,
+    ) -> None:
+        self.network = network
         self.total = total
         self.device = device
         self.step = 0
-        self.network = build_network(recipe.architecture).to(device).train()
-        # On one core of an AMD EPYC 31 patches/s, 18 with the usual layout (the bundled network, float32).
-        self._layout = torch.channels_last_3d if device.type == "cpu" else torch.contiguous_format
-        self.network.to(memory_format=self._layout)  # type: ignore[call-overload]
-        self.optimiser = torch.optim.Adam(self.network.parameters(), lr=recipe.learning_rate)
-        # Not on a CPU: torch 2.13 gets bfloat16 weight gradients of 3D convolutions wrong where a feature map
-        # is thinner than the kernel, as it is deep in this network (docs/decisions/0007).
-        self._amp = recipe.amp and device.type == "cuda"
-        if recipe.amp and not self._amp:
-            log.warning("mixed precision (amp) is for GPUs; on %s the training is in float32", device)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self._amp)
-        self._entropy = torch.nn.BCEWithLogitsLoss()
+        self.optimiser = torch.optim.Adam(network.parameters(), lr=learning_rate)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=amp)
+        self._of_batch = loss
+        self._first_rate = learning_rate
+        self._cosine = cosine
         # Summed on the device: asking for the loss at every step would make the GPU wait.
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
         self._losses = 0
@@ -63,20 +72,15 @@ class Trainer:
     @property
     def learning_rate(self) -> float:
         """Of the step to come."""
-        recipe = self.recipe
-        if not recipe.cosine:
-            return recipe.learning_rate
-        return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * self.step / self.total))
+        if not self._cosine:
+            return self._first_rate
+        return self._first_rate * 0.5 * (1 + math.cos(math.pi * self.step / self.total))
 
-    def train(self, image: torch.Tensor, label: torch.Tensor) -> None:
-        """One step on a batch as `Batches.batch` gives it, on the device."""
+    def train(self, *batch: torch.Tensor) -> None:
+        """One step on a batch, on the device."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate
-        logits = self.logits(image)
-        target = label.float()
-        loss = binary_dice_loss(logits, target)
-        if self.recipe.loss == "dice_ce":
-            loss = loss + self._entropy(logits, target)
+        loss = self._of_batch(*batch)
         self.optimiser.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.step(self.optimiser)
@@ -84,12 +88,6 @@ class Trainer:
         self._loss += loss.detach()
         self._losses += 1
         self.step += 1
-
-    def logits(self, image: torch.Tensor) -> torch.Tensor:
-        """The network's answer in its present mode; float32 of the image's shape, on the device."""
-        with torch.autocast(self.device.type, enabled=self._amp):
-            answer: torch.Tensor = self.network(image.contiguous(memory_format=self._layout))
-        return answer.float()
 
     def mean_loss(self) -> float:
         """Mean loss since this was last called.
@@ -105,19 +103,6 @@ class Trainer:
         self._loss.zero_()
         self._losses = 0
         return mean
-
-    @torch.inference_mode()
-    def dice(self, batches: Batches, steps: int) -> float:
-        """Dice of the network over the patches of the first `steps` batches."""
-        self.network.eval()
-        overlap = torch.zeros((), dtype=torch.float64, device=self.device)
-        both = torch.zeros_like(overlap)
-        for image, label in prefetch(batches, range(steps), device=self.device):
-            mask = self.network(image.contiguous(memory_format=self._layout)) >= 0
-            overlap += (mask & (label > 0)).sum()
-            both += mask.sum() + label.sum()
-        self.network.train()
-        return float(2 * overlap / both) if both else 1.0
 
     def state(self) -> dict[str, Any]:
         """All of it, for a checkpoint: tensors, numbers and strings."""
@@ -147,25 +132,78 @@ class Trainer:
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
 
 
+class Trainer(Stepper):
+    """The calcium network in training."""
+
+    def __init__(self, recipe: CalciumRecipe, total: int, device: torch.device) -> None:
+        torch.manual_seed(recipe.seed)
+        self.recipe = recipe
+        network = build_network(recipe.architecture).to(device).train()
+        # On one core of an AMD EPYC 31 patches/s, 18 with the usual layout (the bundled network, float32).
+        self._layout = torch.channels_last_3d if device.type == "cpu" else torch.contiguous_format
+        network.to(memory_format=self._layout)  # type: ignore[call-overload]
+        # Not on a CPU: torch 2.13 gets bfloat16 weight gradients of 3D convolutions wrong where a feature map
+        # is thinner than the kernel, as it is deep in this network (docs/decisions/0007).
+        self._amp = recipe.amp and device.type == "cuda"
+        if recipe.amp and not self._amp:
+            log.warning("mixed precision (amp) is for GPUs; on %s the training is in float32", device)
+        entropy = torch.nn.BCEWithLogitsLoss()
+
+        def loss(image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+            logits, target = self.logits(image), label.float()
+            dice = binary_dice_loss(logits, target)
+            return dice + entropy(logits, target) if recipe.loss == "dice_ce" else dice
+
+        super().__init__(
+            network,
+            loss,
+            learning_rate=recipe.learning_rate,
+            cosine=recipe.cosine,
+            total=total,
+            device=device,
+            amp=self._amp,
+        )
+
+    def logits(self, image: torch.Tensor) -> torch.Tensor:
+        """The network's answer in its present mode; float32 of the image's shape, on the device."""
+        with torch.autocast(self.device.type, enabled=self._amp):
+            answer: torch.Tensor = self.network(image.contiguous(memory_format=self._layout))
+        return answer.float()
+
+    @torch.inference_mode()
+    def dice(self, batches: Batches, steps: int) -> float:
+        """Dice of the network over the patches of the first `steps` batches."""
+        self.network.eval()
+        overlap = torch.zeros((), dtype=torch.float64, device=self.device)
+        both = torch.zeros_like(overlap)
+        for image, label in prefetch(batches, range(steps), device=self.device):
+            mask = self.network(image.contiguous(memory_format=self._layout)) >= 0
+            overlap += (mask & (label > 0)).sum()
+            both += mask.sum() + label.sum()
+        self.network.train()
+        return float(2 * overlap / both) if both else 1.0
+
+
 class Checkpoint:
     """``checkpoint.pt`` of one recipe on one set of crops.
 
     Args:
         path: The file.
-        recipe, cache: What it belongs to.
+        recipe: A recipe, a dataclass.
+        cache: The crops.
     """
 
-    def __init__(self, path: Path, recipe: CalciumRecipe, cache: CropCache) -> None:
+    def __init__(self, path: Path, recipe: Any, cache: CropCache) -> None:
         self.path = path
         self.owner = json.dumps([asdict(recipe), cache.names], sort_keys=True)
 
-    def save(self, trainer: Trainer) -> None:
+    def save(self, trainer: Stepper) -> None:
         """Write it, whole or not at all."""
         buffer = io.BytesIO()
         torch.save({"owner": self.owner, **trainer.state()}, buffer)
         write_whole(self.path, buffer.getvalue())
 
-    def load(self, trainer: Trainer) -> None:
+    def load(self, trainer: Stepper) -> None:
         """Bring the trainer to where the checkpoint was written, where there is one.
 
         Raises:

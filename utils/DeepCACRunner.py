@@ -32,11 +32,18 @@ from .handover import (
     4.0,
     the="look for calcium in the heart widened by this much only; .inf: in the whole crop",
 )
+@IO.Config(
+    "peak_probability",
+    float,
+    0.7,
+    the="count a lesion only where the network is somewhere as sure as this; 0.5: every lesion",
+)
 class DeepCACRunner(Module):
     """Segment the coronary calcium around the heart. The model is loaded once."""
 
     weights: str
     heart_margin_mm: float
+    peak_probability: float
 
     def task(self) -> None:
         """Segment the calcium of every series.
@@ -53,6 +60,7 @@ class DeepCACRunner(Module):
                 model=CalciumModel.load(self.set, self.device),
                 weights=self.set,
                 heart_margin_mm=self.heart_margin_mm,
+                peak_probability=self.peak_probability,
             )
         self.log(f"device: {describe_device(self.device)}; weights: {self.set.name} {self.set.hash[:12]}")
         self.find_calcium()

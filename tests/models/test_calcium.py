@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from deepcac2.dicom import discover, read_series
 from deepcac2.imaging import Geometry, Volume
@@ -73,6 +74,23 @@ def test_noise_that_is_clearly_none_needs_about_half_of_the_patches() -> None:
     np.testing.assert_array_equal(early.mask[counted], dense.mask[counted])
     assert dense.mask[counted].any()
     assert not dense.mask[counted].all()
+
+
+def test_unsure_lesions_go_whole_and_sure_ones_stay_whole(model: CalciumModel) -> None:
+    volume = chest(4, (2.5, 0.9, 0.9))
+    x, y, z = volume.geometry.to_lps([n / 2 for n in volume.geometry.shape])
+    dense = model.predict(volume, (x, y, z), dense=True, keep_probability=True)
+    counted = dense.mask & (volume.hu >= 130)
+    # Slow and by another library: every lesion one by one.
+    lesions, n = ndimage.label(counted, structure=np.ones((3, 3, 3)))
+    peaks = [float(dense.probability[lesions == k].max()) for k in range(1, n + 1)]
+    limit = float(np.median(peaks)) + 1e-6
+    sure = np.isin(lesions, [k for k, p in enumerate(peaks, start=1) if p >= limit])
+    assert 0 < sure.sum() < counted.sum()
+    for options in ({}, {"dense": True}):
+        found = model.predict(volume, (x, y, z), peak=limit, **options)
+        np.testing.assert_array_equal(found.mask & (volume.hu >= 130), sure)
+        assert not (found.mask & ~dense.mask).any()
 
 
 def test_a_region_limits_the_mask_and_changes_nothing_inside(model: CalciumModel) -> None:

@@ -38,6 +38,8 @@ def test_default_runs_the_modules_of_the_design() -> None:
         ("  AGSCalculator:", "  AgsCalculator:", "Perhaps you meant 'AGSCalculator'"),
         ("    rule: agatston", "    rul: agatston", "unknown option 'rul'. Perhaps you meant 'rule'"),
         ("    rule: agatston", "    rule: 3", "'rule' must be str, not 3"),
+        ("peak_probability: 0.7", "peak_probability: 1.5", "at least 0.5 and below 1, not 1.5"),
+        ("heart_margin_mm: 4.0", "heart_margin_mm: -4.0", "heart_margin_mm is 0 or more"),
         ("execute:", "exceute:", "needs a list 'execute'"),
         ("modules:", "module:", "Perhaps you meant 'modules'"),
         ("dicomseg:mod=seg-->", "dicomsg:mod=seg-->", "Perhaps you meant 'dicomseg:mod=seg'"),
