@@ -31,6 +31,18 @@ def binary_dice_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor
     return 1 - (2 * overlap + 1) / (probability.sum() + target.sum() + 1)
 
 
+def segmentation_loss(logits: torch.Tensor, target: torch.Tensor, kind: str) -> torch.Tensor:
+    """``"dice"``: `binary_dice_loss`; ``"dice_ce"``: plus binary cross-entropy."""
+    dice = binary_dice_loss(logits, target)
+    if kind == "dice":
+        return dice
+    return dice + torch.nn.functional.binary_cross_entropy_with_logits(logits, target)
+
+
+LOSSES = ("dice", "dice_ce")
+"""Kinds of `segmentation_loss`."""
+
+
 class Stepper:
     """A network in training: everything that changes from step to step, and nothing else.
 
@@ -147,12 +159,9 @@ class Trainer(Stepper):
         self._amp = recipe.amp and device.type == "cuda"
         if recipe.amp and not self._amp:
             log.warning("mixed precision (amp) is for GPUs; on %s the training is in float32", device)
-        entropy = torch.nn.BCEWithLogitsLoss()
 
         def loss(image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-            logits, target = self.logits(image), label.float()
-            dice = binary_dice_loss(logits, target)
-            return dice + entropy(logits, target) if recipe.loss == "dice_ce" else dice
+            return segmentation_loss(self.logits(image), label.float(), recipe.loss)
 
         super().__init__(
             network,

@@ -18,7 +18,7 @@ from ..errors import WeightsError, WeightsMissing
 from ..imaging.atomic import write_json
 
 DESCRIPTION = "weights.json"
-ROLES = ("heart", "calcium")
+ROLES = ("heart", "calcium", "screening", "direct")
 _FORMAT = 1
 
 
@@ -107,7 +107,7 @@ class WeightSet:
 
     Attributes:
         name: What reports call it.
-        role: ``"heart"`` or ``"calcium"``.
+        role: One of `ROLES`.
         path: Folder that holds the files.
         files: File name to sha256 (64 lower-case hex digits), without ``weights.json`` itself.
         hash: sha256 over the names and hashes in `files`: one number for the whole set.
@@ -150,7 +150,7 @@ def write_description(
     Args:
         folder: Where the files lie already.
         name: Name of the set.
-        role: ``"heart"`` or ``"calcium"``.
+        role: One of `ROLES`.
         files: Names of the files that make up the set, without ``weights.json``.
         metadata: Further entries, JSON types only.
 
