@@ -185,6 +185,11 @@ class CalciumPrediction:
     patches_total: int
 
 
+def _box(mask: npt.NDArray[np.bool_]) -> tuple[slice, slice, slice]:
+    """The bounding box, one voxel of an empty mask."""
+    return bounding_box(mask) if mask.any() else (slice(0, 1),) * 3
+
+
 def build_network(architecture: dict[str, Any]) -> torch.nn.Module:
     """The 3D U-Net of a set of weights: MONAI's `UNet` with one input and one output channel.
 
@@ -298,10 +303,12 @@ class CalciumModel:
         wanted = None if region is None else to_canonical(region, volume.geometry).array
         grid = crop_grid(ct.geometry, heart_centre)
         corners = patch_corners(CROP_SHAPE, PATCH_SHAPE, PATCH_STEP)
-        candidates = ct.array >= CANDIDATE_HU
-        if wanted is not None:
-            candidates &= wanted
-        needed = support(candidates, ct.geometry, grid)
+        # What the region leaves of the CT is all that is looked at when the result is brought back.
+        box = (slice(None),) * 3 if wanted is None or keep_probability else _box(wanted)
+        part = ct.geometry.part([slice(*s.indices(n)) for s, n in zip(box, ct.array.shape, strict=True)])
+        bright = ct.array[box] >= CANDIDATE_HU
+        candidates = bright if wanted is None else bright & wanted[box]
+        needed = support(candidates, part, grid)
         mask = np.zeros(volume.hu.shape, dtype=bool)
         probability = None
         run: list[Corner] = []
@@ -317,17 +324,18 @@ class CalciumModel:
                 run = majority(corners, PATCH_SHAPE, needed)
             average.add(run, batch_size=self.batch_size)
             if not (dense or keep_probability):
-                candidates &= to_ct(average.high(), grid, ct.geometry) >= THRESHOLD - _ROUNDING
-                needed = support(candidates, ct.geometry, grid)
+                candidates &= to_ct(average.high(), grid, part) >= THRESHOLD - _ROUNDING
+                needed = support(candidates, part, grid)
                 rest = [c for c in corners_touching(corners, PATCH_SHAPE, needed) if c not in run]
                 average.add(rest, batch_size=self.batch_size)
                 run = [*run, *rest]
-            low = to_ct(average.low(), grid, ct.geometry)
+            low = to_ct(average.low(), grid, part)
             found = low >= THRESHOLD
             if wanted is not None:
-                found &= wanted
-            counted = found & (ct.array >= CANDIDATE_HU)
-            mask = np.ascontiguousarray(ct.undo(sure_lesions(found, counted, low, peak)))
+                found &= wanted[box]
+            whole = np.zeros(ct.array.shape, dtype=bool)
+            whole[box] = sure_lesions(found, found & (ct.array[box] >= CANDIDATE_HU), low, peak)
+            mask = np.ascontiguousarray(ct.undo(whole))
             if keep_probability:
                 probability = np.ascontiguousarray(ct.undo(low))
         if probability is None and keep_probability:
