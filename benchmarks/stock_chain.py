@@ -47,7 +47,7 @@ from skimage.measure import label
 from deepcac2.dicom import discover
 from deepcac2.dicom.gates import GATES
 from deepcac2.imaging import Geometry
-from deepcac2.imaging.masks import widened
+from deepcac2.imaging.masks import bounding_box, widened
 from deepcac2.models.calcium import (
     CANDIDATE_HU,
     CROP_SHAPE,
@@ -250,9 +250,11 @@ def dense_calcium(
     back = sitk.Resample(found, ct, sitk.Transform(), sitk.sitkLinear, 0.0, sitk.sitkFloat32)
     probability = sitk.GetArrayFromImage(back)
     mask = (probability >= THRESHOLD) & widened(heart, geometry, options.heart_margin_mm)
-    lesions = label(mask & (sitk.GetArrayViewFromImage(ct) >= CANDIDATE_HU), connectivity=3)
-    highest = maximum(probability, lesions, np.arange(lesions.max() + 1))
-    mask[(lesions > 0) & (highest[lesions] < options.peak_probability)] = False
+    if mask.any():
+        box = bounding_box(mask)
+        lesions = label(mask[box] & (sitk.GetArrayViewFromImage(ct)[box] >= CANDIDATE_HU), connectivity=3)
+        highest = maximum(probability[box], lesions, np.arange(lesions.max() + 1))
+        mask[box] &= (lesions == 0) | (highest[lesions] >= options.peak_probability)
     return mask
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -37,15 +38,25 @@ def widened(mask: npt.NDArray[np.bool_], geometry: Geometry, margin_mm: float) -
     """
     from scipy.ndimage import distance_transform_edt
 
+    result = np.zeros_like(mask)
+    if not mask.any():
+        return result
     steps = [max(1, round(3.0 / s)) for s in geometry.spacing]
     sampling = [s * n for s, n in zip(geometry.spacing, steps, strict=True)]
-    coarse = mask
+    # Only what can be within reach is looked at, in the blocks that the whole mask would be cut into.
+    box = []
+    for span, step, block, size in zip(bounding_box(mask), steps, sampling, mask.shape, strict=True):
+        reach = (math.ceil(min(margin_mm, block * size) / block) + 1) * step
+        box.append(slice(max(0, (span.start - reach) // step * step), min(size, span.stop + reach)))
+    part = mask[tuple(box)]
+    coarse = part
     for axis, step in enumerate(steps):
-        coarse = np.logical_or.reduceat(coarse, np.arange(0, mask.shape[axis], step), axis=axis)
-    near = distance_transform_edt(~coarse, sampling=sampling) <= margin_mm if coarse.any() else coarse
-    for axis, (step, size) in enumerate(zip(steps, mask.shape, strict=True)):
+        coarse = np.logical_or.reduceat(coarse, np.arange(0, part.shape[axis], step), axis=axis)
+    near = distance_transform_edt(~coarse, sampling=sampling) <= margin_mm
+    for axis, (step, size) in enumerate(zip(steps, part.shape, strict=True)):
         near = np.repeat(near, step, axis=axis).take(range(size), axis=axis)
-    return np.asarray(near, dtype=bool)
+    result[tuple(box)] = near
+    return result
 
 
 def solidity(mask: npt.NDArray[np.bool_], geometry: Geometry) -> float:
