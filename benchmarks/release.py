@@ -1,6 +1,6 @@
 """Measure `deepcac2 release build`: seconds, bytes a second, and memory by the number of series.
 
-Usage: ``python benchmarks/release.py RESULTS [--series 1000,10000] [--folder DIR]``
+Usage: ``python benchmarks/release.py RESULTS [--series 1000,10000] [--part-size SIZE]``
 
 The SEGs and reports of RESULTS (the output folder of a run) are linked over and over into a folder of so many
 series, so they are read from the page cache: what is measured is packing and writing. For comparison the same
@@ -65,6 +65,9 @@ def main() -> int:
     parser.add_argument(
         "--folder", type=Path, help="where to work, on the file system of RESULTS (default: beside it)"
     )
+    parser.add_argument(
+        "--part-size", help="as of 'deepcac2 release build', such as 500MB (default: one file)"
+    )
     arguments = parser.parse_args()
     print("| series | MB in | MB out | s | MB in a second | writing as much, s | memory, MB |")
     print("|---|---|---|---|---|---|---|")
@@ -82,13 +85,15 @@ def main() -> int:
                 str(scratch / "results"),
                 str(out),
             ]
+            if arguments.part_size:
+                command += ["--part-size", arguments.part_size]
             started = time.perf_counter()
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
             _, status, usage = os.wait4(process.pid, 0)
             took = time.perf_counter() - started
             if status:
                 raise SystemExit(f"{' '.join(command)} failed")
-            size = out.stat().st_size
+            size = sum(f.stat().st_size for f in scratch.glob("release*.zip"))
             mb_in = sum(f.stat().st_size for f in (scratch / "results").rglob("*") if f.is_file()) / 1e6
             flat = written(scratch / "flat", size)
             print(
