@@ -33,7 +33,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("input", metavar="IN", type=Path, help="folder with DICOM files, or a zip archive")
     parser.add_argument("output", metavar="OUT", type=Path, help="folder for the results")
     parser.add_argument(
-        "--workflow", default="default", metavar="NAME|FILE", help="workflow (default: %(default)s)"
+        "--workflow",
+        default="default",
+        metavar="NAME|FILE",
+        help="default: calcium segmented and scored; screening: scans without calcium excluded; direct: the "
+        "score read off the slices; cascade: default only where screening finds something; or a YAML file. "
+        "Several, separated by commas, read each scan only once (default: %(default)s)",
     )
     parser.add_argument(
         "--devices",
@@ -122,7 +127,8 @@ def run(args: argparse.Namespace) -> int:
             raise WorkflowError("--ray: the cluster decides; leave out --devices and --prefetch")
         check_ray(args.ray)
     shard = None if args.shard is None else Shard.parse(args.shard)
-    workflow = chosen_workflow(args, Workflow.load(args.workflow))
+    workflow = Workflow.combine([Workflow.load(name) for name in args.workflow.split(",")])
+    workflow = chosen_workflow(args, workflow)
     means = Means(
         devices=() if args.ray else find_devices(args.devices),
         prefetch=args.prefetch,
@@ -183,7 +189,7 @@ def add_choices(parser: argparse._ActionsContainer) -> None:
         action="append",
         default=[],
         metavar="NAME|PATH",
-        help="other weights for the heart or the calcium (the set says which); repeatable",
+        help="other weights for one of the networks (the set says which); repeatable",
     )
     parser.add_argument("--rule", metavar="NAME", help="scoring rule (default: the workflow's)")
     parser.add_argument(
@@ -199,6 +205,7 @@ def chosen_workflow(args: argparse.Namespace, workflow: Workflow) -> Workflow:
     """The workflow with what ``--weights`` and ``--rule`` ask for; also checks ``--allow``."""
     from ..dicom.gates import check_allowed
     from ..errors import WorkflowError
+    from ..pipeline.chain import ROLES as MODULE_ROLES
     from ..pipeline.options import nearest
     from ..scoring import RULES
     from ..weights import resolve
@@ -207,7 +214,9 @@ def chosen_workflow(args: argparse.Namespace, workflow: Workflow) -> Workflow:
     if args.rule is not None and args.rule not in RULES:
         raise WorkflowError(f"--rule {args.rule}: no such rule.{nearest(args.rule, RULES)}")
     for name in args.weights:
-        module = "HeartRunner" if resolve(name).role == "heart" else "DeepCACRunner"
+        module = next(m for m, role in MODULE_ROLES.items() if role == resolve(name).role)
+        if workflow.options(module) is None:
+            raise WorkflowError(f"--weights {name}: the workflow {workflow.name!r} has no {module}")
         workflow = workflow.with_options(module, weights=name)
     if args.rule is not None:
         workflow = workflow.with_options("AGSCalculator", rule=args.rule)
@@ -322,6 +331,8 @@ def _as_json(event: Progress) -> dict[str, Any]:
             "code": row.code,
             "agatston_score": row.agatston_score,
             "risk_group": row.risk_group,
+            "screening_positive": row.screening_positive,
+            "direct_score": row.direct_score,
             "skipped": event.skipped,
         },
     }
@@ -329,8 +340,20 @@ def _as_json(event: Progress) -> dict[str, Any]:
 
 def _in_words(row: ResultRow) -> str:
     if row.status == "scored":
-        return f"{row.series_uid}: score {row.agatston_score:.1f}, risk group {row.risk_group}"
+        return f"{row.series_uid}: {', '.join(_results(row))}"
     return f"{row.series_uid}: {row.status}, {row.code}"
+
+
+def _results(row: ResultRow) -> list[str]:
+    """What each method says of a series."""
+    said = []
+    if row.agatston_score is not None:
+        said.append(f"score {row.agatston_score:.1f}, risk group {row.risk_group}")
+    if row.screening_positive is not None:
+        said.append("calcium possible" if row.screening_positive else "no calcium found")
+    if row.direct_score is not None:
+        said.append(f"direct score {row.direct_score:.1f}, group {row.direct_group} of 0 to 4")
+    return said
 
 
 _SHOWN = 40
@@ -347,11 +370,11 @@ def _report(summary: RunSummary, log_path: Path, *, quiet: bool) -> None:
     shown = summary.first(_SHOWN) if summary.table else ()
     if shown and not quiet:
         table = Table(box=None, header_style="bold", pad_edge=False)
-        for name in ("patient", "series", "status", "score", "risk group", "heart mL", "s"):
-            right = name in ("score", "heart mL", "s")
-            table.add_column(name, no_wrap=True, justify="right" if right else "left")
+        used = [c for c in _COLUMNS if c in _ALWAYS or any(_COLUMNS[c](row) for row in shown)]
+        for name in used:
+            table.add_column(name, no_wrap=True, justify="right" if name in _NUMBERS else "left")
         for row in shown:
-            table.add_row(*_cells(row))
+            table.add_row(*(_COLUMNS[name](row) for name in used))
         console.print(table)
         for row in shown:
             note = _warnings(row) if row.status == "scored" else f"{row.code}: {row.reason}"
@@ -388,16 +411,24 @@ def _short(row: ResultRow) -> str:
     return f"…{row.series_uid[-12:]}" if row.series_uid else "(file)"
 
 
-def _cells(row: ResultRow) -> tuple[str, ...]:
-    return (
-        row.patient_id,
-        _short(row),
-        row.status,
-        "" if row.agatston_score is None else f"{row.agatston_score:.1f}",
-        "" if row.risk_group is None else f"{row.risk_group} {row.risk_group_name}",
-        "" if row.heart_volume_ml is None else f"{row.heart_volume_ml:.0f}",
-        "" if row.seconds is None else f"{row.seconds:.1f}",
-    )
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+_COLUMNS: dict[str, Callable[[ResultRow], str]] = {
+    "patient": lambda row: row.patient_id,
+    "series": lambda row: _short(row),
+    "status": lambda row: row.status,
+    "calcium": lambda row: {None: "", True: "possible", False: "none"}[row.screening_positive],
+    "score": lambda row: _number(row.agatston_score, 1),
+    "risk group": lambda row: "" if row.risk_group is None else f"{row.risk_group} {row.risk_group_name}",
+    "direct": lambda row: _number(row.direct_score, 1),
+    "heart mL": lambda row: _number(row.heart_volume_ml, 0),
+    "s": lambda row: _number(row.seconds, 1),
+}
+"""Columns of the table on the screen; those of methods that were not run are left out."""
+_ALWAYS = ("patient", "series", "status", "s")
+_NUMBERS = ("score", "direct", "heart mL", "s")
 
 
 @contextmanager

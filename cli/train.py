@@ -6,6 +6,10 @@ import argparse
 import logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -19,12 +23,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument(
         "role",
-        choices=["heart", "calcium", "bundled"],
-        help="bundled: the heart (--work DIR/heart, with the scans of --data), then the calcium "
-        "(DIR/calcium, and DIR/refine, which begins with it), as the bundled weights were made",
+        choices=["heart", "calcium", "bundled", "screening", "direct"],
+        help="screening: the exclusion's three networks; direct: direct scoring; bundled: the heart "
+        "(--work DIR/heart, with the scans of --data), then the calcium (DIR/calcium, and DIR/refine, which "
+        "begins with it), as the bundled weights were made",
     )
     parser.add_argument(
-        "--config", type=Path, metavar="FILE", help="recipe (default: config/train/bundled.yml)"
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="recipe (default: config/train/bundled.yml, screening.yml or direct.yml)",
     )
     parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="work folder")
     parser.add_argument(
@@ -75,7 +83,8 @@ def run(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     device = choose_device(args.device)
-    config = args.config or BUNDLED
+    own = BUNDLED.with_name(f"{args.role}.yml")
+    config = args.config or (own if args.role in ("screening", "direct") else BUNDLED)
     work: Path = args.work
     if args.role == "heart":
         recipe = load_recipe(config, HeartRecipe, role="heart")
@@ -92,6 +101,8 @@ def run(args: argparse.Namespace) -> int:
                 start=args.start,
             )
         ]
+    elif args.role in ("screening", "direct"):
+        folders = [_train_other(args, config, device)]
     else:
         # All parts are read before the first training, so that a mistake in the last shows at once.
         recipe = load_recipe(config, HeartRecipe, role="heart")
@@ -113,3 +124,21 @@ def run(args: argparse.Namespace) -> int:
     for folder in folders:
         sys.stdout.write(f"weights: {folder}\n")
     return 0
+
+
+def _train_other(args: argparse.Namespace, config: Path, device: torch.device) -> Path:
+    """The exclusion's networks or those of direct scoring."""
+    from ..training.direct import DirectRecipe, train_direct
+    from ..training.recipe import load_recipe
+    from ..training.screening import ScreeningRecipe, train_screening
+
+    means: dict[str, Any] = {
+        "device": device,
+        "data": args.data,
+        "backgrounds": args.backgrounds,
+        "heart_weights": args.heart_weights,
+    }
+    if args.role == "screening":
+        recipe = load_recipe(config, ScreeningRecipe, role="screening")
+        return train_screening(recipe, args.work, **means)
+    return train_direct(load_recipe(config, DirectRecipe, role="direct"), args.work, **means)

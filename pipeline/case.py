@@ -24,18 +24,23 @@ class Case:
         volume: The CT, int16 HU (z, y, x).
         heart: bool (z, y, x) on the CT's grid.
         calcium: bool (z, y, x) on the CT's grid: what the calcium model calls calcium, before the HU rule.
+        screened: bool (z, y, x) on the CT's grid: what the exclusion of scans without calcium left over.
+        attention: float32 (z, y, x) on the CT's grid: where what direct scoring counted lies, score a voxel.
         score: The Agatston score and all that comes with it.
         findings: Warnings gathered after the header gates.
         outputs: Files written, by role (``"seg"``, ``"report"``, ``"preview"``, ``"nifti-ct"`` …).
         timings: Seconds per stage name.
         facts: Further numbers for the details JSON (e.g. heart volume; under ``domain`` how the scan compares
-            with what the weights were trained on), JSON types only.
+            with what the weights were trained on, under ``screening`` and ``direct`` what these found), JSON
+            types only.
     """
 
     series: Series
     volume: Volume | None = None
     heart: npt.NDArray[np.bool_] | None = field(default=None, repr=False)
     calcium: npt.NDArray[np.bool_] | None = field(default=None, repr=False)
+    screened: npt.NDArray[np.bool_] | None = field(default=None, repr=False)
+    attention: npt.NDArray[np.float32] | None = field(default=None, repr=False)
     score: CalciumScore | None = None
     findings: tuple[Finding, ...] = ()
     outputs: dict[str, Path] = field(default_factory=dict)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..dicom import Series, safe_name, write_segmentation
 from ..errors import DeepCACError, SeriesFailed
 from ..imaging.atomic import write_json, write_whole
-from . import outputs, stages
+from . import outputs, previews, stages
 from .case import Case
 from .workflow import TARGET_ROLES, Workflow
 
@@ -151,10 +151,19 @@ def series_folder(series: Series) -> Path:
 
 PHASES: dict[str, tuple[str, ...]] = {
     "read": ("DicomImporter", "NiftiConverter"),
-    "compute": ("HeartRunner", "DeepCACRunner", "AGSCalculator"),
+    "compute": ("HeartRunner", "ScreeningRunner", "DirectRunner", "DeepCACRunner", "AGSCalculator"),
     "write": ("DSegConverter", "ReportExporter", "DataOrganizer"),
 }
 """The chain in three parts that different processes may run, in order: only ``compute`` needs the device."""
+
+
+ROLES = {
+    "HeartRunner": "heart",
+    "ScreeningRunner": "screening",
+    "DirectRunner": "direct",
+    "DeepCACRunner": "calcium",
+}
+"""Modules that run networks, and the role of their weights."""
 
 
 def provenance_of(workflow: Workflow, allow: Collection[str] = ()) -> dict[str, Any]:
@@ -167,7 +176,7 @@ def provenance_of(workflow: Workflow, allow: Collection[str] = ()) -> dict[str, 
     from ..weights import resolve
 
     weights = {}
-    for module, role in (("HeartRunner", "heart"), ("DeepCACRunner", "calcium")):
+    for module, role in ROLES.items():
         if (options := workflow.options(module)) is not None:
             found = resolve(options.weights, role)
             weights[role] = {"name": found.name, "sha256": found.hash}
@@ -214,7 +223,7 @@ def build_chain(
             stage: Stage = stages.check_headers
         elif step.module == "NiftiConverter":
             stage = stages.build_volume
-        elif step.module in ("HeartRunner", "DeepCACRunner"):
+        elif step.module in ROLES:
             stage = _with_model(step.module, options, device, provenance["allowed_gates"])
         elif step.module == "AGSCalculator":
             stage = stages.ScoreCalcium(
@@ -237,19 +246,32 @@ def build_chain(
 def _with_model(module: str, options: Any, device: torch.device | None, allow: Collection[str]) -> Stage:
     """The stage of a network, loaded on the device; its cases say which device it was."""
     from ..models.calcium import CalciumModel
+    from ..models.direct import DirectModel
     from ..models.heart import HeartModel
+    from ..models.screening import ScreeningModel
     from ..weights import resolve
 
     if device is None:
         raise TypeError(f"{module} needs a device")
+    weights = resolve(options.weights, ROLES[module])
+    stage: Stage
     if module == "HeartRunner":
-        weights = resolve(options.weights, "heart")
-        stage: Stage = stages.FindHeart(model=HeartModel.load(weights, device), weights=weights, allow=allow)
+        stage = stages.FindHeart(model=HeartModel.load(weights, device), weights=weights, allow=allow)
+    elif module == "ScreeningRunner":
+        stage = stages.Screen(
+            model=ScreeningModel.load(weights, device, threshold=options.threshold),
+            weights=weights,
+            localise=options.localise,
+            heart_margin_mm=options.heart_margin_mm,
+            exclude=options.exclude,
+        )
+    elif module == "DirectRunner":
+        stage = stages.ScoreDirectly(
+            model=DirectModel.load(weights, device), weights=weights, localise=options.localise
+        )
     else:
-        weights = resolve(options.weights, "calcium")
-        model = CalciumModel.load(weights, device)
         stage = stages.FindCalcium(
-            model=model,
+            model=CalciumModel.load(weights, device),
             weights=weights,
             heart_margin_mm=options.heart_margin_mm,
             peak_probability=options.peak_probability,
@@ -274,14 +296,15 @@ class _WriteSegmentation:
         path = self.output / target_paths(self.workflow, case.series).get(
             "seg", series_folder(case.series) / "cac.seg.dcm"
         )
-        if case.volume is None or case.heart is None or case.calcium is None:
+        calcium = case.screened if case.calcium is None else case.calcium
+        if case.volume is None or case.heart is None or calcium is None:
             raise TypeError("the SEG needs the CT, the heart and the calcium")
         write_segmentation(
             path,
             series=case.series,
             geometry=case.volume.geometry,
             heart=case.heart,
-            calcium=case.calcium,
+            calcium=calcium,
             slices=case.series.slices,
             algorithm_name=self.name,
             algorithm_version=self.version,
@@ -314,9 +337,9 @@ class _Organise:
     def __call__(self, case: Case) -> Case:
         paths = target_paths(self.workflow, case.series)
         written = dict(case.outputs)
-        if case.score is not None:
+        if previews.can_show(case):
             written["preview"] = self.output / paths["preview"]
-            write_whole(written["preview"], outputs.preview(case))
+            write_whole(written["preview"], previews.preview(case))
         if "nifti" in self.keep and case.volume is not None:
             written |= _write_nifti(case, self.output / series_folder(case.series))
         return replace(case, outputs=written)
@@ -329,10 +352,11 @@ def _write_nifti(case: Case, folder: Path) -> dict[str, Path]:
         raise TypeError("the CT has not been read yet")
     geometry = case.volume.geometry
     files: dict[str, Any] = {"ct": case.volume.hu, "heart": case.heart, "calcium": case.calcium}
+    files |= {"screened": case.screened, "attention": case.attention}
     written = {}
     for name, array in files.items():
         if array is not None:
             path = folder / f"{name}.nii.gz"
-            write_image(path, array if name == "ct" else array.astype("uint8"), geometry)
+            write_image(path, array if name in ("ct", "attention") else array.astype("uint8"), geometry)
             written[f"nifti-{name}"] = path
     return written

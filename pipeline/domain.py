@@ -103,17 +103,19 @@ def stated(case: Case, weights: WeightSet) -> Case:
 
 
 def compare(case: Case) -> Case:
-    """Compare the scan with the domain of all weights named by `stated`.
+    """Compare the scan with the domain of the weights named by `stated` that it was not compared with yet.
 
     Adds to ``facts["domain"]`` what the scan has (``scan``, see `describe_scan`) and what lies outside
     (``outside``: topic → roles of the weights; ``unknown`` for weights that state nothing), and to the
     findings what a user should know.
 
     Raises:
-        TypeError: The case has no CT or heart yet.
+        TypeError: The case has no CT yet.
     """
     scan = describe_scan(case)
-    sets: Mapping[str, Any] = case.facts["domain"]["weights"]
+    before: Mapping[str, Any] = case.facts["domain"]
+    compared = set(before.get("compared", ()))
+    sets: Mapping[str, Any] = {r: e for r, e in before["weights"].items() if r not in compared}
     outside: dict[str, dict[str, list[_Outside]]] = {}
     for role, entry in sets.items():
         domain = Domain.parse(entry["domain"])
@@ -131,7 +133,10 @@ def compare(case: Case) -> Case:
             f"the {names} do not say what they were trained on; whether that fits this scan is not known"
         )
         findings.append(make_finding("domain-unknown", message))
-    facts = {**case.facts, "domain": {**case.facts["domain"], "scan": scan, "outside": roles}}
+    said = before.get("outside", {})
+    joined = {topic: [*said.get(topic, ()), *roles.get(topic, ())] for topic in {**said, **roles}}
+    after = {**before, "scan": scan, "outside": joined, "compared": sorted({*compared, *sets})}
+    facts = {**case.facts, "domain": after}
     return replace(case, findings=tuple(findings), facts=facts)
 
 
@@ -139,13 +144,14 @@ def describe_scan(case: Case) -> dict[str, Any]:
     """What a scan has of all that a domain can state.
 
     Returns:
-        ``kernel``, ``contrast`` and, under the names of `weights.Domain`, numbers or None. JSON types only.
+        ``kernel``, ``contrast`` and, under the names of `weights.Domain`, numbers or None (the noise, where
+        no heart mask is known). JSON types only.
 
     Raises:
-        TypeError: The case has no CT or heart yet.
+        TypeError: The case has no CT yet.
     """
-    if case.volume is None or case.heart is None:
-        raise TypeError("a scan is compared with the weights once its heart is known")
+    if case.volume is None:
+        raise TypeError("a scan is compared with the weights once its CT is read")
     series, grid = case.series, case.volume.geometry
     (slices, rows, columns), (dz, dy, dx) = grid.shape, grid.spacing
     contrast = named_contrast(series) == "intravenous" or any(
@@ -154,7 +160,7 @@ def describe_scan(case: Case) -> dict[str, Any]:
     return {
         "kernel": series.kernel,
         "contrast": contrast,
-        "noise_hu": noise_sd(case.volume, case.heart),
+        "noise_hu": None if case.heart is None else noise_sd(case.volume, case.heart),
         "kvp": series.kvp,
         "thickness_mm": series.slice_thickness or round(dz, 3),
         "increment_mm": round(dz, 3),
@@ -220,7 +226,7 @@ def _say(findings: list[Finding], topic: str, by_role: Mapping[str, list[_Outsid
     trained = ", ".join(
         f"the {' and '.join(roles)} weights were trained on {what}" for what, roles in by_training.items()
     )
-    for code in _SAID_BEFORE.get(topic, ()):
+    for code in (*_SAID_BEFORE.get(topic, ()), f"off-domain-{topic}"):
         for i, finding in enumerate(findings):
             if finding.code == code:
                 findings[i] = replace(finding, message=f"{finding.message}; {trained}")

@@ -26,6 +26,8 @@ class ResultRow:
         agatston_score: Without unit.
         risk_group: 0 to 3; risk_group_name in words.
         volume_mm3, mass_mg: Of the counted calcium; mass only with a calibration factor.
+        screening_positive: Whether the exclusion found that there may be calcium; None: not asked.
+        direct_score, direct_group: Of direct scoring, 0 to 4 (`models.direct.direct_group`).
         noise_hu: Measured inside the heart (`imaging.noise.noise_sd`).
         off_domain: In what the scan is unlike those that the weights were trained on (``kernel``, ``noise``,
             ``kvp``, ``slices``, ``field``, ``contrast``; ``unknown`` where a set does not say), joined
@@ -49,6 +51,9 @@ class ResultRow:
     n_lesions: int | None = None
     heart_volume_ml: float | None = None
     rule: str = ""
+    screening_positive: bool | None = None
+    direct_score: float | None = None
+    direct_group: int | None = None
     study_date: str = ""
     series_description: str = ""
     manufacturer: str = ""
@@ -103,9 +108,13 @@ def result_row(
             "n_lesions": len(result.lesions),
             "rule": result.rule,
         }
+    direct, screening = case.facts.get("direct", {}), case.facts.get("screening", {})
     return ResultRow(
         **known,
         **scored,
+        screening_positive=screening.get("positive"),
+        direct_score=direct.get("score"),
+        direct_group=direct.get("group"),
         status=status,
         code=code,
         reason=reason,
@@ -153,7 +162,7 @@ def write_parquet(path: Path, rows: Iterable[ResultRow]) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    kinds = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
+    kinds = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
     schema = pa.schema([(f.name, kinds[str(f.type).split(" ")[0]]) for f in fields(ResultRow)])
     left = iter(rows)
     with atomic_path(path) as temporary, parquet.ParquetWriter(temporary, schema) as writer:

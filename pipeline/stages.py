@@ -25,7 +25,9 @@ from .domain import compare, stated
 
 if TYPE_CHECKING:
     from ..models.calcium import CalciumModel
+    from ..models.direct import DirectModel
     from ..models.heart import HeartModel
+    from ..models.screening import ScreeningModel
     from ..weights import WeightSet
 
 MIN_HEART_ML, MAX_HEART_ML = 150.0, 2500.0
@@ -230,8 +232,90 @@ def heart_centre(heart: npt.NDArray[np.bool_], geometry: Geometry) -> tuple[floa
 
 
 @dataclass(frozen=True, kw_only=True)
+class Screen:
+    """Whether there may be coronary calcium, by a `ScreeningModel`.
+
+    Attributes:
+        model, weights: The networks, and the set that they were loaded from.
+        localise: ``"heart"``: the crop lies around the heart mask; ``"chest-wall"``: where
+            `models.screening.chest_wall_crop` says.
+        heart_margin_mm: With ``"heart"``, keep to the heart mask widened by this much.
+        exclude: Where nothing is found, `FindCalcium` shall not look.
+    """
+
+    model: ScreeningModel
+    weights: WeightSet
+    localise: str = "heart"
+    heart_margin_mm: float = math.inf
+    exclude: bool = False
+
+    def __call__(self, case: Case) -> Case:
+        """Raises `SeriesRejected`, heart-not-found, where image processing finds no heart."""
+        from ..models.screening import chest_wall_crop
+
+        volume = _present(case.volume)
+        region = None
+        if self.localise == "heart":
+            heart = _present(case.heart)
+            centre = heart_centre(heart, volume.geometry)
+            if math.isfinite(self.heart_margin_mm):
+                region = widened(heart, volume.geometry, self.heart_margin_mm)
+        else:
+            between_walls = chest_wall_crop(volume)
+            if between_walls is None:
+                message = "no heart lies between the walls of the chest; use the heart mask (localise: heart)"
+                raise SeriesRejected(message, code="heart-not-found")
+            centre = between_walls
+        found = self.model.predict(volume, centre, region=region)
+        facts = {
+            "positive": found.positive,
+            "highest": round(found.highest, 4),
+            "threshold": self.model.threshold,
+            "excluded": self.exclude and not found.positive,
+            "slices_run": dict(found.slices_run),
+        }
+        case = replace(case, screened=found.mask, facts={**case.facts, "screening": facts})
+        return compare(stated(case, self.weights))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreDirectly:
+    """The score read off the slices by a `DirectModel`.
+
+    Attributes:
+        model, weights: The networks, and the set that they were loaded from.
+        localise: ``"networks"``: its own find the heart's box; ``"heart"``: the box of the heart mask.
+    """
+
+    model: DirectModel
+    weights: WeightSet
+    localise: str = "networks"
+
+    def __call__(self, case: Case) -> Case:
+        """Raises `SeriesRejected`, heart-not-found, where no box is found."""
+        from ..models.direct import direct_group
+
+        volume = _present(case.volume)
+        heart = _present(case.heart) if self.localise == "heart" else None
+        found = self.model.predict(volume, heart=heart)
+        if found is None:
+            message = "the networks found no heart in this series; look at the scan and its orientation"
+            raise SeriesRejected(message, code="heart-not-found")
+        facts = {
+            "score": round(found.score, 4),
+            "group": direct_group(found.score),
+            "slice_scores": [round(float(s), 2) for s in found.slice_scores],
+            "slice_heights_mm": [round(float(h), 2) for h in found.heights],
+            "box": [[s.start, s.stop] for s in found.box],
+        }
+        attention = self.model.attention(volume, found)
+        case = replace(case, attention=attention, facts={**case.facts, "direct": facts})
+        return compare(stated(case, self.weights))
+
+
+@dataclass(frozen=True, kw_only=True)
 class FindCalcium:
-    """Calcium mask by a `CalciumModel` around the heart; then the scan is compared with all weights used.
+    """Calcium mask by a `CalciumModel` around the heart, empty where `Screen` has excluded the scan.
 
     Attributes:
         model, weights: The network, and the set that it was loaded from.
@@ -246,6 +330,10 @@ class FindCalcium:
 
     def __call__(self, case: Case) -> Case:
         volume, heart = _present(case.volume), _present(case.heart)
+        if case.facts.get("screening", {}).get("excluded"):
+            facts = {"patches_run": 0, "patches_total": 0}
+            case = replace(case, calcium=np.zeros_like(heart), facts={**case.facts, **facts})
+            return compare(stated(case, self.weights))
         region = None
         if math.isfinite(self.heart_margin_mm):
             region = widened(heart, volume.geometry, self.heart_margin_mm)

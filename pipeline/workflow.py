@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 import types
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
@@ -90,6 +91,54 @@ class DeepCACRunnerOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScreeningRunnerOptions:
+    """Exclude scans without calcium, by three 2D networks.
+
+    Attributes:
+        weights: Name in `weights/manifest.json`, or a folder with a set.
+        localise: Where the crop is laid: ``heart`` around the heart mask, ``chest-wall`` where image
+            processing alone finds the heart, as in the paper on cardiac CT.
+        heart_margin_mm: With ``heart``, look in the heart mask widened by this much only; .inf: in the crop.
+        threshold: Probability from which something is calcium; null: the weights' own operating point.
+        exclude: Leave DeepCACRunner's network out where nothing is found: the score is 0.
+    """
+
+    weights: str = "bundled"
+    localise: str = "heart"
+    heart_margin_mm: float = 4.0
+    threshold: float | None = None
+    exclude: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of("localise", self.localise, ("heart", "chest-wall"))
+        if self.threshold is not None and not 0 < self.threshold < 1:
+            raise ValueError(f"threshold is between 0 and 1, not {self.threshold}")
+        if not self.heart_margin_mm >= 0:
+            raise ValueError(f"heart_margin_mm is 0 or more, not {self.heart_margin_mm}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirectRunnerOptions:
+    """Read the score off the slices, by a regression network; no segmentation.
+
+    Attributes:
+        weights: Name in `weights/manifest.json`, or a folder with a set.
+        localise: Where the heart's box comes from: ``networks``, its own three, or ``heart``, the mask.
+    """
+
+    weights: str = "bundled"
+    localise: str = "networks"
+
+    def __post_init__(self) -> None:
+        _one_of("localise", self.localise, ("networks", "heart"))
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} is one of {', '.join(known)}, not {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class AGSCalculatorOptions:
     """Score the calcium.
 
@@ -116,8 +165,9 @@ class ReportExporterOptions:
 
     Attributes:
         format: ``compact``, the only one: a flat JSON object.
-        includes: What the report holds, in order: ``label`` and either ``attr`` (``SeriesInstanceUID``,
-            ``PatientID``, ``StudyInstanceUID``) or ``data`` (``agatston_score``, ``risk_group``).
+        includes: What the report holds, in order: ``label`` and ``attr`` (``SeriesInstanceUID``,
+            ``PatientID``, ``StudyInstanceUID``), ``data`` (see `pipeline.outputs.report_values`) or ``text``,
+            which is taken as it is.
     """
 
     format: str = "compact"
@@ -166,6 +216,8 @@ MODULES: dict[str, type[Any]] = {
     "DicomImporter": DicomImporterOptions,
     "NiftiConverter": NiftiConverterOptions,
     "HeartRunner": HeartRunnerOptions,
+    "ScreeningRunner": ScreeningRunnerOptions,
+    "DirectRunner": DirectRunnerOptions,
     "DeepCACRunner": DeepCACRunnerOptions,
     "AGSCalculator": AGSCalculatorOptions,
     "DSegConverter": DSegConverterOptions,
@@ -275,16 +327,51 @@ class Workflow:
             raise WorkflowError(
                 f"workflow {self.name!r}: each module once, in this order: {', '.join(order)}"
             )
-        needs = {
-            "DeepCACRunner": "HeartRunner",
-            "AGSCalculator": "DeepCACRunner",
-            "DSegConverter": "DeepCACRunner",
-        }
-        for module, needed in needs.items():
-            if module in names and needed not in names:
-                raise WorkflowError(
-                    f"workflow {self.name!r}: {module} needs {needed} before it; add it to 'execute'"
-                )
+        for step in self.steps:
+            for needed in _needs(step):
+                if not set(names) & set(needed):
+                    raise WorkflowError(
+                        f"workflow {self.name!r}: {step.module} needs {' or '.join(needed)} before it; "
+                        "add it to 'execute'"
+                    )
+
+    @classmethod
+    def combine(cls, workflows: Sequence[Workflow]) -> Workflow:
+        """One workflow that does what several do, each module once.
+
+        The report says what all of them report, under the first one's name and place. The SEG is that of
+        the workflow with a calcium network.
+
+        Raises:
+            WorkflowError: They want different things of one module.
+        """
+        if len(workflows) == 1:
+            return workflows[0]
+        name = "+".join(w.name for w in workflows)
+        steps = []
+        for module in MODULES:
+            having = [w for w in workflows if w.options(module) is not None]
+            if not having:
+                continue
+            options = having[0].options(module)
+            if module == "ReportExporter":
+                entries = [entry for w in having for entry in w.options(module).includes]
+                unique = {entry.get("label"): entry for entry in reversed(entries)}
+                wanted = [e for e in entries if unique[e.get("label")] is e]
+                options = replace(options, includes=wanted)
+            elif module == "DSegConverter":
+                options = max(having, key=lambda w: w.options("DeepCACRunner") is not None).options(module)
+            elif module != "DataOrganizer":
+                for other in having[1:]:
+                    if other.options(module) != options:
+                        raise WorkflowError(
+                            f"the workflows {having[0].name} and {other.name} want different things of "
+                            f"{module}; run them one after the other into folders of their own"
+                        )
+            steps.append(Step(module=module, options=options))
+        combined = cls(name=name, description=" + ".join(w.name for w in workflows), steps=tuple(steps))
+        combined._check_order()
+        return combined
 
     def options(self, module: str) -> Any:
         """The options of `module`, or None when the workflow does not run it."""
@@ -301,6 +388,19 @@ class Workflow:
         """Hash of all that the workflow says; equal workflows have equal fingerprints."""
         content = [[s.module, asdict(s.options)] for s in self.steps]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _needs(step: Step) -> tuple[tuple[str, ...], ...]:
+    """Of each tuple, a step needs one of these modules before it."""
+    module, options = step.module, step.options
+    if module in ("ScreeningRunner", "DirectRunner") and options.localise == "heart":
+        return (("HeartRunner",),)
+    known: dict[str, tuple[tuple[str, ...], ...]] = {
+        "DeepCACRunner": (("HeartRunner",),),
+        "AGSCalculator": (("DeepCACRunner",),),
+        "DSegConverter": (("HeartRunner",), ("DeepCACRunner", "ScreeningRunner")),
+    }
+    return known.get(module, ())
 
 
 def _known_module(module: Any, workflow: str) -> None:

@@ -25,7 +25,7 @@ from ..errors import InputError, NoDicomFound, SeriesError, SeriesRejected, Trai
 from ..imaging import Geometry, Volume
 from ..imaging.noise import noise_sd
 from ..pipeline.case import Case
-from ..pipeline.chain import Chain, build_chain, series_folder
+from ..pipeline.chain import ROLES, Chain, build_chain, series_folder
 from ..pipeline.run import read_details
 from ..pipeline.stages import heart_centre
 from ..scoring import risk_group, score
@@ -243,7 +243,7 @@ def evaluate_scans(
     """
     chain = build_chain(workflow, output=Path(), device=device, allow=allow, phases=["compute"])
     cases = _evaluate(data, _InMemory(chain), watch, simulated=simulated)
-    names = {"heart": "HeartRunner", "calcium": "DeepCACRunner"}
+    names = {role: module for module, role in ROLES.items()}
     return Evaluation(
         cases=cases,
         weights={

@@ -9,7 +9,8 @@ from mhubio.core import IO, Instance, InstanceData, Module
 
 from .. import __version__
 from ..dicom import write_segmentation
-from .handover import CALCIUM, CASE, HEART, for_each_case, read_case, read_geometry
+from ..errors import WorkflowError
+from .handover import CALCIUM, CASE, HEART, SCREENED, for_each_case, read_case, read_geometry
 
 
 @IO.Config("converted_file_name", str, "cac.seg.dcm", the="name of the DICOM SEG")
@@ -27,19 +28,24 @@ class DSegConverter(Module):
     @for_each_case
     @IO.Input("in_case", CASE, the="header facts of the series")
     @IO.Input("in_heart", HEART, the="heart, 0 and 1")
-    @IO.Input("in_calcium", CALCIUM, the="coronary calcium, 0 and 1")
     @IO.Output("out_data", IO.C("converted_file_name"), "dicomseg:mod=seg", the="DICOM SEG")
     def task(
         self,
         instance: Instance,
         in_case: InstanceData,
         in_heart: InstanceData,
-        in_calcium: InstanceData,
         out_data: InstanceData,
     ) -> None:
-        """Write the SEG of one series."""
+        """Write the SEG of one series: the calcium network's, or where there is none, the exclusion's.
+
+        Raises:
+            WorkflowError: Neither has run.
+        """
         path = Path(in_case.abspath)
-        case = read_case(path, heart=Path(in_heart.abspath), calcium=Path(in_calcium.abspath))
+        masks = [*instance.data.filter(CALCIUM), *instance.data.filter(SCREENED)]
+        if not masks:
+            raise WorkflowError("DSegConverter needs DeepCACRunner or ScreeningRunner before it")
+        case = read_case(path, heart=Path(in_heart.abspath), calcium=Path(masks[0].abspath))
         if case.heart is None or case.calcium is None:
             raise TypeError("the SEG needs the heart and the calcium")
         write_segmentation(

@@ -38,6 +38,7 @@ CASE = "json:mod=case"
 CT = "nifti:mod=ct"
 HEART = "nifti:mod=seg:model=deepcac2:roi=HEART"
 CALCIUM = "nifti:mod=seg:model=deepcac2:roi=CORONARY_ARTERY+PATHOLOGIC_CALCIFICATION"
+SCREENED = "nifti:mod=seg:model=screening:roi=CORONARY_ARTERY+PATHOLOGIC_CALCIFICATION"
 """mhubio data types; ``roi`` is what SegDB calls the structure."""
 
 CASE_FILE = "case.json"

@@ -13,7 +13,8 @@ from PIL import Image
 from deepcac2.dicom import discover, read_segmentation, read_series
 from deepcac2.errors import WorkflowError
 from deepcac2.pipeline import Case, Workflow
-from deepcac2.pipeline.outputs import preview, preview_slices, report
+from deepcac2.pipeline.outputs import report
+from deepcac2.pipeline.previews import preview, preview_slices
 from deepcac2.scoring import score
 
 
@@ -48,7 +49,7 @@ def test_report_has_the_three_published_keys(case: Case, simulated: Path) -> Non
         ({"label": "x", "data": "agatston"}, "Perhaps you meant 'agatston_score'"),
         ({"label": "x", "attr": "SeriesUID"}, "Perhaps you meant 'SeriesInstanceUID'"),
         ({"data": "risk_group"}, "lacks a 'label'"),
-        ({"label": "x"}, "needs 'attr' or 'data'"),
+        ({"label": "x"}, "needs 'attr', 'data' or 'text'"),
     ],
 )
 def test_a_wrong_include_is_an_error(case: Case, entry: dict[str, str], message: str) -> None:

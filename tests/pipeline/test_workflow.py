@@ -11,6 +11,7 @@ from deepcac2.dicom import Series
 from deepcac2.errors import WorkflowError
 from deepcac2.pipeline import Workflow
 from deepcac2.pipeline.chain import target_paths
+from deepcac2.pipeline.workflow import MODULES
 
 DEFAULT = (Path(__file__).parents[2] / "config" / "default.yml").read_text()
 
@@ -102,3 +103,42 @@ def test_escaped_patients_stay_apart() -> None:
     workflow = Workflow.load("default")
     folders = {str(target_paths(workflow, Series(series_uid="1", patient_id=i))["seg"]) for i in ids}
     assert len(folders) == len(ids)
+
+
+def test_several_workflows_run_each_module_once() -> None:
+    both = Workflow.combine([Workflow.load("default"), Workflow.load("direct"), Workflow.load("screening")])
+    names = [step.module for step in both.steps]
+    assert names == list(MODULES)
+    labels = [entry["label"] for entry in both.options("ReportExporter").includes]
+    assert labels[:2] == ["Predicted Agatston Score", "Predicted Risk Group"]
+    assert labels.count("SeriesInstanceUID") == 1
+    assert {"Direct Agatston Score", "Coronary Calcium Possible"} <= set(labels)
+    assert both.options("DSegConverter").converted_file_name == "cac.seg.dcm"
+    assert both.options("DataOrganizer") == Workflow.load("default").options("DataOrganizer")
+    alone = Workflow.load("direct")
+    assert Workflow.combine([alone]) is alone
+    # The SEG of the calcium network, whichever comes first.
+    turned = Workflow.combine([Workflow.load("screening"), Workflow.load("default")])
+    assert turned.options("DSegConverter").converted_file_name == "cac.seg.dcm"
+
+
+def test_workflows_that_want_different_things_are_not_combined() -> None:
+    with pytest.raises(WorkflowError, match="screening and cascade want different things of ScreeningRunner"):
+        Workflow.combine([Workflow.load("screening"), Workflow.load("cascade")])
+
+
+@pytest.mark.parametrize(
+    ("workflow", "change", "complaint"),
+    [
+        ("screening", ("localise: heart", "localise: liver"), "localise is one of heart, chest-wall"),
+        ("screening", ("threshold: null", "threshold: 1.5"), "threshold is between 0 and 1"),
+        ("screening", ("- HeartRunner\n", ""), "ScreeningRunner needs HeartRunner"),
+        ("direct", ("localise: networks", "localise: heart"), "DirectRunner needs HeartRunner"),
+        ("screening", ("- ScreeningRunner\n", ""), "DSegConverter needs DeepCACRunner or ScreeningRunner"),
+    ],
+)
+def test_what_the_other_methods_need(workflow: str, change: tuple[str, str], complaint: str) -> None:
+    text = (Path(__file__).parents[2] / "config" / f"{workflow}.yml").read_text()
+    assert change[0] in text
+    with pytest.raises(WorkflowError, match=complaint):
+        Workflow.parse(text.replace(*change), name=workflow)

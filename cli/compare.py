@@ -1,0 +1,75 @@
+"""`deepcac2 compare`: several methods on the same annotated scans."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the parser."""
+    parser = subparsers.add_parser(
+        "compare",
+        help="several methods on the same annotated scans",
+        description="Run each method over all annotated scans, in a process of its own, and print one table: "
+        "agreement of the scores, risk groups, sensitivity and specificity, Dice, seconds and memory.",
+    )
+    parser.add_argument(
+        "methods",
+        nargs="+",
+        metavar="METHOD",
+        help="workflows: default, screening, direct, cascade, or files",
+    )
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="FOLDER", help="DICOM CT with DICOM SEG of the calcium"
+    )
+    parser.add_argument(
+        "--report", type=Path, metavar="DIR", help="write methods.md, methods.json and figures"
+    )
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="CODE",
+        help="go on where this quality gate would reject (deepcac2 inspect --gates); repeatable",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the table, and write the report where one is asked for."""
+    from ..dicom.gates import check_allowed
+    from ..imaging.atomic import write_json, write_whole
+    from ..pipeline.workflow import Workflow
+    from ..training.methods import compare_methods, operating_points, table, to_dict, write_figures
+
+    check_allowed(args.allow)
+    for method in args.methods:  # a mistake shows before the first scan
+        Workflow.load(method)
+    results = compare_methods(args.methods, args.data, device=args.device, allow=args.allow)
+    text = table(results)
+    points = {
+        r.method: operating_points(r, (1.0, 0.99, 0.95))
+        for r in results
+        if any(c.highest is not None for c in r.cases)
+    }
+    for method, found in points.items():
+        text += f"\n{method}: largest threshold for a sensitivity on these scans\n\n"
+        text += "| wanted | threshold | sensitivity | specificity |\n|---|---|---|---|\n"
+        for p in found:
+            text += (
+                f"| {p['wanted']:.2f} | {p['threshold']:.3f} | {p['sensitivity']:.3f} | "
+                f"{p['specificity']:.3f} |\n"
+            )
+    everything = {"methods": to_dict(results), "operating_points": points}
+    sys.stdout.write(json.dumps(everything, indent=2) + "\n" if args.json else text)
+    if args.report is not None:
+        write_json(args.report / "methods.json", everything)
+        figures = write_figures(results, args.report)
+        shown = "".join(f"\n![{p.stem}]({p.name})\n" for p in figures)
+        write_whole(args.report / "methods.md", (text + shown).encode())
+    return 0

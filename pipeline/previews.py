@@ -1,0 +1,255 @@
+"""The picture of a case: slices, two further views, what was counted, and the result in words."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..imaging.orientation import to_canonical
+from .case import Case
+
+BoolArray = npt.NDArray[np.bool_]
+
+_WINDOW = (-160.0, 240.0)
+"""Display window, HU: the usual mediastinal setting (level 40, width 400)."""
+_TILE = 360
+
+
+def _gray(hu: npt.NDArray[np.int16]) -> npt.NDArray[np.uint8]:
+    low, high = _WINDOW
+    scaled = (np.clip(hu.astype(np.float32), low, high) - low) / (high - low) * 255
+    return scaled.astype(np.uint8)
+
+
+def _edge(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    inner = mask.copy()
+    inner[1:] &= mask[:-1]
+    inner[:-1] &= mask[1:]
+    inner[:, 1:] &= mask[:, :-1]
+    inner[:, :-1] &= mask[:, 1:]
+    return mask & ~inner
+
+
+def _tile(
+    hu: npt.NDArray[np.int16],
+    heart: npt.NDArray[np.bool_],
+    calcium: npt.NDArray[np.bool_],
+    spacing: tuple[float, float],
+) -> Any:
+    """One picture: a plane of the CT in true proportions with heart outline and calcium."""
+    from PIL import Image
+
+    height, width = hu.shape[0] * spacing[0], hu.shape[1] * spacing[1]
+    scale = _TILE / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    picture = Image.fromarray(_gray(hu)).resize(size, Image.Resampling.BILINEAR)
+    rgb = np.asarray(picture.convert("RGB")).copy()
+
+    def enlarged(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        image = Image.fromarray(mask.astype(np.uint8) * 255)
+        return np.asarray(image.resize(size, Image.Resampling.NEAREST)) > 0
+
+    rgb[_edge(enlarged(heart))] = (80, 200, 255)
+    rgb[enlarged(calcium)] = (255, 60, 60)
+    canvas = Image.new("RGB", (_TILE, _TILE))
+    canvas.paste(Image.fromarray(rgb), ((_TILE - size[0]) // 2, (_TILE - size[1]) // 2))
+    return canvas
+
+
+SHOWN_SHARE = 0.05
+"""Attention is drawn where it is at least this share of its largest value in the scan. Our own choice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What a picture shows.
+
+    Attributes:
+        title, line: The result; further numbers.
+        outline: bool (z, y, x): the heart, or the box around it; what it is: ``outline_name``.
+        marked: bool (z, y, x): what counted; what it is: ``marked_name``.
+        weight: Per slice z how much counts there.
+    """
+
+    title: str
+    line: str
+    outline: BoolArray
+    outline_name: str
+    marked: BoolArray
+    marked_name: str
+    weight: dict[int, float]
+
+
+def can_show(case: Case) -> bool:
+    """Whether there is a result to show: a score, an exclusion's answer or a direct score."""
+    return case.score is not None or case.screened is not None or "direct" in case.facts
+
+
+def shown(case: Case) -> Shown:
+    """What the picture of a case shows: the score, else the exclusion's answer, else the direct score.
+
+    Raises:
+        TypeError: The case has none of them.
+    """
+    volume, heart, score = case.volume, case.heart, case.score
+    if volume is None:
+        raise TypeError("a preview needs the CT")
+    millilitres = f"heart {case.facts.get('heart_volume_ml', '?')} mL"
+    direct = case.facts.get("direct")
+    also = f" · direct score {direct['score']:.1f}" if direct else ""
+    if score is not None and heart is not None and case.calcium is not None:
+        threshold = score.parameters["threshold"]
+        counted = case.calcium if threshold is None else case.calcium & (volume.hu >= threshold)
+        weight: dict[int, float] = {}
+        for lesion in score.lesions:
+            for part in lesion.parts:
+                weight[part.slice_index] = weight.get(part.slice_index, 0.0) + part.score
+        group = score.risk_group
+        excluded = " · excluded" if case.facts.get("screening", {}).get("excluded") else ""
+        return Shown(
+            title=f"Agatston score {score.total:.1f}   risk group {int(group)} ({group.label})",
+            line=f"rule {score.rule} · {score.volume_mm3:.0f} mm3 · {len(score.lesions)} lesions · "
+            f"{millilitres}{also}{excluded}",
+            outline=heart,
+            outline_name="heart",
+            marked=counted,
+            marked_name="counted calcium",
+            weight=weight,
+        )
+    if case.screened is not None:
+        screening = case.facts["screening"]
+        return Shown(
+            title="Coronary calcium possible" if screening["positive"] else "No coronary calcium found",
+            line=f"exclusion · largest probability {screening['highest']:.2f}, operating point "
+            f"{screening['threshold']:.2f} · {millilitres}{also}",
+            outline=np.zeros_like(case.screened) if heart is None else heart,
+            outline_name="heart" if heart is not None else "no heart mask",
+            marked=case.screened,
+            marked_name="possible calcium",
+            weight=_by_slice(case.screened),
+        )
+    if direct is None or case.attention is None:
+        raise TypeError("a preview needs a score, an exclusion's answer or a direct score")
+    zs, ys, xs = (slice(*span) for span in direct["box"])
+    ct = to_canonical(volume.hu, volume.geometry)
+    turned = np.zeros(ct.geometry.shape, dtype=bool)
+    turned[zs, ys, xs] = True
+    attention = case.attention
+    return Shown(
+        title=f"Direct Agatston score {direct['score']:.1f}   group {direct['group']} of 0 to 4",
+        line="direct scoring: no segmentation; marked is what the network looked at",
+        outline=np.ascontiguousarray(ct.undo(turned)),
+        outline_name="box of the heart",
+        marked=attention > SHOWN_SHARE * max(float(attention.max()), 1e-6),
+        marked_name="attention",
+        weight={z: float(w) for z, w in enumerate(attention.sum(axis=(1, 2))) if w > 0},
+    )
+
+
+def _by_slice(mask: BoolArray) -> dict[int, float]:
+    return {z: float(n) for z, n in enumerate(mask.sum(axis=(1, 2))) if n}
+
+
+def preview_slices(case: Case, count: int = 3) -> list[int]:
+    """Slices worth a look: those where most counts, else through the heart.
+
+    Returns:
+        Slice indices z, ascending, `count` of them or as many as there are.
+    """
+    return _slices(shown(case), case.volume.geometry.spacing[0] if case.volume else 1.0, count)
+
+
+def _slices(what: Shown, increment: float, count: int) -> list[int]:
+    chosen: list[int] = []
+    for z in sorted(what.weight, key=lambda k: -what.weight[k]):
+        if all(abs(z - c) * increment >= 5 for c in chosen):
+            chosen.append(z)
+    inside = np.flatnonzero(what.outline.any(axis=(1, 2)))
+    if not len(inside):
+        inside = np.arange(len(what.outline))
+    for share in (0.5, 0.3, 0.7, 0.1, 0.9):
+        z = int(inside[int(share * (len(inside) - 1))])
+        if z not in chosen:
+            chosen.append(z)
+    return sorted(chosen[:count])
+
+
+def preview(case: Case) -> bytes:
+    """PNG with the slices where most counts, a coronal and a sagittal view, and the result.
+
+    The heart, or its box, is outlined in blue, what counts is filled in red. Patients are seen from their
+    feet and from the front; no name or ID is in the picture.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    volume = case.volume
+    if volume is None:
+        raise TypeError("a preview needs the CT")
+    what = shown(case)
+    slices = _slices(what, volume.geometry.spacing[0], 3)
+    turned = to_canonical(volume.hu, volume.geometry)
+    hu, geometry = turned.array, turned.geometry
+    outline = to_canonical(what.outline, volume.geometry).array
+    marked = to_canonical(what.marked, volume.geometry).array
+    flipped = volume.geometry.axes[0][2] < 0
+    order = [len(hu) - 1 - z if flipped else z for z in slices]
+    sz, sy, sx = geometry.spacing
+    middle = [_middle(outline, axes) for axes in ((1, 2), (0, 2), (0, 1))]
+    tiles = [
+        (f"slice {z + 1}", _tile(hu[k], outline[k], marked[k], (sy, sx)))
+        for z, k in zip(slices, order, strict=True)
+    ]
+    projected = np.asarray(marked.any(axis=1)), np.asarray(marked.any(axis=2))
+    front = np.s_[::-1, middle[1], :]
+    side = np.s_[::-1, :, middle[2]]
+    tiles.append(("coronal", _tile(hu[front], outline[front], projected[0][::-1], (sz, sx))))
+    tiles.append(("sagittal", _tile(hu[side], outline[side], projected[1][::-1], (sz, sy))))
+    head = 64
+    sheet = Image.new("RGB", (3 * _TILE, head + 2 * _TILE), (16, 16, 16))
+    draw = ImageDraw.Draw(sheet)
+    font, small = ImageFont.load_default(26), ImageFont.load_default(15)
+    draw.text((14, 6), what.title, fill="white", font=font)
+    draw.text((14, 40), what.line, fill=(190, 190, 190), font=small)
+    for i, (label, tile) in enumerate(tiles):
+        corner = ((i % 3) * _TILE, head + (i // 3) * _TILE)
+        sheet.paste(tile, corner)
+        draw.text((corner[0] + 8, corner[1] + 6), label, fill=(255, 230, 120), font=small)
+    _legend(draw, (2 * _TILE + 16, head + _TILE + 30), case, what, small)
+    buffer = io.BytesIO()
+    sheet.save(buffer, format="PNG", optimize=False)
+    return buffer.getvalue()
+
+
+def _middle(mask: BoolArray, axes: tuple[int, int]) -> int:
+    """Middle of what a mask shows along the third axis, or of the axis."""
+    inside = np.flatnonzero(mask.any(axis=axes))
+    return int(inside.mean()) if len(inside) else mask.shape[3 - sum(axes)] // 2
+
+
+def _legend(draw: Any, corner: tuple[int, int], case: Case, what: Shown, font: Any) -> None:
+    x, y = corner
+    lines = [
+        (what.outline_name, (80, 200, 255)),
+        (f"{what.marked_name} (below: projected)", (255, 60, 60)),
+    ]
+    for text, colour in lines:
+        draw.rectangle((x, y + 4, x + 10, y + 14), fill=colour)
+        draw.text((x + 18, y), text, fill=colour, font=font)
+        y += 22
+    if case.findings:
+        y += 8
+        draw.text((x, y), "warnings:", fill=(255, 200, 80), font=font)
+        for finding in case.findings[:8]:
+            y += 20
+            draw.text((x, y), f"· {finding.code}", fill=(255, 200, 80), font=font)
+    if outside := case.facts.get("domain", {}).get("outside"):
+        y += 28
+        draw.text((x, y), "unlike what the weights know:", fill=(255, 200, 80), font=font)
+        y += 20
+        draw.text((x, y), f"· {', '.join(outside)}", fill=(255, 200, 80), font=font)
+    y += 30
+    draw.text((x, y), "Research use only. Not a medical device.", fill=(150, 150, 150), font=font)

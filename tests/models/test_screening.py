@@ -1,0 +1,147 @@
+"""The exclusion of scans without calcium: its rules against slow references."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from deepcac2.imaging import Geometry, Volume
+from deepcac2.models.screening import (
+    LEAST,
+    ORIENTATIONS,
+    STACK,
+    ScreeningModel,
+    SliceUNet,
+    chest_wall_crop,
+    highest_threshold,
+    joined_probability,
+    two_channels,
+    without_single_slices,
+)
+from deepcac2.simulation import default_geometry, heart_centre, simulate_patient
+from deepcac2.training.heart import coarse
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def networks() -> dict[str, torch.nn.Module]:
+    """Random weights with uneven answers."""
+    torch.manual_seed(5)
+    found: dict[str, torch.nn.Module] = {}
+    for name in ORIENTATIONS:
+        network = SliceUNet(channels=(4, 8, 8))
+        for p in network.parameters():
+            torch.nn.init.normal_(p, std=0.4) if p.ndim > 1 else None
+        found[name] = network.eval()
+    return found
+
+
+def specks(shape: tuple[int, int, int], seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    mask = np.zeros(shape, dtype=bool)
+    for _ in range(30):
+        corner = [int(rng.integers(n - 4)) for n in shape]
+        size = rng.integers(1, 4, 3)
+        mask[tuple(slice(c, c + int(s)) for c, s in zip(corner, size, strict=True))] = True
+    return mask
+
+
+def test_objects_of_a_single_slice_go() -> None:
+    mask = specks((20, 40, 40), 1)
+    labels, n = ndimage.label(mask, structure=np.ones((3, 3, 3)))
+    expected = np.zeros_like(mask)
+    for k in range(1, n + 1):
+        if all(np.ptp(axis) > 0 for axis in np.nonzero(labels == k)):
+            expected |= labels == k
+    assert 0 < expected.sum() < mask.sum()
+    np.testing.assert_array_equal(without_single_slices(mask), expected)
+    assert not without_single_slices(np.zeros_like(mask)).any()
+
+
+def test_skipping_slices_changes_nothing(networks: dict[str, torch.nn.Module]) -> None:
+    rng = np.random.default_rng(2)
+    hu = torch.from_numpy(rng.normal(40, 60, (24, 64, 64)).astype(np.float32))
+    wanted = specks((24, 64, 64), 3)
+    root, run = joined_probability(networks, hu, wanted, batch_size=5)
+    product = np.ones(hu.shape)
+    for axis, name in enumerate(ORIENTATIONS):
+        for k in range(hu.shape[axis]):
+            plane = hu.select(axis, k)
+            before = (STACK - 24) // 2 if axis else 0
+            if axis:
+                plane = torch.nn.functional.pad(plane, (0, 0, before, STACK - 24 - before), value=-135.0)
+            with torch.no_grad():
+                answer = torch.sigmoid(networks[name](two_channels(plane)[None]))[0, 0].numpy()
+            index = [slice(None)] * 3
+            index[axis] = k
+            product[tuple(index)] *= answer[before : before + hu.shape[1 if axis == 0 else 0]]
+    expected = np.where(wanted, np.cbrt(product), 0.0)
+    expected[expected < LEAST] = 0.0
+    np.testing.assert_allclose(root, expected, atol=1e-4)
+    assert all(0 < n <= size for n, size in zip(run.values(), hu.shape, strict=True))
+
+
+def test_the_highest_threshold_is_where_the_answer_changes() -> None:
+    rng = np.random.default_rng(4)
+    root = np.where(specks((20, 40, 40), 5), rng.random((20, 40, 40)), 0.0).astype(np.float32)
+    highest = highest_threshold(root)
+    assert without_single_slices(root >= highest).any()
+    assert not without_single_slices(root >= highest + 2e-3).any()
+    single = np.zeros_like(root)
+    single[3] = 1.0
+    assert highest_threshold(single) == 0.0
+
+
+def test_a_turned_series_gives_the_same_answer(networks: dict[str, torch.nn.Module]) -> None:
+    rng = np.random.default_rng(6)
+    hu = rng.normal(40, 80, (30, 90, 100)).astype(np.int16)
+    geometry = Geometry(shape=hu.shape, spacing=(3.0, 1.5, 1.5), origin=(-70.0, -60.0, -40.0))
+    x, y, z = geometry.to_lps([n / 2 for n in hu.shape])
+    model = ScreeningModel(networks, device=CPU, threshold=0.3)
+    upright = model.predict(Volume(hu=hu, geometry=geometry), (x, y, z))
+    corner = geometry.to_lps([n - 1 for n in hu.shape])
+    turned = Geometry(
+        shape=hu.shape,
+        spacing=geometry.spacing,
+        origin=(float(corner[0]), float(corner[1]), float(corner[2])),
+        axes=((0.0, 0.0, -1.0), (0.0, -1.0, 0.0), (-1.0, 0.0, 0.0)),
+    )
+    other = model.predict(Volume(hu=np.ascontiguousarray(hu[::-1, ::-1, ::-1]), geometry=turned), (x, y, z))
+    assert upright.positive
+    assert upright.highest == pytest.approx(other.highest, abs=2e-3)
+    np.testing.assert_array_equal(other.mask[::-1, ::-1, ::-1], upright.mask)
+    assert (hu[upright.mask] >= 130).all()
+
+
+def test_nothing_of_130_hu_is_negative_without_asking(networks: dict[str, torch.nn.Module]) -> None:
+    hu = np.full((30, 60, 60), 100, np.int16)
+    geometry = Geometry(shape=hu.shape, spacing=(3.0, 1.5, 1.5), origin=(0.0, 0.0, 0.0))
+    found = ScreeningModel(networks, device=CPU).predict(Volume(hu=hu, geometry=geometry), (45.0, 45.0, 45.0))
+    assert not found.positive
+    assert found.highest == 0
+    assert set(found.slices_run.values()) == {0}
+
+
+def test_the_walls_of_the_chest_are_taken_off() -> None:
+    """A chest of two walls and a ball between them, in lung."""
+    z, y, x = np.mgrid[:40, :120, :140]
+    hu = np.full(z.shape, -850, np.int16)
+    hu[:, :18] = hu[:, -25:] = 40
+    ball = (z - 22) ** 2 + ((y - 60) / 2.2) ** 2 + ((x - 80) / 2.2) ** 2 < 13**2
+    hu[ball] = 40
+    geometry = Geometry(shape=hu.shape, spacing=(4.0, 2.0, 2.0), origin=(-140.0, -120.0, -500.0))
+    centre = chest_wall_crop(Volume(hu=hu, geometry=geometry))
+    assert centre is not None
+    np.testing.assert_allclose(centre, geometry.to_lps([22, 60, 80]), atol=3.0)
+    hu[ball] = -850
+    assert chest_wall_crop(Volume(hu=hu, geometry=geometry)) is None
+
+
+def test_the_walls_of_a_simulated_chest() -> None:
+    patient = simulate_patient(3, geometry=coarse(default_geometry(3), (4.0, 2.0, 2.0)))
+    centre = chest_wall_crop(patient.volume)
+    assert centre is not None
+    assert np.linalg.norm(np.subtract(centre, heart_centre(3))) < 60

@@ -1,0 +1,261 @@
+"""Slices for the networks that look at one at a time, and their trainings, on crops of balls."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from deepcac2.errors import TrainingError, WorkflowError
+from deepcac2.models.calcium import CROP_SHAPE, CROP_SPACING
+from deepcac2.models.direct import DirectModel
+from deepcac2.models.screening import ScreeningModel
+from deepcac2.training import direct, screening
+from deepcac2.training.direct import DirectRecipe, PresenceSlices
+from deepcac2.training.loop import run_steps
+from deepcac2.training.patches import CropCache, CropSource, build_cache
+from deepcac2.training.recipe import BUNDLED, load_recipe
+from deepcac2.training.screening import ScreeningRecipe, operating_point
+from deepcac2.training.slices import (
+    CalciumSlices,
+    ScoredSlices,
+    SliceLook,
+    crop_scores,
+    heart_box,
+    slices_in,
+    thick_slice,
+)
+from deepcac2.training.trainer import Checkpoint, Stepper
+from deepcac2.weights import describe
+
+CPU = torch.device("cpu")
+PIXEL = CROP_SPACING[1]
+
+
+def ball(centre: tuple[float, float, float], radius: float) -> npt.NDArray[np.bool_]:
+    """bool crop: within `radius` mm of a voxel (z, y, x)."""
+    z, y, x = np.ogrid[: CROP_SHAPE[0], : CROP_SHAPE[1], : CROP_SHAPE[2]]
+    away = [(a - c) * s for a, c, s in zip((z, y, x), centre, CROP_SPACING, strict=True)]
+    return np.asarray(sum(d**2 for d in away) <= radius**2)
+
+
+def crop(seed: int, *, calcium: bool) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]:
+    rng = np.random.default_rng(seed)
+    hu = np.full(CROP_SHAPE, -100, np.int16)
+    label = np.zeros(CROP_SHAPE, np.uint8)
+    near = ball((29, 128, 128), 50)
+    hu[near], label[near] = 40, 2
+    other = ball((25, 100, 150), 4)
+    hu[other], label[other] = 120, 4
+    if calcium:
+        lesion = ball((float(rng.uniform(22, 35)), float(rng.uniform(110, 140)), 120), 5)
+        hu[lesion], label[lesion] = 500, 1
+    return hu, label
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> CropCache:
+    def source(i: int) -> CropSource:
+        return CropSource(name=f"c{i}", patient=f"p{i}", make=lambda: crop(i, calcium=i % 2 == 0))
+
+    return build_cache([source(i) for i in range(6)], tmp_path_factory.mktemp("crops"), settings={})
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slices_with_calcium_lie_under_their_labels(cache: CropCache, axis: int) -> None:
+    batches = CalciumSlices(cache, range(6), axis=axis, window=64, batch_size=8, look=SliceLook(), seed=1)
+    image, label = batches.batch(3)
+    assert image.shape == (8, 2, 64, 64)
+    assert label.shape == (8, 1, 64, 64)
+    inside = label[:, 0] == 1
+    assert inside[1::2].any(dim=2).any(dim=1).all()  # every second one is laid around calcium
+    assert (image[:, 0][inside] == 1).all()
+    assert (image[:, 1][inside] == 1).all()
+    again = batches.batch(3)
+    assert torch.equal(image, again[0])
+    assert not torch.equal(image, batches.batch(4)[0])
+    with pytest.raises(TrainingError, match="no scan to train on has calcium"):
+        CalciumSlices(cache, [1, 3], axis=axis, window=64, batch_size=8, look=SliceLook(), seed=1)
+
+
+def test_the_slices_score_adds_up_by_hand() -> None:
+    """A block of 10 x 10 pixels and four slices of 2.5 mm: area 49 mm², weight 4, half for each slice."""
+    hu, label = np.full(CROP_SHAPE, 40, np.int16), np.zeros(CROP_SHAPE, np.uint8)
+    block = np.s_[20:24, 100:110, 100:110]
+    hu[block], label[block] = 600, 1
+    scores = crop_scores(hu, label, 0.25)
+    each = 100 * PIXEL**2 * 4 * 0.5
+    # Slices that lie wholly in the block, 48.75 to 58.75 mm above the first voxel's middle.
+    middles = np.arange(len(scores)) * 1.5
+    whole = (middles - 1.5 >= 48.75) & (middles + 1.5 <= 58.75)
+    assert whole.sum() >= 4
+    np.testing.assert_allclose(scores[whole], each)
+    outside = (middles + 1.5 <= 48.75) | (middles - 1.5 >= 58.75)
+    assert not scores[outside].any()
+    assert scores.sum() == pytest.approx(100 * PIXEL**2 * 4 * 10 / 3, rel=0.25)
+
+
+def test_scored_slices_say_what_they_show(cache: CropCache) -> None:
+    scores = {i: crop_scores(cache.hu[i], cache.label[i], 0.25) for i in range(6)}
+    batches = ScoredSlices(
+        cache,
+        range(6),
+        scores=scores,
+        batch_size=12,
+        look=SliceLook(zoom=0.2),
+        margin_mm=10.0,
+        jitter_mm=5.0,
+        seed=1,
+    )
+    planes, target = batches.batch(0)
+    assert planes.shape == (12, 1, 256, 256)
+    assert (target[::2, 0] > 0).all()
+    assert (target[1::2, 0] == 0).all()
+    pixel = target[:, 2]
+    assert 0.7 / 1.2 <= pixel.min() < pixel.max() <= 0.7 / 0.8
+    # What is as bright as the calcium has the same area in mm², however large it is drawn.
+    compared = 0
+    for plane, (score, _, y, x) in zip(planes[::2, 0], target[::2].tolist(), strict=True):
+        if plane.max() >= 535 / 635:  # 400 HU, weight 4
+            compared += 1
+            area = float((plane >= 265 / 635).sum()) * y * x  # of at least 130 HU
+            assert area == pytest.approx(score / (4 * 0.5), rel=0.35)
+    assert compared >= 2
+    box = heart_box(np.asarray(cache.label[0]), 10.0)
+    assert box is not None
+    numbers = slices_in(box[0])
+    shown, voxel = batches.shown(0, list(numbers)[:3], box)
+    assert shown.shape == (3, 1, 256, 256)
+    assert voxel.tolist()[0] == pytest.approx([1.5, 0.7, 0.7])
+    assert thick_slice(cache.hu[0], numbers[0]).shape == (256, 256)
+
+
+def test_the_operating_point_keeps_the_wanted_sensitivity() -> None:
+    found = [{"calcium": True, "highest": h} for h in (0.2, 0.4, 0.6, 0.9)]
+    found += [{"calcium": False, "highest": h} for h in (0.0, 0.1, 0.3)]
+    threshold, measured = operating_point(found, 1.0)
+    assert 0.1 < threshold <= 0.2
+    assert list(measured.values()) == [4, 4, 3, 2]
+    threshold, measured = operating_point(found, 0.75)
+    assert 0.3 < threshold <= 0.4
+    assert list(measured.values()) == [4, 3, 3, 3]
+    assert operating_point([{"calcium": True, "highest": 0.9}], 1.0)[0] == 0.5
+
+
+def test_presence_is_what_the_heart_says() -> None:
+    heart = np.zeros((30, 40, 50), np.uint8)
+    heart[10:20, 15:30, 20:35] = 1
+    hu = np.where(heart, 100, -1000).astype(np.int16)
+    for axis in range(3):
+        image, truth = PresenceSlices([(hu, heart)], axis=axis, batch_size=16, seed=1).batch(2)
+        assert image.shape == (16, 1, 80, 80)
+        bright = image.amax(dim=(1, 2, 3)) > 0.5
+        np.testing.assert_array_equal(bright.numpy(), truth.numpy() == 1)
+        assert 0 < truth.sum() < 16
+
+
+class Killed(Exception):
+    pass
+
+
+class UntilKilled:
+    """Batches that end in the middle."""
+
+    def __init__(self, batches: Any, last: int) -> None:
+        self.batches, self.last = batches, last
+
+    def batch(self, step: int) -> Any:
+        if step >= self.last:
+            raise Killed
+        return self.batches.batch(step)
+
+
+SCREENING = ScreeningRecipe(
+    name="tiny", steps=8, batch_size=4, window=32, channels=(4, 8), log_every=2, checkpoint_every=3, seed=2
+)
+
+
+def test_a_killed_training_goes_on_exactly(cache: CropCache, tmp_path: Path) -> None:
+    look = SliceLook(noise_hu=20.0)
+    batches = CalciumSlices(cache, range(6), axis=0, window=32, batch_size=4, look=look, seed=1)
+
+    def stepper() -> Stepper:
+        torch.manual_seed(1)
+        network = torch.nn.Conv2d(2, 1, 3, padding=1)
+        return Stepper(
+            network,
+            lambda image, label: torch.nn.functional.mse_loss(network(image), label.float()),
+            learning_rate=0.01,
+            cosine=True,
+            total=8,
+            device=CPU,
+        )
+
+    def run(stepper: Stepper, batches: Any, folder: Path) -> None:
+        checkpoint = Checkpoint(folder / "checkpoint.pt", SCREENING, cache)
+        run_steps(stepper, batches, checkpoint, folder, log_every=2, checkpoint_every=3)
+
+    whole = stepper()
+    run(whole, batches, tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(stepper(), UntilKilled(batches, 5), tmp_path / "parts")
+    second = stepper()
+    run(second, batches, tmp_path / "parts")
+    for a, b in zip(whole.network.parameters(), second.network.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert (tmp_path / "whole" / "log.csv").read_text().count("\n") == 5
+    losses = [
+        [line.split(",")[2] for line in (tmp_path / name / "log.csv").read_text().splitlines()]
+        for name in ("whole", "parts")
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_the_exclusion_is_trained_and_loaded(cache: CropCache, tmp_path: Path) -> None:
+    recipe = replace(SCREENING, validation_share=0.34)
+    folder = screening.train_on(recipe, tmp_path, cache, device=CPU)
+    weights = describe(folder)
+    assert weights.role == "screening"
+    model = ScreeningModel.load(weights, CPU)
+    assert 0 < model.threshold <= 0.5
+    assert ScreeningModel.load(weights, CPU, threshold=0.3).threshold == 0.3
+    found = json.loads((tmp_path / "held_out.json").read_text())
+    assert {f["calcium"] for f in found} == {True, False}
+
+
+def test_direct_scoring_is_trained_and_loaded(cache: CropCache, tmp_path: Path) -> None:
+    heart = np.zeros((30, 40, 50), np.uint8)
+    heart[10:20, 15:30, 20:35] = 1
+    hu = np.where(heart, 100, -1000).astype(np.int16)
+    recipe = DirectRecipe(
+        name="tiny",
+        validation_share=0.34,
+        box_steps=3,
+        box_batch_size=4,
+        box_channels=(4, 8),
+        steps=3,
+        batch_size=4,
+        channels=(4,) * 6,
+        hidden=4,
+        shared=True,
+        log_target=True,
+    )
+    folder = direct.train_on(recipe, tmp_path, cache, [(hu, heart)], device=CPU)
+    model = DirectModel.load(describe(folder), CPU)
+    assert model.regressor.shared
+    assert model.regressor.log_target
+    assert len(json.loads((tmp_path / "held_out.json").read_text())) == 2
+
+
+def test_the_bundled_recipes_are_read() -> None:
+    for name, kind in (("screening", ScreeningRecipe), ("direct", DirectRecipe)):
+        recipe = load_recipe(BUNDLED.with_name(f"{name}.yml"), kind, role=name)
+        assert screening.crop_recipe(recipe.crops).patients == 900
+    with pytest.raises(WorkflowError, match="crops: unknown key 'patient'"):
+        screening.crop_recipe({"patient": 3})
