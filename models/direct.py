@@ -245,8 +245,8 @@ class SliceRegressor(torch.nn.Module):
         """The output (n,) for slices (n, 1, 256, 256) with voxels (n, 3) of z, y, x mm."""
         for k in range(LAYERS):
             kernel = self.kernels[min(k, len(self.kernels) - 1)]
-            slices = kernel(slices) + self.biases[k][:, None, None]
-            slices = torch.nn.functional.max_pool2d(torch.nn.functional.elu(self.norms[k](slices)), 2)
+            slices = torch.nn.functional.max_pool2d(kernel(slices), 2) + self.biases[k][:, None, None]
+            slices = torch.nn.functional.elu(self.norms[k](slices))
         features = torch.cat([slices.flatten(1), voxel], dim=1)
         output: torch.Tensor = self.second(torch.nn.functional.elu(self.first(features)))[:, 0]
         return output
