@@ -7,6 +7,8 @@ import json
 import sys
 from pathlib import Path
 
+from .run import add_allow
+
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
@@ -30,13 +32,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
-    parser.add_argument(
-        "--allow",
-        action="append",
-        default=[],
-        metavar="CODE",
-        help="go on where this quality gate would reject (deepcac2 inspect --gates); repeatable",
-    )
+    add_allow(parser)
     parser.set_defaults(run=run)
 
 

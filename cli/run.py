@@ -192,6 +192,11 @@ def add_choices(parser: argparse._ActionsContainer) -> None:
         help="other weights for one of the networks (the set says which); repeatable",
     )
     parser.add_argument("--rule", metavar="NAME", help="scoring rule (default: the workflow's)")
+    add_allow(parser)
+
+
+def add_allow(parser: argparse._ActionsContainer) -> None:
+    """Add ``--allow``."""
     parser.add_argument(
         "--allow",
         action="append",

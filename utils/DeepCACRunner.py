@@ -17,9 +17,8 @@ from .handover import (
     CT,
     HEART,
     for_each_case,
-    note,
+    note_network,
     read_case,
-    read_provenance,
     write_case,
     write_mask,
 )
@@ -84,6 +83,4 @@ class DeepCACRunner(Module):
         case = self.stage(read_case(path, ct=Path(in_data.abspath), heart=Path(in_heart.abspath)))
         write_mask(Path(out_data.abspath), case.calcium, case.volume)
         write_case(path, case)
-        used = {"calcium": {"name": self.set.name, "sha256": self.set.hash}}
-        weights = read_provenance(path)["weights"] | used
-        note(path, "provenance", device=describe_device(self.device), weights=weights)
+        note_network(path, self.set, self.device)

@@ -12,7 +12,7 @@ from ..pipeline.chain import choose_device, describe_device
 from ..pipeline.outputs import report_values
 from ..pipeline.stages import ScoreDirectly
 from ..weights import resolve
-from .handover import CASE, CT, HEART, for_each_case, note, read_case, read_provenance, write_case
+from .handover import CASE, CT, HEART, for_each_case, note_network, read_case, write_case
 
 
 @ValueOutput.Name("direct_score")
@@ -76,8 +76,6 @@ class DirectRunner(Module):
         heart = Path(next(iter(hearts)).abspath) if self.localise == "heart" else None
         case = self.stage(read_case(path, ct=Path(in_data.abspath), heart=heart))
         write_case(path, case)
-        used = {"direct": {"name": self.set.name, "sha256": self.set.hash}}
-        weights = read_provenance(path)["weights"] | used
-        note(path, "provenance", device=describe_device(self.device), weights=weights)
+        note_network(path, self.set, self.device)
         values = report_values(case)
         direct_score.value, direct_group.value = values["direct_score"], values["direct_group"]

@@ -11,7 +11,17 @@ from mhubio.core.Logger import ConsoleCapture
 from ..pipeline.chain import choose_device, describe_device
 from ..pipeline.stages import FindHeart
 from ..weights import resolve
-from .handover import CASE, CT, HEART, for_each_case, note, read_case, read_provenance, write_case, write_mask
+from .handover import (
+    CASE,
+    CT,
+    HEART,
+    for_each_case,
+    note_network,
+    read_case,
+    read_provenance,
+    write_case,
+    write_mask,
+)
 
 
 @IO.Config("weights", str, "bundled", the="name in weights/manifest.json, or folder of a set of weights")
@@ -50,6 +60,4 @@ class HeartRunner(Module):
         case = stage(read_case(path, ct=Path(in_data.abspath)))
         write_mask(Path(out_data.abspath), case.heart, case.volume)
         write_case(path, case)
-        used = {"heart": {"name": self.set.name, "sha256": self.set.hash}}
-        weights = provenance["weights"] | used
-        note(path, "provenance", device=describe_device(self.device), weights=weights)
+        note_network(path, self.set, self.device)

@@ -18,9 +18,8 @@ from .handover import (
     HEART,
     SCREENED,
     for_each_case,
-    note,
+    note_network,
     read_case,
-    read_provenance,
     write_case,
     write_mask,
 )
@@ -92,7 +91,5 @@ class ScreeningRunner(Module):
         case = self.stage(read_case(path, ct=Path(in_data.abspath), heart=heart))
         write_mask(Path(out_data.abspath), case.screened, case.volume)
         write_case(path, case)
-        used = {"screening": {"name": self.set.name, "sha256": self.set.hash}}
-        weights = read_provenance(path)["weights"] | used
-        note(path, "provenance", device=describe_device(self.device), weights=weights)
+        note_network(path, self.set, self.device)
         calcium_possible.value = report_values(case)["calcium_possible"]

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -30,9 +30,14 @@ from ..imaging import Geometry, Volume
 from ..imaging.atomic import write_whole
 from ..imaging.files import read_image, write_image
 from ..pipeline.case import Case
-from ..pipeline.chain import series_folder
+from ..pipeline.chain import describe_device, series_folder
 from ..pipeline.results import ResultRow, result_row
 from ..scoring import CalciumScore
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..weights import WeightSet
 
 CASE = "json:mod=case"
 CT = "nifti:mod=ct"
@@ -103,6 +108,13 @@ def note(path: Path, section: str, **entries: Any) -> None:
     content = _read(path)
     content[section] = content[section] | entries
     _write(path, content)
+
+
+def note_network(path: Path, weights: WeightSet, device: torch.device) -> None:
+    """Note which weights a module used, and on what, for the details JSON."""
+    used = {weights.role: {"name": weights.name, "sha256": weights.hash}}
+    known = read_provenance(path)["weights"] | used
+    note(path, "provenance", device=describe_device(device), weights=known)
 
 
 def read_case(

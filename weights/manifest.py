@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ..errors import WeightsMissing
 from ..imaging.atomic import write_json
 from .description import DESCRIPTION, WeightSet, describe
 
@@ -58,8 +59,18 @@ def load_manifest() -> Mapping[str, ManifestEntry]:
 
 
 def default_entry(role: str) -> ManifestEntry:
-    """The set that ``"bundled"`` means for a role."""
-    return next(e for e in load_manifest().values() if e.role == role and e.default)
+    """The set that ``"bundled"`` means for a role.
+
+    Raises:
+        WeightsMissing: This version bundles none.
+    """
+    found = next((e for e in load_manifest().values() if e.role == role and e.default), None)
+    if found is None:
+        raise WeightsMissing(
+            f"this version has no bundled {role} weights; train them (deepcac2 train {role}) and name them "
+            "with --weights PATH"
+        )
+    return found
 
 
 def user_folder() -> Path:
@@ -85,7 +96,10 @@ def bundle(source: Path, weights: Path = PACKAGE_FOLDER) -> WeightSet:
     """
     found = describe(source)
     content = json.loads((weights / MANIFEST.name).read_text(encoding="utf-8"))
-    row = next(e for e in content["sets"] if e["role"] == found.role and e.get("default"))
+    row = next((e for e in content["sets"] if e["role"] == found.role and e.get("default")), None)
+    if row is None:  # the first of its role
+        row = {"name": found.name, "role": found.role, "folder": found.role, "default": True}
+        content["sets"].append(row)
     target = weights / row["folder"]
     target.mkdir(exist_ok=True)
     for stale in target.iterdir():

@@ -35,9 +35,14 @@ from deepcac2.errors import (
     WorkflowError,
 )
 from deepcac2.imaging.files import read_image
+from deepcac2.models.direct import SlicePresence, SliceRegressor
+from deepcac2.models.screening import SliceUNet
 from deepcac2.pipeline import Workflow
 from deepcac2.pipeline.workflow import MODULES
 from deepcac2.scoring.result import RiskGroup
+from deepcac2.training.direct import DirectRecipe, export_direct
+from deepcac2.training.screening import ScreeningRecipe, export_screening
+from deepcac2.training.screening import architecture as screening_architecture
 from deepcac2.weights import resolve, write_description
 
 pytest.importorskip("mhubio", reason="needs mhubio, which `make` installs without its dependencies")
@@ -184,10 +189,52 @@ def calcium_set(folder: Path) -> Path:
     return folder
 
 
+def screening_set(folder: Path) -> Path:
+    """Random networks of the exclusion that find something."""
+    recipe = ScreeningRecipe(name="random-screening", steps=1, channels=(4, 8))
+    networks: dict[str, torch.nn.Module] = {}
+    for seed, name in enumerate(("axial", "coronal", "sagittal")):
+        torch.manual_seed(seed)
+        networks[name] = SliceUNet(**screening_architecture(recipe))
+    return export_screening(recipe, networks, folder, 0.3, data="", measured={})
+
+
+def direct_set(folder: Path) -> Path:
+    """Random networks of direct scoring; the heart is in every slice."""
+    recipe = DirectRecipe(name="random-direct", steps=1, box_channels=(4, 8), channels=(4,) * 6, hidden=4)
+    torch.manual_seed(3)
+    networks: dict[str, torch.nn.Module] = {}
+    for name in ("axial", "coronal", "sagittal"):
+        network = SlicePresence(channels=recipe.box_channels)
+        torch.nn.init.constant_(network.head.bias, 50.0)
+        networks[name] = network
+    networks["regressor"] = SliceRegressor(channels=recipe.channels, hidden=recipe.hidden)
+    torch.nn.init.constant_(networks["regressor"].second.bias, 3.0)
+    return export_direct(recipe, networks, folder, data="", measured={})
+
+
 def workflow_file(path: Path, *, weights: str) -> Path:
-    """``config/default.yml`` with all outputs, and where weights are random with all options changed."""
+    """``config/default.yml`` with all outputs, and where weights are random with all options changed.
+
+    ``methods`` runs all three methods.
+    """
     content = yaml.safe_load((ROOT / "config" / "default.yml").read_text())
-    if weights == "random":
+    if weights == "methods":
+        steps = content["execute"]
+        steps[steps.index("DeepCACRunner") : steps.index("DeepCACRunner")] = [
+            "ScreeningRunner",
+            "DirectRunner",
+        ]
+        screening = screening_set(path.parent / "screening")
+        content["modules"]["ScreeningRunner"] = {"weights": str(screening), "threshold": 0.2}
+        content["modules"]["DirectRunner"] = {"weights": str(direct_set(path.parent / "direct"))}
+        content["modules"]["ReportExporter"]["includes"] += [
+            {"label": "Method", "text": "all of them"},
+            {"label": "Possible", "data": "calcium_possible"},
+            {"label": "Direct", "data": "direct_score"},
+            {"label": "Group", "data": "direct_group"},
+        ]
+    if weights != "bundled":
         content["modules"]["DicomImporter"]["allow"] = [
             "contrast-measured",
             "heart-cut-off",
@@ -274,6 +321,38 @@ def both(request: pytest.FixtureRequest, source: Path, tmp_path_factory: pytest.
         except WeightsMissing:
             pytest.skip("needs the bundled weights, which are not in this checkout")
     return Both(source, tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="module")
+def methods(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Both:
+    return Both(source, tmp_path_factory.mktemp("methods"), "methods")
+
+
+def test_all_methods_say_the_same_in_both_runs(methods: Both) -> None:
+    texts = [methods.found(f, "DeepCAC.report.json").read_bytes() for f in (methods.mhub, methods.memory)]
+    assert texts[0] == texts[1]
+    report = json.loads(texts[0])
+    assert report["Method"] == "all of them"
+    assert isinstance(report["Possible"], bool)
+    assert report["Direct"] > 0
+    assert report["Group"] in range(5)
+    folder = Path("%2E.%2F..%2Fx%20y") / SERIES["scored"]
+    mine, theirs = (
+        json.loads((f / folder / "details.json").read_text()) for f in (methods.mhub, methods.memory)
+    )
+    for key in ("screening", "direct", "score", "domain", "warnings"):
+        assert mine[key] == theirs[key], key
+    assert set(mine["provenance"]["weights"]) == {"heart", "screening", "direct", "calcium"}
+    (row,) = (r for r in methods.summary.rows if r.status == "scored")
+    assert row.screening_positive == report["Possible"]
+    assert row.direct_score == report["Direct"]
+    screened = methods.found(methods.data / "sorted_data" / SERIES["scored"], "screening.nii.gz")
+    np.testing.assert_array_equal(
+        read_image(screened)[0], read_image(methods.found(methods.memory, "screened.nii.gz"))[0]
+    )
+    attention, _ = read_image(methods.found(methods.memory, "attention.nii.gz"))
+    assert attention.min() >= 0
+    assert attention.max() > 0
 
 
 def test_the_tree_is_imported_under_one_name(both: Both) -> None:

@@ -23,6 +23,7 @@ from deepcac2.weights import (
     verify,
     write_description,
 )
+from deepcac2.weights.description import ROLES
 from deepcac2.weights.manifest import MANIFEST
 
 
@@ -167,8 +168,9 @@ def test_sets_not_fetched_yet_say_how(tmp_path, monkeypatch):
 
 def test_manifest_tells_what_every_set_is():
     entries = load_manifest()
-    for role in ("heart", "calcium"):
-        assert sum(e.default for e in entries.values() if e.role == role) == 1
+    for role in ROLES:
+        bundled = sum(e.default for e in entries.values() if e.role == role)
+        assert bundled == 1 or (bundled == 0 and role in ("screening", "direct"))
     for name, entry in entries.items():
         assert entry.name == name
         assert entry.licence
@@ -177,7 +179,7 @@ def test_manifest_tells_what_every_set_is():
         assert (entry.folder is None) == bool(entry.source)
 
 
-@pytest.mark.parametrize("role", ["heart", "calcium"])
+@pytest.mark.parametrize("role", ROLES)
 def test_bundled_sets_are_complete_and_small(role):
     try:
         found = resolve("bundled", role)
