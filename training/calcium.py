@@ -319,6 +319,8 @@ def train_calcium(
     weights = resolve(start, "calcium") if start else None
     if weights is not None:
         recipe = _beginning_with(weights, recipe)
+    elif recipe.start:
+        raise TrainingError(f"the recipe begins with {recipe.start!r}; name these weights with --start")
     cache = make_calcium_cache(
         recipe,
         work / "crops",

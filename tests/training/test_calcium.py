@@ -463,3 +463,8 @@ def test_backgrounds_become_crops_with_seeds_of_their_own(shared_data):
     assert not np.array_equal(crops[0][0], crops[1][0])
     with pytest.raises(TrainingError, match="insertions"):
         crop_sources(replace(recipe, insertions=0), [], [folder], HeartFinder("bundled", CPU))
+
+
+def test_a_recipe_that_names_a_beginning_needs_it(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="begins with 'other@123'; name these weights with --start"):
+        train_calcium(replace(TINY, start="other@123"), tmp_path, device=CPU)
