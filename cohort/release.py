@@ -53,6 +53,9 @@ _MEANING = {
     "n_lesions": "counted lesions",
     "heart_volume_ml": "volume of the heart mask, mL",
     "rule": "scoring rule, see docs/scoring.md",
+    "screening_positive": "whether the exclusion found that there may be calcium; empty: not asked",
+    "direct_score": "Agatston score of direct scoring; empty: not asked",
+    "direct_group": "its risk group: 0: < 1; 1: < 10; 2: < 100; 3: < 400; 4: 400 and more",
     "study_date": "StudyDate, YYYYMMDD",
     "series_description": "SeriesDescription",
     "manufacturer": "Manufacturer",
@@ -147,6 +150,11 @@ def build_release(results: Path, out: Path, *, part_bytes: int | None = None) ->
         rows += 1
         if row.status == "scored":
             series += 1
+            if row.agatston_score is None:
+                raise InputError(
+                    f"series {row.series_uid} in {results} has no score of the calcium network: a release is "
+                    "made of a run with the workflow 'default'"
+                )
             for name in FILES:
                 if not (results / row.folder / name).is_file():
                     raise InputError(

@@ -65,8 +65,7 @@ def chest_wall_crop(volume: Volume) -> tuple[float, float, float] | None:
     step = [max(1, round(2.0 / s)) for s in turned.geometry.spacing]
     hu = turned.array[:: step[0], :: step[1], :: step[2]]
     body = hu > BODY_HU
-    parts = np.asarray(cc3d.connected_components(body, connectivity=6))
-    body = parts == int(np.bincount(parts[body]).argmax()) if body.any() else body  # without the table
+    body &= ~_behind(np.asarray(cc3d.connected_components(body, connectivity=6)))
     # Objects of a column: runs of body along y, numbered from the front.
     starts = body.copy()
     starts[:, 1:] &= ~body[:, :-1]
@@ -83,6 +82,19 @@ def chest_wall_crop(volume: Volume) -> tuple[float, float, float] | None:
     centre = np.argwhere(labels == int(sizes.argmax())).mean(axis=0) * step
     x, y, z = turned.geometry.to_lps(centre)
     return float(x), float(y), float(z)
+
+
+def _behind(objects: npt.NDArray[Any]) -> BoolArray:
+    """Objects (numbered from 1) behind the largest, such as the table: their middle is behind 95 % of it."""
+    sizes = np.bincount(objects.ravel())
+    sizes[0] = 0
+    if not sizes.any():
+        return np.zeros(objects.shape, dtype=bool)
+    y = np.broadcast_to(np.arange(objects.shape[1])[None, :, None], objects.shape)
+    middles = np.bincount(objects.ravel(), weights=y.ravel()) / np.maximum(sizes, 1)
+    behind = middles > np.quantile(y[objects == int(sizes.argmax())], 0.95)
+    behind[0] = False
+    return np.asarray(behind[objects], dtype=bool)
 
 
 def screening_grid(ct: Geometry, centre: tuple[float, float, float]) -> Geometry:

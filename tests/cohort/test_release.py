@@ -8,6 +8,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from deepcac2.dicom import Series, discover, read_series, write_segmentation
 from deepcac2.errors import InputError, InputUnreadable
 from deepcac2.imaging import Volume
 from deepcac2.pipeline.outputs import REPORT_NAME
-from deepcac2.pipeline.results import read_parquet
+from deepcac2.pipeline.results import read_parquet, write_parquet
 from deepcac2.scoring import RULES, risk_group, score
 from deepcac2.simulation import default_geometry, simulate_patient
 from deepcac2.simulation.dicom import write_patient
@@ -208,6 +209,10 @@ def test_what_is_no_release(tmp_path: Path, results: Path) -> None:
     shutil.copytree(results, copy)
     (copy / scored(copy)[0] / SEG_NAME).unlink()
     with pytest.raises(InputError, match="is missing"):
+        build_release(copy, tmp_path / "a.zip")
+    table = copy / "results.parquet"
+    write_parquet(table, [replace(row, agatston_score=None) for row in list(read_parquet(table))])
+    with pytest.raises(InputError, match="no score of the calcium network: a release is made of"):
         build_release(copy, tmp_path / "a.zip")
     assert not list(tmp_path.glob("*a.zip"))
 
