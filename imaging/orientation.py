@@ -18,6 +18,9 @@ import numpy.typing as npt
 
 from .volume import Geometry
 
+ORIENTATIONS = ("axial", "coronal", "sagittal")
+"""Slices across axis 0, 1 and 2 of the canonical array."""
+
 _CANONICAL = np.array(((0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0)))
 """LPS directions of the canonical array's z, y and x index: head, back, left."""
 

@@ -21,7 +21,7 @@ import torch
 from ..errors import WeightsUnsupported
 from ..imaging import Geometry, Volume
 from ..imaging.masks import bounding_box
-from ..imaging.orientation import Canonical, to_canonical
+from ..imaging.orientation import ORIENTATIONS, Canonical, to_canonical
 from ..imaging.resampling import resample
 from .calcium import WINDOW_HU
 
@@ -32,8 +32,6 @@ BoolArray = npt.NDArray[np.bool_]
 Box = tuple[slice, slice, slice]
 """Index ranges (z, y, x)."""
 
-ORIENTATIONS = ("axial", "coronal", "sagittal")
-"""Slices across array axis 0, 1 and 2."""
 THICKNESS_MM, INCREMENT_MM = 3.0, 1.5
 """Of the slices that are scored; the published method."""
 PLANE = 256

@@ -22,7 +22,8 @@ import torch
 
 from ..errors import WeightsUnsupported
 from ..imaging import Geometry, Volume
-from ..imaging.orientation import to_canonical
+from ..imaging.masks import bounding_box
+from ..imaging.orientation import ORIENTATIONS, to_canonical
 from ..imaging.resampling import centred_grid, resample, support
 from .calcium import CANDIDATE_HU, CROP_SHAPE, CROP_SPACING, WINDOW_HU
 
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
 BoolArray = npt.NDArray[np.bool_]
 
-ORIENTATIONS = ("axial", "coronal", "sagittal")
-"""Slices across array axis 0, 1 and 2."""
 SPACING = CROP_SPACING
 """Voxel size of the model grid, mm (z, y, x): that of the calcium crop. The published method kept the voxels
 of its cardiac CT."""
@@ -122,7 +121,8 @@ def without_single_slices(mask: BoolArray) -> BoolArray:
 
     labels = np.asarray(cc3d.connected_components(mask, connectivity=26))
     boxes = cc3d.statistics(labels)["bounding_boxes"]
-    keep = np.array([all(s.stop - s.start > 1 for s in box) for box in boxes])
+    # no box where a label is missing: the background of a full mask
+    keep = np.array([box is not None and all(s.stop - s.start > 1 for s in box) for box in boxes])
     keep[0] = False
     return np.asarray(keep[labels], dtype=bool)
 
@@ -330,7 +330,10 @@ def _probability(network: torch.nn.Module, slices: torch.Tensor, axis: int) -> t
 def highest_threshold(root: npt.NDArray[np.float32]) -> float:
     """The largest threshold at which something of more than one slice remains, 0 where nothing does."""
     low, high = 0.0, float(root.max(initial=0.0))
-    if high == 0 or not without_single_slices(root > 0).any():
+    if high == 0:
+        return 0.0
+    root = root[bounding_box(root > 0)]  # a small part of the crop; objects are the same in it
+    if not without_single_slices(root > 0).any():
         return 0.0
     for _ in range(10):  # a thousandth is fine enough
         middle = (low + high) / 2

@@ -154,16 +154,16 @@ def _by_slice(mask: BoolArray) -> dict[int, float]:
     return {z: float(n) for z, n in enumerate(mask.sum(axis=(1, 2))) if n}
 
 
-def preview_slices(case: Case, count: int = 3) -> list[int]:
-    """Slices worth a look: those where most counts, else through the heart.
+def preview_slices(what: Shown, increment: float, count: int = 3) -> list[int]:
+    """Slices worth a look: those where most counts, at least 5 mm apart, else through the heart.
+
+    Args:
+        what: See `shown`.
+        increment: Of the CT, mm.
 
     Returns:
         Slice indices z, ascending, `count` of them or as many as there are.
     """
-    return _slices(shown(case), case.volume.geometry.spacing[0] if case.volume else 1.0, count)
-
-
-def _slices(what: Shown, increment: float, count: int) -> list[int]:
     chosen: list[int] = []
     for z in sorted(what.weight, key=lambda k: -what.weight[k]):
         if all(abs(z - c) * increment >= 5 for c in chosen):
@@ -190,7 +190,7 @@ def preview(case: Case) -> bytes:
     if volume is None:
         raise TypeError("a preview needs the CT")
     what = shown(case)
-    slices = _slices(what, volume.geometry.spacing[0], 3)
+    slices = preview_slices(what, volume.geometry.spacing[0])
     turned = to_canonical(volume.hu, volume.geometry)
     hu, geometry = turned.array, turned.geometry
     outline = to_canonical(what.outline, volume.geometry).array

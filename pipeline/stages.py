@@ -231,6 +231,13 @@ def heart_centre(heart: npt.NDArray[np.bool_], geometry: Geometry) -> tuple[floa
     return float(x), float(y), float(z)
 
 
+def _region(
+    heart: npt.NDArray[np.bool_], geometry: Geometry, margin_mm: float
+) -> npt.NDArray[np.bool_] | None:
+    """The heart widened by a margin, None for an infinite one: the whole crop."""
+    return widened(heart, geometry, margin_mm) if math.isfinite(margin_mm) else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Screen:
     """Whether there may be coronary calcium, by a `ScreeningModel`.
@@ -258,8 +265,7 @@ class Screen:
         if self.localise == "heart":
             heart = _present(case.heart)
             centre = heart_centre(heart, volume.geometry)
-            if math.isfinite(self.heart_margin_mm):
-                region = widened(heart, volume.geometry, self.heart_margin_mm)
+            region = _region(heart, volume.geometry, self.heart_margin_mm)
         else:
             between_walls = chest_wall_crop(volume)
             if between_walls is None:
@@ -285,11 +291,13 @@ class ScoreDirectly:
     Attributes:
         model, weights: The networks, and the set that they were loaded from.
         localise: ``"networks"``: its own find the heart's box; ``"heart"``: the box of the heart mask.
+        attend: Also find where what was counted lies, for the preview.
     """
 
     model: DirectModel
     weights: WeightSet
     localise: str = "networks"
+    attend: bool = True
 
     def __call__(self, case: Case) -> Case:
         """Raises `SeriesRejected`, heart-not-found, where no box is found."""
@@ -308,7 +316,7 @@ class ScoreDirectly:
             "slice_heights_mm": [round(float(h), 2) for h in found.heights],
             "box": [[s.start, s.stop] for s in found.box],
         }
-        attention = self.model.attention(volume, found)
+        attention = self.model.attention(volume, found) if self.attend else None
         case = replace(case, attention=attention, facts={**case.facts, "direct": facts})
         return compare(stated(case, self.weights))
 
@@ -334,9 +342,7 @@ class FindCalcium:
             facts = {"patches_run": 0, "patches_total": 0}
             case = replace(case, calcium=np.zeros_like(heart), facts={**case.facts, **facts})
             return compare(stated(case, self.weights))
-        region = None
-        if math.isfinite(self.heart_margin_mm):
-            region = widened(heart, volume.geometry, self.heart_margin_mm)
+        region = _region(heart, volume.geometry, self.heart_margin_mm)
         prediction = self.model.predict(
             volume, heart_centre(heart, volume.geometry), region=region, peak=self.peak_probability
         )

@@ -86,8 +86,7 @@ class DeepCACRunnerOptions:
     def __post_init__(self) -> None:
         if not 0.5 <= self.peak_probability < 1:
             raise ValueError(f"peak_probability is at least 0.5 and below 1, not {self.peak_probability}")
-        if not self.heart_margin_mm >= 0:
-            raise ValueError(f"heart_margin_mm is 0 or more, not {self.heart_margin_mm}")
+        _margin(self.heart_margin_mm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +112,7 @@ class ScreeningRunnerOptions:
         _one_of("localise", self.localise, ("heart", "chest-wall"))
         if self.threshold is not None and not 0 < self.threshold < 1:
             raise ValueError(f"threshold is between 0 and 1, not {self.threshold}")
-        if not self.heart_margin_mm >= 0:
-            raise ValueError(f"heart_margin_mm is 0 or more, not {self.heart_margin_mm}")
+        _margin(self.heart_margin_mm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +129,11 @@ class DirectRunnerOptions:
 
     def __post_init__(self) -> None:
         _one_of("localise", self.localise, ("networks", "heart"))
+
+
+def _margin(value: float) -> None:
+    if not value >= 0:
+        raise ValueError(f"heart_margin_mm is 0 or more, not {value}")
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:

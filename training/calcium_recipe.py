@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+LOSSES = ("dice", "dice_ce")
+"""Kinds of `training.trainer.segmentation_loss`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CalciumRecipe:
@@ -80,7 +83,7 @@ class CalciumRecipe:
     checkpoint_every: int = 100
 
     def __post_init__(self) -> None:
-        if self.loss not in ("dice", "dice_ce"):
+        if self.loss not in LOSSES:
             raise ValueError(f"loss is 'dice' or 'dice_ce', not {self.loss!r}")
         if self.batch_size < 2 or self.batch_size % 2:
             raise ValueError("batch_size must be even: half of the patches hold calcium")

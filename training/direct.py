@@ -16,8 +16,9 @@ import torch
 
 from ..imaging.atomic import write_json, write_whole
 from ..imaging.files import read_image
+from ..imaging.orientation import ORIENTATIONS
 from ..models.calcium import WINDOW_HU
-from ..models.direct import BOX_WINDOW_HU, ORIENTATIONS, SlicePresence, SliceRegressor, box_input
+from ..models.direct import BOX_WINDOW_HU, SlicePresence, SliceRegressor, box_input
 from ..weights import write_description
 from .calcium import crop_origin, make_calcium_cache
 from .domain import simulated_domain
@@ -28,7 +29,7 @@ from .patches import CropCache, split_patients
 from .recipe import build
 from .screening import crop_recipe
 from .slices import ScoredSlices, SliceLook, crop_scores, heart_box, slices_in
-from .trainer import Checkpoint, Stepper
+from .trainer import Stepper
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +158,7 @@ def train_on(
         total=recipe.steps,
         device=device,
     )
-    _run(stepper, batches, work / "regressor", recipe, cache)
+    run_steps(stepper, batches, recipe, cache, work / "regressor")
     found = held_out_scores(regressor.eval(), batches, cache, held_out, scores, cropping.heart_margin_mm)
     write_json(work / "held_out.json", found)
     return export_direct(
@@ -166,17 +167,6 @@ def train_on(
         work / "weights",
         data=crop_origin(cropping, cache),
         measured=_agreement(found),
-    )
-
-
-def _run(stepper: Stepper, batches: Any, folder: Path, recipe: DirectRecipe, cache: CropCache) -> None:
-    run_steps(
-        stepper,
-        batches,
-        Checkpoint(folder / "checkpoint.pt", recipe, cache),
-        folder,
-        log_every=recipe.log_every,
-        checkpoint_every=recipe.checkpoint_every,
     )
 
 
@@ -279,7 +269,7 @@ def _train_presence(
             total=recipe.box_steps,
             device=device,
         )
-        _run(stepper, batches, work / name, recipe, cache)
+        run_steps(stepper, batches, recipe, cache, work / name)
         networks[name] = network.eval()
     return networks
 

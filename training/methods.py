@@ -11,6 +11,7 @@ import multiprocessing
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,10 @@ from ..models.direct import GROUPS, direct_group
 from ..scoring import score
 from ..scoring.agreement import Estimate, agreement, bootstrap, confusion, kappa
 from .datasets import annotated_sources
-from .metrics import dice
+from .evaluation import COUNTED_HU
+from .metrics import dice, highest_keeping
 
 log = logging.getLogger(__name__)
-
-COUNTED_HU = 130
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,24 +76,18 @@ class MethodResult:
         return tuple(c for c in self.cases if c.status == "scored")
 
 
-def run_method(
-    method: str, data: Path, device: str, allow: Sequence[str] = (), threads: int | None = None
-) -> MethodResult:
+def run_method(method: str, data: Path, device: str, allow: Sequence[str] = ()) -> MethodResult:
     """Run one workflow over annotated DICOM scans, in this process.
 
     Raises:
         InputError: There is no annotated scan.
         WorkflowError, WeightsError: The workflow cannot run.
     """
-    import torch
-
     from ..batch.worker import peak_memory
     from ..pipeline.case import Case
     from ..pipeline.chain import build_chain, choose_device
     from ..pipeline.workflow import Workflow
 
-    if threads:
-        torch.set_num_threads(threads)
     workflow = Workflow.load(method)
     chain = build_chain(
         workflow, output=Path(), device=choose_device(device), allow=allow, phases=["read", "compute"]
@@ -164,6 +158,7 @@ def compare_methods(
     return results
 
 
+@cache
 def statistics(result: MethodResult) -> dict[str, Estimate]:
     """How well a method agrees with the truth, on the scans that it did not reject.
 
@@ -205,12 +200,12 @@ def operating_points(result: MethodResult, sensitivities: Sequence[float]) -> li
         ``wanted``, ``threshold``, and the ``sensitivity`` and ``specificity`` that it gives on these scans.
     """
     cases = [c for c in result.scored() if c.highest is not None]
-    positive = np.sort([c.highest for c in cases if c.true_score > 0])[::-1]
+    positive = np.array([c.highest for c in cases if c.true_score > 0])
     negative = np.array([c.highest for c in cases if c.true_score == 0])
     points = []
     for wanted in sensitivities:
-        needed = int(np.ceil(wanted * len(positive) - 1e-9))
-        threshold = float(positive[needed - 1]) if needed else 1.0
+        reached = highest_keeping(positive, wanted)
+        threshold = 1.0 if reached is None else reached
         points.append(
             {
                 "wanted": wanted,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -15,6 +17,17 @@ def dice(a: BoolArray, b: BoolArray) -> float:
     """Dice coefficient of two masks of the same shape, in [0, 1]; 1 when both are empty."""
     total = int(a.sum()) + int(b.sum())
     return 2 * int((a & b).sum()) / total if total else 1.0
+
+
+def highest_keeping(values: npt.NDArray[np.float64], share: float) -> float | None:
+    """The largest threshold that at least `share` of the values reach; None without values.
+
+    Examples:
+        >>> highest_keeping(np.array([0.2, 0.9, 0.4, 0.6]), 0.75)
+        0.4
+    """
+    needed = math.ceil(share * len(values) - 1e-9)
+    return float(np.sort(values)[-needed]) if needed else None
 
 
 def hausdorff_95(a: BoolArray, b: BoolArray, geometry: Geometry) -> float | None:

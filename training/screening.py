@@ -12,23 +12,20 @@ import numpy as np
 import torch
 
 from ..imaging.atomic import write_json
+from ..imaging.orientation import ORIENTATIONS
 from ..models.calcium import CANDIDATE_HU, WINDOW_HU
-from ..models.screening import (
-    ORIENTATIONS,
-    SliceUNet,
-    highest_threshold,
-    joined_probability,
-)
+from ..models.screening import SliceUNet, highest_threshold, joined_probability
 from ..weights import write_description
 from .calcium import crop_origin, make_calcium_cache
-from .calcium_recipe import CalciumRecipe
+from .calcium_recipe import LOSSES, CalciumRecipe
 from .domain import simulated_domain
 from .export import write_networks
 from .loop import run_steps
+from .metrics import highest_keeping
 from .patches import CALCIUM, CropCache, split_patients
 from .recipe import build
 from .slices import CalciumSlices, SliceLook
-from .trainer import LOSSES, Checkpoint, Stepper, segmentation_loss
+from .trainer import Stepper, segmentation_loss
 
 log = logging.getLogger(__name__)
 
@@ -148,15 +145,7 @@ def train_on(recipe: ScreeningRecipe, work: Path, cache: CropCache, *, device: t
             total=recipe.steps,
             device=device,
         )
-        folder = work / name
-        run_steps(
-            stepper,
-            batches,
-            Checkpoint(folder / "checkpoint.pt", recipe, cache),
-            folder,
-            log_every=recipe.log_every,
-            checkpoint_every=recipe.checkpoint_every,
-        )
+        run_steps(stepper, batches, recipe, cache, work / name)
         networks[name] = network.eval()
     found = held_out_thresholds(networks, cache, held_out, device)
     write_json(work / "held_out.json", found)
@@ -214,11 +203,10 @@ def operating_point(found: Sequence[dict[str, Any]], sensitivity: float) -> tupl
     Returns:
         The threshold, and what it gives: sensitivity, specificity and the numbers of scans.
     """
-    with_calcium = np.sort([f["highest"] for f in found if f["calcium"]])
+    with_calcium = np.array([f["highest"] for f in found if f["calcium"]])
     without = np.array([f["highest"] for f in found if not f["calcium"]])
-    missed = int(np.floor(len(with_calcium) * (1 - sensitivity) + 1e-9))
-    lowest = float(with_calcium[missed]) if missed < len(with_calcium) else 0.5
-    threshold = max(0.01, min(0.5, round(lowest - 5e-4, 3)))
+    lowest = highest_keeping(with_calcium, sensitivity)
+    threshold = max(0.01, min(0.5, round(0.5 if lowest is None else lowest - 5e-4, 3)))
     return threshold, {
         "held-out crops with calcium": len(with_calcium),
         "called positive": int((with_calcium >= threshold).sum()),

@@ -39,10 +39,6 @@ def segmentation_loss(logits: torch.Tensor, target: torch.Tensor, kind: str) -> 
     return dice + torch.nn.functional.binary_cross_entropy_with_logits(logits, target)
 
 
-LOSSES = ("dice", "dice_ce")
-"""Kinds of `segmentation_loss`."""
-
-
 class Stepper:
     """A network in training: everything that changes from step to step, and nothing else.
 

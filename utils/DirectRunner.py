@@ -12,7 +12,7 @@ from ..pipeline.chain import choose_device, describe_device
 from ..pipeline.outputs import report_values
 from ..pipeline.stages import ScoreDirectly
 from ..weights import resolve
-from .handover import CASE, CT, HEART, for_each_case, note_network, read_case, write_case
+from .handover import CASE, CT, for_each_case, heart_path, note_network, read_case, write_case
 
 
 @ValueOutput.Name("direct_score")
@@ -51,7 +51,10 @@ class DirectRunner(Module):
             self.set = resolve(self.weights, "direct")
             self.device = choose_device("auto")
             self.stage = ScoreDirectly(
-                model=DirectModel.load(self.set, self.device), weights=self.set, localise=self.localise
+                model=DirectModel.load(self.set, self.device),
+                weights=self.set,
+                localise=self.localise,
+                attend=False,
             )
         self.log(f"device: {describe_device(self.device)}; weights: {self.set.name} {self.set.hash[:12]}")
         self.score()
@@ -72,8 +75,7 @@ class DirectRunner(Module):
     ) -> None:
         """Score one series."""
         path = Path(in_case.abspath)
-        hearts = instance.data.filter(HEART)
-        heart = Path(next(iter(hearts)).abspath) if self.localise == "heart" else None
+        heart = heart_path(instance) if self.localise == "heart" else None
         case = self.stage(read_case(path, ct=Path(in_data.abspath), heart=heart))
         write_case(path, case)
         note_network(path, self.set, self.device)

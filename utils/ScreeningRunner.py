@@ -15,9 +15,9 @@ from ..weights import resolve
 from .handover import (
     CASE,
     CT,
-    HEART,
     SCREENED,
     for_each_case,
+    heart_path,
     note_network,
     read_case,
     write_case,
@@ -86,8 +86,7 @@ class ScreeningRunner(Module):
     ) -> None:
         """Screen one series."""
         path = Path(in_case.abspath)
-        hearts = instance.data.filter(HEART)
-        heart = Path(next(iter(hearts)).abspath) if self.localise == "heart" else None
+        heart = heart_path(instance) if self.localise == "heart" else None
         case = self.stage(read_case(path, ct=Path(in_data.abspath), heart=heart))
         write_mask(Path(out_data.abspath), case.screened, case.volume)
         write_case(path, case)

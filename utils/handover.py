@@ -25,7 +25,7 @@ import numpy.typing as npt
 from mhubio.core import Instance, Module
 
 from ..dicom import Finding, Series
-from ..errors import DeepCACError, MaskMismatch, SeriesRejected
+from ..errors import DeepCACError, MaskMismatch, SeriesRejected, WorkflowError
 from ..imaging import Geometry, Volume
 from ..imaging.atomic import write_whole
 from ..imaging.files import read_image, write_image
@@ -152,6 +152,18 @@ def read_provenance(path: Path) -> dict[str, Any]:
     """Versions, weights and device that made the case, for the details JSON."""
     provenance: dict[str, Any] = _read(path)["provenance"]
     return provenance
+
+
+def heart_path(instance: Instance) -> Path:
+    """Where the heart mask of an instance lies, for modules that can do without.
+
+    Raises:
+        WorkflowError: HeartRunner has not run.
+    """
+    found = [Path(data.abspath) for data in instance.data.filter(HEART)]
+    if not found:
+        raise WorkflowError("localise: heart needs HeartRunner before it")
+    return found[0]
 
 
 def write_mask(path: Path, mask: npt.NDArray[np.bool_] | None, volume: Volume | None) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,12 +18,11 @@ from deepcac2.cli.run import _line
 from deepcac2.dicom import discover
 
 
-def test_json_progress_is_one_object_a_series(
-    simulated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    options = ["--devices", "cpu", "--json-progress"]
-    assert main(["run", str(simulated), str(tmp_path / "out"), *options]) == 0
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+def test_json_progress_is_one_object_a_series(simulated: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "deepcac2", "run", str(simulated), str(tmp_path / "out")]
+    command += ["--devices", "cpu", "--json-progress"]  # a process of its own: its peak memory is told
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    lines = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     assert [(x["done"], x["total"]) for x in lines] == [(0, 2), (1, 2), (2, 2)]
     assert lines[0]["series"] is None
     last = lines[-1]

@@ -8,9 +8,9 @@ import torch
 from scipy import ndimage
 
 from deepcac2.imaging import Geometry, Volume
+from deepcac2.imaging.orientation import ORIENTATIONS
 from deepcac2.models.screening import (
     LEAST,
-    ORIENTATIONS,
     STACK,
     ScreeningModel,
     SliceUNet,

@@ -14,7 +14,7 @@ from deepcac2.dicom import discover, read_segmentation, read_series
 from deepcac2.errors import WorkflowError
 from deepcac2.pipeline import Case, Workflow
 from deepcac2.pipeline.outputs import report
-from deepcac2.pipeline.previews import preview, preview_slices
+from deepcac2.pipeline.previews import preview, preview_slices, shown
 from deepcac2.scoring import score
 
 
@@ -69,7 +69,7 @@ def test_preview_shows_the_calcium_in_red_and_the_heart_outline(case: Case) -> N
         part = np.s_[64:424, 360 * column : 360 * (column + 1)]
         assert red[part].sum() > 3
         assert blue[part].sum() > 100
-    chosen = preview_slices(case)
+    chosen = preview_slices(shown(case), case.volume.geometry.spacing[0])
     heaviest = {p.slice_index: 0.0 for lesion in case.score.lesions for p in lesion.parts}
     for lesion in case.score.lesions:
         for p in lesion.parts:

@@ -31,7 +31,7 @@ from deepcac2.training.slices import (
     slices_in,
     thick_slice,
 )
-from deepcac2.training.trainer import Checkpoint, Stepper
+from deepcac2.training.trainer import Stepper
 from deepcac2.weights import describe
 
 CPU = torch.device("cpu")
@@ -198,8 +198,7 @@ def test_a_killed_training_goes_on_exactly(cache: CropCache, tmp_path: Path) -> 
         )
 
     def run(stepper: Stepper, batches: Any, folder: Path) -> None:
-        checkpoint = Checkpoint(folder / "checkpoint.pt", SCREENING, cache)
-        run_steps(stepper, batches, checkpoint, folder, log_every=2, checkpoint_every=3)
+        run_steps(stepper, batches, SCREENING, cache, folder)
 
     whole = stepper()
     run(whole, batches, tmp_path / "whole")
