@@ -46,6 +46,7 @@ NEVER = {
     "dicom": {"torch", "monai", "nnunetv2"},
     "scoring": {"torch", "monai", "nnunetv2", "pydicom", "highdicom", "pathlib"},
     "models": {"pydicom", "highdicom"},
+    "dashboard": {"torch", "monai", "nnunetv2", "SimpleITK"},
 }
 # Folders of the root that are no part of the package.
 NOT_PACKAGED = {"tests", "docs", "benchmarks", "container", "build", "dist", "demo", "runs"}
