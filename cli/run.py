@@ -224,6 +224,8 @@ def chosen_workflow(args: argparse.Namespace, workflow: Workflow) -> Workflow:
             raise WorkflowError(f"--weights {name}: the workflow {workflow.name!r} has no {module}")
         workflow = workflow.with_options(module, weights=name)
     if args.rule is not None:
+        if workflow.options("AGSCalculator") is None:
+            raise WorkflowError(f"--rule {args.rule}: the workflow {workflow.name!r} has no AGSCalculator")
         workflow = workflow.with_options("AGSCalculator", rule=args.rule)
     return workflow
 

@@ -21,7 +21,15 @@ import numpy.typing as npt
 from ..dicom import Series, discover, read_segmentation, safe_name
 from ..dicom.gates import is_sharp_kernel
 from ..dicom.segmentation import SEGMENTATION_SOP_CLASSES, referenced_series
-from ..errors import InputError, NoDicomFound, SeriesError, SeriesRejected, TrainingError, WeightsError
+from ..errors import (
+    InputError,
+    NoDicomFound,
+    SeriesError,
+    SeriesRejected,
+    TrainingError,
+    WeightsError,
+    WorkflowError,
+)
 from ..imaging import Geometry, Volume
 from ..imaging.noise import noise_sd
 from ..pipeline.case import Case
@@ -41,6 +49,8 @@ if TYPE_CHECKING:
     from ..pipeline.workflow import Workflow
 
 BoolArray = npt.NDArray[np.bool_]
+
+COMPARE = "compare the methods that have none with: deepcac2 compare"
 
 STATUSES = ("scored", "rejected", "failed", "missing", "unreadable")
 """Of a case: the first three as in a run's table; ``missing``: the run knows no such series;
@@ -198,7 +208,8 @@ def evaluate_results(
         watch: Called with the number of scans done and of all.
 
     Raises:
-        InputError: There is no truth or no run, the one lies in the other, or a file cannot be read.
+        InputError: There is no truth or no run, the one lies in the other, a file cannot be read, or the run
+            was one without a calcium mask and its score.
     """
     inner, outer = results.resolve(), truth.resolve()
     if inner == outer or outer in inner.parents:
@@ -240,7 +251,10 @@ def evaluate_scans(
     Raises:
         InputError: There is no truth.
         WeightsError: Weights are missing, altered or of an unknown kind.
+        WorkflowError: The workflow has no calcium mask and its score.
     """
+    if workflow.options("AGSCalculator") is None:
+        raise WorkflowError(f"the workflow {workflow.name!r} scores no calcium mask; {COMPARE}")
     chain = build_chain(workflow, output=Path(), device=device, allow=allow, phases=["compute"])
     cases = _evaluate(data, _InMemory(chain), watch, simulated=simulated)
     names = {role: module for module, role in ROLES.items()}
@@ -281,6 +295,9 @@ class _StoredResults:
             raise InputError(
                 f"cannot read {path}: {error}; give the output folder of 'deepcac2 run'"
             ) from error
+        roles = set(self.made_by["weights"])
+        if roles & {"screening", "direct"} and "calcium" not in roles:
+            raise InputError(f"{folder} holds a run that scored no calcium mask; {COMPARE}")
         self.folder = folder
         self.rule = ""
 

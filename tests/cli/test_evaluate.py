@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from deepcac2.batch.run import Means, run_folder
 from deepcac2.cli import evaluate as command
-from deepcac2.errors import InputError
+from deepcac2.errors import InputError, WorkflowError
 from deepcac2.pipeline import Workflow
 
 
@@ -62,3 +63,17 @@ def test_arguments_that_do_not_go_together(tmp_path: Path) -> None:
             run(*arguments)
     with pytest.raises(InputError, match="--device goes with --data"):
         run(tmp_path, tmp_path, "--device", "cpu")
+
+
+def test_methods_without_a_scored_mask(simulated: Path, results: Path, tmp_path: Path) -> None:
+    with pytest.raises(WorkflowError, match="deepcac2 compare"):
+        run("--data", simulated, "--workflow", "direct", "--device", "cpu")
+    with pytest.raises(WorkflowError, match=r"--rule classic: .* has no AGSCalculator"):
+        run("--data", simulated, "--workflow", "direct", "--rule", "classic")
+    other = shutil.copytree(results, tmp_path / "other")
+    made = json.loads((other / "run.json").read_text())
+    weights = made["made_with"]["weights"]
+    weights["direct"] = weights.pop("calcium")  # as the run of another method says
+    (other / "run.json").write_text(json.dumps(made))
+    with pytest.raises(InputError, match="deepcac2 compare"):
+        run(other, simulated)
