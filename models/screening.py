@@ -37,10 +37,10 @@ SPACING = CROP_SPACING
 of its cardiac CT."""
 PLANE = 320
 """Rows and columns of the crop; the published method: 320 × 320."""
-STACK = 120
-"""Slices of the crop, of which those beyond the calcium crop's 58 are padding; the published method: 120."""
 DEPTH = CROP_SHAPE[0]
-"""Slices of the crop that hold something."""
+"""Slices of the crop. The published method pads them to 120; here as much is padded as the networks see."""
+SEEN = 32
+"""Voxels beyond a voxel that its probability may depend on: `SliceUNet` of three levels sees up to 30."""
 BODY_HU = -300.0
 """HU above which a voxel belongs to the body in `chest_wall_crop`: between lung (−850) and fat (−100). Our
 own choice; the published method does not name its threshold."""
@@ -212,11 +212,9 @@ class ScreeningModel:
         *,
         device: torch.device,
         threshold: float = 0.5,
-        batch_size: int = 8,
     ) -> None:
         self.device = device
         self.threshold = threshold
-        self.batch_size = batch_size
         layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
         self.networks = {name: networks[name].to(device).eval() for name in ORIENTATIONS}
         for network in self.networks.values():
@@ -270,7 +268,7 @@ class ScreeningModel:
             bright &= to_canonical(region, volume.geometry).array
         wanted = support(bright, ct.geometry, grid)
         hu = resample(ct.array, ct.geometry, grid, outside=-1024.0, device=self.device)
-        root, run = joined_probability(self.networks, hu, wanted, batch_size=self.batch_size)
+        root, run = joined_probability(self.networks, hu, wanted)
         mask = without_single_slices(root >= self.threshold)
         found = np.zeros(volume.hu.shape, dtype=bool)
         if mask.any():
@@ -282,16 +280,13 @@ class ScreeningModel:
 
 
 def joined_probability(
-    networks: Mapping[str, torch.nn.Module],
-    hu: torch.Tensor,
-    wanted: BoolArray,
-    *,
-    batch_size: int,
+    networks: Mapping[str, torch.nn.Module], hu: torch.Tensor, wanted: BoolArray
 ) -> tuple[npt.NDArray[np.float32], dict[str, int]]:
     """The cube root of the product of the three probabilities, 0 where it is not asked for.
 
     The networks are asked one after the other, each about the slices with a voxel whose product is still
-    above 0.01 (as a root): what lies below is called 0 too.
+    above 0.01 (as a root): what lies below is called 0 too. Of a slice they see the part that holds such
+    voxels and `SEEN` around it, which is all that the answer depends on.
 
     Args:
         networks: One of each orientation, on the device of `hu`, in evaluation mode.
@@ -304,27 +299,37 @@ def joined_probability(
     product = torch.from_numpy(wanted).to(hu.device, torch.float32)
     run = {}
     for axis, name in enumerate(ORIENTATIONS):
-        others = tuple(a for a in range(3) if a != axis)
-        chosen = torch.nonzero((product >= LEAST**3).any(dim=others[1]).any(dim=others[0])).flatten()
-        run[name] = len(chosen)
-        probability = torch.zeros_like(product)
-        for part in torch.split(chosen, batch_size):
-            answer = _probability(networks[name], hu.index_select(axis, part).movedim(axis, 0), axis)
-            probability.index_copy_(axis, part, answer.movedim(0, axis))
-        product = product * probability
+        left = product >= LEAST**3
+        run[name] = 0
+        slices = hu.movedim(axis, 0)
+        answers = torch.zeros_like(product).movedim(axis, 0)
+        for k, slice_ in enumerate(left.movedim(axis, 0).cpu().numpy()):
+            if slice_.any():
+                run[name] += 1
+                answers[k] = _probability(networks[name], slices[k], bounding_box(slice_[None])[1:])
+        product = product * answers.movedim(0, axis)
     root = product.pow(1 / 3)
     return torch.where(root >= LEAST, root, 0.0).cpu().numpy(), run
 
 
 @torch.inference_mode()
-def _probability(network: torch.nn.Module, slices: torch.Tensor, axis: int) -> torch.Tensor:
-    """Probability of slices (n, rows, columns) of HU; where the stack is a side, it is padded to 120."""
-    rows = slices.shape[1]
-    before, after = ((STACK - rows) // 2, STACK - rows - (STACK - rows) // 2) if axis else (0, 0)
-    inputs = two_channels(torch.nn.functional.pad(slices, (0, 0, before, after), value=WINDOW_HU[0]))
-    if slices.device.type == "cpu":
+def _probability(network: torch.nn.Module, hu: torch.Tensor, box: tuple[slice, slice]) -> torch.Tensor:
+    """Probability (rows, columns) of a slice of HU in a box, 0 elsewhere."""
+    padded, inner = [], []
+    for span in box:  # multiples of 4 from the slice's corner: the pooling falls as in the whole slice
+        start = span.start // 4 * 4
+        padded.append((start - SEEN, start + -(-(span.stop - start) // 4) * 4 + SEEN))
+        inner.append(slice(SEEN + span.start - start, SEEN + span.stop - start))
+    (top, bottom), (left, right) = padded
+    rows, columns = hu.shape
+    part = hu[max(top, 0) : bottom, max(left, 0) : right]
+    beyond = (max(-left, 0), max(right - columns, 0), max(-top, 0), max(bottom - rows, 0))
+    inputs = two_channels(torch.nn.functional.pad(part, beyond, value=WINDOW_HU[0]))[None]
+    if hu.device.type == "cpu":
         inputs = inputs.contiguous(memory_format=torch.channels_last)
-    return torch.sigmoid(network(inputs))[:, 0, before : before + rows]
+    probability = torch.zeros_like(hu)
+    probability[box] = torch.sigmoid(network(inputs))[0, 0][tuple(inner)]
+    return probability
 
 
 def highest_threshold(root: npt.NDArray[np.float32]) -> float:

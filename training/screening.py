@@ -185,7 +185,7 @@ def held_out_thresholds(
         hu, label = np.asarray(cache.hu[crop]), np.asarray(cache.label[crop])
         wanted = (label > 0) & (hu >= CANDIDATE_HU)
         values = torch.from_numpy(hu.astype(np.float32)).to(device)
-        root, _ = joined_probability(networks, values, wanted, batch_size=8)
+        root, _ = joined_probability(networks, values, wanted)
         calcium = bool(((label == CALCIUM) & (hu >= CANDIDATE_HU)).any())
         found.append(
             {"name": cache.names[crop], "calcium": calcium, "highest": round(highest_threshold(root), 4)}

@@ -11,7 +11,7 @@ from deepcac2.imaging import Geometry, Volume
 from deepcac2.imaging.orientation import ORIENTATIONS
 from deepcac2.models.screening import (
     LEAST,
-    STACK,
+    SEEN,
     ScreeningModel,
     SliceUNet,
     chest_wall_crop,
@@ -61,27 +61,43 @@ def test_objects_of_a_single_slice_go() -> None:
     assert not without_single_slices(np.zeros_like(mask)).any()
 
 
-def test_skipping_slices_changes_nothing(networks: dict[str, torch.nn.Module]) -> None:
+def test_what_is_not_shown_changes_nothing(networks: dict[str, torch.nn.Module]) -> None:
     rng = np.random.default_rng(2)
-    hu = torch.from_numpy(rng.normal(40, 60, (24, 64, 64)).astype(np.float32))
-    wanted = specks((24, 64, 64), 3)
-    root, run = joined_probability(networks, hu, wanted, batch_size=5)
+    hu = torch.from_numpy(rng.normal(40, 60, (24, 70, 90)).astype(np.float32))
+    wanted = np.zeros((24, 70, 90), dtype=bool)
+    wanted[6:15, 13:22, 50:90] = specks((9, 9, 40), 3)
+    wanted[20, 40:60, 5:9] = True
+    root, run = joined_probability(networks, hu, wanted)
     product = np.ones(hu.shape)
     for axis, name in enumerate(ORIENTATIONS):
         for k in range(hu.shape[axis]):
             plane = hu.select(axis, k)
-            before = (STACK - 24) // 2 if axis else 0
-            if axis:
-                plane = torch.nn.functional.pad(plane, (0, 0, before, STACK - 24 - before), value=-135.0)
+            rows, columns = plane.shape
+            whole = (SEEN, SEEN - columns % 4 + 4, SEEN, SEEN - rows % 4 + 4)
+            plane = torch.nn.functional.pad(plane, whole, value=-135.0)
             with torch.no_grad():
                 answer = torch.sigmoid(networks[name](two_channels(plane)[None]))[0, 0].numpy()
             index = [slice(None)] * 3
             index[axis] = k
-            product[tuple(index)] *= answer[before : before + hu.shape[1 if axis == 0 else 0]]
+            product[tuple(index)] *= answer[SEEN : SEEN + rows, SEEN : SEEN + columns]
     expected = np.where(wanted, np.cbrt(product), 0.0)
     expected[expected < LEAST] = 0.0
+    assert (expected > 0).sum() > 20
     np.testing.assert_allclose(root, expected, atol=1e-4)
     assert all(0 < n <= size for n, size in zip(run.values(), hu.shape, strict=True))
+
+
+def test_how_far_a_network_sees() -> None:
+    torch.manual_seed(0)
+    network = SliceUNet().eval()
+    for offset in range(4):
+        plane = torch.randn(1, 2, 128, 128, requires_grad=True)
+        network(plane)[0, 0, 64 + offset, 64 + offset].backward()
+        for axis in (2, 3):
+            others = tuple(a for a in range(4) if a != axis)
+            reached = torch.nonzero(plane.grad.abs().sum(dim=others)).flatten()
+            assert int(reached.min()) > 64 + offset - SEEN
+            assert int(reached.max()) < 64 + offset + SEEN
 
 
 def test_the_highest_threshold_is_where_the_answer_changes() -> None:
