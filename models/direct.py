@@ -22,8 +22,8 @@ from ..errors import WeightsUnsupported
 from ..imaging import Geometry, Volume
 from ..imaging.masks import bounding_box
 from ..imaging.orientation import ORIENTATIONS, Canonical, to_canonical
-from ..imaging.resampling import resample
-from .calcium import WINDOW_HU
+from ..imaging.resampling import centred_grid, resample
+from .calcium import CROP_SPACING, WINDOW_HU
 
 if TYPE_CHECKING:
     from ..weights import WeightSet
@@ -34,6 +34,9 @@ Box = tuple[slice, slice, slice]
 
 THICKNESS_MM, INCREMENT_MM = 3.0, 1.5
 """Of the slices that are scored; the published method."""
+SPACING = CROP_SPACING
+"""Voxel size, mm (z, y, x), that the slices are made from: that of the calcium crops, on which the network is
+trained. The published method kept the CT's own pixels."""
 PLANE = 256
 """Rows and columns of a slice that is scored; the published method: 256 × 256."""
 BOX_SPACING_MM = 6.0
@@ -42,8 +45,9 @@ BOX_WINDOW_HU = (-300.0, 300.0)
 """HU that the networks of the heart box see, onto [0, 1]: from lung to bone. Our own choice."""
 BLOOD_HU = 40.0
 """HU of blood without contrast agent, for `DirectModel.attention`."""
-LEAST_SHOWN = 0.5
-"""Score of a slice from which its attention is shown. Our own choice."""
+LEAST_SLICE = 0.5
+"""Score below which a slice has none: the least lesion of the rule ``agatston``, 1 mm² of weight 1, in one of
+two slices every 3 mm. Our own addition: dozens of slices without calcium must not add up to a risk group."""
 LAYERS = 6
 """Convolutions of the regression network, each with a 2 × 2 max-pooling; the published method."""
 GROUPS = (1.0, 10.0, 100.0, 400.0)
@@ -250,10 +254,10 @@ class SliceRegressor(torch.nn.Module):
         return output
 
     def score(self, slices: torch.Tensor, voxel: torch.Tensor) -> torch.Tensor:
-        """Score (n,) of the slices, at least 0."""
+        """Score (n,) of the slices, 0 or at least `LEAST_SLICE`."""
         output = self(slices, voxel)
         score: torch.Tensor = output.clamp(max=15.0).expm1() if self.log_target else output
-        return score.clamp(min=0.0)
+        return torch.where(score >= LEAST_SLICE, score, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,7 +291,9 @@ class DirectModel:
         self.device = device
         self.batch_size = batch_size
         self.presence = {name: presence[name].to(device).eval() for name in ORIENTATIONS}
+        layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
         self.regressor = regressor.to(device).eval()
+        self.regressor.to(memory_format=layout)  # type: ignore[call-overload]
         for network in (*self.presence.values(), self.regressor):
             network.requires_grad_(False)
 
@@ -358,14 +364,12 @@ class DirectModel:
             box = bounding_box(to_canonical(heart, volume.geometry).array) if heart.any() else None
         if box is None:
             return None
-        planes, _, voxel, heights = self._slices(ct, box)
+        _, planes, _ = self._slices(ct, box)
         with torch.inference_mode():
-            scores = torch.cat(
-                [
-                    self.regressor.score(p, voxel.expand(len(p), -1))
-                    for p in torch.split(planes, self.batch_size)
-                ]
-            )
+            parts = torch.split(planes, self.batch_size)
+            scores = torch.cat([self.regressor.score(p, self._voxel(len(p))) for p in parts])
+        middle = (box[0].start + box[0].stop - 1) / 2 * ct.geometry.spacing[0]
+        heights = middle + (np.arange(len(planes)) - (len(planes) - 1) / 2) * INCREMENT_MM
         return DirectPrediction(
             score=float(scores.double().sum()), slice_scores=scores.cpu().numpy(), heights=heights, box=box
         )
@@ -373,8 +377,8 @@ class DirectModel:
     def attention(self, volume: Volume, prediction: DirectPrediction) -> npt.NDArray[np.float32]:
         """Where what was counted lies: the gradient of each slice's output times what it would lose as blood.
 
-        What is positive of it is scaled so that each slice's attention adds up to its score; slices below
-        `LEAST_SHOWN` are left out. It shows what the network looked at, not a segmentation.
+        What is positive of it is scaled so that each slice's attention adds up to its score. It shows what the
+        network looked at, not a segmentation.
 
         Args:
             volume: The CT.
@@ -384,44 +388,44 @@ class DirectModel:
             float32 (z, y, x) on the CT's grid, score a voxel.
         """
         ct = to_canonical(volume.hu, volume.geometry)
-        planes, weights, voxel, _ = self._slices(ct, prediction.box)
-        _, rows, columns = prediction.box
+        grid, planes, weights = self._slices(ct, prediction.box)
         low, high = WINDOW_HU
         blood = (BLOOD_HU - low) / (high - low)
-        cut_rows, cut_columns = _at_most(rows), _at_most(columns)
-        height, width = cut_rows.stop - cut_rows.start, cut_columns.stop - cut_columns.start
+        rows, columns = (_at_most(slice(0, n)) for n in grid.shape[1:])
+        height, width = rows.stop - rows.start, columns.stop - columns.start
         top, left = (PLANE - height) // 2, (PLANE - width) // 2
-        whole = torch.zeros(ct.geometry.shape)
-        shown = np.flatnonzero(prediction.slice_scores >= LEAST_SHOWN)
+        whole = torch.zeros(grid.shape)
+        shown = np.flatnonzero(prediction.slice_scores)
         for part in np.array_split(shown, max(1, -(-len(shown) // self.batch_size))):
             if not len(part):
                 continue
             seen = planes[part].clone().requires_grad_(True)
             with torch.enable_grad():
-                output = self.regressor(seen, voxel.expand(len(part), -1)).sum()
+                output = self.regressor(seen, self._voxel(len(part))).sum()
                 (gradient,) = torch.autograd.grad(output, seen)
             excess = (gradient * (seen.detach() - blood)).clamp(min=0.0)[:, 0]
             excess = excess[:, top : top + height, left : left + width].cpu()
             total = excess.sum(dim=(1, 2), keepdim=True).clamp(min=1e-12)
             share = excess / total * torch.from_numpy(prediction.slice_scores[part])[:, None, None]
-            spread = torch.tensordot(weights[part].T, share, dims=1)
-            whole[:, cut_rows, cut_columns] += spread
-        return np.ascontiguousarray(ct.undo(whole.numpy()))
+            whole[:, rows, columns] += torch.tensordot(weights[part].T, share, dims=1)
+        back = resample(whole.numpy(), grid, ct.geometry, outside=0.0).numpy()
+        back *= float(whole.sum()) / max(float(back.sum()), 1e-12)
+        return np.ascontiguousarray(ct.undo(back))
 
-    def _slices(
-        self, ct: Canonical, box: Box
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, npt.NDArray[np.float64]]:
-        """The planes of a box, the weights that made them, their voxel (1, 3), and their heights, mm."""
-        zs, rows, columns = box
-        slices, _, _ = ct.geometry.shape
-        spacing = ct.geometry.spacing
-        count = max(1, math.ceil((zs.stop - zs.start) * spacing[0] / INCREMENT_MM))
-        first = (zs.start - 0.5) * spacing[0] + INCREMENT_MM / 2
-        weights = slice_weights(slices, spacing[0], count, first)
-        used = torch.nonzero(weights.any(dim=0)).flatten()
-        lower, upper = int(used[0]), int(used[-1]) + 1
-        part = torch.from_numpy(np.ascontiguousarray(ct.array[lower:upper, rows, columns])).to(self.device)
-        made = thick_slices(part, weights[:, lower:upper])
-        planes = to_plane(made, slice(0, made.shape[1]), slice(0, made.shape[2]))
-        voxel = torch.tensor([[INCREMENT_MM, spacing[1], spacing[2]]], device=self.device)
-        return planes, weights, voxel, first + np.arange(count) * INCREMENT_MM
+    def _voxel(self, count: int) -> torch.Tensor:
+        """The voxels of `count` slices, mm."""
+        return torch.tensor([[INCREMENT_MM, *SPACING[1:]]], device=self.device).expand(count, -1)
+
+    def _slices(self, ct: Canonical, box: Box) -> tuple[Geometry, torch.Tensor, torch.Tensor]:
+        """The grid of a box, its planes (n, 1, 256, 256), and the weights (n, z) that made them of it."""
+        spans = [(s.stop - s.start) * mm for s, mm in zip(box, ct.geometry.spacing, strict=True)]
+        z, y, x = (max(1, math.ceil(span / mm)) for span, mm in zip(spans, SPACING, strict=True))
+        middle = ct.geometry.to_lps([(s.start + s.stop - 1) / 2 for s in box])
+        grid = centred_grid(
+            ct.geometry, (float(middle[0]), float(middle[1]), float(middle[2])), SPACING, (z, y, x)
+        )
+        hu = resample(ct.array, ct.geometry, grid, outside=-1024.0, device=self.device)
+        count = max(1, math.ceil(spans[0] / INCREMENT_MM))
+        weights = slice_weights(z, SPACING[0], count, ((z - 1) * SPACING[0] - (count - 1) * INCREMENT_MM) / 2)
+        planes = to_plane(thick_slices(hu, weights), slice(0, y), slice(0, x))
+        return grid, planes, weights

@@ -132,7 +132,7 @@ def train_on(
     cropping = crop_recipe(recipe.crops)
     presence = _train_presence(recipe, work, cache, hearts, device=device)
     training, held_out = split_patients(cache, recipe.validation_share, recipe.seed)
-    scores = _scores(cache, work / "scores.npz", cropping.label_threshold)
+    scores = _scores(cache, work / "scores.npz")
     batches = ScoredSlices(
         cache,
         training,
@@ -145,6 +145,8 @@ def train_on(
     )
     torch.manual_seed(recipe.seed)
     regressor = SliceRegressor(**architecture(recipe)["regressor"]).to(device).train()
+    if device.type == "cpu":  # twice as fast there
+        regressor.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def loss(planes: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         wanted = target[:, 0].log1p() if recipe.log_target else target[:, 0]
@@ -170,11 +172,11 @@ def train_on(
     )
 
 
-def _scores(cache: CropCache, path: Path, threshold: float) -> dict[int, npt.NDArray[np.float32]]:
+def _scores(cache: CropCache, path: Path) -> dict[int, npt.NDArray[np.float32]]:
     """`crop_scores` of every crop, kept in a file."""
     if not path.exists():
         log.info("scoring the slices of %d crops", len(cache.names))
-        made = [crop_scores(hu, label, threshold) for hu, label in zip(cache.hu, cache.label, strict=True)]
+        made = [crop_scores(hu, label) for hu, label in zip(cache.hu, cache.label, strict=True)]
         buffer = io.BytesIO()
         np.savez_compressed(buffer, scores=np.stack(made))
         write_whole(path, buffer.getvalue())

@@ -44,6 +44,7 @@ class ScreeningRecipe:
         loss: ``"dice"`` (the published method) or ``"dice_ce"`` (plus binary cross-entropy).
         channels, dilated, dropout, norm: See `models.screening.SliceUNet`.
         noise_hu, offset_hu: See `SliceLook`.
+        other_share: See `CalciumSlices`; the published method: 0, only slices with calcium.
         sensitivity: Of the held-out crops, which the operating point must reach.
         seed: Of everything.
         log_every, checkpoint_every: Steps between.
@@ -64,6 +65,7 @@ class ScreeningRecipe:
     norm: bool = True
     noise_hu: float = 15.0
     offset_hu: float = 8.0
+    other_share: float = 0.0
     sensitivity: float = 1.0
     seed: int = 1
     log_every: int = 50
@@ -126,6 +128,7 @@ def train_on(recipe: ScreeningRecipe, work: Path, cache: CropCache, *, device: t
             batch_size=recipe.batch_size,
             look=SliceLook(noise_hu=recipe.noise_hu, offset_hu=recipe.offset_hu),
             seed=recipe.seed,
+            other_share=recipe.other_share,
         )
         torch.manual_seed(recipe.seed + axis)
         network = SliceUNet(**architecture(recipe)).to(device).train()

@@ -47,7 +47,7 @@ class SliceLook:
 
 
 class CalciumSlices:
-    """Batches of slices with calcium, of one orientation, for the exclusion's networks.
+    """Batches of slices of one orientation, with calcium in them, for the exclusion's networks.
 
     Args:
         cache: Crops and their labels.
@@ -58,6 +58,8 @@ class CalciumSlices:
         batch_size: Slices of a batch.
         look: How they are changed.
         seed: Of everything.
+        other_share: Share of the slices that have no coronary calcium but calcium or metal elsewhere, around
+            which the window is laid then.
 
     Raises:
         TrainingError: No slice has calcium.
@@ -73,16 +75,20 @@ class CalciumSlices:
         batch_size: int,
         look: SliceLook,
         seed: int,
+        other_share: float = 0.0,
     ) -> None:
         self.cache, self.axis, self.window = cache, axis, window
         self.batch_size, self.look, self.seed = batch_size, look, seed
         self.slices: list[tuple[int, npt.NDArray[np.int64]]] = []
+        self.others: list[tuple[int, npt.NDArray[np.int64]]] = []
+        across = tuple(a for a in range(3) if a != axis)
         for crop in crops:
-            calcium = np.asarray(cache.label[crop]) == CALCIUM
-            other = tuple(a for a in range(3) if a != axis)
-            found = np.flatnonzero(calcium.any(axis=other))
-            if len(found):
-                self.slices.append((crop, found))
+            label = np.asarray(cache.label[crop])
+            calcium, other = ((label == kind).any(axis=across) for kind in (CALCIUM, OTHER))
+            for slices, shown in ((self.slices, calcium), (self.others, other & ~calcium)):
+                if shown.any():
+                    slices.append((crop, np.flatnonzero(shown)))
+        self.other_share = other_share if self.others else 0.0
         if not self.slices:
             raise TrainingError("no scan to train on has calcium; add some that have")
 
@@ -97,14 +103,16 @@ class CalciumSlices:
         hu = np.empty((self.batch_size, self.window, self.window), dtype=np.float32)
         label = np.empty((self.batch_size, 1, self.window, self.window), dtype=np.uint8)
         for k in range(self.batch_size):
-            crop, found = self.slices[rng.integers(len(self.slices))]
+            kind = OTHER if rng.random() < self.other_share else CALCIUM
+            pool = self.others if kind == OTHER else self.slices
+            crop, found = pool[rng.integers(len(pool))]
             z = int(rng.choice(found))
             image = np.take(self.cache.hu[crop], z, axis=self.axis).astype(np.float32)
-            truth = np.take(self.cache.label[crop], z, axis=self.axis) == CALCIUM
+            labels = np.take(self.cache.label[crop], z, axis=self.axis)
             image = self.look(image, rng)
-            voxels = np.argwhere(truth)
-            centre = voxels[rng.integers(len(voxels))] if k % 2 else None
-            hu[k], label[k, 0] = _window(image, truth, self.window, centre, rng)
+            voxels = np.argwhere(labels == kind)
+            centre = voxels[rng.integers(len(voxels))] if kind == OTHER or k % 2 else None
+            hu[k], label[k, 0] = _window(image, labels == CALCIUM, self.window, centre, rng)
         return two_channels(torch.from_numpy(hu)), torch.from_numpy(label)
 
 
@@ -234,32 +242,28 @@ def thick_slice(hu: npt.NDArray[np.int16], number: int) -> npt.NDArray[np.float3
     return thick_slices(part, slice_weights(len(part), CROP_SPACING[0], 1, start))[0].numpy()
 
 
-def crop_scores(
-    hu: npt.NDArray[np.int16], label: npt.NDArray[np.uint8], threshold: float
-) -> npt.NDArray[np.float32]:
+def crop_scores(hu: npt.NDArray[np.int16], label: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """What each slice of `thick_slices` of a crop adds to its Agatston score, rule ``agatston``.
+
+    The crop is scored as it is and what each of its slices scores is shared out to those that show it: on
+    slices of 3 mm small lesions would sink below 130 HU, and the score of the CT is what is wanted.
 
     Args:
         hu, label: The crop.
-        threshold: Share of a voxel that must be labelled as calcium for it to count.
 
     Returns:
-        float32 (slices,); they overlap by half, so that their sum is the crop's score.
+        float32 (slices,); their sum is the crop's score.
     """
-    scores = np.zeros(SLICES, dtype=np.float32)
+    own = np.zeros(len(hu), dtype=np.float32)
     calcium = label == CALCIUM
-    if not calcium.any():
-        return scores
-    weights = slice_weights(len(hu), CROP_SPACING[0], SLICES, 0.0)
-    image = thick_slices(torch.from_numpy(np.array(hu)), weights).numpy()
-    share = thick_slices(torch.from_numpy(calcium), weights).numpy()
-    spacing = (INCREMENT_MM, *CROP_SPACING[1:])
-    geometry = Geometry(shape=image.shape, spacing=spacing, origin=(0.0, 0.0, 0.0))
-    volume = Volume(hu=image.round().astype(np.int16), geometry=geometry)
-    for lesion in score(volume, share >= threshold).lesions:
-        for part in lesion.parts:
-            scores[part.slice_index] += part.score
-    return scores
+    if calcium.any():
+        geometry = Geometry(shape=hu.shape, spacing=CROP_SPACING, origin=(0.0, 0.0, 0.0))
+        for lesion in score(Volume(hu=np.asarray(hu), geometry=geometry), calcium).lesions:
+            for part in lesion.parts:
+                own[part.slice_index] += part.score
+    weights = slice_weights(len(hu), CROP_SPACING[0], SLICES, 0.0).numpy()
+    shares: npt.NDArray[np.float32] = weights / weights.sum(axis=0)
+    return shares @ own
 
 
 def heart_box(label: npt.NDArray[np.uint8], margin_mm: float) -> tuple[slice, slice, slice] | None:
