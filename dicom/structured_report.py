@@ -4,8 +4,10 @@ A Comprehensive 3D SR with three kinds of measurement groups:
 
 - *Coronary calcium*, the whole: TID 1411 on the calcium segment of the SEG;
 - *Heart*: TID 1411 on the heart segment, with its volume;
-- *Lesion 1*, *Lesion 2* …: TID 1501, each with the centre of its voxels. No segment of the SEG is a lesion,
-  so these refer to none (docs/decisions/0010).
+- *Lesion 1*, *Lesion 2* …: TID 1501, without a segment, as no segment of the SEG is a lesion.
+
+The first number of each group is inferred from a point: a lesion's centre, or the heart's
+(docs/decisions/0010).
 """
 
 from __future__ import annotations
@@ -103,7 +105,8 @@ class MeasuredCalcium:
         volume_mm3, mass_mg: Of the counted calcium; mass None: not measured.
         threshold_hu: HU from which voxels count, or None: every voxel of the mask counts.
         risk_group: 0 to 3, see `RISK_GROUPS`.
-        heart_ml: Volume of the heart, or None: not measured.
+        heart_ml, heart_centre: Volume of the heart and its centre in the patient, LPS mm (x, y, z), or None:
+            not measured.
         lesions: In the order of their numbers, which begin at 1.
         parameters: What the algorithm was set to, one text: of several, dcmqi reads only the first.
     """
@@ -114,6 +117,7 @@ class MeasuredCalcium:
     threshold_hu: float | None = None
     risk_group: int
     heart_ml: float | None = None
+    heart_centre: Sequence[float] | None = None
     lesions: tuple[MeasuredLesion, ...] = ()
     parameters: str = ""
 
@@ -272,6 +276,9 @@ def _report(
         groups.append(
             _of_segment("Heart", HEART_SEGMENT, seg, series, uid, finding_type=HEART, measurements=[volume])
         )
+    if measured.heart_centre is not None:
+        for group in groups:
+            _add_point(group, _point(measured.heart_centre, seg.FrameOfReferenceUID))
     report: Dataset = hd.sr.MeasurementReport(
         observation_context=hd.sr.ObservationContext(observer_device_context=observer),
         procedure_reported=IMAGING,
@@ -297,6 +304,27 @@ def _of_segment(identifier: str, number: int, seg: Dataset, series: Series, uid:
         ),
         **content,
     )
+
+
+def _point(centre: Sequence[float], frame_of_reference: str) -> Any:
+    """A point in the patient, LPS mm (x, y, z)."""
+    import highdicom as hd
+    import numpy as np
+
+    return hd.sr.CoordinatesForMeasurement3D(
+        graphic_type=hd.sr.GraphicTypeValues3D.POINT,
+        graphic_data=np.array([centre], dtype=float),
+        frame_of_reference_uid=frame_of_reference,
+    )
+
+
+def _add_point(group: Any, point: Any) -> None:
+    """Say where the first number of a group of a segment was measured; highdicom itself gives points only to
+    groups without a segment."""
+    import highdicom as hd
+
+    number = next(item for item in group[0].ContentSequence if item.ValueType == "NUM")
+    number.ContentSequence = hd.sr.ContentSequence([*number.get("ContentSequence", []), point])
 
 
 def _tracking(identifier: str, uid: str) -> Any:
@@ -360,13 +388,8 @@ def _lesions(lesions: Sequence[MeasuredLesion], uid: str, frame_of_reference: st
 def _example() -> Dataset:
     """The measurement group of a lesion (TID 1501), written and read again: what stays is encoded once."""
     import highdicom as hd
-    import numpy as np
 
-    centre = hd.sr.CoordinatesForMeasurement3D(
-        graphic_type=hd.sr.GraphicTypeValues3D.POINT,
-        graphic_data=np.zeros((1, 3)),
-        frame_of_reference_uid="1.2.3",
-    )
+    centre = _point((0, 0, 0), "1.2.3")
     group = hd.sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=_tracking("Lesion", ""),
         finding_type=CALCIUM,

@@ -132,6 +132,7 @@ def write_sr(path: Path, case: Case, *, segmentation: Path, provenance: dict[str
             threshold_hu=score.parameters["threshold"],
             risk_group=int(score.risk_group),
             heart_ml=case.facts.get("heart_volume_ml"),
+            heart_centre=case.facts.get("heart_centre_lps"),
             lesions=tuple(
                 MeasuredLesion(score=x.score, volume_mm3=x.volume_mm3, centre=x.centroid_lps)
                 for x in score.lesions
@@ -145,6 +146,6 @@ def write_sr(path: Path, case: Case, *, segmentation: Path, provenance: dict[str
 def _parameters(rule: dict[str, Any], weights: dict[str, dict[str, str]]) -> str:
     """The rule and the weights in one line of ASCII, whatever the user has named them."""
     said = {"rule": rule["name"], **{k: v for k, v in rule.items() if k not in ("name", "summary")}}
-    said |= {f"{role} weights": f"{w['name']} sha256 {w['sha256']}" for role, w in weights.items()}
+    said |= {f"{role} weights": f"{w['name']} sha256 {w['sha256']}" for role, w in sorted(weights.items())}
     line = "; ".join(f"{k}: {v}" for k, v in said.items())
     return line.encode("ascii", "backslashreplace").decode()

@@ -40,6 +40,7 @@ MEASURED = MeasuredCalcium(
     threshold_hu=130,
     risk_group=2,
     heart_ml=612.3,
+    heart_centre=(3.5, -4.25, 60.0),
     lesions=LESIONS,
     parameters="rule: agatston; heart weights: bundled sha256 0123",
 )
@@ -116,11 +117,10 @@ def test_highdicom_reads_what_was_measured(scan: Scan) -> None:
         "122660": (74.5, "mm3"),
     }
     (score,) = calcium.get_measurements(name=codes.SCT.CoronaryArteryCalciumScore)
-    (method,) = score[0].ContentSequence
+    method = score[0].ContentSequence[0]
     assert method.ConceptCodeSequence[0] == codes.DCM.AgatstonScoringMethod
     assert calcium.finding_type == codes.SCT.PathologicCalcification
-    assert [site.topographical_modifier for site in calcium.finding_sites] == [None]
-    assert calcium.finding_sites[0].value == Code("41801008", "SCT", "")
+    assert [site.value for site in calcium.finding_sites] == [Code("41801008", "SCT", "Coronary artery")]
     (risk,) = calcium.get_qualitative_evaluations()
     assert risk.value == Code("25594002", "SCT", "Moderate risk")
     texts = {
@@ -146,9 +146,12 @@ def test_highdicom_reads_what_was_measured(scan: Scan) -> None:
     assert [g.tracking_identifier for g in found] == ["Lesion 1", "Lesion 2"]
     for group, lesion in zip(found, LESIONS, strict=True):
         assert numbers(group) == {"450360000": (lesion.score, "1"), "122660": (lesion.volume_mm3, "mm3")}
+    # OHIF 3.13 shows nothing of a report in which a group has no point.
+    places = [MEASURED.heart_centre, MEASURED.heart_centre, *(lesion.centre for lesion in LESIONS)]
+    for group, place in zip((calcium, heart, *found), places, strict=True):
         (point,) = [i for i in items(group[0]) if i.ValueType == "SCOORD3D"]
         assert point.GraphicType == "POINT"
-        assert tuple(point.GraphicData) == lesion.centre
+        assert tuple(point.GraphicData) == place
         assert point.ReferencedFrameOfReferenceUID == seg.FrameOfReferenceUID
     observers = content.get_observer_contexts()
     assert [o.observer_type for o in observers] == [codes.DCM.Device]
