@@ -1,4 +1,4 @@
-"""DICOM in and out: find series, judge them, read them to `Volume`, write segmentations."""
+"""DICOM in and out: find series, judge them, read them to `Volume`, write segmentations and reports."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from .series import Finding, Series, SliceRef
 
 if TYPE_CHECKING:
     from .segmentation import read_segmentation, write_segmentation
+    from .structured_report import MeasuredCalcium, MeasuredLesion, write_structured_report
 
 __all__ = [
     "GATES",
     "Discovery",
     "Finding",
     "Gate",
+    "MeasuredCalcium",
+    "MeasuredLesion",
     "Reading",
     "Series",
     "SliceRef",
@@ -30,13 +33,18 @@ __all__ = [
     "read_series",
     "safe_name",
     "write_segmentation",
+    "write_structured_report",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the SEG writer, and highdicom with it, only where it is used."""
+    """Import the writers of SEG and SR only where they are used."""
     if name in ("read_segmentation", "write_segmentation"):
         from . import segmentation
 
         return getattr(segmentation, name)
+    if name in ("MeasuredCalcium", "MeasuredLesion", "write_structured_report"):
+        from . import structured_report
+
+        return getattr(structured_report, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

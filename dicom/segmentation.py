@@ -37,10 +37,13 @@ ARTIFICIAL_INTELLIGENCE = Code("123110", "DCM", "Artificial Intelligence")
 SEGMENTATION_SOP_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 """Segmentation Storage and Label Map Segmentation Storage."""
 
+HEART_SEGMENT, CALCIUM_SEGMENT = 1, 2
+"""SegmentNumber of each."""
+
 SERIES_NUMBER = 9001
 """SeriesNumber of our SEG: high, so that viewers list it after what the scanner made."""
 
-_STUDY_REQUIRED = (
+STUDY_REQUIRED = (
     "PatientID",
     "PatientName",
     "PatientBirthDate",
@@ -55,7 +58,7 @@ _STUDY_REQUIRED = (
 _COLORS = {"heart": (206, 110, 84), "calcium": (255, 221, 64)}
 """Recommended display colours, RGB 0–255; the heart's is 3D Slicer's."""
 
-_COPIED = (
+PATIENT_AND_STUDY = (
     "SpecificCharacterSet",
     # Patient, PS3.3 C.7.1.1
     "PatientName",
@@ -78,6 +81,9 @@ _COPIED = (
     "PatientAge",
     "PatientSize",
     "PatientWeight",
+)
+"""Attributes of the CT that SEG and SR take over as they are, where they are there."""
+_IMAGE = (
     # Frame of reference and lossy compression, C.7.4.1 and C.7.6.1
     "FrameOfReferenceUID",
     "PositionReferenceIndicator",
@@ -85,10 +91,10 @@ _COPIED = (
     "LossyImageCompressionRatio",
     "LossyImageCompressionMethod",
 )
-"""Attributes of the CT that the SEG takes over as they are, where they are there."""
+"""What the SEG takes over too."""
 
-_TRIAL_REQUIRED = ("ClinicalTrialSponsorName", "ClinicalTrialProtocolID", "ClinicalTrialSubjectID")
-_TRIAL_EMPTY = ("ClinicalTrialProtocolName", "ClinicalTrialSiteID", "ClinicalTrialSiteName")
+TRIAL_REQUIRED = ("ClinicalTrialSponsorName", "ClinicalTrialProtocolID", "ClinicalTrialSubjectID")
+TRIAL_EMPTY = ("ClinicalTrialProtocolName", "ClinicalTrialSiteID", "ClinicalTrialSiteName")
 """Clinical trial subject, C.7.1.3: taken over where the required ones are there, else left out, as a part
 of the module makes a file invalid."""
 
@@ -297,11 +303,11 @@ def _header(ref: SliceRef, series: Series) -> Dataset:
             f"Cannot read {ref.path} again ({error}): check that the CT is still there"
         ) from error
     copied = Dataset()
-    for keyword in _COPIED:
+    for keyword in (*PATIENT_AND_STUDY, *_IMAGE):
         if keyword in header:
             copied.add(header[keyword])
-    if all(header.get(keyword) for keyword in _TRIAL_REQUIRED):
-        for keyword in (*_TRIAL_REQUIRED, *_TRIAL_EMPTY):
+    if all(header.get(keyword) for keyword in TRIAL_REQUIRED):
+        for keyword in (*TRIAL_REQUIRED, *TRIAL_EMPTY):
             setattr(copied, keyword, header.get(keyword, ""))
     if not copied.get("StudyInstanceUID"):
         copied.StudyInstanceUID = series.study_uid or generate_uid(entropy_srcs=[series.series_uid, "study"])
@@ -315,11 +321,11 @@ def _source_image(
 ) -> Dataset:
     """What highdicom wants to know about one CT image, without reading its file.
 
-    Patient and study stay empty here: highdicom refuses values that real files have (see `_COPIED`).
+    Patient and study stay empty here: highdicom refuses values that real files have.
     """
     ref = refs[z]
     image = Dataset()
-    for keyword in _STUDY_REQUIRED:
+    for keyword in STUDY_REQUIRED:
         setattr(image, keyword, "")
     image.Modality = "CT"
     image.StudyInstanceUID = header.StudyInstanceUID
@@ -356,8 +362,15 @@ def _descriptions(algorithm: Any) -> list[Any]:
             display_color=hd.color.CIELabColor.from_rgb(*_COLORS[name]),
         )
         for number, name, label, category, code, regions in (
-            (1, "heart", "Heart", ANATOMICAL_STRUCTURE, HEART, None),
-            (2, "calcium", "Coronary calcium", ABNORMAL_STRUCTURE, CALCIUM, [CORONARY_ARTERY]),
+            (HEART_SEGMENT, "heart", "Heart", ANATOMICAL_STRUCTURE, HEART, None),
+            (
+                CALCIUM_SEGMENT,
+                "calcium",
+                "Coronary calcium",
+                ABNORMAL_STRUCTURE,
+                CALCIUM,
+                [CORONARY_ARTERY],
+            ),
         )
     ]
 
@@ -388,14 +401,15 @@ def _refer_to_images(segmentation: Dataset, refs: dict[str, SliceRef]) -> None:
             items.extend(derivation.SourceImageSequence)
     for item in {id(item): item for item in items}.values():  # highdicom uses one item in several places
         ref = refs[item.ReferencedSOPInstanceUID]
-        item.update(_reference(ref))
+        item.update(reference_to(ref))
         if ref.frame is not None:
             item.ReferencedFrameNumber = ref.frame + 1
-    instances = {ref.sop_instance_uid: _reference(ref) for ref in refs.values()}
+    instances = {ref.sop_instance_uid: reference_to(ref) for ref in refs.values()}
     segmentation.ReferencedSeriesSequence[0].ReferencedInstanceSequence = list(instances.values())
 
 
-def _reference(ref: SliceRef) -> Dataset:
+def reference_to(ref: SliceRef) -> Dataset:
+    """The item of a sequence that refers to the image's file."""
     item = Dataset()
     item.ReferencedSOPClassUID = ref.sop_class_uid or CTImageStorage
     item.ReferencedSOPInstanceUID = ref.sop_instance_uid

@@ -120,11 +120,15 @@ def target_paths(workflow: Workflow, series: Series) -> dict[str, Path]:
     UIDs are escaped (`dicom.safe_name`): whatever they hold, the paths stay inside.
     """
     folder = series_folder(series)
-    paths = {"details": folder / outputs.DETAILS_NAME, "preview": folder / outputs.PREVIEW_NAME}
+    paths = {
+        "sr": folder / outputs.SR_NAME,
+        "details": folder / outputs.DETAILS_NAME,
+        "preview": folder / outputs.PREVIEW_NAME,
+    }
     options = workflow.options("DataOrganizer")
     for target in options.targets if options is not None else ():
         query, _, template = target.partition("-->")
-        if TARGET_ROLES[query] not in ("seg", "report"):
+        if TARGET_ROLES[query] not in ("seg", "sr", "report"):
             continue
         text = template.replace("[i:PatientID]", patient_folder(series.patient_id))
         text = text.replace("[i:SeriesInstanceUID]", safe_name(series.series_uid))
@@ -236,7 +240,9 @@ def build_chain(
                 workflow=workflow, output=output, name=options.model_name, version=__version__
             )
         elif step.module == "ReportExporter":
-            stage = _WriteReport(workflow=workflow, output=output, includes=tuple(options.includes))
+            stage = _WriteReport(
+                workflow=workflow, output=output, includes=tuple(options.includes), provenance=provenance
+            )
         else:
             stage = _Organise(workflow=workflow, output=output, keep=frozenset(keep))
         chain.append((step.module, stage))
@@ -314,16 +320,22 @@ class _WriteSegmentation:
 
 @dataclass(frozen=True, kw_only=True)
 class _WriteReport:
+    """Writes the report, and the SR of a case with a score and the SEG that it was counted in."""
+
     workflow: Workflow
     output: Path
     includes: tuple[dict[str, Any], ...]
+    provenance: dict[str, Any]
 
     def __call__(self, case: Case) -> Case:
-        path = self.output / target_paths(self.workflow, case.series).get(
-            "report", series_folder(case.series) / outputs.REPORT_NAME
-        )
+        paths = target_paths(self.workflow, case.series)
+        path = self.output / paths.get("report", series_folder(case.series) / outputs.REPORT_NAME)
         write_json(path, outputs.report(case, list(self.includes)))
-        return replace(case, outputs={**case.outputs, "report": path})
+        written = {**case.outputs, "report": path}
+        if case.score is not None and "seg" in written:
+            written["sr"] = self.output / paths["sr"]
+            outputs.write_sr(written["sr"], case, segmentation=written["seg"], provenance=self.provenance)
+        return replace(case, outputs=written)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,10 +1,12 @@
-"""What a case leaves on disk as JSON: report and details. Its picture: `previews`; its SEG: `dicom`."""
+"""What a case leaves on disk: report and details as JSON, and the SR. Picture: `previews`; SEG: `dicom`."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from ..dicom import MeasuredCalcium, MeasuredLesion, write_structured_report
 from ..errors import WorkflowError
 from .case import Case
 from .options import nearest
@@ -12,6 +14,7 @@ from .options import nearest
 REPORT_NAME = "DeepCAC.report.json"
 DETAILS_NAME = "details.json"
 PREVIEW_NAME = "preview.png"
+SR_NAME = "cac.sr.dcm"
 
 _ATTRIBUTES = {
     "SeriesInstanceUID": "series_uid",
@@ -102,3 +105,47 @@ def details(case: Case, provenance: dict[str, Any]) -> dict[str, Any]:
         "seconds": {k: round(v, 3) for k, v in case.timings.items()},
         "provenance": {**provenance, **{k: v for k, v in case.facts.items() if k == "device"}},
     }
+
+
+def write_sr(path: Path, case: Case, *, segmentation: Path, provenance: dict[str, Any]) -> None:
+    """Write the DICOM SR of a case with a score: see `dicom.write_structured_report`.
+
+    Args:
+        segmentation: The DICOM SEG of the case.
+        provenance: Version and weight hashes.
+
+    Raises:
+        InputUnreadable: The SEG cannot be read.
+        DiskFull, OutputUnwritable: The SR cannot be written.
+    """
+    score = case.score
+    if score is None:
+        raise TypeError("the SR needs the score")
+    write_structured_report(
+        path,
+        series=case.series,
+        segmentation=segmentation,
+        measured=MeasuredCalcium(
+            score=score.total,
+            volume_mm3=score.volume_mm3,
+            mass_mg=score.mass_mg,
+            threshold_hu=score.parameters["threshold"],
+            risk_group=int(score.risk_group),
+            heart_ml=case.facts.get("heart_volume_ml"),
+            heart_centre=case.facts.get("heart_centre_lps"),
+            lesions=tuple(
+                MeasuredLesion(score=x.score, volume_mm3=x.volume_mm3, centre=x.centroid_lps)
+                for x in score.lesions
+            ),
+            parameters=_parameters(score.parameters, provenance["weights"]),
+        ),
+        algorithm_version=provenance["deepcac2"],
+    )
+
+
+def _parameters(rule: dict[str, Any], weights: dict[str, dict[str, str]]) -> str:
+    """The rule and the weights in one line of ASCII, whatever the user has named them."""
+    said = {"rule": rule["name"], **{k: v for k, v in rule.items() if k not in ("name", "summary")}}
+    said |= {f"{role} weights": f"{w['name']} sha256 {w['sha256']}" for role, w in sorted(weights.items())}
+    line = "; ".join(f"{k}: {v}" for k, v in said.items())
+    return line.encode("ascii", "backslashreplace").decode()

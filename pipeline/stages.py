@@ -158,6 +158,7 @@ def check_heart(
     lung, roundness = _lung_share(volume, heart, box), solidity(part, volume.geometry)
     facts = {
         "heart_volume_ml": round(millilitres, 1),
+        "heart_centre_lps": [round(c, 2) for c in _centre(box, volume.geometry)],
         "heart_median_hu": median,
         "heart_inner_median_hu": blood,
         "heart_solidity": round(roundness, 3),
@@ -226,8 +227,12 @@ def heart_centre(heart: npt.NDArray[np.bool_], geometry: Geometry) -> tuple[floa
     Raises:
         ValueError: The mask is empty.
     """
-    middle = [(s.start + s.stop - 1) / 2 for s in bounding_box(heart)]
-    x, y, z = geometry.to_lps(middle)
+    return _centre(bounding_box(heart), geometry)
+
+
+def _centre(box: tuple[slice, ...], geometry: Geometry) -> tuple[float, float, float]:
+    """Middle of a box of indices, LPS mm (x, y, z)."""
+    x, y, z = geometry.to_lps([(s.start + s.stop - 1) / 2 for s in box])
     return float(x), float(y), float(z)
 
 

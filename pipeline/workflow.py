@@ -199,6 +199,7 @@ class DataOrganizerOptions:
     targets: list[str] = field(
         default_factory=lambda: [
             "dicomseg:mod=seg-->[i:PatientID]/[i:SeriesInstanceUID]/cac.seg.dcm",
+            "dicom:mod=sr-->[i:PatientID]/[i:SeriesInstanceUID]/cac.sr.dcm",
             "json:mod=report-->[i:PatientID]/[i:SeriesInstanceUID]/DeepCAC.report.json",
             "json:mod=details-->[i:PatientID]/[i:SeriesInstanceUID]/details.json",
             "csv:mod=results-->results.csv",
@@ -208,6 +209,7 @@ class DataOrganizerOptions:
 
 TARGET_ROLES = {
     "dicomseg:mod=seg": "seg",
+    "dicom:mod=sr": "sr",
     "json:mod=report": "report",
     "json:mod=details": "details",
     "csv:mod=results": "results",

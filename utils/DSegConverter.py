@@ -10,7 +10,16 @@ from mhubio.core import IO, Instance, InstanceData, Module
 from .. import __version__
 from ..dicom import write_segmentation
 from ..errors import WorkflowError
-from .handover import CALCIUM, CASE, HEART, SCREENED, for_each_case, read_case, read_geometry
+from .handover import (
+    CALCIUM,
+    CASE,
+    HEART,
+    SCREENED,
+    SEGMENTATION,
+    for_each_case,
+    read_case,
+    read_geometry,
+)
 
 
 @IO.Config("converted_file_name", str, "cac.seg.dcm", the="name of the DICOM SEG")
@@ -28,7 +37,7 @@ class DSegConverter(Module):
     @for_each_case
     @IO.Input("in_case", CASE, the="header facts of the series")
     @IO.Input("in_heart", HEART, the="heart, 0 and 1")
-    @IO.Output("out_data", IO.C("converted_file_name"), "dicomseg:mod=seg", the="DICOM SEG")
+    @IO.Output("out_data", IO.C("converted_file_name"), SEGMENTATION, the="DICOM SEG")
     def task(
         self,
         instance: Instance,

@@ -44,6 +44,7 @@ CT = "nifti:mod=ct"
 HEART = "nifti:mod=seg:model=deepcac2:roi=HEART"
 CALCIUM = "nifti:mod=seg:model=deepcac2:roi=CORONARY_ARTERY+PATHOLOGIC_CALCIFICATION"
 SCREENED = "nifti:mod=seg:model=screening:roi=CORONARY_ARTERY+PATHOLOGIC_CALCIFICATION"
+SEGMENTATION = "dicomseg:mod=seg"
 """mhubio data types; ``roi`` is what SegDB calls the structure."""
 
 CASE_FILE = "case.json"

@@ -11,9 +11,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import highdicom as hd
 import numpy as np
+import pydicom
 import pytest
 from pyarrow import parquet
+from pydicom.sr.codedict import codes
 
 from deepcac2.batch.run import Means, Progress, RunSummary, run_folder
 from deepcac2.dicom import discover, read_segmentation, read_series
@@ -83,12 +86,18 @@ def test_the_outputs_agree_with_each_other(simulated: Path, finished: tuple[Path
     }
     series = next(s for s in discover(simulated).series if s.series_uid == uid)
     geometry = read_series(series).volume.geometry
-    masks = read_segmentation(folder / "cac.seg.dcm", geometry)
+    seg = folder / "cac.seg.dcm"
+    masks = read_segmentation(seg, geometry)
     for name in ("heart", "calcium"):
         array, grid = read_image(folder / f"{name}.nii.gz")
         assert grid.same_grid(geometry)
         np.testing.assert_array_equal(array.astype(bool), masks[name])
     assert (folder / "preview.png").read_bytes().startswith(b"\x89PNG")
+    calcium, _ = hd.sr.srread(folder / "cac.sr.dcm").content.get_volumetric_roi_measurement_groups()
+    (reported,) = calcium.get_measurements(name=codes.SCT.CoronaryArteryCalciumScore)
+    assert reported.value == details["score"]["total"]
+    assert calcium.referenced_segment.referenced_sop_instance_uid == pydicom.dcmread(seg).SOPInstanceUID
+    assert {"cac.seg.dcm", "cac.sr.dcm"} <= set(details["outputs"])
     assert not list(output.rglob(".*"))
 
 
@@ -118,11 +127,13 @@ def test_the_same_command_again_computes_nothing(simulated: Path, finished: tupl
 
 def test_a_missing_output_is_made_again(simulated: Path, finished: tuple[Path, RunSummary]) -> None:
     output, _ = finished
-    seg = output / "SIM-0003" / series_of(simulated) / "cac.seg.dcm"
-    seg.unlink()
+    folder = output / "SIM-0003" / series_of(simulated)
+    instances = [pydicom.dcmread(folder / name).SOPInstanceUID for name in ("cac.seg.dcm", "cac.sr.dcm")]
+    (folder / "cac.sr.dcm").unlink()
     _, seen = run(simulated, output, keep=["nifti"])
     assert [p.skipped for p in seen if p.row and p.row.status == "scored"] == [False]
-    assert seg.exists()
+    again = [pydicom.dcmread(folder / name).SOPInstanceUID for name in ("cac.seg.dcm", "cac.sr.dcm")]
+    assert again == instances
 
 
 def test_results_of_another_configuration_are_refused(

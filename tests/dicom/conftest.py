@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -141,3 +144,31 @@ def ct() -> CTWriter:
 def hu() -> npt.NDArray[np.int16]:
     """Random HU (28, 12, 10); at 3 mm the stack passes every gate."""
     return phantom()
+
+
+def _run_tool(name: str, *arguments: str, cwd: Path | None = None) -> str:
+    program = shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
+    if program is None:
+        pytest.skip(f"needs the program {name}")
+    done = subprocess.run(
+        [program, *arguments], capture_output=True, text=True, check=False, timeout=60, cwd=cwd
+    )
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="session")
+def run_tool() -> Callable[..., str]:
+    """Output of a program from the system or the virtual environment; skips where it is not installed."""
+    return _run_tool
+
+
+@pytest.fixture(scope="session")
+def assert_valid() -> Callable[[Path, str], None]:
+    """Lets dciodvfy judge a file that must be of this IOD."""
+
+    def check(path: Path, iod: str) -> None:
+        output = _run_tool("dciodvfy", str(path))
+        assert iod in output
+        assert [line for line in output.splitlines() if line.startswith(("Error", "Abort"))] == []
+
+    return check

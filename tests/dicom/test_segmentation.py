@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-import subprocess
-import sys
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +28,10 @@ from deepcac2.dicom.segmentation import (
 from deepcac2.dicom.series import Series, SliceRef
 from deepcac2.errors import InputError, InputUnreadable, MaskMismatch, OutputUnwritable
 from deepcac2.imaging import Geometry
+
+RunTool = Callable[..., str]
+AssertValid = Callable[[Path, str], None]
+Voxels = Callable[[Path, Path, Geometry], dict[str, np.ndarray]]
 
 SHAPE = (8, 30, 41)  # 30 × 41 pixels are no whole number of bytes: frames do not start at one
 SPACING = (2.5, 0.75, 0.5)
@@ -118,44 +121,36 @@ def make_masks(shape: tuple[int, int, int] = SHAPE) -> tuple[np.ndarray, np.ndar
     return heart, calcium
 
 
-def run_tool(name: str, *arguments: str, cwd: Path | None = None) -> str:
-    """Output of a program from the system or the virtual environment; skips where it is not installed."""
-    program = shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
-    if program is None:
-        pytest.skip(f"needs the program {name}")
-    done = subprocess.run(
-        [program, *arguments], capture_output=True, text=True, check=False, timeout=60, cwd=cwd
-    )
-    return done.stdout + done.stderr
-
-
-def assert_valid(path: Path) -> None:
-    output = run_tool("dciodvfy", str(path))
-    assert "Segmentation" in output
-    assert [line for line in output.splitlines() if line.startswith(("Error", "Abort"))] == []
-
-
-def dcmqi_voxels(path: Path, folder: Path, geometry: Geometry) -> dict[str, np.ndarray]:
+@pytest.fixture
+def dcmqi_voxels(run_tool: RunTool) -> Voxels:
     """What segimage2itkimage makes of the SEG, put onto the grid voxel by voxel, by segment label."""
-    folder.mkdir()
-    run_tool("segimage2itkimage", "--inputDICOM", str(path), "--outputDirectory", str(folder), "-t", "nrrd")
-    meta = json.loads((folder / "meta.json").read_text())
-    result = {}
-    for number, segments in enumerate(meta["segmentAttributes"], start=1):
-        image = sitk.ReadImage(str(folder / f"{number}.nrrd"))
-        mask = np.zeros(geometry.shape, bool)
-        xyz = np.argwhere(sitk.GetArrayFromImage(image))[:, ::-1]
-        direction = np.reshape(image.GetDirection(), (3, 3))
-        index = geometry.to_index(image.GetOrigin() + (xyz * image.GetSpacing()) @ direction.T)
-        assert np.abs(index - np.round(index)).max(initial=0) < 1e-3
-        mask[tuple(np.round(index).astype(int).T)] = True
-        result[segments[0]["SegmentLabel"]] = mask
-    return result
+
+    def voxels(path: Path, folder: Path, geometry: Geometry) -> dict[str, np.ndarray]:
+        folder.mkdir()
+        run_tool(
+            "segimage2itkimage", "--inputDICOM", str(path), "--outputDirectory", str(folder), "-t", "nrrd"
+        )
+        meta = json.loads((folder / "meta.json").read_text())
+        result = {}
+        for number, segments in enumerate(meta["segmentAttributes"], start=1):
+            image = sitk.ReadImage(str(folder / f"{number}.nrrd"))
+            mask = np.zeros(geometry.shape, bool)
+            xyz = np.argwhere(sitk.GetArrayFromImage(image))[:, ::-1]
+            direction = np.reshape(image.GetDirection(), (3, 3))
+            index = geometry.to_index(image.GetOrigin() + (xyz * image.GetSpacing()) @ direction.T)
+            assert np.abs(index - np.round(index)).max(initial=0) < 1e-3
+            mask[tuple(np.round(index).astype(int).T)] = True
+            result[segments[0]["SegmentLabel"]] = mask
+        return result
+
+    return voxels
 
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("signs", SIGNS)
-def test_read_back_by_all_for_all_directions_and_slice_orders(tmp_path: Path, signs, reverse) -> None:
+def test_read_back_by_all_for_all_directions_and_slice_orders(
+    tmp_path: Path, signs, reverse, assert_valid: AssertValid, dcmqi_voxels: Voxels
+) -> None:
     geometry = make_geometry(signs)
     series = write_ct(tmp_path / "ct", geometry, reverse=reverse)
     heart, calcium = make_masks()
@@ -163,7 +158,7 @@ def test_read_back_by_all_for_all_directions_and_slice_orders(tmp_path: Path, si
     write_segmentation(
         path, series=series, geometry=geometry, heart=heart, calcium=calcium, algorithm_version="1"
     )
-    assert_valid(path)
+    assert_valid(path, "Segmentation")
 
     by_dcmqi = dcmqi_voxels(path, tmp_path / "dcmqi", geometry)
     assert list(by_dcmqi) == ["Heart", "Coronary calcium"]
@@ -183,7 +178,7 @@ def test_read_back_by_all_for_all_directions_and_slice_orders(tmp_path: Path, si
     np.testing.assert_array_equal(masks["calcium"], calcium)
 
 
-def test_oblique_stack(tmp_path: Path) -> None:
+def test_oblique_stack(tmp_path: Path, assert_valid: AssertValid, dcmqi_voxels: Voxels) -> None:
     a = np.deg2rad(11.0)
     row, column = (np.cos(a), 0.0, np.sin(a)), (0.0, 1.0, 0.0)
     normal = tuple(np.cross(row, column))
@@ -194,13 +189,15 @@ def test_oblique_stack(tmp_path: Path) -> None:
         path, series=write_ct(tmp_path / "ct", geometry), geometry=geometry, heart=heart, calcium=calcium,
         algorithm_version="1",
     )  # fmt: skip
-    assert_valid(path)
+    assert_valid(path, "Segmentation")
     np.testing.assert_array_equal(dcmqi_voxels(path, tmp_path / "q", geometry)["Coronary calcium"], calcium)
     np.testing.assert_array_equal(read_segmentation(path, geometry)["calcium"], calcium)
 
 
 @pytest.mark.parametrize("what", ["no calcium", "nothing", "calcium only", "first and last slice only"])
-def test_valid_and_readable_when_something_is_empty(tmp_path: Path, what: str) -> None:
+def test_valid_and_readable_when_something_is_empty(
+    tmp_path: Path, what: str, assert_valid: AssertValid, dcmqi_voxels: Voxels
+) -> None:
     geometry = make_geometry()
     series = write_ct(tmp_path / "ct", geometry)
     heart, calcium = make_masks()
@@ -215,7 +212,7 @@ def test_valid_and_readable_when_something_is_empty(tmp_path: Path, what: str) -
     write_segmentation(
         path, series=series, geometry=geometry, heart=heart, calcium=calcium, algorithm_version="1"
     )
-    assert_valid(path)
+    assert_valid(path, "Segmentation")
     ds = pydicom.dcmread(path)
     assert [item.SegmentNumber for item in ds.SegmentSequence] == [1, 2]
     frames = [
@@ -309,7 +306,7 @@ def test_same_masks_same_instance(tmp_path: Path) -> None:
         {"PatientID": "", "StudyDate": "", "StudyTime": "", "PatientSex": "O"},
     ],
 )
-def test_headers_as_they_come(tmp_path: Path, header: dict[str, str]) -> None:
+def test_headers_as_they_come(tmp_path: Path, header: dict[str, str], assert_valid: AssertValid) -> None:
     geometry = make_geometry()
     series = write_ct(tmp_path / "ct", geometry, header=header)
     heart, calcium = make_masks()
@@ -317,7 +314,7 @@ def test_headers_as_they_come(tmp_path: Path, header: dict[str, str]) -> None:
     write_segmentation(
         path, series=series, geometry=geometry, heart=heart, calcium=calcium, algorithm_version="1"
     )
-    assert_valid(path)
+    assert_valid(path, "Segmentation")
     ds = pydicom.dcmread(path)
     for keyword, value in header.items():
         assert str(ds[keyword].value) == value
@@ -345,7 +342,7 @@ def test_header_values_that_break_the_standard_do_not_stop_us(tmp_path: Path) ->
     assert ds.PatientSex == "W"
 
 
-def test_slices_in_a_zip_archive(tmp_path: Path) -> None:
+def test_slices_in_a_zip_archive(tmp_path: Path, assert_valid: AssertValid) -> None:
     geometry = make_geometry()
     series = write_ct(tmp_path / "ct", geometry)
     archive = tmp_path / "ct.zip"
@@ -360,11 +357,13 @@ def test_slices_in_a_zip_archive(tmp_path: Path) -> None:
         path, series=replace(series, slices=slices), geometry=geometry, heart=heart, calcium=calcium,
         algorithm_version="1",
     )  # fmt: skip
-    assert_valid(path)
+    assert_valid(path, "Segmentation")
     assert pydicom.dcmread(path).PatientID == "P-001"
 
 
-def test_frames_of_an_enhanced_file_are_referenced_by_number(tmp_path: Path) -> None:
+def test_frames_of_an_enhanced_file_are_referenced_by_number(
+    tmp_path: Path, assert_valid: AssertValid
+) -> None:
     geometry = make_geometry()
     series = write_ct(tmp_path / "ct", geometry)
     enhanced = pydicom.dcmread(series.slices[0].path)
@@ -386,7 +385,7 @@ def test_frames_of_an_enhanced_file_are_referenced_by_number(tmp_path: Path) -> 
         path, series=series, slices=slices, geometry=geometry, heart=heart, calcium=calcium,
         algorithm_version="1",
     )  # fmt: skip
-    assert_valid(path)
+    assert_valid(path, "Segmentation")
     ds = pydicom.dcmread(path)
     (instance,) = ds.ReferencedSeriesSequence[0].ReferencedInstanceSequence
     assert instance.ReferencedSOPInstanceUID == enhanced.SOPInstanceUID
@@ -480,7 +479,7 @@ def dcmqi_segment(label: str, number: int, code: tuple[str, str, str]) -> dict:
 
 
 @pytest.mark.parametrize("signs", [(1.0, 1.0, 1.0), (-1.0, -1.0, 1.0)])
-def test_segmentations_by_another_tool(tmp_path: Path, signs) -> None:
+def test_segmentations_by_another_tool(tmp_path: Path, signs, run_tool: RunTool) -> None:
     """dcmqi writes one with codes and labels of its own, and its own frame orientation."""
     geometry = make_geometry()
     write_ct(tmp_path / "ct", geometry)
@@ -586,7 +585,9 @@ def test_what_is_no_segmentation(tmp_path: Path) -> None:
             read_segmentation(path, geometry)
 
 
-def test_on_a_real_scan(tmp_path: Path, shared_data: Path) -> None:
+def test_on_a_real_scan(
+    tmp_path: Path, shared_data: Path, assert_valid: AssertValid, dcmqi_voxels: Voxels
+) -> None:
     (series,) = discover(shared_data / "chest" / "CIP-64x64").series
     reading = read_series(series)
     geometry = reading.volume.geometry
@@ -596,7 +597,7 @@ def test_on_a_real_scan(tmp_path: Path, shared_data: Path) -> None:
         path, series=series, slices=reading.slices, geometry=geometry, heart=heart, calcium=calcium,
         algorithm_version="1",
     )  # fmt: skip
-    assert_valid(path)
+    assert_valid(path, "Segmentation")
     by_dcmqi = dcmqi_voxels(path, tmp_path / "q", geometry)
     np.testing.assert_array_equal(by_dcmqi["Heart"], heart)
     np.testing.assert_array_equal(by_dcmqi["Coronary calcium"], calcium)

@@ -1,21 +1,24 @@
-"""Report and preview of a case whose truth is known."""
+"""Report, SR and preview of a case whose truth is known."""
 
 from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import highdicom as hd
 import numpy as np
 import pytest
 from PIL import Image
+from pydicom.sr.codedict import codes
 
 from deepcac2.dicom import discover, read_segmentation, read_series
 from deepcac2.errors import WorkflowError
 from deepcac2.pipeline import Case, Workflow
-from deepcac2.pipeline.outputs import report
+from deepcac2.pipeline.outputs import details, report, write_sr
 from deepcac2.pipeline.previews import preview, preview_slices, shown
-from deepcac2.scoring import score
+from deepcac2.scoring import RULES, score
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +61,61 @@ def test_a_wrong_include_is_an_error(case: Case, entry: dict[str, str], message:
     assert message in str(caught.value)
 
 
+PROVENANCE = {
+    "deepcac2": "1.2",
+    "weights": {role: {"name": f"gewichte-ü {role}", "sha256": role * 8} for role in ("heart", "calcium")},
+}
+
+
+@pytest.mark.parametrize("empty", [False, True])
+@pytest.mark.parametrize("rule", RULES)
+def test_the_sr_says_what_the_details_say(
+    case: Case, simulated: Path, tmp_path: Path, rule: str, empty: bool
+) -> None:
+    assert case.volume is not None
+    assert case.calcium is not None
+    counted = score(
+        case.volume,
+        np.zeros_like(case.calcium) if empty else case.calcium,
+        rule=rule,
+        slice_thickness=2.5,
+        calibration_factor=None if empty else 0.0008,
+    )
+    scored = replace(case, score=counted)
+    path = tmp_path / "cac.sr.dcm"
+    write_sr(path, scored, segmentation=simulated / "SIM-0003" / "truth.seg.dcm", provenance=PROVENANCE)
+    said = details(scored, PROVENANCE)["score"]
+
+    content = hd.sr.srread(path).content
+    calcium, heart = content.get_volumetric_roi_measurement_groups()
+
+    def value(group, name) -> float | None:
+        return next((m.value for m in group.get_measurements(name=name)), None)
+
+    assert value(calcium, codes.SCT.CoronaryArteryCalciumScore) == said["total"]
+    assert value(calcium, codes.DCM.CalciumVolume) == said["volume_mm3"]
+    assert value(calcium, codes.DCM.CalciumMass) == said["mass_mg"]
+    assert value(calcium, codes.DCM.AgatstonScoreThreshold) == RULES[rule].threshold
+    assert value(heart, codes.SCT.Volume) == 600.0
+    (risk,) = calcium.get_qualitative_evaluations()
+    assert risk.value.meaning == f"{said['risk_group_name']} risk".capitalize()
+    parameters = next(
+        i.TextValue for i in calcium[0].ContentSequence if i.name == codes.DCM.AlgorithmParameters
+    )
+    assert parameters.startswith(f"rule: {rule}; threshold: {RULES[rule].threshold}; connectivity: ")
+    assert "calcium weights: gewichte-\\xfc calcium sha256 calciumcalcium" in parameters
+    lesions = content.get_image_measurement_groups()
+    assert len(lesions) == len(said["lesions"])
+    assert (len(lesions) > 2) != empty
+    for n, (group, lesion) in enumerate(zip(lesions, said["lesions"], strict=True), start=1):
+        assert group.tracking_identifier == f"Lesion {n}"
+        assert value(group, codes.SCT.CoronaryArteryCalciumScore) == lesion["score"]
+        assert value(group, codes.DCM.CalciumVolume) == lesion["volume_mm3"]
+        (measured,) = group.get_measurements(name=codes.SCT.CoronaryArteryCalciumScore)
+        (point,) = measured.referenced_coordinates
+        np.testing.assert_allclose(point.value, [lesion["centroid_lps"]], rtol=1e-6)
+
+
 def test_preview_shows_the_calcium_in_red_and_the_heart_outline(case: Case) -> None:
     assert case.score is not None
     picture = np.asarray(Image.open(io.BytesIO(preview(case))).convert("RGB")).astype(int)
@@ -79,8 +137,6 @@ def test_preview_shows_the_calcium_in_red_and_the_heart_outline(case: Case) -> N
 
 
 def test_preview_of_an_empty_result(case: Case) -> None:
-    from dataclasses import replace
-
     assert case.volume is not None
     assert case.calcium is not None
     empty = np.zeros_like(case.calcium)

@@ -86,6 +86,7 @@ def test_no_patient_id_leaves_its_folder_or_takes_a_name_of_the_run(patient: str
     paths = target_paths(Workflow.load("default"), series)
     assert {p.name for p in paths.values()} == {
         "cac.seg.dcm",
+        "cac.sr.dcm",
         "DeepCAC.report.json",
         "details.json",
         "preview.png",

@@ -390,6 +390,14 @@ def test_the_segmentation_is_the_same(both: Both) -> None:
     assert mine.PatientID == PATIENT_ID
 
 
+def test_the_structured_report_is_the_same(both: Both) -> None:
+    mine, theirs = (pydicom.dcmread(both.found(f, "cac.sr.dcm")) for f in (both.mhub, both.memory))
+    assert mine.ContentSequence == theirs.ContentSequence
+    assert mine.CurrentRequestedProcedureEvidenceSequence == theirs.CurrentRequestedProcedureEvidenceSequence
+    assert mine.SOPInstanceUID == theirs.SOPInstanceUID
+    assert mine.PatientID == PATIENT_ID
+
+
 def test_the_details_are_the_same(both: Both) -> None:
     where = Path("%2E.%2F..%2Fx%20y") / SERIES["scored"] / "details.json"
     mine, theirs = (json.loads((folder / where).read_text()) for folder in (both.mhub, both.memory))

@@ -1,0 +1,417 @@
+"""DICOM SR: the score and its lesions as a measurement report (PS3.16 TID 1500), beside the SEG.
+
+A Comprehensive 3D SR with three kinds of measurement groups:
+
+- *Coronary calcium*, the whole: TID 1411 on the calcium segment of the SEG;
+- *Heart*: TID 1411 on the heart segment, with its volume;
+- *Lesion 1*, *Lesion 2* …: TID 1501, without a segment, as no segment of the SEG is a lesion.
+
+The first number of each group is inferred from a point: a lesion's centre, or the heart's
+(docs/decisions/0010).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pydicom
+from pydicom.charset import default_encoding
+from pydicom.datadict import keyword_for_tag
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+from pydicom.sr.coding import Code
+from pydicom.uid import generate_uid
+
+from ..errors import InputUnreadable
+from ..imaging.atomic import atomic_path
+from .headers import quiet_pydicom
+from .segmentation import (
+    CALCIUM,
+    CALCIUM_SEGMENT,
+    CORONARY_ARTERY,
+    HEART,
+    HEART_SEGMENT,
+    PATIENT_AND_STUDY,
+    SEGMENTATION_SOP_CLASSES,
+    STUDY_REQUIRED,
+    TRIAL_EMPTY,
+    TRIAL_REQUIRED,
+    reference_to,
+)
+from .series import Series, SliceRef
+
+CALCIUM_SCORE = Code("450360000", "SCT", "Coronary artery calcium score")
+"""PS3.16 CID 6142 Calculated Value."""
+AGATSTON_METHOD = Code("112055", "DCM", "Agatston scoring method")
+"""PS3.16 CID 6140 Calculation Method."""
+THRESHOLD = Code("122657", "DCM", "Agatston Score Threshold")
+CALCIUM_VOLUME = Code("122660", "DCM", "Calcium Volume")
+CALCIUM_MASS = Code("122661", "DCM", "Calcium Mass")
+"""These three: PS3.16 Annex D."""
+VOLUME = Code("118565006", "SCT", "Volume")
+"""PS3.16 CID 7469 Generic Intensity and Size Measurement."""
+IMAGING = Code("363679005", "SCT", "Imaging procedure")
+"""PS3.16 CID 100 Quantitative Diagnostic Imaging Procedure, which has no CT of the chest."""
+NO_UNITS = Code("1", "UCUM", "no units")
+CUBIC_MILLIMETRE = Code("mm3", "UCUM", "cubic millimeter")
+CUBIC_CENTIMETRE = Code("cm3", "UCUM", "cubic centimeter")
+HOUNSFIELD = Code("[hnsf'U]", "UCUM", "Hounsfield unit")
+"""These four: PS3.16 CID 7181."""
+MILLIGRAM = Code("mg", "UCUM", "milligram")
+"""Of UCUM itself (https://ucum.org), which PS3.16 CID 82 takes over whole; pydicom does not list it."""
+
+OWN_SCHEME = "99DEEPCAC2"
+"""Codes that no standard has; a name that begins with 99 is private (PS3.3 8.2)."""
+RISK_GROUP = Code("RISK_GROUP", OWN_SCHEME, "Risk group of the coronary calcium score")
+RISK_GROUPS = (
+    Code("VERY_LOW_RISK", OWN_SCHEME, "Very low risk"),
+    Code("75976002", "SCT", "Low risk"),
+    Code("25594002", "SCT", "Moderate risk"),
+    Code("15508007", "SCT", "High risk"),
+)
+"""The risk groups 0 to 3; those of SNOMED CT are in PS3.16 CID 3118 Level of Risk."""
+
+SERIES_NUMBER = 9002
+"""SeriesNumber of our SR: after the SEG's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredLesion:
+    """A lesion of the report.
+
+    Attributes:
+        score: What it adds to the Agatston score.
+        volume_mm3: Volume of its counted voxels.
+        centre: Their centre in the patient, LPS mm (x, y, z).
+    """
+
+    score: float
+    volume_mm3: float
+    centre: tuple[float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredCalcium:
+    """What the report says about one scan.
+
+    Attributes:
+        score: Agatston score, without unit.
+        volume_mm3, mass_mg: Of the counted calcium; mass None: not measured.
+        threshold_hu: HU from which voxels count, or None: every voxel of the mask counts.
+        risk_group: 0 to 3, see `RISK_GROUPS`.
+        heart_ml, heart_centre: Volume of the heart and its centre in the patient, LPS mm (x, y, z), or None:
+            not measured.
+        lesions: In the order of their numbers, which begin at 1.
+        parameters: What the algorithm was set to, one text: of several, dcmqi reads only the first.
+    """
+
+    score: float
+    volume_mm3: float
+    mass_mg: float | None = None
+    threshold_hu: float | None = None
+    risk_group: int
+    heart_ml: float | None = None
+    heart_centre: Sequence[float] | None = None
+    lesions: tuple[MeasuredLesion, ...] = ()
+    parameters: str = ""
+
+
+def write_structured_report(
+    path: Path,
+    *,
+    series: Series,
+    segmentation: Path,
+    measured: MeasuredCalcium,
+    algorithm_name: str = "deepcac2",
+    algorithm_version: str,
+) -> None:
+    """Write the DICOM SR of one scored series.
+
+    Patient and study are those of the SEG, which has them from the CT. All images of the series are named
+    as evidence. SeriesInstanceUID follows from the CT's SeriesInstanceUID and `algorithm_name`,
+    SOPInstanceUID also from the version, the SEG and what was measured: the same result written again is
+    the same instance. Dates and times are those of writing. The file appears under its name only when
+    complete.
+
+    Args:
+        path: File to write.
+        series: The CT.
+        segmentation: The DICOM SEG of the series, as `write_segmentation` writes it.
+        measured: What to report.
+        algorithm_name, algorithm_version: What measured it.
+
+    Raises:
+        InputUnreadable: `segmentation` cannot be read or is no DICOM SEG.
+        DiskFull, OutputUnwritable: The file cannot be written.
+    """
+    import highdicom as hd
+
+    with quiet_pydicom():
+        seg = _segmentation(segmentation)
+    content = json.dumps(asdict(measured), sort_keys=True)
+    uid = generate_uid(
+        entropy_srcs=[series.series_uid, algorithm_name, algorithm_version, seg.SOPInstanceUID, content]
+    )
+    report = _report(measured, series, seg, uid, algorithm_name, algorithm_version)
+    document = hd.sr.Comprehensive3DSR(
+        evidence=[_stand_in(seg)],
+        content=_with(report, ContentSequence=report.ContentSequence[:1]),
+        series_instance_uid=generate_uid(entropy_srcs=[series.series_uid, algorithm_name, "SR"]),
+        series_number=SERIES_NUMBER,
+        series_description="Coronary calcium score",
+        sop_instance_uid=uid,
+        instance_number=1,
+        manufacturer=algorithm_name,
+        manufacturer_model_name=algorithm_name,
+        software_versions=algorithm_version,
+        device_serial_number="0",
+        is_complete=True,
+        is_final=True,
+    )
+    # highdicom copies and searches all that it is given, which takes longer than all else: so only now
+    document.ContentSequence = report.ContentSequence
+    document.CurrentRequestedProcedureEvidenceSequence = [_evidence(seg, series)]
+    document.CodingSchemeIdentificationSequence = [_own_scheme(algorithm_name)]
+    for keyword in (*PATIENT_AND_STUDY, *TRIAL_REQUIRED, *TRIAL_EMPTY):
+        if keyword in seg:
+            document.add(seg[keyword])
+    # what `_example` has encoded is written as it is
+    document.set_original_encoding(False, True, document._character_set)
+    with atomic_path(path) as temporary:
+        document.save_as(temporary)
+
+
+def _segmentation(path: Path) -> Dataset:
+    """The attributes of the SEG that the SR needs."""
+    uids = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+    tags = [*uids, *PATIENT_AND_STUDY, *TRIAL_REQUIRED, *TRIAL_EMPTY]
+    try:
+        dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
+    except (InvalidDicomError, OSError, EOFError, ValueError) as error:
+        raise InputUnreadable(f"Cannot read {path} as DICOM ({error}): write the SEG again") from error
+    if dataset.get("SOPClassUID") not in SEGMENTATION_SOP_CLASSES:
+        raise InputUnreadable(f"{path} is no DICOM SEG: write the SEG again")
+    return dataset
+
+
+def _stand_in(seg: Dataset) -> Dataset:
+    """What highdicom wants to know about the SEG.
+
+    Patient and study stay empty here: highdicom refuses values that real files have.
+    """
+    item = Dataset()
+    for keyword in STUDY_REQUIRED:
+        setattr(item, keyword, "")
+    for keyword in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
+        setattr(item, keyword, seg[keyword].value)
+    return item
+
+
+def _evidence(seg: Dataset, series: Series) -> Dataset:
+    """Current Requested Procedure Evidence (PS3.3 C.17.2): the SEG, and the CT it was made on."""
+    mask = SliceRef(path=Path(), sop_class_uid=str(seg.SOPClassUID), sop_instance_uid=str(seg.SOPInstanceUID))
+    images = {ref.sop_instance_uid: ref for ref in series.slices}
+    study = Dataset()
+    study.ReferencedSeriesSequence = []
+    for uid, refs in ((seg.SeriesInstanceUID, [mask]), (series.series_uid, list(images.values()))):
+        item = Dataset()
+        item.ReferencedSOPSequence = [reference_to(ref) for ref in refs]
+        item.SeriesInstanceUID = uid
+        study.ReferencedSeriesSequence.append(item)
+    study.StudyInstanceUID = seg.StudyInstanceUID
+    return study
+
+
+def _own_scheme(name: str) -> Dataset:
+    """The item of CodingSchemeIdentificationSequence (PS3.3 C.12.1) for `OWN_SCHEME`."""
+    item = Dataset()
+    item.CodingSchemeDesignator = OWN_SCHEME
+    item.CodingSchemeName = f"Codes of {name}"
+    return item
+
+
+# Content
+
+
+def _report(
+    measured: MeasuredCalcium, series: Series, seg: Dataset, uid: str, name: str, version: str
+) -> Dataset:
+    """The root content item: TID 1500."""
+    import highdicom as hd
+    from pydicom.sr.codedict import codes
+
+    device = hd.sr.DeviceObserverIdentifyingAttributes(
+        uid=generate_uid(entropy_srcs=[name, version, "device"]),
+        name=name,
+        manufacturer_name=name,
+        model_name=f"{name} {version}",
+    )
+    observer = hd.sr.ObserverContext(observer_type=codes.DCM.Device, observer_identifying_attributes=device)
+    parameters = [measured.parameters] if measured.parameters else None
+    algorithm = hd.sr.AlgorithmIdentification(name=name, version=version, parameters=parameters)
+    groups = [
+        _of_segment(
+            "Coronary calcium",
+            CALCIUM_SEGMENT,
+            seg,
+            series,
+            uid,
+            finding_type=CALCIUM,
+            finding_sites=[hd.sr.FindingSite(CORONARY_ARTERY)],
+            algorithm_id=algorithm,
+            measurements=list(_totals(measured)),
+            qualitative_evaluations=[
+                hd.sr.QualitativeEvaluation(name=RISK_GROUP, value=RISK_GROUPS[measured.risk_group])
+            ],
+        )
+    ]
+    if measured.heart_ml is not None:
+        volume = hd.sr.Measurement(name=VOLUME, value=float(measured.heart_ml), unit=CUBIC_CENTIMETRE)
+        groups.append(
+            _of_segment("Heart", HEART_SEGMENT, seg, series, uid, finding_type=HEART, measurements=[volume])
+        )
+    if measured.heart_centre is not None:
+        for group in groups:
+            _add_point(group, _point(measured.heart_centre, seg.FrameOfReferenceUID))
+    report: Dataset = hd.sr.MeasurementReport(
+        observation_context=hd.sr.ObservationContext(observer_device_context=observer),
+        procedure_reported=IMAGING,
+        imaging_measurements=groups,
+    )[0]
+    *context, measurements = report.ContentSequence
+    lesions = _lesions(measured.lesions, uid, seg.FrameOfReferenceUID)
+    measurements = _with(measurements, ContentSequence=[*measurements.ContentSequence, *lesions])
+    return _with(report, ContentSequence=[*context, measurements])
+
+
+def _of_segment(identifier: str, number: int, seg: Dataset, series: Series, uid: str, **content: Any) -> Any:
+    """A measurement group of a segment (TID 1411)."""
+    import highdicom as hd
+
+    return hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
+        tracking_identifier=_tracking(identifier, uid),
+        referenced_segment=hd.sr.ReferencedSegment(
+            sop_class_uid=seg.SOPClassUID,
+            sop_instance_uid=seg.SOPInstanceUID,
+            segment_number=number,
+            source_series=hd.sr.SourceSeriesForSegmentation(series.series_uid),
+        ),
+        **content,
+    )
+
+
+def _point(centre: Sequence[float], frame_of_reference: str) -> Any:
+    """A point in the patient, LPS mm (x, y, z)."""
+    import highdicom as hd
+    import numpy as np
+
+    return hd.sr.CoordinatesForMeasurement3D(
+        graphic_type=hd.sr.GraphicTypeValues3D.POINT,
+        graphic_data=np.array([centre], dtype=float),
+        frame_of_reference_uid=frame_of_reference,
+    )
+
+
+def _add_point(group: Any, point: Any) -> None:
+    """Say where the first number of a group of a segment was measured; highdicom itself gives points only to
+    groups without a segment."""
+    import highdicom as hd
+
+    number = next(item for item in group[0].ContentSequence if item.ValueType == "NUM")
+    number.ContentSequence = hd.sr.ContentSequence([*number.get("ContentSequence", []), point])
+
+
+def _tracking(identifier: str, uid: str) -> Any:
+    import highdicom as hd
+
+    return hd.sr.TrackingIdentifier(uid=generate_uid(entropy_srcs=[uid, identifier]), identifier=identifier)
+
+
+def _totals(measured: MeasuredCalcium) -> Iterator[Any]:
+    import highdicom as hd
+
+    yield _score(measured.score)
+    if measured.threshold_hu is not None:
+        yield hd.sr.Measurement(name=THRESHOLD, value=float(measured.threshold_hu), unit=HOUNSFIELD)
+    yield _volume(measured.volume_mm3)
+    if measured.mass_mg is not None:
+        yield hd.sr.Measurement(name=CALCIUM_MASS, value=float(measured.mass_mg), unit=MILLIGRAM)
+
+
+def _score(value: float, **more: Any) -> Any:
+    import highdicom as hd
+
+    return hd.sr.Measurement(
+        name=CALCIUM_SCORE, value=float(value), unit=NO_UNITS, method=AGATSTON_METHOD, **more
+    )
+
+
+def _volume(value: float) -> Any:
+    import highdicom as hd
+
+    return hd.sr.Measurement(name=CALCIUM_VOLUME, value=float(value), unit=CUBIC_MILLIMETRE)
+
+
+# Lesions: one group made by highdicom is filled in for each, as making each would take ten times as long
+
+
+def _lesions(lesions: Sequence[MeasuredLesion], uid: str, frame_of_reference: str) -> list[Dataset]:
+    """The measurement groups of the lesions."""
+    group = _example()
+    text, tracking, finding, site, score, volume = group.ContentSequence
+    method, point = score.ContentSequence
+    filled = []
+    for number, lesion in enumerate(lesions, start=1):
+        identifier = f"Lesion {number}"
+        centre = _with(
+            point, GraphicData=list(lesion.centre), ReferencedFrameOfReferenceUID=frame_of_reference
+        )
+        content = [
+            _with(text, TextValue=identifier),
+            _with(tracking, UID=generate_uid(entropy_srcs=[uid, identifier])),
+            finding,
+            site,
+            _measuring(score, lesion.score, ContentSequence=[method, centre]),
+            _measuring(volume, lesion.volume_mm3),
+        ]
+        filled.append(_with(group, ContentSequence=content))
+    return filled
+
+
+@cache
+def _example() -> Dataset:
+    """The measurement group of a lesion (TID 1501), written and read again: what stays is encoded once."""
+    import highdicom as hd
+
+    centre = _point((0, 0, 0), "1.2.3")
+    group = hd.sr.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=_tracking("Lesion", ""),
+        finding_type=CALCIUM,
+        finding_sites=[hd.sr.FindingSite(CORONARY_ARTERY)],
+        measurements=[_score(0, referenced_coordinates=[centre]), _volume(0)],
+    )[0]
+    encoded = BytesIO()
+    pydicom.dcmwrite(encoded, group, implicit_vr=False, little_endian=True)
+    return pydicom.dcmread(encoded, force=True)
+
+
+def _with(item: Dataset, **values: Any) -> Dataset:
+    """A copy of a content item in which some attributes have other values."""
+    copied = Dataset({tag: element for tag, element in item.items() if keyword_for_tag(tag) not in values})
+    for keyword, value in values.items():
+        setattr(copied, keyword, value)
+    copied.set_original_encoding(False, True, default_encoding)
+    return copied
+
+
+def _measuring(item: Dataset, value: float, **values: Any) -> Dataset:
+    """A copy of a NUM content item with another number."""
+    number = pydicom.valuerep.DSfloat(float(value), auto_format=True)
+    measured = _with(item.MeasuredValueSequence[0], NumericValue=number, FloatingPointValue=float(value))
+    return _with(item, MeasuredValueSequence=[measured], **values)
