@@ -377,8 +377,8 @@ class DirectModel:
     def attention(self, volume: Volume, prediction: DirectPrediction) -> npt.NDArray[np.float32]:
         """Where what was counted lies: the gradient of each slice's output times what it would lose as blood.
 
-        What is positive of it is scaled so that each slice's attention adds up to its score. It shows what the
-        network looked at, not a segmentation.
+        What is positive of it is scaled so that each slice's attention adds up to its score. It shows what
+        the network looked at, not a segmentation.
 
         Args:
             volume: The CT.
