@@ -67,5 +67,5 @@ def run(args: argparse.Namespace) -> int:
         write_json(args.report / "methods.json", everything)
         figures = write_figures(results, args.report)
         shown = "".join(f"\n![{p.stem}]({p.name})\n" for p in figures)
-        write_whole(args.report / "methods.md", (text + shown).encode())
+        write_whole(args.report / "methods.md", ("# Methods on the same scans\n\n" + text + shown).encode())
     return 0

@@ -253,8 +253,20 @@ def table(results: Sequence[MethodResult]) -> str:
     row("scans, of these scored", [f"{len(r.cases)}, {len(r.scored())}" for r in results])
     for name, (heading, digits) in ROWS.items():
         row(heading, [_cell(c.get(name), digits) for c in columns.values()])
+    if any(c.excluded is not None for r in results for c in r.cases):
+        for heading, calcium in (
+            ("excluded without calcium", False),
+            ("excluded with calcium: missed", True),
+        ):
+            row(heading, [_excluded(r, calcium) for r in results])
     row("memory, MB", [f"{r.peak_mb:.0f}" for r in results])
     return "\n".join(lines) + "\n"
+
+
+def _excluded(result: MethodResult, calcium: bool) -> str:
+    """How many of the scans with or without calcium the exclusion kept from the calcium network."""
+    cases = [c for c in result.scored() if c.excluded is not None and (c.true_score > 0) is calcium]
+    return f"{sum(bool(c.excluded) for c in cases)} of {len(cases)}" if cases else "–"
 
 
 def _cell(estimate: Estimate | None, digits: int) -> str:
