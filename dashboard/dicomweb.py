@@ -40,7 +40,7 @@ _METADATA_BYTES = 24 << 20
 """Metadata kept in memory. A series of 650 slices has 1.6 MB. Chosen."""
 _THUMBNAIL = 256
 """Longest side of a thumbnail, pixels. Chosen."""
-_BASE = "\0"
+_BASE = "urn:deepcac2:base"
 """Stands for the address of the instances of a series in metadata that is kept."""
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]

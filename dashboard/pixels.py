@@ -161,7 +161,7 @@ class FileFrames:
 
     def _part(self, start: int, stop: int) -> bytes:
         """Bytes of the pixel data."""
-        raw = self._ds.get_item("PixelData")
+        raw = self._ds.get_item("PixelData", keep_deferred=True)
         if isinstance(raw, RawDataElement) and raw.value is None:
             with self._ref.path.open("rb") as file:
                 file.seek(raw.value_tell + start)

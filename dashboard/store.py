@@ -22,7 +22,7 @@ from ..errors import InputError
 from ..pipeline.outputs import DETAILS_NAME
 
 RESULTS_NAME = "results.parquet"
-_COLUMNS = "series_uid, study_uid, patient_id, study_date, series_description, status, n_slices, folder"
+_COLUMNS = "series_uid, study_uid, patient_id, study_date, status, n_slices, folder"
 _AT_ONCE = 5000
 _KEPT = 64
 """Headers of SEG and SR kept in memory, a few kilobytes each."""
@@ -40,7 +40,6 @@ class Row:
     study_uid: str
     patient_id: str
     study_date: str
-    description: str
     status: str
     n_slices: int
     folder: Path | None
@@ -92,21 +91,19 @@ class DicomStore:
         self._fill(results / RESULTS_NAME)
 
     def _fill(self, table: Path) -> None:
-        import duckdb
+        import pyarrow as pa
+        from pyarrow import parquet
 
         names = _COLUMNS.split(", ")
         self._database.execute(f"CREATE TABLE series ({', '.join(names)})")
         insert = f"INSERT INTO series VALUES ({', '.join('?' * len(names))})"
         try:
-            with duckdb.connect() as connection:
-                found = connection.execute(
-                    f"SELECT {_COLUMNS} FROM read_parquet(?) WHERE series_uid <> '' AND study_uid <> '' "
-                    "ORDER BY patient_id, study_date, study_uid, series_uid",
-                    [str(table)],
-                )
-                while rows := found.fetchmany(_AT_ONCE):
-                    self._database.executemany(insert, rows)
-        except duckdb.Error as error:
+            with parquet.ParquetFile(table) as file:
+                for batch in file.iter_batches(_AT_ONCE, columns=names, use_threads=False):
+                    columns = batch.to_pydict()
+                    rows = zip(*(columns[name] for name in names), strict=True)
+                    self._database.executemany(insert, (row for row in rows if row[0] and row[1]))
+        except (OSError, KeyError, pa.ArrowException) as error:
             reason = str(error).splitlines()[0]
             raise InputError(
                 f"cannot read {table}: {reason}; give the output folder of 'deepcac2 run'"
@@ -130,7 +127,6 @@ class DicomStore:
         study_uid: str,
         patient_id: str,
         study_date: str,
-        description: str,
         status: str,
         n_slices: int,
         folder: str,
@@ -142,7 +138,6 @@ class DicomStore:
             study_uid=study_uid,
             patient_id=patient_id,
             study_date=study_date,
-            description=description,
             status=status,
             n_slices=n_slices or 0,
             folder=path if inside else None,

@@ -21,7 +21,8 @@ CONTENT_SECURITY_POLICY = (
     "connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""What OHIF 3.13.2 needs and no more, for everything under ``/viewer``."""
+"""What OHIF 3.13.2 needs and no more. Its decoders of compressed images (Emscripten) and its reader of SEG
+(ndarray) make functions from text, hence ``unsafe-eval``; scripts come from this origin only, none is inline."""
 
 _HASHED = "public, max-age=31536000, immutable"
 """Caching of files whose name changes with their content."""
@@ -39,7 +40,7 @@ def router(vendor: Path, dicomweb: str = "/dicomweb") -> APIRouter | None:
             must allow this origin (CORS), and `CONTENT_SECURITY_POLICY` must name it in ``connect-src``.
 
     Returns:
-        None where the files are not there.
+        Routes whose answers carry `CONTENT_SECURITY_POLICY`; None where the files are not there.
     """
     folder = vendor / "ohif"
     index = folder / "index.html"
@@ -50,10 +51,10 @@ def router(vendor: Path, dicomweb: str = "/dicomweb") -> APIRouter | None:
     routes = APIRouter()
 
     def page() -> Response:
-        return FileResponse(index, media_type="text/html", headers={"Cache-Control": "no-cache"})
+        return FileResponse(index, media_type="text/html", headers=_headers("no-cache"))
 
     def app_config() -> Response:
-        return Response(config, media_type="text/javascript", headers={"Cache-Control": "no-cache"})
+        return Response(config, media_type="text/javascript", headers=_headers("no-cache"))
 
     def file(name: str) -> Response:
         path = files.get(name)  # a name that is not among the files never reaches the file system
@@ -61,9 +62,13 @@ def router(vendor: Path, dicomweb: str = "/dicomweb") -> APIRouter | None:
             return PlainTextResponse("no such file of the viewer\n", 404)
         kind = mimetypes.types_map.get(path.suffix, "application/octet-stream")
         caching = _HASHED if path.name != "app.bundle.css" else "no-cache"
-        return FileResponse(path, media_type=kind, headers={"Cache-Control": caching})
+        return FileResponse(path, media_type=kind, headers=_headers(caching))
 
     routes.add_api_route("/viewer", page, methods=["GET"], include_in_schema=False)
     routes.add_api_route("/viewer/app-config.js", app_config, methods=["GET"], include_in_schema=False)
     routes.add_api_route("/viewer/{name:path}", file, methods=["GET"], include_in_schema=False)
     return routes
+
+
+def _headers(caching: str) -> dict[str, str]:
+    return {"Cache-Control": caching, "Content-Security-Policy": CONTENT_SECURITY_POLICY}

@@ -327,7 +327,7 @@ def segment_frames(path: Path) -> SegmentFrames:
     """
     with quiet_pydicom():
         dataset = _read(path, defer_size=1024)
-        pixels = dataset.get_item("PixelData")
+        pixels = dataset.get_item("PixelData", keep_deferred=True)
     offset = getattr(pixels, "value_tell", 0)
     if dataset.get("BitsAllocated") != 1 or dataset.file_meta.TransferSyntaxUID.is_compressed or not offset:
         raise InputUnreadable(f"{path} is not BINARY or is compressed: give the SEG that the run wrote")
