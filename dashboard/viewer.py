@@ -22,7 +22,7 @@ CONTENT_SECURITY_POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 """What OHIF 3.13.2 needs and no more. Its decoders of compressed images (Emscripten) and its reader of SEG
-(ndarray) make functions from text, hence ``unsafe-eval``; scripts come from this origin only, none is inline."""
+(ndarray) make functions from text, hence ``unsafe-eval``. Scripts are of this origin, and never inline."""
 
 _HASHED = "public, max-age=31536000, immutable"
 """Caching of files whose name changes with their content."""

@@ -97,7 +97,7 @@ def test_a_case_opens_with_its_segmentation(page: Any, with_viewer: str, viewer_
     page.wait_for_timeout(500)
     with_segmentation = picture(page)
     page.evaluate(
-        f"() => window.services.segmentationService.removeSegmentationRepresentations(({NEWEST})().id)"
+        f"() => window.services.segmentationService.clearSegmentationRepresentations(({NEWEST})().id)"
     )
     page.wait_for_timeout(500)
     without = picture(page)
@@ -105,6 +105,7 @@ def test_a_case_opens_with_its_segmentation(page: Any, with_viewer: str, viewer_
     (series,) = (s for s in discover(viewer_case.ct).series if s.series_uid == viewer_case.series)
     geometry = read_series(series).volume.geometry
     differs = np.abs(with_segmentation - without).max(axis=-1) > 30
+    differs[:, -40:] = False  # the scroll bar: it shows which slices have been loaded
 
     def places(mask: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         index = np.argwhere(mask)
