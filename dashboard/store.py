@@ -91,19 +91,23 @@ class DicomStore:
         self._fill(results / RESULTS_NAME)
 
     def _fill(self, table: Path) -> None:
-        import pyarrow as pa
-        from pyarrow import parquet
+        import duckdb
 
         names = _COLUMNS.split(", ")
         self._database.execute(f"CREATE TABLE series ({', '.join(names)})")
         insert = f"INSERT INTO series VALUES ({', '.join('?' * len(names))})"
+        # part by part: DuckDB has the whole answer in memory before the first row is fetched
+        part = (
+            f"SELECT {_COLUMNS} FROM read_parquet(?, file_row_number = true) "
+            "WHERE file_row_number BETWEEN ? AND ? ORDER BY file_row_number"
+        )
+        first = 0
         try:
-            with parquet.ParquetFile(table) as file:
-                for batch in file.iter_batches(_AT_ONCE, columns=names, use_threads=False):
-                    columns = batch.to_pydict()
-                    rows = zip(*(columns[name] for name in names), strict=True)
+            with duckdb.connect(config={"threads": 1}) as connection:
+                while rows := connection.execute(part, [str(table), first, first + _AT_ONCE - 1]).fetchall():
                     self._database.executemany(insert, (row for row in rows if row[0] and row[1]))
-        except (OSError, KeyError, pa.ArrowException) as error:
+                    first += _AT_ONCE
+        except duckdb.Error as error:
             reason = str(error).splitlines()[0]
             raise InputError(
                 f"cannot read {table}: {reason}; give the output folder of 'deepcac2 run'"

@@ -17,7 +17,6 @@ import pytest
 from dicomweb_client import DICOMwebClient
 from PIL import Image
 from pydicom.dataset import Dataset
-from pydicom.pixels.utils import pixel_array
 
 from deepcac2.dashboard import media
 from deepcac2.dashboard.pixels import FileFrames
@@ -221,22 +220,24 @@ def test_compressed_frames_come_as_stored_or_decoded(viewer_case: Any, served: s
 
 
 def test_frames_of_every_transfer_syntax(shared_data: Path) -> None:
-    """Uncompressed ones byte for byte, also big endian and deflated; compressed ones decode to the same."""
-    seen = 0
-    for file in sorted((shared_data / SYNTAXES).rglob("*.dcm")):
-        ds = pydicom.dcmread(file, stop_before_pixels=True)
+    """Also big endian, deflated and compressed: decoded they are what pydicom makes of the file."""
+    seen = set()
+    for file in sorted((shared_data / SYNTAXES).glob("**/CTImage.dcm*")):
+        ds = pydicom.dcmread(file)
         syntax = ds.file_meta.TransferSyntaxUID
         frames = FileFrames(SliceRef(path=file, transfer_syntax_uid=syntax))
-        if not syntax.is_encapsulated:
-            expected = pixel_array(file, raw=True)
-            got = np.frombuffer(frames.stored(0), expected.dtype.newbyteorder("<")).reshape(expected.shape)
-            assert (got == expected).all(), syntax.name
-            assert frames.media_type == "application/octet-stream"
-            seen += 1
-        elif frames.media_type in ("image/jp2", "image/jls", "image/dicom-rle"):
-            assert len(frames.decoded(0)) == ds.Rows * ds.Columns * ds.BitsAllocated // 8
-            seen += 1
-    assert seen >= 6
+        assert frames.syntax == (syntax if syntax.is_encapsulated else media.NATIVE)
+        assert frames.stored(0)
+        try:
+            expected = ds.pixel_array
+        except (NotImplementedError, RuntimeError):
+            continue  # 12-bit lossy JPEG
+        got = np.frombuffer(frames.decoded(0), expected.dtype.newbyteorder("<"))
+        assert (got.reshape(expected.shape) == expected).all(), syntax.name
+        seen.add(str(syntax))
+    assert seen >= {
+        f"1.2.840.10008.1.2{s}" for s in ("", ".1", ".2", ".1.99", ".5", ".4.70", ".4.80", ".4.90")
+    }
 
 
 def test_pictures(served: str, viewer_case: Any) -> None:
@@ -411,4 +412,4 @@ print(int(status.split('VmHWM:')[1].split()[0]) // 1024)
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert int(done.stdout) < 220
+    assert int(done.stdout) < 260
