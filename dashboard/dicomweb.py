@@ -36,6 +36,10 @@ from .store import DicomStore, Row, StoredSeries
 DICOM_JSON = "application/dicom+json"
 _LIMIT = 1000
 """Matches of one search; more are asked for with ``offset``. Chosen."""
+_STUDIES = 50
+"""Studies looked at together in a search for their series. Chosen."""
+_SEARCHED = 5000
+"""Series of which all SEG may be read to find one by its UID: some seconds. Chosen."""
 _METADATA_BYTES = 24 << 20
 """Metadata kept in memory. A series of 650 slices has 1.6 MB. Chosen."""
 _THUMBNAIL = 256
@@ -193,20 +197,22 @@ class _Service:
         wanted, modalities = query.uids("SeriesInstanceUID"), query.values("Modality")
         if wanted and not query.study:  # of a study that one of them belongs to
             studies = {row.study_uid for uid in wanted if (row := self._store.row(uid)) is not None}
-            if len(studies) < len(wanted):
+            if len(studies) < len(wanted):  # perhaps one that the run made; only its own file says so
+                if self._store.count > _SEARCHED:
+                    raise Refused(400, "so many series are searched by UID within a study only")
                 studies |= {
                     row.study_uid
                     for row in self._store.rows()
                     if any(made.series_uid in wanted for made in self._store.made_from(row))
                 }
             query.require("study_uid", sorted(studies))
-        for rows in self._store.studies(query.where()):
-            for one in self._store.everything(rows[0].study_uid):
-                if wanted and one.series_uid not in wanted:
-                    continue
-                if modalities and one.modality not in modalities:
-                    continue
-                yield one
+        offset = 0
+        while some := self._store.studies(query.where(), _STUDIES, offset):
+            offset += _STUDIES
+            for one in (one for rows in some for one in self._store.everything(rows[0].study_uid)):
+                fits = not modalities or one.modality in modalities
+                if fits and (not wanted or one.series_uid in wanted):
+                    yield one
 
     def _series_json(self, one: StoredSeries) -> bytes:
         first = next(iter(one.instances.values()))

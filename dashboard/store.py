@@ -147,6 +147,13 @@ class DicomStore:
             folder=path if inside else None,
         )
 
+    @property
+    def count(self) -> int:
+        """Number of series in the table."""
+        with self._lock:
+            found: int = self._database.execute("SELECT count(*) FROM series").fetchone()[0]
+        return found
+
     def row(self, series_uid: str) -> Row | None:
         """The row of a series of the run."""
         return next(iter(self._rows("series_uid = ?", [series_uid], 1)), None)
