@@ -17,7 +17,7 @@ container_build = $(CONTAINER_TOOL) build $(if $(engine),-t )$(IMAGE) $(if $(eng
 container_run = $(CONTAINER_TOOL) run$(if $(engine), --rm)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check format docs constraints bench container container-test clean distclean
+.PHONY: help install viewer demo test test-slow check format docs constraints bench container container-test clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ $(stamp): pyproject.toml constraints.txt
 	$(bin)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
 	$(bin)/python -m pip install --quiet --no-deps mhubio==0.0.2 segdb==0.0.3
 	@touch $@
+
+viewer: $(stamp) ## get the viewer and the charts of the dashboard from the npm registry (needs npm; 50 MB)
+	$(bin)/python -m deepcac2.dashboard.fetch
 
 demo: $(stamp) ## simulate one patient, run the whole chain on it, show the result
 	rm -rf $(DEMO)

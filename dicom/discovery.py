@@ -12,7 +12,7 @@ import os
 import stat
 import zipfile
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -173,6 +173,36 @@ def discover(root: Path, *, workers: int | None = None, allow: Collection[str] =
         unreadable=tuple(unreadable),
         ignored=ignored,
     )
+
+
+def files_under(root: Path) -> Iterator[Path]:
+    """All regular files under a folder, each once, folder by folder; what cannot be listed is left out."""
+    return _walk(root, [])
+
+
+def places_in(path: Path) -> set[tuple[str, Path]]:
+    """SeriesInstanceUID and place of the images in a file: its folder, or the file where it is a zip archive.
+
+    Never raises: what cannot be read holds no images.
+    """
+    with quiet_pydicom():
+        refs = {(image.series_uid, image.ref.member is None) for image in _read_file(path).images}
+    return {(uid, path.parent if plain else path) for uid, plain in refs}
+
+
+def series_among(paths: Iterable[Path], series_uid: str, *, workers: int | None = None) -> Series | None:
+    """The series with this SeriesInstanceUID as its images among some files make it up, or None.
+
+    As in `discover`, but the gates are not asked.
+    """
+    with quiet_pydicom(), ThreadPoolExecutor(workers or min(32, 4 * (os.cpu_count() or 1))) as pool:
+        images = [
+            image
+            for found in pool.map(_read_file, paths)
+            for image in found.images
+            if image.series_uid == series_uid
+        ]
+    return _assemble(images) if images else None
 
 
 def chosen(discovery: Discovery, uids: Collection[str]) -> Discovery:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import zipfile
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +272,82 @@ def referenced_series(path: Path) -> str:
     return str(series[0].get("SeriesInstanceUID", "")) if series else ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class SegmentFrames:
+    """Where the frames of one of our SEGs (BINARY, not compressed) lie in its file.
+
+    Attributes:
+        path: The SEG.
+        shape: (rows, columns).
+        offset: Of the pixel data in the file, bytes.
+        frames: By image (see `_image_key`): the kind, ``"heart"`` or ``"calcium"``, and the number of each
+            frame on it, from 0.
+    """
+
+    path: Path
+    shape: tuple[int, int]
+    offset: int
+    frames: dict[tuple[str, int], tuple[tuple[str, int], ...]] = field(repr=False)
+
+    def kinds(self, ref: SliceRef) -> set[str]:
+        """What there is a frame of on an image of the CT."""
+        return {kind for kind, _ in self.frames.get(_image_key(ref), ())}
+
+    def masks(self, ref: SliceRef) -> dict[str, BoolArray]:
+        """The masks on an image of the CT.
+
+        Args:
+            ref: The image.
+
+        Returns:
+            bool (rows, columns) under ``"heart"`` and ``"calcium"``, false where the SEG has no frame.
+
+        Raises:
+            InputUnreadable: The file has gone or is cut short.
+        """
+        found = {kind: np.zeros(self.shape, dtype=np.bool_) for kind in ("heart", "calcium")}
+        count = self.shape[0] * self.shape[1]
+        try:
+            with self.path.open("rb") as file:
+                for kind, number in self.frames.get(_image_key(ref), ()):
+                    first, last = number * count, (number + 1) * count
+                    file.seek(self.offset + first // 8)
+                    packed = np.frombuffer(file.read(-(-last // 8) - first // 8), dtype=np.uint8)
+                    bits = np.unpackbits(packed, bitorder="little")[first % 8 :][:count]
+                    found[kind] |= bits.reshape(self.shape).astype(np.bool_)
+        except (OSError, ValueError) as error:
+            raise InputUnreadable(f"cannot read {self.path} ({error}): write the SEG again") from error
+        return found
+
+
+def _image_key(ref: SliceRef) -> tuple[str, int]:
+    """SOPInstanceUID and frame of an image, from 1; 1 where the file is one image."""
+    return ref.sop_instance_uid, 1 if ref.frame is None else ref.frame + 1
+
+
+def segment_frames(path: Path) -> SegmentFrames:
+    """Where the frames of one of our SEGs lie, so that masks can be read slice by slice.
+
+    Raises:
+        InputUnreadable: not a DICOM SEG as `write_segmentation` writes it.
+    """
+    with quiet_pydicom():
+        dataset = _read(path, defer_size=1024)
+        pixels = dataset.get_item("PixelData", keep_deferred=True)
+    offset = getattr(pixels, "value_tell", 0)
+    if dataset.get("BitsAllocated") != 1 or dataset.file_meta.TransferSyntaxUID.is_compressed or not offset:
+        raise InputUnreadable(f"{path} is not BINARY or is compressed: give the SEG that the run wrote")
+    kinds = {int(item.SegmentNumber): _kind(item) for item in dataset.SegmentSequence}
+    frames: dict[tuple[str, int], tuple[tuple[str, int], ...]] = {}
+    for number, groups in enumerate(dataset.PerFrameFunctionalGroupsSequence):
+        kind = kinds.get(int(groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber))
+        source = groups.DerivationImageSequence[0].SourceImageSequence[0]
+        key = str(source.ReferencedSOPInstanceUID), int(source.get("ReferencedFrameNumber") or 1)
+        if kind is not None:
+            frames[key] = (*frames.get(key, ()), (kind, number))
+    return SegmentFrames(path=path, shape=(dataset.Rows, dataset.Columns), offset=offset, frames=frames)
+
+
 # Writing
 
 
@@ -430,9 +507,9 @@ def _fix_uids(segmentation: Dataset, sources: list[str]) -> None:
 # Reading
 
 
-def _read(path: Path) -> Dataset:
+def _read(path: Path, defer_size: int | None = None) -> Dataset:
     try:
-        dataset = pydicom.dcmread(path)
+        dataset = pydicom.dcmread(path, defer_size=defer_size)
     except (InvalidDicomError, OSError, EOFError, ValueError) as error:
         raise InputUnreadable(f"Cannot read {path} as DICOM ({error}): give a DICOM SEG") from error
     if dataset.get("SOPClassUID") not in SEGMENTATION_SOP_CLASSES:

@@ -34,17 +34,28 @@ def _edge(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     return mask & ~inner
 
 
-def _tile(
+def plane_picture(
     hu: npt.NDArray[np.int16],
-    heart: npt.NDArray[np.bool_],
-    calcium: npt.NDArray[np.bool_],
+    outline: BoolArray,
+    marked: BoolArray,
     spacing: tuple[float, float],
+    side: int = _TILE,
 ) -> Any:
-    """One picture: a plane of the CT in true proportions with heart outline and calcium."""
+    """A plane of the CT in true proportions, one mask outlined in blue, another filled in red.
+
+    Args:
+        hu: HU (rows, columns).
+        outline, marked: The masks, (rows, columns).
+        spacing: mm between rows and between columns.
+        side: Of the picture, which is a square, pixels.
+
+    Returns:
+        An RGB `PIL.Image.Image`.
+    """
     from PIL import Image
 
     height, width = hu.shape[0] * spacing[0], hu.shape[1] * spacing[1]
-    scale = _TILE / max(height, width)
+    scale = side / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     picture = Image.fromarray(_gray(hu)).resize(size, Image.Resampling.BILINEAR)
     rgb = np.asarray(picture.convert("RGB")).copy()
@@ -53,10 +64,10 @@ def _tile(
         image = Image.fromarray(mask.astype(np.uint8) * 255)
         return np.asarray(image.resize(size, Image.Resampling.NEAREST)) > 0
 
-    rgb[_edge(enlarged(heart))] = (80, 200, 255)
-    rgb[enlarged(calcium)] = (255, 60, 60)
-    canvas = Image.new("RGB", (_TILE, _TILE))
-    canvas.paste(Image.fromarray(rgb), ((_TILE - size[0]) // 2, (_TILE - size[1]) // 2))
+    rgb[_edge(enlarged(outline))] = (80, 200, 255)
+    rgb[enlarged(marked)] = (255, 60, 60)
+    canvas = Image.new("RGB", (side, side))
+    canvas.paste(Image.fromarray(rgb), ((side - size[0]) // 2, (side - size[1]) // 2))
     return canvas
 
 
@@ -200,14 +211,14 @@ def preview(case: Case) -> bytes:
     sz, sy, sx = geometry.spacing
     middle = [_middle(outline, axes) for axes in ((1, 2), (0, 2), (0, 1))]
     tiles = [
-        (f"slice {z + 1}", _tile(hu[k], outline[k], marked[k], (sy, sx)))
+        (f"slice {z + 1}", plane_picture(hu[k], outline[k], marked[k], (sy, sx)))
         for z, k in zip(slices, order, strict=True)
     ]
     projected = np.asarray(marked.any(axis=1)), np.asarray(marked.any(axis=2))
     front = np.s_[::-1, middle[1], :]
     side = np.s_[::-1, :, middle[2]]
-    tiles.append(("coronal", _tile(hu[front], outline[front], projected[0][::-1], (sz, sx))))
-    tiles.append(("sagittal", _tile(hu[side], outline[side], projected[1][::-1], (sz, sy))))
+    tiles.append(("coronal", plane_picture(hu[front], outline[front], projected[0][::-1], (sz, sx))))
+    tiles.append(("sagittal", plane_picture(hu[side], outline[side], projected[1][::-1], (sz, sy))))
     head = 64
     sheet = Image.new("RGB", (3 * _TILE, head + 2 * _TILE), (16, 16, 16))
     draw = ImageDraw.Draw(sheet)

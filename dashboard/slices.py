@@ -1,0 +1,159 @@
+"""The slices of a case as pictures, for where the viewer's files are missing."""
+
+from __future__ import annotations
+
+import io
+from collections import OrderedDict
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from ..dicom.headers import quiet_pydicom
+from ..dicom.reading import read_series
+from ..dicom.segmentation import SegmentFrames, segment_frames
+from ..dicom.series import SAME_POSITION_MM, Series, SliceRef, slice_positions
+from ..errors import DeepCACError
+from ..imaging.orientation import to_canonical
+from ..pipeline.previews import plane_picture
+from .dicomweb import Refused, TextErrorRoute, checked_uid
+from .store import DicomStore, Row, StoredSeries
+
+_SIDE = 640
+"""Of a picture, pixels. Chosen."""
+_KEPT = 4
+"""Cases of which the places of the SEG's frames are kept in memory."""
+
+
+def router(store: DicomStore) -> APIRouter:
+    """``/api/cases/{series_uid}/slices`` and the pictures below it."""
+    cases = _Cases(store)
+    routes = APIRouter(route_class=TextErrorRoute)
+    path = "/api/cases/{series_uid}/slices"
+    routes.add_api_route(
+        path, cases.overview, methods=["GET"], response_class=Response, include_in_schema=False
+    )
+    routes.add_api_route(
+        path + "/{index}.png",
+        cases.picture,
+        methods=["GET"],
+        response_class=Response,
+        include_in_schema=False,
+    )
+    return routes
+
+
+class _Cases:
+    """The answers."""
+
+    def __init__(self, store: DicomStore) -> None:
+        self._store = store
+        self._lock = Lock()
+        self._frames: OrderedDict[str, SegmentFrames | None] = OrderedDict()
+
+    def overview(self, request: Request) -> Response:
+        """How many slices there are, those with counted calcium, and the best to begin with."""
+        row, ct = self._case(request)
+        slices = slices_of(ct)
+        counted = _counted(self._store.details(row))
+        frames = self._frames_of(row)
+        first = max(counted, key=lambda z: counted[z], default=None)
+        if first is None:
+            hearts = [z for z, ref in enumerate(slices) if frames and "heart" in frames.kinds(ref)]
+            first = hearts[len(hearts) // 2] if hearts else len(slices) // 2
+        return JSONResponse(
+            {"count": len(slices), "counted": sorted(z for z in counted if z < len(slices)), "first": first}
+        )
+
+    def picture(self, request: Request) -> Response:
+        """One slice, seen from the feet, the front up; with ``overlay=1`` the heart's outline and calcium."""
+        row, ct = self._case(request)
+        slices = slices_of(ct)
+        asked = request.path_params["index"]
+        if not asked.isdecimal() or len(asked) > 6:
+            raise Refused(400, "a slice is a number from 0")
+        if int(asked) >= len(slices):
+            raise Refused(404, f"the series has {len(slices)} slices")
+        ref = slices[int(asked)]
+        try:
+            with quiet_pydicom():
+                volume = read_series(Series(series_uid=row.series_uid, slices=(ref,)), workers=1).volume
+        except DeepCACError as error:
+            raise Refused(404, str(error)) from error
+        hu, geometry = volume.hu, volume.geometry
+        heart = calcium = np.zeros(hu.shape, dtype=np.bool_)
+        frames = self._frames_of(row)
+        if request.query_params.get("overlay") == "1" and frames is not None and frames.shape == hu.shape[1:]:
+            masks = frames.masks(ref)
+            threshold = _threshold(self._store.details(row))
+            heart, calcium = masks["heart"][None], masks["calcium"][None]
+            calcium = calcium if threshold is None else calcium & (hu >= threshold)
+        turned = to_canonical(hu, geometry)
+        if turned.order[0] == 0:  # axial, as all that is scored
+            heart, calcium = to_canonical(heart, geometry).array, to_canonical(calcium, geometry).array
+            hu, geometry = turned.array, turned.geometry
+        image = plane_picture(hu[0], heart[0], calcium[0], geometry.spacing[1:], _SIDE)
+        buffer = io.BytesIO()
+        image.save(buffer, format="PNG")
+        return Response(
+            buffer.getvalue(), media_type="image/png", headers={"Cache-Control": "private, max-age=300"}
+        )
+
+    def _case(self, request: Request) -> tuple[Row, StoredSeries]:
+        row = self._store.row(checked_uid(request.path_params["series_uid"]))
+        if row is None:
+            raise Refused(404, "no such series in the results")
+        if not self._store.has_ct:
+            raise Refused(404, "the CT is not at hand: start the dashboard with --ct FOLDER")
+        ct = self._store.ct(row)
+        if ct is None:
+            raise Refused(404, "the CT of this series is not under the folder given with --ct")
+        return row, ct
+
+    def _frames_of(self, row: Row) -> SegmentFrames | None:
+        """Where the frames of the SEG of a case are, None where there is no such SEG."""
+        with self._lock:
+            if row.series_uid in self._frames:
+                self._frames.move_to_end(row.series_uid)
+                return self._frames[row.series_uid]
+        made = self._store.segmentation_of(row.series_uid)
+        found = None
+        if made is not None:
+            try:
+                found = segment_frames(next(iter(made.instances.values())).path)
+            except DeepCACError as error:
+                raise Refused(404, str(error)) from error
+        with self._lock:
+            self._frames[row.series_uid] = found
+            while len(self._frames) > _KEPT:
+                self._frames.popitem(last=False)
+        return found
+
+
+def slices_of(ct: StoredSeries) -> tuple[SliceRef, ...]:
+    """The slices as the run numbered them: of several at one position the first (see `read_series`)."""
+    positions = slice_positions(ct.slices)
+    if positions is None:
+        return ct.slices
+    kept: list[int] = []
+    for index, position in enumerate(positions):
+        if not kept or position - positions[kept[-1]] >= SAME_POSITION_MM:
+            kept.append(index)
+    return tuple(ct.slices[index] for index in kept)
+
+
+def _counted(details: dict[str, Any]) -> dict[int, float]:
+    """Score by slice, of the slices where calcium counted."""
+    weight: dict[int, float] = {}
+    for lesion in (details.get("score") or {}).get("lesions", ()):
+        for part in lesion.get("parts", ()):
+            weight[part["slice_index"]] = weight.get(part["slice_index"], 0.0) + part["score"]
+    return weight
+
+
+def _threshold(details: dict[str, Any]) -> float | None:
+    """HU from which the rule counted, None where it counts the whole mask."""
+    found = ((details.get("score") or {}).get("parameters") or {}).get("threshold")
+    return None if found is None else float(found)

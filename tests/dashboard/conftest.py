@@ -1,0 +1,184 @@
+"""A results folder with its CT, and a server over it, for the tests of this room."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pydicom
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from pydicom.dataset import Dataset
+from pydicom.uid import RLELossless, generate_uid
+
+SECRETS = ("Doe^Jane", "19570304", "Grey^Meredith", "Seattle Grace", "ACC-4711", "Yang^Cristina", "P-SECRET")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewerCase:
+    """One scored series: its results folder, its CT, and what they hold.
+
+    Attributes:
+        results, ct: The folders.
+        study, series, seg: UIDs of the study, the CT and the SEG made from it.
+        compressed: UID of a second series of the study, of RLE slices, rejected by a gate.
+        files: The CT's files by SOPInstanceUID, in order along the normal.
+        secrets: What the CT's headers say and no answer may.
+        masks: bool (z, y, x) under ``"heart"`` and ``"calcium"``, as they were written.
+    """
+
+    results: Path
+    ct: Path
+    study: str
+    series: str
+    seg: str
+    compressed: str
+    files: dict[str, Path]
+    seg_file: Path
+    secrets: tuple[str, ...] = SECRETS
+    masks: dict[str, npt.NDArray[np.bool_]] = field(repr=False)
+
+
+@pytest.fixture(scope="session")
+def viewer_case(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> ViewerCase:
+    """A simulated patient, named in every way that headers know, with its true masks as result."""
+    from deepcac2.dicom import discover, read_segmentation, read_series, write_segmentation
+    from deepcac2.imaging.atomic import write_json
+    from deepcac2.pipeline import Case
+    from deepcac2.pipeline.outputs import DETAILS_NAME, details
+    from deepcac2.pipeline.results import result_row, write_parquet
+    from deepcac2.scoring import score
+
+    home = tmp_path_factory.mktemp("viewer")
+    ct, results = home / "ct", home / "results"
+    shutil.copytree(simulated / "SIM-0003" / "ct", ct / "a" / "images")
+    for path in (ct / "a" / "images").iterdir():
+        ds = pydicom.dcmread(path)
+        _name(ds)
+        ds.save_as(path)
+    compressed = generate_uid(entropy_srcs=["viewer case"])
+    (ct / "b").mkdir()
+    for path in sorted((ct / "a" / "images").iterdir())[:5]:
+        ds = pydicom.dcmread(path)
+        ds.SeriesInstanceUID = compressed
+        ds.compress(RLELossless, generate_instance_uid=True)
+        ds.save_as(ct / "b" / path.name)
+    stranger = pydicom.dcmread(path)  # beside the CT, and not in the results
+    stranger.SeriesInstanceUID = generate_uid(entropy_srcs=["stranger"])
+    stranger.save_as(ct / "a" / "stranger.dcm")
+
+    found = {series.series_uid: series for series in discover(ct).series}
+    reading = read_series(next(s for s in found.values() if len(s.slices) > 50))
+    series = next(s for s in found.values() if len(s.slices) > 50)
+    masks = read_segmentation(simulated / "SIM-0003" / "truth.seg.dcm", reading.volume.geometry)
+    folder = results / series.patient_id / series.series_uid
+    seg_file = folder / "cac.seg.dcm"
+    write_segmentation(
+        seg_file,
+        series=series,
+        geometry=reading.volume.geometry,
+        slices=reading.slices,
+        algorithm_version="0",
+        **masks,
+    )
+    scored = score(reading.volume, masks["calcium"], slice_thickness=series.slice_thickness)
+    case = Case(series=series, volume=reading.volume, score=scored, **masks)
+    content = details(case, {}) | {"outputs": [seg_file.name]}
+    write_json(folder / DETAILS_NAME, content)
+    rows = [
+        result_row(case, status="scored", folder=folder.relative_to(results).as_posix()),
+        result_row(Case(series=found[compressed]), status="rejected", code="too-few-slices"),
+    ]
+    write_parquet(results / "results.parquet", rows)
+    return ViewerCase(
+        results=results,
+        ct=ct,
+        study=series.study_uid,
+        series=series.series_uid,
+        seg=str(pydicom.dcmread(seg_file, stop_before_pixels=True).SeriesInstanceUID),
+        compressed=compressed,
+        files={ref.sop_instance_uid: ref.path for ref in series.slices},
+        seg_file=seg_file,
+        masks=masks,
+    )
+
+
+def _name(ds: Dataset) -> None:
+    """Give a data set what it must not show: at the top, in a sequence, and in private elements."""
+    ds.PatientName, ds.PatientBirthDate, ds.ReferringPhysicianName = SECRETS[:3]
+    ds.InstitutionName, ds.AccessionNumber = SECRETS[3:5]
+    item = Dataset()
+    item.PersonName = SECRETS[5]
+    item.InstitutionName = SECRETS[3]
+    ds.PersonIdentificationCodeSequence = [item]
+    inner = Dataset()
+    inner.PerformingPhysicianName = SECRETS[5]
+    inner.StudyInstanceUID = ds.StudyInstanceUID
+    ds.RequestAttributesSequence = [inner]
+    ds.ReferencedStudySequence = [inner]
+    block = ds.private_block(0x0011, "DEEPCAC2 TEST", create=True)
+    block.add_new(1, "LO", SECRETS[6])
+
+
+@pytest.fixture(scope="session")
+def serve() -> Iterator[Callable[[FastAPI], str]]:
+    """Serves applications on this machine only; returns the address of each."""
+    servers: list[tuple[uvicorn.Server, threading.Thread, socket.socket]] = []
+
+    def start(app: FastAPI) -> str:
+        listener = socket.socket()
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        servers.append((server, thread, listener))
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+    yield start
+    for server, thread, listener in servers:
+        server.should_exit = True
+        thread.join(10)
+        listener.close()
+
+
+@pytest.fixture(scope="session")
+def viewer_app() -> Callable[..., FastAPI]:
+    """Makes an application of the viewer's routers alone."""
+
+    def make(case: ViewerCase, show_phi: bool = False, vendor: Path | None = None) -> FastAPI:
+        from deepcac2.dashboard import dicomweb, slices, viewer
+        from deepcac2.dashboard.store import DicomStore
+
+        app = FastAPI()
+        store = DicomStore(case.results, case.ct, show_phi)
+        app.include_router(dicomweb.router(store), prefix="/dicomweb")
+        app.include_router(slices.router(store))
+        pages = viewer.router(vendor) if vendor is not None else None
+        if pages is not None:
+            app.include_router(pages)
+        return app
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def served(viewer_case: ViewerCase, serve: Any, viewer_app: Any) -> str:
+    """Address of a server over `viewer_case`, names hidden."""
+    return str(serve(viewer_app(viewer_case)))
+
+
+@pytest.fixture(scope="session")
+def served_with_names(viewer_case: ViewerCase, serve: Any, viewer_app: Any) -> str:
+    """Address of a server over `viewer_case`, names shown."""
+    return str(serve(viewer_app(viewer_case, show_phi=True)))

@@ -1,0 +1,95 @@
+"""The pictures of slices: which there are, and what they show."""
+
+from __future__ import annotations
+
+import io
+import json
+import urllib.error
+import urllib.request
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pydicom
+import pytest
+from PIL import Image
+
+from deepcac2.dicom import discover
+from deepcac2.dicom.segmentation import segment_frames
+
+
+def read(address: str) -> bytes:
+    with urllib.request.urlopen(address, timeout=60) as answer:
+        content: bytes = answer.read()
+    return content
+
+
+def picture(address: str) -> npt.NDArray[np.int16]:
+    """RGB, int16 so that differences do not wrap."""
+    return np.asarray(Image.open(io.BytesIO(read(address)))).astype(np.int16)
+
+
+@pytest.fixture(scope="module")
+def base(served: str, viewer_case: Any) -> str:
+    return f"{served}/api/cases/{viewer_case.series}/slices"
+
+
+def test_overview(base: str, viewer_case: Any) -> None:
+    found = json.loads(read(base))
+    assert found["count"] == len(viewer_case.files)
+    z = np.flatnonzero(viewer_case.masks["calcium"].any(axis=(1, 2)))
+    assert found["counted"]
+    assert set(found["counted"]) <= set(z.tolist())
+    assert found["first"] in found["counted"]
+
+
+def test_the_overlay_is_where_the_masks_are(base: str, viewer_case: Any) -> None:
+    """The slice comes as it is stored (supine), enlarged; only the heart edge and calcium differ."""
+    z = json.loads(read(base))["first"]
+    plain, marked = picture(f"{base}/{z}.png"), picture(f"{base}/{z}.png?overlay=1")
+    ds = pydicom.dcmread(list(viewer_case.files.values())[z])
+    grey = (np.clip(ds.pixel_array * 1.0 + ds.RescaleIntercept, -160, 240) + 160) / 400 * 255
+    enlarged = np.asarray(
+        Image.fromarray(grey.astype(np.uint8)).resize(plain.shape[1::-1], Image.Resampling.BILINEAR)
+    )
+    assert (np.abs(plain[..., 0] - enlarged) <= 1).all()
+    assert (plain == plain[..., :1]).all()  # grey
+
+    heart, calcium = viewer_case.masks["heart"][z], viewer_case.masks["calcium"][z]
+    red = (marked == (255, 60, 60)).all(axis=-1)
+    blue = (marked == (80, 200, 255)).all(axis=-1)
+    assert red.any()
+    scale = plain.shape[0] / heart.shape[0]
+    rows, columns = (((np.nonzero(red)[axis] + 0.5) / scale).astype(int) for axis in (0, 1))
+    assert calcium[rows, columns].all()
+    rows, columns = (((np.nonzero(blue)[axis] + 0.5) / scale).astype(int) for axis in (0, 1))
+    assert len(rows) > 4 * np.sqrt(heart.sum())
+    assert heart[rows, columns].all()
+    changed = (marked != plain).any(axis=-1)
+    assert (changed <= (red | blue)).all()
+
+
+def test_masks_slice_by_slice_are_those_of_the_file(viewer_case: Any) -> None:
+    frames = segment_frames(viewer_case.seg_file)
+    (series,) = (s for s in discover(viewer_case.ct).series if s.series_uid == viewer_case.series)
+    for z, ref in enumerate(series.slices):
+        found = frames.masks(ref)
+        for kind, mask in viewer_case.masks.items():
+            assert (found[kind] == mask[z]).all()
+        assert ("heart" in frames.kinds(ref)) == viewer_case.masks["heart"][z].any()
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("1.2.3/slices", 404),
+        ("x/slices", 400),
+        ("{series}/slices/5000.png", 404),
+        ("{series}/slices/-1.png", 400),
+    ],
+)
+def test_refusals(served: str, viewer_case: Any, path: str, status: int) -> None:
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        read(f"{served}/api/cases/{path.format(series=viewer_case.series)}")
+    assert caught.value.code == status
+    assert len(caught.value.read()) < 120

@@ -1,0 +1,220 @@
+"""OHIF in a real browser over our DICOMweb service, and what gets its files."""
+
+from __future__ import annotations
+
+import io
+import stat
+import tarfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from fastapi import FastAPI
+from PIL import Image
+
+from deepcac2.dashboard import fetch, viewer
+from deepcac2.dicom import discover, read_series
+from deepcac2.errors import InputError
+
+CHROMIUM = Path("/usr/bin/chromium")
+SOFTWARE_GL = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+"""WebGL without a graphics card, and a browser that runs as root in a container."""
+
+NEWEST = """() => {
+  const service = window.services && window.services.cornerstoneViewportService;
+  const ids = service ? [...service.viewportsById.keys()] : [];
+  return ids.length ? service.getCornerstoneViewport(ids[ids.length - 1]) : null;
+}"""
+"""The viewport that is shown, as OHIF knows it."""
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Any]:
+    if not CHROMIUM.exists():
+        pytest.skip("needs Chromium at /usr/bin/chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=SOFTWARE_GL)
+        yield browser.new_page(viewport={"width": 1280, "height": 800})
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def with_viewer(viewer_case: Any, serve: Callable[[FastAPI], str], viewer_app: Callable[..., FastAPI]) -> str:
+    if not (fetch.VENDOR / "ohif" / "index.html").is_file():
+        pytest.skip("needs the viewer's files: make viewer")
+    return serve(viewer_app(viewer_case, vendor=fetch.VENDOR))
+
+
+def picture(page: Any) -> npt.NDArray[np.int16]:
+    content = page.locator("canvas.cornerstone-canvas").first.screenshot()
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(np.int16)
+
+
+def on_canvas(page: Any, points: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Where LPS points (n, 3), mm, are shown: (row, column) of the picture."""
+    script = (
+        f"(points) => {{ const v = ({NEWEST})(); return points.map((p) => Array.from(v.worldToCanvas(p))); }}"
+    )
+    found = np.asarray(page.evaluate(script, points.tolist()))
+    return np.floor(found[:, ::-1]).astype(np.int64)
+
+
+def test_a_case_opens_with_its_segmentation(page: Any, with_viewer: str, viewer_case: Any) -> None:
+    """Heart and calcium are drawn where the masks are; nothing comes from elsewhere, nothing complains."""
+    requests: list[str] = []
+    complaints: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("requestfailed", lambda request: complaints.append(f"{request.url}: {request.failure}"))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda line: complaints.append(line.text) if line.type == "error" else None)
+
+    calcium, heart = viewer_case.masks["calcium"], viewer_case.masks["heart"]
+    z = int(calcium.sum(axis=(1, 2)).argmax())
+    shown = list(viewer_case.files)[z]
+    page.goto(
+        f"{with_viewer}/viewer?StudyInstanceUIDs={viewer_case.study}"
+        f"&SeriesInstanceUIDs={viewer_case.series},{viewer_case.seg}&initialSeriesInstanceUID={viewer_case.seg}"
+    )
+    # opened by itself: the segmentation is on, and the slice with the most calcium is in front
+    page.wait_for_function(
+        f"""(uid) => {{
+          const viewport = ({NEWEST})();
+          const id = viewport && viewport.getCurrentImageId && viewport.getCurrentImageId();
+          if (!id || !id.includes(uid)) return false;
+          return window.services.segmentationService.getSegmentationRepresentations(viewport.id).length > 0;
+        }}""",
+        arg=shown,
+        timeout=90_000,
+    )
+    page.wait_for_load_state("networkidle")
+    page.wait_for_timeout(500)
+    with_segmentation = picture(page)
+    page.evaluate(
+        f"() => window.services.segmentationService.clearSegmentationRepresentations(({NEWEST})().id)"
+    )
+    page.wait_for_timeout(500)
+    without = picture(page)
+
+    (series,) = (s for s in discover(viewer_case.ct).series if s.series_uid == viewer_case.series)
+    geometry = read_series(series).volume.geometry
+    differs = np.abs(with_segmentation - without).max(axis=-1) > 30
+    differs[:, -40:] = False  # the scroll bar: it shows which slices have been loaded
+
+    def places(mask: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        index = np.argwhere(mask)
+        points = geometry.to_lps(np.column_stack([np.full(len(index), z), index]).astype(float))
+        found = on_canvas(page, points)
+        return found[:, 0], found[:, 1]
+
+    yellow = with_segmentation[places(calcium[z])]
+    assert (yellow[:, 0] - yellow[:, 2]).mean() > 60  # towards (255, 221, 64)
+    assert differs[places(calcium[z])].mean() > 0.9
+    inside = heart[z].copy()
+    for axis in (0, 1):
+        for step in (1, -1, 2, -2):
+            inside &= np.roll(heart[z], step, axis)
+    rim = heart[z] & ~inside
+    assert differs[places(rim)].mean() > 0.4  # a line on its edge
+    rows, columns = places(heart[z])
+    around = np.zeros_like(differs)
+    around[rows.min() - 8 : rows.max() + 9, columns.min() - 8 : columns.max() + 9] = True
+    assert not differs[~around].any()
+    assert differs.sum() > 500
+
+    assert not complaints
+    assert [url for url in requests if not url.startswith((f"{with_viewer}/", f"blob:{with_viewer}/"))] == []
+    assert any(url.endswith("/frames/1") for url in requests)
+    assert page.locator("text=Coronary calcium").count() > 0
+    assert page.locator("[data-cy=back-to-dashboard]").get_attribute("href") == "/"
+
+
+def test_only_the_viewers_own_files_are_served(with_viewer: str) -> None:
+    for path in ("/viewer", "/viewer/app-config.js", "/viewer/app.bundle.css"):
+        with urllib.request.urlopen(with_viewer + path, timeout=30) as answer:
+            assert answer.headers["Content-Security-Policy"] == viewer.CONTENT_SECURITY_POLICY
+            content = answer.read().decode()
+        assert "__DICOMWEB__" not in content
+    for path in (
+        "/viewer/index.js",
+        "/viewer/..%2f..%2ffetch.py",
+        "/viewer/%2e%2e/%2e%2e/fetch.py",
+        "/viewer//etc/passwd",
+    ):
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(with_viewer + path, timeout=30)
+
+
+def test_without_its_files_there_is_no_viewer(tmp_path: Path) -> None:
+    assert viewer.router(tmp_path) is None
+
+
+# --- getting the files ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Puts a script of that name in front of, and instead of, npm."""
+
+    def put(script: str) -> None:
+        program = tmp_path / "bin" / "npm"
+        program.parent.mkdir()
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(program.stat().st_mode | stat.S_IXUSR)
+        monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+
+    return put
+
+
+def kept(vendor: Path) -> None:
+    (vendor / "ohif").mkdir(parents=True)
+    (vendor / "ohif" / "index.html").write_text("before")
+
+
+def test_nothing_changes_when_npm_fails(tmp_path: Path, npm: Callable[[str], None]) -> None:
+    kept(tmp_path / "vendor")
+    npm("echo 'npm error code ENOTFOUND' >&2; exit 1")
+    with pytest.raises(
+        InputError, match=r"npm could not get @ohif/app@3\.13\.2 \(npm error code ENOTFOUND\)"
+    ):
+        fetch.fetch(tmp_path / "vendor")
+    assert [p.name for p in (tmp_path / "vendor").rglob("*")] == ["ohif", "index.html"]
+
+
+def test_another_archive_is_refused(tmp_path: Path, npm: Callable[[str], None]) -> None:
+    kept(tmp_path / "vendor")
+    with tarfile.open(tmp_path / "other.tgz", "w:gz") as archive:
+        archive.add(__file__, "package/dist/index.html")
+    npm(f"cp {tmp_path / 'other.tgz'} ./ohif-app-3.13.2.tgz")
+    with pytest.raises(InputError, match="is not the archive"):
+        fetch.fetch(tmp_path / "vendor")
+    assert (tmp_path / "vendor" / "ohif" / "index.html").read_text() == "before"
+
+
+def test_without_npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError, match=r"install Node\.js"):
+        fetch.fetch(tmp_path / "vendor")
+
+
+def test_what_was_fetched() -> None:
+    if not fetch.VENDOR.is_dir():
+        pytest.skip("needs the viewer's files: make viewer")
+    ohif, vega = fetch.VENDOR / "ohif", fetch.VENDOR / "vega"
+    assert sum(p.stat().st_size for p in ohif.rglob("*")) < 55e6
+    assert {p.name for p in vega.iterdir()} == {
+        f"{name}.{ending}"
+        for name in ("vega", "vega-lite", "vega-embed", "vega-interpreter")
+        for ending in ("min.js", "LICENSE")
+    }
+    assert "MIT" in (ohif / "LICENSE").read_text()
+    page = (ohif / "index.html").read_text()
+    assert "<script>" not in page  # nothing inline
+    for address in ("app.bundle.css", "app-config.js"):
+        assert f'"/viewer/{address}"' in page
