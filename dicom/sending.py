@@ -533,6 +533,7 @@ class Dimse:
         self._calling = self._entity.ae_title
         self._association: Any = None
         self._socket: socket.socket | None = None
+        self._waiting = False  # for an answer: then an association can only be aborted
         self._proposed: list[tuple[str, str]] = []
         self._accepted: set[tuple[str, str]] = set()
         # From the file in blocks instead of parsed and written anew; a setting of the whole library.
@@ -568,7 +569,9 @@ class Dimse:
             self._associate(self._proposed)
         try:
             whole = path if own in taken else pydicom.dcmread(path)
+            self._waiting = True
             status = self._association.send_c_store(whole)
+            self._waiting = False
         except RuntimeError:  # the other side ended the association since
             status = pydicom.Dataset()
         except (ValueError, AttributeError) as error:
@@ -644,9 +647,10 @@ class Dimse:
         if self._socket is not None:
             self._socket.close()
         self._association = self._socket = None
+        self._waiting = False
 
     def close(self) -> None:
         """See `Destination.close`."""
-        if self._association is not None and self._association.is_established:
+        if self._association is not None and self._association.is_established and not self._waiting:
             self._association.release()
         self._end()

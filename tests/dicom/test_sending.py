@@ -6,6 +6,7 @@ import base64
 import json
 import logging
 import shutil
+import socket
 import ssl
 import subprocess
 import threading
@@ -515,6 +516,23 @@ def test_statuses(archive: Callable[..., Archive], instances: list[Instance], st
 def test_failures_in_words() -> None:
     assert failure_in_words(0xA900).endswith("(0xA900)")
     assert failure_in_words(0x1234) == "status 0x1234"
+
+
+def test_the_orthanc_of_the_tests_knows_only_loopback(orthanc: Any, instances: list[Instance]) -> None:
+    """It cannot help listening on every address; a caller at another one is sent away."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # nothing is sent: it only chooses the address to send from
+        except OSError:
+            pytest.skip("this machine has no address but loopback")
+        address = str(probe.getsockname()[0])
+    if address.startswith("127."):
+        pytest.skip("this machine has no address but loopback")
+    with pytest.raises(DestinationRefused):
+        send(Dimse(orthanc.address.replace("127.0.0.1", address), calling="DEEPCAC2"), instances[0])
+    with pytest.raises((DestinationRefused, DestinationUnreachable)):
+        send(web(orthanc.dicomweb.replace("127.0.0.1", address), insecure=True), instances[0])
+    assert not orthanc.stored()
 
 
 # --- TLS --------------------------------------------------------------------------------------------------
