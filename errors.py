@@ -20,6 +20,9 @@
     │   └── WeightsUnsupported      weights-unsupported  43
     ├── DeviceError                 device               50   the asked-for device is not there
     ├── TrainingError               training             60   training cannot start or go on
+    ├── DestinationError            destination          70   files cannot be sent to another system
+    │   ├── DestinationUnreachable  unreachable          71
+    │   └── DestinationRefused      destination-refused  72
     └── SeriesError                 series                1   one series; the run goes on
         ├── SeriesRejected          (the gate's code)     0   a quality gate said no: a result, with a reason
         └── SeriesFailed            (the step's code)     1   something broke on this series
@@ -124,6 +127,25 @@ class DeviceError(DeepCACError):
 class TrainingError(DeepCACError):
     code = "training"
     exit_code = 60
+
+
+class DestinationError(DeepCACError):
+    code = "destination"
+    exit_code = 70
+
+
+class DestinationUnreachable(DestinationError):
+    """There is no connection, or it was lost: another try may help."""
+
+    code = "unreachable"
+    exit_code = 71
+
+
+class DestinationRefused(DestinationError):
+    """It answers, but not as it should: another try does not help."""
+
+    code = "destination-refused"
+    exit_code = 72
 
 
 class SeriesError(DeepCACError):

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from ..errors import InputError, OutputBusy
 from ..imaging.atomic import output_errors
@@ -67,7 +67,7 @@ class Shard:
         return int.from_bytes(digest[:8], "big") % self.count == self.number
 
 
-def _lock(path: Path, kind: int) -> IO[str] | None:
+def take_lock(path: Path, kind: int) -> IO[str] | None:
     """The open file, locked; None where another process holds it. A killed process holds none."""
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ class OutputLock:
         self._folder = output / FOLDER
         self.shard = shard
         self._held = ExitStack()
-        whole = _lock(self._folder / "run.lock", fcntl.LOCK_EX if shard is None else fcntl.LOCK_SH)
+        whole = take_lock(self._folder / "run.lock", fcntl.LOCK_EX if shard is None else fcntl.LOCK_SH)
         if whole is None:
             raise OutputBusy(
                 f"another run is at work in {output}; wait for it, choose another folder, or split the work "
@@ -106,7 +106,7 @@ class OutputLock:
         self._held.enter_context(whole)
         self._own: IO[str] | None = None
         if shard is not None:
-            self._own = _lock(self._path(shard.number), fcntl.LOCK_EX)
+            self._own = take_lock(self._path(shard.number), fcntl.LOCK_EX)
             if self._own is None:
                 self._held.close()
                 raise OutputBusy(f"shard {shard} is at work in {output} already; wait for it")
@@ -142,11 +142,63 @@ class OutputLock:
 def _held(path: Path) -> bool:
     if not path.exists():
         return False
-    handle = _lock(path, fcntl.LOCK_EX)
+    handle = take_lock(path, fcntl.LOCK_EX)
     if handle is None:
         return True
     handle.close()
     return False
+
+
+class Lines:
+    """A file of JSON objects, one a line, that is only ever appended to; each gets the time as ``time``.
+
+    Raises:
+        DiskFull, OutputUnwritable: It cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with output_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("ab")
+            if self._file.tell():
+                self._file.write(b"\n")  # a kill may have cut the last line
+        self._synced = time.monotonic()
+
+    def add(self, content: dict[str, Any], *, sync: bool = False) -> None:
+        """Append a line. It survives a kill; a power cut too: with `sync` at once, else a bit later."""
+        line = {"time": round(time.time(), 3), **content}
+        now = time.monotonic()
+        with output_errors(self.path):
+            self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            self._file.flush()
+            if sync or now - self._synced > _SYNC_SECONDS:
+                os.fsync(self._file.fileno())
+                self._synced = now
+
+    def close(self) -> None:
+        """Flush it to the disk."""
+        with output_errors(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+
+def read_lines(path: Path, *, holding: bytes = b"") -> Iterator[dict[str, Any]]:
+    """The objects of such a file whose line holds some bytes; lines that a kill cut are left out.
+
+    Raises:
+        OutputUnwritable: It cannot be read.
+    """
+    with output_errors(path), path.open("rb") as file:
+        for line in file:
+            if holding in line:
+                try:
+                    content = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(content, dict):
+                    yield content
 
 
 class Journal:
@@ -165,28 +217,17 @@ class Journal:
         name = JOURNAL if shard is None else f"journal-{shard.number}-of-{shard.count}.jsonl"
         self.path = output / FOLDER / name
         self.deaths: Counter[str] = Counter() if forget else _deaths(output / FOLDER)
-        with output_errors(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            if forget:
+        if forget:
+            with output_errors(self.path):
                 for old in self.path.parent.glob("journal*.jsonl"):
                     old.unlink()
-            self._file = self.path.open("ab")
-            if self._file.tell():
-                self._file.write(b"\n")  # a kill may have cut the last line
-        self._synced = time.monotonic()
+        self._lines = Lines(self.path)
 
     def add(self, event: str, series_uid: str, text: str = "") -> None:
         """Write an event: ``started``, ``died`` (with how) or ``settled`` (with its status)."""
-        line = {"time": round(time.time(), 3), "event": event, "series": series_uid, "text": text}
         if event == "died":
             self.deaths[series_uid] += 1
-        now = time.monotonic()
-        with output_errors(self.path):
-            self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-            self._file.flush()
-            if event == "died" or now - self._synced > _SYNC_SECONDS:
-                os.fsync(self._file.fileno())
-                self._synced = now
+        self._lines.add({"event": event, "series": series_uid, "text": text}, sync=event == "died")
 
     def quarantined(self, series_uid: str) -> bool:
         """Whether the series killed too many workers already."""
@@ -194,22 +235,13 @@ class Journal:
 
     def close(self) -> None:
         """Flush it to the disk."""
-        with output_errors(self.path):
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
+        self._lines.close()
 
 
 def _deaths(folder: Path) -> Counter[str]:
     """Workers that each series killed, by all journals; lines that a kill cut are left out."""
     deaths: Counter[str] = Counter()
     for path in folder.glob("journal*.jsonl"):
-        with output_errors(path), path.open("rb") as file:
-            for line in file:
-                if b'"died"' in line:
-                    try:
-                        event = json.loads(line)
-                        deaths[event["series"]] += event["event"] == "died"
-                    except (ValueError, KeyError, TypeError):
-                        continue
+        for event in read_lines(path, holding=b'"died"'):
+            deaths[str(event.get("series"))] += event.get("event") == "died"
     return deaths

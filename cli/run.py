@@ -49,7 +49,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument(
         "--prefetch",
-        type=_count,
+        type=count,
         metavar="N",
         help="processes that read ahead, and as many that write; 0: none beside the devices' workers "
         "(default: as fits the machine)",
@@ -63,14 +63,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument(
         "--timeout",
-        type=_duration,
-        default=_duration("10m"),
+        type=duration,
+        default=duration("10m"),
         metavar="TIME",
         help="longest time for one stage of a series, as 90s, 10m or 1h; 0: any (default: 10m)",
     )
     parser.add_argument(
         "--retries",
-        type=_count,
+        type=count,
         default=1,
         metavar="N",
         help="how often a series whose worker crashed or hung is tried again (default: %(default)s)",
@@ -98,13 +98,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.set_defaults(run=run)
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """A number of things, for argparse."""
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 upwards")
     return int(text)
 
 
-def _duration(text: str) -> float:
+def duration(text: str) -> float:
+    """A time such as ``90s``, ``10m`` or ``1h`` in seconds, for argparse."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 90s, 10m or 1h")
@@ -136,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
         retries=args.retries,
         ray=args.ray,
     )
-    with _quiet_libraries(), _log_file(args.output) as log_path:
+    with quiet_libraries(), log_file(args.output, "run") as log_path:
         watcher = _Watcher(quiet=args.quiet, as_json=args.json_progress)
         with watcher, _stoppable(watcher) as running:
             summary = run_folder(
@@ -439,17 +441,17 @@ _NUMBERS = ("score", "direct", "heart mL", "s")
 
 
 @contextmanager
-def _log_file(output: Path) -> Iterator[Path]:
-    """Log to ``OUT/logs/run-<UTC time>.log``; it holds UIDs, never patient names or IDs."""
+def log_file(output: Path, command: str) -> Iterator[Path]:
+    """Log to ``OUT/logs/<command>-<UTC time>.log``; it holds UIDs, never patient names or IDs."""
     from ..batch.worker import add_log_file
     from ..imaging.atomic import output_errors
 
-    path = output / "logs" / f"run-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.log"
+    path = output / "logs" / f"{command}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.log"
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handler = add_log_file(path)
     logger = logging.getLogger(__name__.partition(".cli")[0])
-    logger.info("command: run, python %s", sys.version.split()[0])
+    logger.info("command: %s, python %s", command, sys.version.split()[0])
     try:
         yield path
     finally:
@@ -457,17 +459,23 @@ def _log_file(output: Path) -> Iterator[Path]:
         handler.close()
 
 
+_LIBRARIES = {"pydicom": logging.ERROR, "pynetdicom": logging.CRITICAL, "urllib3": logging.CRITICAL}
+"""What a library has to say at least to be heard; what fails in a network we say ourselves."""
+
+
 @contextmanager
-def _quiet_libraries() -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
     """Keep libraries' chatter off the screen; our own warnings are findings and reach the table."""
     import warnings
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        pydicom = logging.getLogger("pydicom")
-        level = pydicom.level
-        pydicom.setLevel(logging.ERROR)
+        loggers = {logging.getLogger(name): level for name, level in _LIBRARIES.items()}
+        before = {logger: logger.level for logger in loggers}
+        for logger, level in loggers.items():
+            logger.setLevel(level)
         try:
             yield
         finally:
-            pydicom.setLevel(level)
+            for logger, level in before.items():
+                logger.setLevel(level)
