@@ -118,12 +118,16 @@ class Orthanc:
             self._process.wait(20)
             self._process = None
 
-    def _request(self, method: str, path: str) -> bytes:
-        request = urllib.request.Request(self.http + path, method=method)
+    def open(self, path: str, headers: dict[str, str] | None = None, method: str = "GET") -> Any:
+        """The answer to a request of the registered user."""
+        request = urllib.request.Request(self.http + path, method=method, headers=headers or {})
         secret = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
         request.add_header("Authorization", f"Basic {secret}")
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(request, timeout=20) as response:
+        return opener.open(request, timeout=20)
+
+    def _request(self, method: str, path: str) -> bytes:
+        with self.open(path, method=method) as response:
             return bytes(response.read())
 
     def get(self, path: str) -> Any:

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
+import shutil
 import stat
 import tarfile
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pydicom
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
 from PIL import Image
 
+from deepcac2.batch.push import push
 from deepcac2.dashboard import fetch, viewer
-from deepcac2.dicom import discover, read_series
+from deepcac2.dicom import MeasuredCalcium, discover, read_series, write_structured_report
+from deepcac2.dicom.sending import Credentials, DicomWeb, tls_context
 from deepcac2.errors import InputError
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -66,23 +75,34 @@ def on_canvas(page: Any, points: npt.NDArray[np.float64]) -> npt.NDArray[np.int6
     return np.floor(found[:, ::-1]).astype(np.int64)
 
 
-def test_a_case_opens_with_its_segmentation(page: Any, with_viewer: str, viewer_case: Any) -> None:
-    """Heart and calcium are drawn where the masks are; nothing comes from elsewhere, nothing complains."""
-    requests: list[str] = []
-    complaints: list[str] = []
-    page.on("request", lambda request: requests.append(request.url))
-    page.on("requestfailed", lambda request: complaints.append(f"{request.url}: {request.failure}"))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("console", lambda line: complaints.append(line.text) if line.type == "error" else None)
-
-    calcium, heart = viewer_case.masks["calcium"], viewer_case.masks["heart"]
-    z = int(calcium.sum(axis=(1, 2)).argmax())
-    shown = list(viewer_case.files)[z]
-    page.goto(
-        f"{with_viewer}/viewer?StudyInstanceUIDs={viewer_case.study}"
-        f"&SeriesInstanceUIDs={viewer_case.series},{viewer_case.seg}&initialSeriesInstanceUID={viewer_case.seg}"
+@pytest.fixture
+def complaints(page: Any) -> list[str]:
+    """What the browser complains about during the test."""
+    found: list[str] = []
+    page.on("requestfailed", lambda request: found.append(f"{request.url}: {request.failure}"))
+    page.on("pageerror", lambda error: found.append(str(error)))
+    page.on(
+        "console",
+        lambda line: found.append(f"{line.text} {line.location['url']}") if line.type == "error" else None,
     )
-    # opened by itself: the segmentation is on, and the slice with the most calcium is in front
+    return found
+
+
+def open_case(page: Any, address: str, case: Any, *others: str) -> int:
+    """Open a case, and wait until the segmentation is on and the slice with the most calcium in front.
+
+    Args:
+        others: SeriesInstanceUIDs to open beside CT and SEG.
+
+    Returns:
+        The number of that slice.
+    """
+    z = int(case.masks["calcium"].sum(axis=(1, 2)).argmax())
+    series = ",".join((case.series, case.seg, *others))
+    page.goto(
+        f"{address}/viewer?StudyInstanceUIDs={case.study}&SeriesInstanceUIDs={series}"
+        f"&initialSeriesInstanceUID={case.seg}"
+    )
     page.wait_for_function(
         f"""(uid) => {{
           const viewport = ({NEWEST})();
@@ -90,9 +110,20 @@ def test_a_case_opens_with_its_segmentation(page: Any, with_viewer: str, viewer_
           if (!id || !id.includes(uid)) return false;
           return window.services.segmentationService.getSegmentationRepresentations(viewport.id).length > 0;
         }}""",
-        arg=shown,
+        arg=list(case.files)[z],
         timeout=90_000,
     )
+    return z
+
+
+def test_a_case_opens_with_its_segmentation(
+    page: Any, complaints: list[str], with_viewer: str, viewer_case: Any
+) -> None:
+    """Heart and calcium are drawn where the masks are; nothing comes from elsewhere, nothing complains."""
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    calcium, heart = viewer_case.masks["calcium"], viewer_case.masks["heart"]
+    z = open_case(page, with_viewer, viewer_case)
     page.wait_for_load_state("networkidle")
     page.wait_for_timeout(500)
     with_segmentation = picture(page)
@@ -133,6 +164,75 @@ def test_a_case_opens_with_its_segmentation(page: Any, with_viewer: str, viewer_
     assert any(url.endswith("/frames/1") for url in requests)
     assert page.locator("text=Coronary calcium").count() > 0
     assert page.locator("[data-cy=back-to-dashboard]").get_attribute("href") == "/"
+
+
+@pytest.mark.slow
+def test_a_case_opens_from_a_pacs(
+    page: Any,
+    complaints: list[str],
+    viewer_case: Any,
+    serve: Callable[[FastAPI], str],
+    orthanc: Any,
+    orthanc_module: ModuleType,
+    tmp_path: Path,
+) -> None:
+    """CT, SEG and SR are pushed to a real Orthanc, and the same viewer opens them from there."""
+    if not (fetch.VENDOR / "ohif" / "index.html").is_file():
+        pytest.skip("needs the viewer's files: make viewer")
+    results = tmp_path / "results"
+    shutil.copytree(viewer_case.results, results)
+    (found,) = (s for s in discover(viewer_case.ct).series if s.series_uid == viewer_case.series)
+    (seg,) = results.rglob("cac.seg.dcm")
+    volume = read_series(found).volume
+    measured = MeasuredCalcium(
+        score=100.0,
+        volume_mm3=80.0,
+        risk_group=1,
+        heart_ml=600.0,
+        heart_centre=tuple(volume.geometry.to_lps([(n - 1) / 2 for n in volume.hu.shape])),
+    )
+    report = seg.with_name("cac.sr.dcm")
+    write_structured_report(report, series=found, segmentation=seg, measured=measured, algorithm_version="0")
+    details = seg.with_name("details.json")
+    content = json.loads(details.read_text()) | {"outputs": [seg.name, report.name]}
+    details.write_text(json.dumps(content))
+
+    user = {"USER": orthanc_module.USER, "PASSWORD": orthanc_module.PASSWORD}
+    signed_in = Credentials.of({f"DEEPCAC2_DICOMWEB_{k}": v for k, v in user.items()})
+    service = DicomWeb(orthanc.dicomweb, credentials=signed_in, tls=tls_context({}))
+    with contextlib.closing(service) as destination:
+        summary = push(results, destination, ct=viewer_case.ct)
+    assert summary.sent == len(viewer_case.files) + 2
+    stored = [pydicom.dcmread(io.BytesIO(data)) for data in orthanc.stored().values()]
+    assert Counter(ds.Modality for ds in stored) == {"CT": len(viewer_case.files), "SEG": 1, "SR": 1}
+    (sr,) = (ds for ds in stored if ds.Modality == "SR")
+
+    app = FastAPI()
+
+    def pacs(path: str, request: Request) -> Response:
+        """Orthanc's DICOMweb on the viewer's origin, as a reverse proxy in a hospital has it."""
+        accept = {"Accept": request.headers.get("accept", "*/*")}
+        query = f"?{request.url.query}" if request.url.query else ""
+        try:
+            with orthanc.open(f"/dicom-web/{path}{query}", accept) as answer:
+                return Response(answer.read(), media_type=answer.headers["Content-Type"])
+        except urllib.error.HTTPError as error:
+            with error:
+                return Response(error.read(), error.code)
+
+    app.add_api_route("/pacs/{path:path}", pacs, methods=["GET"])
+    pages = viewer.router(fetch.VENDOR, dicomweb="/pacs")
+    assert pages is not None
+    app.include_router(pages)
+    z = open_case(page, serve(app), viewer_case, str(sr.SeriesInstanceUID))
+    page.wait_for_load_state("networkidle")
+    page.wait_for_timeout(500)
+    index = np.argwhere(viewer_case.masks["calcium"][z])
+    points = volume.geometry.to_lps(np.column_stack([np.full(len(index), z), index]).astype(float))
+    places = on_canvas(page, points)
+    yellow = picture(page)[places[:, 0], places[:, 1]]
+    assert (yellow[:, 0] - yellow[:, 2]).mean() > 60
+    assert all("/thumbnail?" in text for text in complaints), complaints  # this Orthanc makes none
 
 
 def test_only_the_viewers_own_files_are_served(with_viewer: str) -> None:
