@@ -8,9 +8,35 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import DeepCACError
-from . import cohort, compare, evaluate, inspect, release, run, score, simulate, stats, train, weights
+from . import (
+    cohort,
+    compare,
+    dashboard,
+    evaluate,
+    inspect,
+    release,
+    run,
+    score,
+    simulate,
+    stats,
+    train,
+    weights,
+)
 
-COMMANDS = (run, inspect, score, simulate, train, evaluate, compare, cohort, release, stats, weights)
+COMMANDS = (
+    run,
+    inspect,
+    score,
+    simulate,
+    train,
+    evaluate,
+    compare,
+    cohort,
+    release,
+    stats,
+    dashboard,
+    weights,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
