@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields
 from itertools import pairwise
+from math import isfinite
 from multiprocessing import get_context
 from pathlib import Path
 from types import TracebackType
@@ -29,21 +31,21 @@ _NEEDED = ("patient_id", "study_uid", "series_uid", "status")
 _KEYS = ("series_uid", "study_uid")
 """Columns by which a clinical table is joined, in this order, before the patient's."""
 
-_PRIVATE = (
-    r"(^|[_ ])(name|surname|birth|dob|birthdate|birthday|address|street|phone|mail|email|mrn|ssn)([_ ]|$)"
+_PRIVATE = re.compile(
+    r"(?i)(^|[^a-z])(name|surname|birth|dob|birthdate|birthday|address|street|phone|mail|email|mrn|ssn)($|[^a-z])"
+    r"|(patient|first|last|given|family|full)name|patient'?s?birth|dateofbirth"
 )
-_PRIVATE_RUN_TOGETHER = r"patientname|patientbirth|firstname|lastname|givenname|familyname|dateofbirth"
 """Columns of a clinical table that say who somebody is; they are not read unless asked for."""
 
 SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     "threads": 2,
-    "memory_limit": "160MB",
+    "memory_limit": "128MB",
     "autoinstall_known_extensions": False,
     "autoload_known_extensions": False,
     "allow_community_extensions": False,
     "python_enable_replacements": False,
 }
-"""Of our connections; the memory is what 130,000 rows need to be sorted, with some to spare."""
+"""Of our connections; the memory is several times what the order of 130,000 rows needs."""
 
 _OURS = ("time_point_from", "contrast", "thickness", "score_class", "search_text")
 """Columns that we add: where the time point comes from, whether a gate noted contrast agent, the thickness to
@@ -58,6 +60,8 @@ MOST_VALUES = 30
 """Most different values of a clinical column that is offered as a list to choose from; chosen."""
 FEWEST_NUMBERS = 7
 """A clinical column of at least so many different numbers is filtered by a range; chosen."""
+
+_ROWS_AT_ONCE = 10_000
 
 Kind = Literal["values", "list", "range"]
 
@@ -191,30 +195,46 @@ class Results:
         with self._lock:
             return self._connection.cursor()
 
-    def all(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
-        """Every row of a query of our own."""
+    def all(self, sql: str) -> list[tuple[Any, ...]]:
+        """Every row of a query of our own; values stand in it as `literal`, names as `quoted`."""
         with self._cursor() as cursor:
-            return cursor.execute(sql, list(parameters)).fetchall()
+            return cursor.execute(sql).fetchall()
 
-    def dicts(self, sql: str, parameters: Sequence[object] = ()) -> list[dict[str, Any]]:
-        """Every row of a query of our own, by column."""
+    def dicts(self, sql: str) -> list[dict[str, Any]]:
+        """The same by column."""
         with self._cursor() as cursor:
-            cursor.execute(sql, list(parameters))
+            cursor.execute(sql)
             names = [d[0] for d in cursor.description or ()]
             return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
-    def stream(self, sql: str, parameters: Sequence[object] = ()) -> Iterator[tuple[Any, ...]]:
-        """The rows of a query of our own, a few thousand in memory at a time."""
-        with self._cursor() as cursor:
-            cursor.execute(sql, list(parameters))
-            while part := cursor.fetchmany(2000):
-                yield from part
+    def select(
+        self, selection: Selection, columns: Sequence[str], *, limit: int | None = None, offset: int = 0
+    ) -> Iterator[dict[str, Any]]:
+        """Selected rows in the selection's order, some thousands in memory at a time.
+
+        Only the order of the rows is sorted, not their content: that takes a fraction of the memory.
+        """
+        part = "" if limit is None else f"LIMIT {literal(limit)} OFFSET {literal(offset)}"
+        chosen = self.all(
+            f"SELECT rowid FROM everything WHERE {selection.where(self.filters)} "
+            f"ORDER BY {selection.order()} {part}"
+        )
+        names = ", ".join(map(quoted, columns))
+        for begin in range(0, len(chosen), _ROWS_AT_ONCE):
+            numbers = [number for (number,) in chosen[begin : begin + _ROWS_AT_ONCE]]
+            found = {
+                row.pop("rowid"): row
+                for row in self.dicts(
+                    f"SELECT rowid, {names} FROM everything WHERE rowid IN ({literals(numbers)})"
+                )
+            }
+            yield from (found[number] for number in numbers)
 
     def row(self, series_uid: str) -> dict[str, Any] | None:
         """The row of a series; None where there is none."""
         if not series_uid:
             return None
-        found = self.dicts("SELECT * FROM everything WHERE series_uid = ? LIMIT 1", [series_uid])
+        found = self.dicts(f"SELECT * FROM everything WHERE series_uid = {literal(series_uid)} LIMIT 1")
         return found[0] if found else None
 
     def _limits(self, column: str) -> dict[str, float | None]:
@@ -237,35 +257,47 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+def literal(value: str | float) -> str:
+    """A value as SQL takes it, whatever is in it. (DuckDB loads pandas, 85 MB, for a parameter.)
+
+    >>> literal("O'Brien' OR true --"), literal(2.5), literal(7)
+    ("'O''Brien'' OR true --'", 'CAST(2.5 AS DOUBLE)', '7')
+    """
+    if isinstance(value, str):
+        return "'" + value.replace("\0", "").replace("'", "''") + "'"
+    if isinstance(value, int):
+        return str(int(value))
+    return f"CAST({value!r} AS DOUBLE)" if isfinite(value) else f"CAST('{value!r}' AS DOUBLE)"
+
+
+def literals(values: Iterable[str | float]) -> str:
+    """Values for ``IN (…)``."""
+    return ", ".join(map(literal, values)) or "NULL"
+
+
 def _build(database: Path, path: Path, clinical: Path | None, patient: str, show_phi: bool) -> Clinical:
-    """Make the file: the table ``everything`` and, for SQL, the view ``results`` of it without `SEARCH_COLUMN`."""
+    """Make the file: the table ``everything`` and the view ``results`` of it, without `SEARCH_COLUMN`."""
     with duckdb.connect(str(database), config={**SETTINGS, "memory_limit": "1GB"}) as connection:
-        return _fill(connection, path, clinical, patient=patient, show_phi=show_phi)
+        connection.execute("SET enable_progress_bar = false")  # on by default in a process without a script
+        try:
+            return _fill(connection, path, clinical, patient=patient, show_phi=show_phi)
+        except duckdb.Error as error:
+            reason = str(error).splitlines()[0]
+            raise InputUnreadable(
+                f"cannot read {path}: {reason}; give the output folder of 'deepcac2 run'"
+            ) from error
 
 
 def _fill(
     connection: duckdb.DuckDBPyConnection, path: Path, clinical: Path | None, *, patient: str, show_phi: bool
 ) -> Clinical:
-    try:
-        present = [
-            row[0] for row in connection.execute("DESCRIBE FROM read_parquet(?)", [str(path)]).fetchall()
-        ]
-    except duckdb.Error as error:
-        raise InputUnreadable(
-            f"cannot read {path}: {str(error).splitlines()[0]}; give the output folder of 'deepcac2 run'"
-        ) from error
+    source = f"read_parquet({literal(str(path))})"
+    present = [row[0] for row in connection.execute(f"DESCRIBE FROM {source}").fetchall()]
     missing = [name for name in _NEEDED if name not in present]
     if missing:
         raise InputError(f"{path} has no column {missing[0]!r}; give the output folder of 'deepcac2 run'")
     chosen = ", ".join(_typed(name, kind, name in present) for name, kind in RESULT_COLUMNS.items())
-    try:
-        connection.execute(
-            f"CREATE TEMP VIEW raw AS SELECT {chosen} FROM read_parquet({_literal(str(path))})"
-        )
-    except duckdb.Error as error:
-        raise InputUnreadable(
-            f"cannot read {path}: {str(error).splitlines()[0]}; give the output folder of 'deepcac2 run'"
-        ) from error
+    connection.execute(f"CREATE TEMP VIEW raw AS SELECT {chosen} FROM {source}")
     ((rows,),) = connection.execute("SELECT count(*) FROM raw").fetchall()
     if not rows:
         raise InputError(f"{path} holds no series; score some with 'deepcac2 run'")
@@ -317,10 +349,6 @@ def _fill(
     return joined
 
 
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
-
-
 def _typed(name: str, kind: str, present: bool) -> str:
     empty = "''" if kind == "VARCHAR" else "NULL"
     return (
@@ -348,8 +376,7 @@ def _read_clinical(
     try:
         connection.execute(
             "CREATE TEMP TABLE clinical_raw AS SELECT * FROM "
-            "read_csv(?, all_varchar = true, header = true, delim = ?, null_padding = false)",
-            [str(path), separator],
+            f"read_csv({literal(str(path))}, all_varchar = true, header = true, delim = {literal(separator)})"
         )
     except duckdb.Error as error:
         reason = str(error).splitlines()[0]
@@ -375,11 +402,7 @@ def _read_clinical(
     for name in names:
         if name in (key, patient, *_KEYS):
             continue
-        ((private,),) = connection.execute(
-            "SELECT regexp_matches(lower(?), ?) OR regexp_matches(lower(?), ?)",
-            [name, _PRIVATE, name, _PRIVATE_RUN_TOGETHER],
-        ).fetchall()
-        if private and not show_phi:
+        if _PRIVATE.search(name) and not show_phi:
             left_out.append(name)
             continue
         taken = (*RESULT_COLUMNS, *_OURS)
@@ -391,7 +414,7 @@ def _read_clinical(
             f"SELECT count(*) FILTER ({text} IS NOT NULL AND TRY_CAST({text} AS DOUBLE) IS NULL), "
             f"count({text}) FROM clinical_raw"
         ).fetchall()
-        number = some and not wrong
+        number = some and not wrong and ours != time_point
         kept.append(f"{f'TRY_CAST({text} AS DOUBLE)' if number else text} AS {quoted(ours)}")
         columns.append(ours)
         if number:
@@ -424,40 +447,31 @@ class Selection:
     sort: str = "patient_id"
     descending: bool = False
 
-    def where(self, filters: Mapping[str, Filter], *, without: str = "") -> tuple[str, list[object]]:
-        """The condition and its parameters; `without` a filter, to count what its other values would give."""
+    def where(self, filters: Mapping[str, Filter], *, without: str = "") -> str:
+        """The condition; `without` a filter, to count what its other values would give."""
         parts = ["true"]
-        parameters: list[object] = []
         for name, chosen in self.values.items():
             if name == without:
                 continue
             column = quoted(filters[name].column)
             if filters[name].kind == "list":
-                parts.append(f"list_has_any(string_split({column}, ';'), ?)")
-                parameters.append(list(chosen))
+                parts.append(f"list_has_any(string_split({column}, ';'), [{literals(chosen)}])")
             elif filters[name].number:
                 numbers = [n for n in map(_number, chosen) if n is not None]
-                marks = ", ".join("?" * len(numbers)) or "NULL"
-                parts.append(f"coalesce({column} IN ({marks}), false)")
-                parameters += numbers
+                parts.append(f"coalesce({column} IN ({literals(numbers)}), false)")
                 if "" in chosen:
                     parts[-1] = f"({parts[-1]} OR {column} IS NULL)"
             else:
-                marks = ", ".join("?" * len(chosen))
-                parts.append(f"coalesce({column}, '') IN ({marks})")
-                parameters += chosen
+                parts.append(f"coalesce({column}, '') IN ({literals(chosen)})")
         for name, (low, high) in self.ranges.items():
             for limit, sign in ((low, ">="), (high, "<=")):
                 if limit is not None and name != without:
-                    parts.append(f"{quoted(filters[name].column)} {sign} ?")
-                    parameters.append(limit)
+                    parts.append(f"{quoted(filters[name].column)} {sign} {literal(limit)}")
         if self.patient:
-            parts.append("contains(lower(patient_id), ?)")
-            parameters.append(self.patient.lower())
+            parts.append(f"contains(lower(patient_id), {literal(self.patient.lower())})")
         if self.search:
-            parts.append(f"contains({SEARCH_COLUMN}, ?)")
-            parameters.append(self.search.lower())
-        return " AND ".join(parts), parameters
+            parts.append(f"contains({SEARCH_COLUMN}, {literal(self.search.lower())})")
+        return " AND ".join(parts)
 
     def order(self) -> str:
         """The order, complete: the same rows always stand in the same place; missing values come last."""

@@ -15,7 +15,7 @@ from ..pipeline.outputs import PREVIEW_NAME
 from ..pipeline.results import COLUMNS, no_formula
 from ..pipeline.run import read_details
 from ..scoring.result import RiskGroup
-from .table import Filter, Results, Selection, quoted, score_labels
+from .table import Filter, Results, Selection, literal, literals, quoted, score_labels
 
 SHOWN = (
     "patient_id", "study_uid", "series_uid", "status", "code", "reason", "time_point", "time_point_from",
@@ -46,19 +46,16 @@ def cases(results: Results, selection: Selection, *, page: int, size: int) -> di
     Returns:
         ``series`` and ``patients``: how many the selection has; ``page``, ``pages``, ``size``, ``rows``.
     """
-    where, parameters = selection.where(results.filters)
+    where = selection.where(results.filters)
     ((series, patients),) = results.all(
-        f"SELECT count(*), count(DISTINCT patient_id) FILTER (patient_id <> '') FROM everything WHERE {where}",
-        parameters,
+        "SELECT count(*), count(DISTINCT patient_id) FILTER (patient_id <> '') "
+        f"FROM everything WHERE {where}",
     )
     size = min(max(size, 1), MOST_ROWS)
     pages = max(1, -(-series // size))
     page = min(max(page, 1), pages)
-    shown = ", ".join(map(quoted, (*SHOWN, *results.clinical.columns)))
-    rows = results.dicts(
-        f"SELECT {shown} FROM everything WHERE {where} ORDER BY {selection.order()} LIMIT ? OFFSET ?",
-        [*parameters, size, (page - 1) * size],
-    )
+    columns = (*SHOWN, *results.clinical.columns)
+    rows = list(results.select(selection, columns, limit=size, offset=(page - 1) * size))
     return {"series": series, "patients": patients, "page": page, "pages": pages, "size": size, "rows": rows}
 
 
@@ -97,7 +94,7 @@ def _counts(
     results: Results, selection: Selection, filters: Sequence[Filter], *, without: str = ""
 ) -> dict[str, dict[str, int]]:
     """By filter, how many of the selected rows have each value; all in one query."""
-    where, parameters = selection.where(results.filters, without=without)
+    where = selection.where(results.filters, without=without)
     parts = []
     for nr, one in enumerate(filters):
         column = quoted(one.column)
@@ -114,7 +111,6 @@ def _counts(
         rows = results.all(
             f"WITH chosen AS MATERIALIZED (SELECT {columns} FROM everything WHERE {where}) "
             + " UNION ALL ".join(parts),
-            parameters,
         )
         for nr, value, n in rows:
             counts = out[filters[nr].name]
@@ -145,14 +141,13 @@ def charts(results: Results, selection: Selection) -> dict[str, Any]:
         ``n``, ``mean`` and ``median`` of the score. ``kernels_left`` and ``scored_kernels_left`` say how many
         kernels are too rare to be in their chart.
     """
-    where, parameters = selection.where(results.filters)
+    where = selection.where(results.filters)
     by_kernel, by_time = Counter[str](), Counter[str]()
     by_group, by_class = Counter[int](), Counter[str]()
     by_both, scored = Counter[tuple[str, int]](), Counter[str]()
     for kernel, time_point, group, class_, n in results.all(
         "SELECT kernel, time_point, risk_group, score_class, count(*) "
         f"FROM everything WHERE {where} GROUP BY ALL",
-        parameters,
     ):
         by_kernel[kernel] += n
         by_time[time_point] += n
@@ -167,12 +162,10 @@ def charts(results: Results, selection: Selection) -> dict[str, Any]:
         for found in (by_kernel, scored)
     )
     shown = used[:MOST_SCORED_KERNELS]
-    marks = ", ".join("?" * len(shown)) or "NULL"
     scores = results.dicts(
         "SELECT kernel, time_point, count(*) AS n, avg(agatston_score) AS mean, "
         f"median(agatston_score) AS median FROM everything WHERE {where} AND score_class <> '' "
-        f"AND kernel IN ({marks}) GROUP BY ALL",
-        [*parameters, *shown],
+        f"AND kernel IN ({literals(shown)}) GROUP BY ALL"
     )
     scores.sort(key=lambda row: (shown.index(row["kernel"]), _place("time_point", row["time_point"])))
     times = sorted(by_time, key=lambda t: _place("time_point", t))
@@ -195,13 +188,12 @@ def charts(results: Results, selection: Selection) -> dict[str, Any]:
 
 def not_scored(results: Results, selection: Selection) -> list[dict[str, Any]]:
     """Why series were not scored: one row a status and code, with what the code means and how many."""
-    where, parameters = selection.where(results.filters)
+    where = selection.where(results.filters)
     rows = results.dicts(
         "SELECT status, code, count(*) AS n, "
         "count(DISTINCT patient_id) FILTER (patient_id <> '') AS patients, "
         f"min(reason) AS example FROM everything WHERE {where} AND status <> 'scored' GROUP BY ALL "
         "ORDER BY n DESC, status, code",
-        parameters,
     )
     for row in rows:
         row["meaning"] = meaning(row["code"])
@@ -220,17 +212,11 @@ def export(results: Results, selection: Selection) -> Iterator[str]:
     clinical columns. Text that a spreadsheet would run as a formula is preceded by an apostrophe.
     """
     names = (*COLUMNS, "time_point_from", *results.clinical.columns)
-    where, parameters = selection.where(results.filters)
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer)
     writer.writerow(names)
-    columns = ", ".join(map(quoted, names))
-    for nr, row in enumerate(
-        results.stream(
-            f"SELECT {columns} FROM everything WHERE {where} ORDER BY {selection.order()}", parameters
-        )
-    ):
-        writer.writerow([no_formula("" if value is None else value) for value in row])
+    for nr, row in enumerate(results.select(selection, names)):
+        writer.writerow([no_formula("" if value is None else value) for value in row.values()])
         if nr % 500 == 499:
             yield buffer.getvalue()
             buffer.seek(0)
@@ -272,10 +258,10 @@ def case(results: Results, folder: Path, row: dict[str, Any]) -> dict[str, Any]:
     codes = [*row["warnings"].split(";"), row["code"]]
     others = results.dicts(
         "SELECT series_uid, study_uid, time_point, study_date, series_description, kernel, status, code, "
-        "agatston_score, risk_group FROM everything WHERE patient_id = ? AND patient_id <> '' "
-        "AND series_uid <> ? AND series_uid <> '' AND code <> 'not-ct' "
+        "agatston_score, risk_group FROM everything WHERE patient_id <> '' "
+        f"AND patient_id = {literal(row['patient_id'])} AND series_uid <> {literal(row['series_uid'])} "
+        "AND series_uid <> '' AND code <> 'not-ct' "
         "ORDER BY study_date, series_uid LIMIT 100",
-        [row["patient_id"], row["series_uid"]],
     )
     return {
         "row": row,
