@@ -6,7 +6,7 @@
 - The token: in the address once, then in a cookie, or as ``Authorization: Bearer``; compared in constant
   time.
 - The method: GET and HEAD, and POST for SQL, from our own page only.
-- The headers: a content security policy for each part of the site (`POLICIES`).
+- The headers: a strict content security policy (`POLICY`) and those that keep other pages out.
 """
 
 from __future__ import annotations
@@ -34,19 +34,12 @@ SQL_PATH = "/api/sql"
 _WRONG_TOKEN_SECONDS = 0.5
 """How long an answer to a wrong token takes."""
 
-_PAGE = (
+POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
-_VIEWER = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' 'wasm-unsafe-eval' blob:; "
-    "worker-src 'self' blob:; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
-    "font-src 'self' data:; connect-src 'self' data: blob:; base-uri 'self'; form-action 'self'; "
-    "frame-ancestors 'none'"
-)
-POLICIES = {"/viewer": _VIEWER, "/": _PAGE}
-"""Content security policy by the beginning of the path; the first that fits. Only the viewer, which compiles
-WebAssembly and sets styles of its own, gets more than our page; nothing may leave the origin in either."""
+"""Content security policy of every answer that does not bring one of its own; only the viewer's do, which
+needs more."""
 
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -115,13 +108,13 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        path, head = scope["path"], scope["method"] == "HEAD"
+        head = scope["method"] == "HEAD"
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers.update(_HEADERS)
-                headers["Content-Security-Policy"] = policy(path)
+                headers.setdefault("Content-Security-Policy", POLICY)
                 headers.setdefault("Cache-Control", "no-store")
             elif head and message["type"] == "http.response.body":
                 message = {**message, "body": b""}
@@ -177,15 +170,6 @@ class Guard:
             COOKIE, self._cookie, httponly=True, samesite="strict", secure=scope.get("scheme") == "https"
         )
         return response
-
-
-def policy(path: str) -> str:
-    """The content security policy of a path."""
-    return next(
-        text
-        for begin, text in POLICIES.items()
-        if begin == "/" or path == begin or path.startswith(f"{begin}/")
-    )
 
 
 def _known_host(header: str, access: Access) -> bool:

@@ -31,9 +31,8 @@ def main() -> int:
     request = json.loads(sys.stdin.read())
     if importlib.util.find_spec("pytz") is not None:
         import pytz  # type: ignore[import-untyped]  # noqa: F401  times with a zone need it, and files are closed by then
-    os.chdir(os.path.dirname(request["database"]))  # noqa: PTH120  so that no query can ask for the path
     connection = duckdb.connect(
-        os.path.basename(request["database"]),  # noqa: PTH119
+        request["database"],
         read_only=True,
         config={
             "threads": 2,

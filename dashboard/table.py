@@ -264,7 +264,7 @@ def literal(value: str | float) -> str:
     ("'O''Brien'' OR true --'", 'CAST(2.5 AS DOUBLE)', '7')
     """
     if isinstance(value, str):
-        return "'" + value.replace("\0", "").replace("'", "''") + "'"
+        return "'" + value.replace("\0", "\ufffd").replace("'", "''") + "'"
     if isinstance(value, int):
         return str(int(value))
     return f"CAST({value!r} AS DOUBLE)" if isfinite(value) else f"CAST('{value!r}' AS DOUBLE)"

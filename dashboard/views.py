@@ -29,7 +29,7 @@ MOST_ROWS = 200
 """Most rows of a page."""
 MOST_VALUES = 400
 """Most values of a filter that are sent; the page finds the others by its search field."""
-MOST_KERNELS = 20
+MOST_KERNELS = 15
 """Most kernels in the chart of their numbers."""
 MOST_SCORED_KERNELS = 10
 """Most kernels in the chart of average scores: each has a bar for every time point."""

@@ -43,7 +43,7 @@ function kinds(about) {
     encoding: {
       x: { field: "label", type: "nominal", sort: order(rows), title: null, axis: { labelAngle: rows.length > 6 ? -45 : 0 },
         scale: { paddingInner: 0.15, paddingOuter: rows.length < 4 ? 1 : 0.1 } },
-      y: { field: "n", type: "quantitative", title, axis: { tickMinStep: 1, tickCount: 5 } },
+      y: { field: "n", type: "quantitative", title, axis: { tickMinStep: 1, tickCount: 4 } },
       tooltip: [{ field: "label", title: "value" }, { field: "n", title: "series", format: "," }],
       ...extra,
     },
@@ -112,19 +112,20 @@ export class Charts {
     if (!about.charts) {
       this.element.append(h("p", { class: "panel quiet" },
         "Charts need Vega-Lite's files, which are not here: ", h("code", {}, "make viewer"),
-        " in the checkout gets them. Until then, their numbers:"));
+        " in the checkout gets them. Their numbers are there all the same:"));
     }
     this.grid = h("div", { class: "grid" });
     this.element.append(this.grid);
     this.kinds = kinds(about).map((kind) => {
-      const plot = h("div", { class: "plot", role: "img" });
+      const canvas = h("div", { class: "canvas", "aria-hidden": "true" });  // Vega gives it roles of its own
+      const plot = h("div", { class: "plot", role: "img" }, canvas);
       const numbers = h("div");
       const note = h("p", { class: "quiet small" });
-      const details = h("details", { open: !about.charts }, h("summary", {}, "Numbers"), numbers);
+      const details = h("details", {}, h("summary", {}, "Numbers"), numbers);
       const figure = h("figure", { class: "panel", "data-chart": kind.key },
         h("figcaption", {}, kind.title), about.charts ? plot : null, note, details);
       this.grid.append(figure);
-      return { ...kind, figure, plot, numbers, note };
+      return { ...kind, figure, plot, canvas, numbers, note };
     });
   }
 
@@ -145,17 +146,16 @@ export class Charts {
     this.views.get(kind.key)?.finalize();
     this.views.delete(kind.key);
     if (!rows.length) {
-      kind.plot.replaceChildren();
+      kind.canvas.replaceChildren();
       return;
     }
     const spec = { ...kind.spec(rows), data: { values: rows }, width: "container", height: 168,
       autosize: { type: "fit", contains: "padding" }, config: CONFIG };
-    const done = await vega(kind.plot, spec, {
+    const done = await vega(kind.canvas, spec, {
       mode: "vega-lite", actions: false, renderer: "svg", ast: true, expr: window.vega.expressionInterpreter,
       defaultStyle: false, tooltip: { disableDefaultStyle: true, theme: "ours" },
     });
     this.views.set(kind.key, done);
-    kind.plot.querySelector("svg")?.setAttribute("aria-hidden", "true");
     done.view.addEventListener("click", (event, item) => { if (item?.datum) this.pick(kind, item.datum); });
   }
 
