@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import datetime
 import decimal
-import importlib.util
 import json
 import os
 import resource
@@ -29,8 +28,6 @@ PROCESS_MB = 2048
 
 def main() -> int:
     request = json.loads(sys.stdin.read())
-    if importlib.util.find_spec("pytz") is not None:
-        import pytz  # type: ignore[import-untyped]  # noqa: F401  times with a zone need it, and files are closed by then
     connection = duckdb.connect(
         request["database"],
         read_only=True,
@@ -52,6 +49,8 @@ def main() -> int:
         answer = _run(connection, request["sql"], request["rows"], request["characters"])
     except (duckdb.Error, MemoryError, OSError, ImportError, ValueError) as error:
         answer = {"error": str(error).strip() or type(error).__name__}
+        if "pytz" in answer["error"]:  # what DuckDB would need to hand over a time with a zone
+            answer["error"] = "times with a time zone cannot be shown; cast them to VARCHAR or TIMESTAMP"
     sys.stdout.write(json.dumps(answer))
     sys.stdout.flush()
     return 0

@@ -139,7 +139,7 @@ export class Charts {
     const rows = kind.rows(numbers);
     kind.figure.classList.toggle("none", !rows.length);
     const left = kind.left ? numbers[kind.left] : 0;
-    kind.note.textContent = !rows.length ? "Nothing of it in the selection." : left ? `and ${count(left)} rarer ones` : "";
+    kind.note.textContent = !rows.length ? "Nothing of it in the selection." : left ? `and ${count(left)} rarer ${left === 1 ? "one" : "ones"}` : "";
     this.list(kind, rows);
     if (!vega) return;
     kind.plot.setAttribute("aria-label", `Bar chart, ${kind.of}: ${summary(kind, rows)}. The numbers are below.`);

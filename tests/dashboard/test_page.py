@@ -81,7 +81,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def page(site: Site, browser: Any) -> Iterator[Any]:
-    """A fresh page; whatever a test does with it, nothing leaves the origin and nothing is complained about."""
+    """A fresh page; whatever a test does, nothing leaves the origin and nothing is complained about."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()
     page.set_default_timeout(15_000)
@@ -320,7 +320,7 @@ def test_names_and_roles(site: Site, page: Any) -> None:
 def test_nothing_is_wider_than_the_window(site: Site, page: Any, table: pd.DataFrame, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 900})
     uid = table.series_uid[table.patient_id == "SIM-0003"].iloc[0]
-    for address in ("/", f"/case/{uid}", "/not-scored", "/sql"):
+    for address in ("/", f"/case/{uid}", "/not-scored"):
         site.open(page, address)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 

@@ -40,6 +40,12 @@ def test_values_of_every_kind(database: Path) -> None:
     ]
 
 
+def test_a_time_with_a_zone(database: Path) -> None:
+    with pytest.raises(InputError, match="cast them to VARCHAR"):
+        run_query(database, "SELECT now()")
+    assert run_query(database, "SELECT now()::VARCHAR")["rows"]
+
+
 def test_at_most_1000_rows(database: Path) -> None:
     found = run_query(database, "SELECT * FROM range(1000000000000)")
     assert (len(found["rows"]), found["more"]) == (1000, True)
