@@ -299,6 +299,9 @@ def test_tables_of_other_methods_and_older_versions(tmp_path: Path) -> None:
         "study_uid": ["1.1", "1.2"],
         "series_uid": ["1.1.1", "1.2.1"],
         "status": ["scored", "scored"],
+        "study_date": ["", "20000102"],
+        "n_slices": [100, 200],
+        "folder": ["", ""],
         "direct_score": [12.5, 500.0],
         "direct_group": [2, 4],
     }
