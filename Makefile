@@ -74,6 +74,7 @@ bench: $(stamp) ## measure against the budgets of docs/architecture.md
 	$(bin)/python benchmarks/stock_chain.py --if-installed
 	$(bin)/python benchmarks/scaling.py
 	$(bin)/python benchmarks/engine.py --series 20000
+	$(bin)/python benchmarks/dashboard.py
 
 container: ## build the image $(IMAGE), with the weights $(WEIGHTS)
 	$(container_build) --build-arg WEIGHTS=$(WEIGHTS) --build-arg REVISION=$$(git rev-parse HEAD) \

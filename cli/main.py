@@ -8,9 +8,37 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import DeepCACError
-from . import cohort, compare, evaluate, inspect, push, release, run, score, simulate, stats, train, weights
+from . import (
+    cohort,
+    compare,
+    dashboard,
+    evaluate,
+    inspect,
+    push,
+    release,
+    run,
+    score,
+    simulate,
+    stats,
+    train,
+    weights,
+)
 
-COMMANDS = (run, inspect, score, push, simulate, train, evaluate, compare, cohort, release, stats, weights)
+COMMANDS = (
+    run,
+    inspect,
+    score,
+    dashboard,
+    push,
+    simulate,
+    train,
+    evaluate,
+    compare,
+    cohort,
+    release,
+    stats,
+    weights,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:

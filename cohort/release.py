@@ -57,6 +57,7 @@ _MEANING = {
     "direct_score": "Agatston score of direct scoring; empty: not asked",
     "direct_group": "its risk group: 0: < 1; 1: < 10; 2: < 100; 3: < 400; 4: 400 and more",
     "study_date": "StudyDate, YYYYMMDD",
+    "time_point": "ClinicalTrialTimePointID, such as T0",
     "series_description": "SeriesDescription",
     "manufacturer": "Manufacturer",
     "model_name": "ManufacturerModelName",

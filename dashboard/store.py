@@ -20,6 +20,7 @@ from ..dicom.segmentation import SEGMENTATION_SOP_CLASSES
 from ..dicom.series import SliceRef
 from ..errors import InputError
 from ..pipeline.outputs import DETAILS_NAME
+from .table import literal
 
 RESULTS_NAME = "results.parquet"
 _COLUMNS = "series_uid, study_uid, patient_id, study_date, status, n_slices, folder"
@@ -97,14 +98,14 @@ class DicomStore:
         self._database.execute(f"CREATE TABLE series ({', '.join(names)})")
         insert = f"INSERT INTO series VALUES ({', '.join('?' * len(names))})"
         # part by part: DuckDB has the whole answer in memory before the first row is fetched
-        part = (
-            f"SELECT {_COLUMNS} FROM read_parquet(?, file_row_number = true) "
-            "WHERE file_row_number BETWEEN ? AND ? ORDER BY file_row_number"
-        )
+        part = f"SELECT {_COLUMNS} FROM read_parquet({literal(str(table))}, file_row_number = true)"
         first = 0
         try:
             with duckdb.connect(config={"threads": 1}) as connection:
-                while rows := connection.execute(part, [str(table), first, first + _AT_ONCE - 1]).fetchall():
+                while rows := connection.execute(
+                    f"{part} WHERE file_row_number BETWEEN {first} AND {first + _AT_ONCE - 1} "
+                    "ORDER BY file_row_number"
+                ).fetchall():
                     self._database.executemany(insert, (row for row in rows if row[0] and row[1]))
                     first += _AT_ONCE
         except duckdb.Error as error:

@@ -28,6 +28,7 @@ class ResultRow:
         volume_mm3, mass_mg: Of the counted calcium; mass only with a calibration factor.
         screening_positive: Whether the exclusion found that there may be calcium; None: not asked.
         direct_score, direct_group: Of direct scoring, 0 to 4 (`models.direct.direct_group`).
+        time_point: ClinicalTrialTimePointID, such as NLST's "T0".
         noise_hu: Measured inside the heart (`imaging.noise.noise_sd`).
         off_domain: In what the scan is unlike those that the weights were trained on (``kernel``, ``noise``,
             ``kvp``, ``slices``, ``field``, ``contrast``; ``unknown`` where a set does not say), joined
@@ -55,6 +56,7 @@ class ResultRow:
     direct_score: float | None = None
     direct_group: int | None = None
     study_date: str = ""
+    time_point: str = ""
     series_description: str = ""
     manufacturer: str = ""
     model_name: str = ""
@@ -132,7 +134,7 @@ def result_row(
 def write_csv(path: Path, rows: Iterable[ResultRow]) -> None:
     """Write the table as CSV (UTF-8, header line), whole or not at all.
 
-    A text that a spreadsheet would run as a formula is preceded by an apostrophe.
+    A text that a spreadsheet would run as a formula is preceded by an apostrophe (`no_formula`).
 
     Raises:
         DiskFull, OutputUnwritable: It cannot be written.
@@ -141,10 +143,15 @@ def write_csv(path: Path, rows: Iterable[ResultRow]) -> None:
         writer = csv.DictWriter(file, fieldnames=COLUMNS)
         writer.writeheader()
         for row in rows:
-            writer.writerow({k: _plain(v) for k, v in vars(row).items()})
+            writer.writerow({k: no_formula(v) for k, v in vars(row).items()})
 
 
-def _plain(value: Any) -> Any:
+def no_formula(value: Any) -> Any:
+    """The value of a CSV file's cell: a text that a spreadsheet would run is preceded by an apostrophe.
+
+    >>> no_formula("=1+1"), no_formula("B30f"), no_formula(-1.5)
+    ("'=1+1", 'B30f', -1.5)
+    """
     if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
         return "'" + value
     return value

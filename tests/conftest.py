@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # side by side, one thread each: torch reads it when it is imported
@@ -101,3 +102,64 @@ def orthanc(shared_orthanc: Any) -> Any:
     """A running Orthanc (`orthanc.py`) that holds nothing; skips the test where it is not installed."""
     shared_orthanc.clear()
     return shared_orthanc
+
+
+@pytest.fixture(scope="session")
+def dashboard_results(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results to look at: a scored case with its files, and 700 rows with all that may be in a row."""
+    from deepcac2.dicom import discover, read_segmentation, read_series
+    from deepcac2.imaging.atomic import write_json
+    from deepcac2.pipeline import Case
+    from deepcac2.pipeline.outputs import DETAILS_NAME, PREVIEW_NAME, details
+    from deepcac2.pipeline.previews import preview
+    from deepcac2.pipeline.results import ResultRow, result_row, write_parquet
+    from deepcac2.scoring import risk_group, score
+
+    folder = tmp_path_factory.mktemp("dashboard")
+    series = next(s for s in discover(simulated).series if s.modality == "CT")
+    volume = read_series(series).volume
+    masks = read_segmentation(simulated / "SIM-0003" / "truth.seg.dcm", volume.geometry)
+    scored = score(volume, masks["calcium"])
+    facts = {"heart_volume_ml": 600.0}
+    case = Case(series=series, volume=volume, score=scored, facts=facts, **masks)
+    place = folder / series.patient_id / series.series_uid
+    row = result_row(case, status="scored", folder=place.relative_to(folder).as_posix())
+    provenance = {"deepcac2": "0", "workflow": "default", "workflow_fingerprint": "0", "weights": {}}
+    write_json(place / DETAILS_NAME, details(case, provenance) | {"row": vars(row), "outputs": []})
+    (place / PREVIEW_NAME).write_bytes(preview(case))
+
+    rng = np.random.default_rng(7)
+    makers = ("SIEMENS", "GE MEDICAL SYSTEMS", "Philips", "")
+    kernels = ("B30f", "STANDARD", "LUNG", "C", "=1+2", "<b>x</b>", 'O\'Brien "k"', "")
+    rows = [row]
+    for i in range(700):
+        visit, ok = int(rng.integers(3)), rng.random() < 0.8
+        value = round(float(rng.choice([0, 0, 3, 60, 250, 900]) * rng.uniform(0.5, 1.5)), 4)
+        code = "" if ok else str(rng.choice(["contrast", "metal", "undecodable"]))
+        rows.append(
+            ResultRow(
+                patient_id=f"P{i % 230:03d}",
+                study_uid=f"1.2.{i % 230}.{visit}",
+                series_uid=f"1.2.{i % 230}.{visit}.{i}",
+                status="scored" if ok else str(rng.choice(["rejected", "failed"])),
+                code=code,
+                reason=f"{code}: one sentence" if code else "",
+                agatston_score=value if ok else None,
+                risk_group=int(risk_group(value)) if ok else None,
+                risk_group_name=risk_group(value).label if ok else "",
+                study_date=f"{1999 + visit}0102",
+                time_point=f"t{visit}" if i % 230 < 200 else "",
+                series_description=f"scan {i}",
+                manufacturer=str(rng.choice(makers)),
+                kernel=str(rng.choice(kernels)),
+                slice_thickness=float(rng.choice([1.0, 1.25, 2.5, 2.4999])) if i % 50 else None,
+                n_slices=int(rng.integers(60, 400)),
+                warnings=";".join(w for w in ("kvp", "sharp-kernel", "contrast") if rng.random() < 0.3),
+                folder=f"P{i % 230:03d}/1.2.{i % 230}.{visit}.{i}",
+            )
+        )
+    unreadable = ResultRow(
+        patient_id="", study_uid="", series_uid="", status="failed", code="unreadable-file"
+    )
+    write_parquet(folder / "results.parquet", [*rows, unreadable])
+    return folder

@@ -1,0 +1,196 @@
+"""Measure the dashboard on a table as long as a whole release: start, first page, filters, charts, memory.
+
+Usage: ``python benchmarks/dashboard.py [--rows 130000] [--repeat 5] [--keep FOLDER]``
+
+Writes a synthetic ``results.parquet`` (three visits a patient, two kernels a visit, scores spread as among
+smokers), starts `deepcac2 dashboard` on it in a process of its own, asks it over HTTP as the page does, and
+prints a table: the median and the longest answer, and the memory of the server. Nothing is asserted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from deepcac2.pipeline.results import ResultRow, write_parquet
+from deepcac2.scoring import risk_group
+
+SEED = 4
+KERNELS = {
+    "GE MEDICAL SYSTEMS": ("STANDARD", "LUNG", "BONE", "BODY FILTER"),
+    "SIEMENS": ("B30f", "B50f", "B60f", "B45f", "B70f", "B20f"),
+    "Philips": ("C", "D", "B", "L"),
+    "TOSHIBA": ("FC10", "FC51", "FC01", "FC50", "FC02"),
+}
+THICKNESS = (1.0, 1.25, 2.0, 2.5, 3.0, 3.2, 5.0)
+REASONS = {"contrast": "contrast agent", "metal": "dense as metal", "missing-slices": "2 slices are missing"}
+
+
+def rows(count: int, seed: int = SEED) -> Iterator[ResultRow]:
+    """So many rows, made up, the same for the same seed."""
+    rng = np.random.default_rng(seed)
+    makers = list(KERNELS)
+    made = patient = 0
+    while made < count:
+        patient += 1
+        maker = makers[rng.choice(len(makers), p=[0.45, 0.35, 0.12, 0.08])]
+        burden = 0.0 if rng.random() < 0.3 else float(rng.lognormal(4.2, 1.8))
+        for visit in range(int(rng.choice([1, 2, 3], p=[0.15, 0.15, 0.7]))):
+            thickness = float(rng.choice(THICKNESS))
+            study = f"1.2.826.0.1.{patient}.{visit}"
+            for kernel in rng.choice(KERNELS[maker], size=2, replace=False):
+                if made == count:
+                    return
+                made += 1
+                scored = rng.random() > 0.06
+                code = "" if scored else str(rng.choice(list(REASONS)))
+                score = round(burden * (1 + 0.2 * visit) * float(rng.lognormal(0, 0.15)), 4)
+                group = risk_group(score)
+                uid = f"{study}.{made}"
+                yield ResultRow(
+                    patient_id=str(100000 + patient),
+                    study_uid=study,
+                    series_uid=uid,
+                    status="scored" if scored else "rejected" if rng.random() < 0.95 else "failed",
+                    code=code,
+                    reason=REASONS.get(code, ""),
+                    agatston_score=score if scored else None,
+                    risk_group=int(group) if scored else None,
+                    risk_group_name=group.label if scored else "",
+                    volume_mm3=round(score * 0.8, 3) if scored else None,
+                    n_lesions=int(score**0.4) if scored else None,
+                    heart_volume_ml=round(float(rng.normal(650, 90)), 1) if scored else None,
+                    rule="agatston" if scored else "",
+                    study_date=f"{1999 + visit}0102",
+                    time_point=f"T{visit}",
+                    series_description=f"{visit},OPA,{kernel},{thickness:g}",
+                    manufacturer=maker,
+                    model_name=f"{maker} 16",
+                    kernel=str(kernel),
+                    kvp=120.0,
+                    slice_thickness=thickness,
+                    increment=thickness,
+                    n_slices=int(350 / thickness),
+                    noise_hu=round(float(rng.normal(40, 12)), 1),
+                    warnings=";".join(
+                        w for w in ("thick-slices", "sharp-kernel", "kvp") if rng.random() < 0.2
+                    ),
+                    seconds=round(float(rng.gamma(4, 1.5)), 3),
+                    folder=f"{100000 + patient}/{uid}",
+                    deepcac2_version="0.1.0",
+                    weights="heart:deepcac2-heart-4@d0a25c24eef5;calcium:deepcac2-calcium-5@ab4eb5ee8fec",
+                )
+
+
+REQUESTS = {
+    "page of the table": "/api/cases?status=scored",
+    "last page": "/api/cases?status=scored&page=100000",
+    "sorted by score": "/api/cases?status=scored&sort=agatston_score&order=desc",
+    "counts of all filters": "/api/facets?status=scored",
+    "all charts": "/api/charts?status=scored",
+    "export of everything": "/api/export.csv",
+}
+FILTERS = {
+    "time point": "time_point=T1",
+    "risk group": "risk_group=3",
+    "manufacturer": "manufacturer=SIEMENS",
+    "kernel": "kernel=B30f&kernel=STANDARD",
+    "slice thickness": "thickness=2.5",
+    "contrast": "contrast=contrast",
+    "warning": "warning=sharp-kernel",
+    "score range": "score_min=100&score_max=400",
+    "patient": "patient=10012",
+    "text": "search=b30f",
+    "all of these": "time_point=T1&risk_group=3&manufacturer=SIEMENS&kernel=B30f&thickness=2.5&search=opa",
+}
+
+
+def ask(address: str) -> float:
+    """Seconds until the whole answer is there."""
+    started = time.perf_counter()
+    with urllib.request.urlopen(address) as answer:
+        while answer.read(1 << 20):
+            pass
+    return time.perf_counter() - started
+
+
+def memory_mb(pid: int) -> tuple[int, int]:
+    """Resident memory of a process now and at most, MB."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    found = {
+        line.split(":")[0]: int(line.split()[1]) for line in lines if line.startswith(("VmRSS", "VmHWM"))
+    }
+    return round(found["VmRSS"] / 1024), round(found["VmHWM"] / 1024)
+
+
+def line(name: str, seconds: list[float], unit: float = 1000) -> None:
+    median, longest = statistics.median(seconds) * unit, max(seconds) * unit
+    print(f"| {name} | {median:.0f} | {longest:.0f} |", flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, default=130_000, help="default: %(default)s")
+    parser.add_argument("--repeat", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--keep", type=Path, help="write the table here and leave it there")
+    arguments = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = arguments.keep or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_parquet(folder / "results.parquet", rows(arguments.rows))
+        started = time.perf_counter()
+        command = [sys.executable, "-m", "deepcac2", "dashboard", str(folder), "--port", "0"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+            assert server.stderr is not None
+            address = server.stderr.readline().split()[1].rstrip("/")
+            while True:
+                try:
+                    ask(f"{address}/api/about")
+                    break
+                except OSError:
+                    time.sleep(0.02)
+            start = time.perf_counter() - started
+            begin, _ = memory_mb(server.pid)
+            first = [ask(address + path) for path in ("/", "/api/about", "/api/cases?status=scored")]
+            first += [ask(f"{address}/api/facets?status=scored"), ask(f"{address}/api/charts?status=scored")]
+            print(f"{os.cpu_count()} cores, {arguments.rows} rows, {arguments.repeat} times each\n")
+            print("| what | median, ms | longest, ms |\n|---|---|---|")
+            line("start of the server", [start])
+            line("first page, one request after another", [sum(first)])
+            for name, path in REQUESTS.items():
+                line(name, [ask(address + path) for _ in range(arguments.repeat)])
+            for name, query in FILTERS.items():
+                took = [
+                    sum(ask(f"{address}/api/{what}?{query}") for what in ("cases", "facets", "charts"))
+                    for _ in range(arguments.repeat)
+                ]
+                line(f"filter: {name} (table, counts and charts)", took)
+            body = json.dumps({"sql": "SELECT kernel, avg(agatston_score) FROM results GROUP BY 1"}).encode()
+            request = urllib.request.Request(
+                f"{address}/api/sql", body, headers={"Content-Type": "application/json"}
+            )
+            started = time.perf_counter()
+            urllib.request.urlopen(request).read()
+            line("SQL", [time.perf_counter() - started])
+            now, most = memory_mb(server.pid)
+            print(f"\nmemory of the server: {begin} MB at the start, {now} MB now, {most} MB at most")
+            server.terminate()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

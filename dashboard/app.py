@@ -1,0 +1,225 @@
+"""The dashboard as a web application: the page, its API, and where the viewer's parts are joined on."""
+
+from __future__ import annotations
+
+import mimetypes
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import FileResponse, StreamingResponse
+
+from .. import __version__
+from ..errors import DeepCACError, InputError
+from ..pipeline.outputs import PREVIEW_NAME
+from . import dicomweb, slices, viewer, views
+from .security import SQL_PATH, Access, Guard
+from .sql import LENGTH, run_query
+from .store import DicomStore
+from .table import Results, Selection, parse_selection
+
+WEB = Path(__file__).with_name("web")
+VENDOR = Path(__file__).with_name("vendor")
+CHART_FILES = ("vega.min.js", "vega-lite.min.js", "vega-embed.min.js", "vega-interpreter.min.js")
+PAGES = ("/", "/not-scored", "/sql", "/case/{series_uid}")
+"""Addresses of the page's views; all are the same file."""
+_PAGE_SIZE = 50
+
+
+def create_app(
+    folder: Path,
+    *,
+    ct: Path | None = None,
+    clinical: Path | None = None,
+    patient: str = "patient_id",
+    show_phi: bool = False,
+    access: Access | None = None,
+    vendor: Path = VENDOR,
+) -> FastAPI:
+    """The dashboard over the results of a run.
+
+    Args:
+        folder: Output of a run.
+        ct: Folder with its CT, for slices and viewer.
+        clinical, patient: Table with one row a patient, and its column of PatientIDs.
+        show_phi: Show what says who somebody is.
+        access: Who may ask; only this machine where it is None.
+        vendor: Folder with the files that `make viewer` fetches.
+
+    Raises:
+        InputUnreadable, InputError: See `table.Results`.
+    """
+    results = Results(folder, clinical=clinical, patient=patient, show_phi=show_phi)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        results.close()
+
+    app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
+    app.state.results = results
+    app.add_middleware(Guard, access=access or Access())
+
+    try:
+        store = DicomStore(folder, ct, show_phi)
+    except DeepCACError:
+        results.close()
+        raise
+    app.include_router(dicomweb.router(store), prefix="/dicomweb")
+    app.include_router(slices.router(store))
+    pages = viewer.router(vendor) if ct is not None else None
+    if pages is not None:
+        app.include_router(pages)
+
+    charts = {name: vendor / "vega" / name for name in CHART_FILES}
+    has_charts = all(path.is_file() for path in charts.values())
+    assets = {path.name: path for path in WEB.iterdir() if path.is_file()}
+    if has_charts:
+        assets |= charts
+    about = _about(results, folder, charts=has_charts, viewer=pages is not None, slices=ct is not None)
+
+    def selection(request: Request) -> Selection:
+        return parse_selection(request.query_params.multi_items(), results.filters, results.columns)
+
+    @app.exception_handler(InputError)
+    async def wrong(request: Request, error: InputError) -> Response:
+        return _json({"error": str(error)}, status=422)
+
+    def page() -> Response:
+        return FileResponse(assets["index.html"], headers={"Cache-Control": "no-cache"})
+
+    for path in PAGES:
+        app.add_api_route(path, page)
+
+    @app.get("/assets/{name}")
+    def asset(name: str) -> Response:
+        if name not in assets:
+            return _json({"error": "there is no such file"}, status=404)
+        kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
+        return FileResponse(assets[name], media_type=kind, headers={"Cache-Control": "no-cache"})
+
+    @app.get("/api/about")
+    def get_about() -> Response:
+        return _json(about)
+
+    @app.get("/api/cases")
+    def get_cases(request: Request) -> Response:
+        number = _whole(request, "page", 1), _whole(request, "size", _PAGE_SIZE)
+        return _json(views.cases(results, selection(request), page=number[0], size=number[1]))
+
+    @app.get("/api/facets")
+    def get_facets(request: Request) -> Response:
+        return _json(views.facets(results, selection(request)))
+
+    @app.get("/api/charts")
+    def get_charts(request: Request) -> Response:
+        return _json(views.charts(results, selection(request)))
+
+    @app.get("/api/not-scored")
+    def get_not_scored(request: Request) -> Response:
+        return _json(views.not_scored(results, selection(request)))
+
+    @app.get("/api/export.csv")
+    def get_export(request: Request) -> Response:
+        name = 'attachment; filename="deepcac2-selection.csv"'
+        rows = views.export(results, selection(request))
+        return StreamingResponse(rows, media_type="text/csv", headers={"Content-Disposition": name})
+
+    @app.get("/api/cases/{series_uid}")
+    def get_case(series_uid: str) -> Response:
+        row = results.row(series_uid)
+        if row is None:
+            return _json({"error": "the results hold no such series"}, status=404)
+        segmentation = store.segmentation(series_uid)
+        address = viewer_address(row, segmentation) if pages is not None else None
+        return _json({**views.case(results, folder, row), "segmentation": segmentation, "viewer": address})
+
+    @app.get("/api/cases/{series_uid}/preview.png")
+    def get_preview(series_uid: str) -> Response:
+        row = results.row(series_uid)
+        place = views.case_folder(folder, row) if row is not None else None
+        if place is None or not (place / PREVIEW_NAME).is_file():
+            return _json({"error": "there is no picture of this series"}, status=404)
+        return FileResponse(place / PREVIEW_NAME, media_type="image/png")
+
+    @app.post(SQL_PATH)
+    async def post_sql(request: Request) -> Response:
+        body = bytearray()
+        async for part in request.stream():
+            body += part
+            if len(body) > 4 * LENGTH:
+                raise InputError(f"the statement is longer than {LENGTH} characters")
+        try:
+            sql = orjson.loads(bytes(body))["sql"]
+        except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+            raise InputError('SQL is taken as {"sql": "SELECT …"}') from error
+        if not isinstance(sql, str):
+            raise InputError('SQL is taken as {"sql": "SELECT …"}')
+        return _json(await run_in_threadpool(run_query, results.database, sql))
+
+    return app
+
+
+def viewer_address(row: dict[str, Any], segmentation: str | None) -> str:
+    """The address at which the viewer opens a series, with its segmentation on top where there is one."""
+    shown = {"StudyInstanceUIDs": row["study_uid"], "SeriesInstanceUIDs": row["series_uid"]}
+    if segmentation is not None:
+        shown["SeriesInstanceUIDs"] += f",{segmentation}"
+        shown["initialSeriesInstanceUID"] = segmentation
+    return f"/viewer?{urlencode(shown, safe=',')}"
+
+
+def _whole(request: Request, name: str, otherwise: int) -> int:
+    text = request.query_params.get(name, "")
+    if text and not (text.isdecimal() and len(text) < 9):
+        raise InputError(f"{name} is a whole number")
+    return int(text or otherwise)
+
+
+def _json(content: Any, *, status: int = 200) -> Response:
+    return Response(orjson.dumps(content), status, media_type="application/json")
+
+
+def _about(results: Results, folder: Path, *, charts: bool, viewer: bool, slices: bool) -> dict[str, Any]:
+    """What the page needs to know of the run, once."""
+    try:
+        made_with = orjson.loads((folder / "run.json").read_bytes())["made_with"]
+    except (OSError, ValueError, KeyError, TypeError):
+        made_with = None
+    statuses = dict(results.all("SELECT status, count(*) FROM everything GROUP BY 1"))
+    warnings = results.all(
+        "SELECT DISTINCT unnest(string_split(warnings, ';')) AS w FROM everything "
+        "UNION SELECT DISTINCT code FROM everything ORDER BY 1"
+    )
+    used = results.dicts(
+        "SELECT count(direct_score) > 0 AS direct_score, count(direct_group) > 0 AS direct_group, "
+        "count(screening_positive) > 0 AS screening_positive, count(agatston_score) > 0 AS agatston_score "
+        "FROM everything"
+    )[0]
+    clinical = results.clinical
+    return {
+        "version": __version__,
+        "name": folder.resolve().name,
+        "made_with": made_with,
+        "statuses": statuses,
+        "time_point_from": dict(results.all("SELECT time_point_from, count(*) FROM everything GROUP BY 1")),
+        "filters": [{"name": f.name, "label": f.label, "kind": f.kind} for f in results.filters.values()],
+        "columns": [{"name": name, "type": kind} for name, kind, *_ in results.all("DESCRIBE results")],
+        "used": used,
+        "clinical": {
+            "columns": clinical.columns,
+            "left_out": clinical.left_out,
+            "rows": clinical.rows,
+            "matched": clinical.matched,
+        },
+        "meanings": {code: views.meaning(code) for (code,) in warnings if code and views.meaning(code)},
+        "risk_names": {str(group): name for group, name in views.RISK_NAMES.items()},
+        "charts": charts,
+        "viewer": viewer,
+        "slices": slices,
+    }

@@ -1,0 +1,210 @@
+"""Who may ask, for what, and which headers every answer has. The only place that decides it.
+
+- The address: loopback only, unless a token is set (`check_address`).
+- The ``Host`` header: a name that we know, so that no page elsewhere can point its own name at this machine
+  and read along (DNS rebinding).
+- The token: in the address once, then in a cookie, or as ``Authorization: Bearer``; compared in constant
+  time.
+- The method: GET and HEAD, and POST for SQL, from our own page only.
+- The headers: a strict content security policy (`POLICY`) and those that keep other pages out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import ipaddress
+import socket
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from http.cookies import CookieError, SimpleCookie
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..errors import InputError
+
+TOKEN_VARIABLE = "DEEPCAC2_TOKEN"
+SHORTEST_TOKEN = 16
+COOKIE = "deepcac2"
+SQL_PATH = "/api/sql"
+_WRONG_TOKEN_SECONDS = 0.5
+"""How long an answer to a wrong token takes."""
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+"""Content security policy of every answer that does not bring one of its own; only the viewer's do, which
+needs more."""
+
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """Who may ask.
+
+    Attributes:
+        token: That has to be shown; "" where none is needed.
+        hosts: Names in the ``Host`` header that are ours, without port, lower case.
+        any_address: Whether an IP address as ``Host`` will do; no foreign name can hide behind one.
+    """
+
+    token: str = ""
+    hosts: Collection[str] = ("localhost", "127.0.0.1", "::1")
+    any_address: bool = False
+
+
+def check_address(host: str, *, token: str, names: Collection[str] = ()) -> Access:
+    """Whether the dashboard may listen at this address.
+
+    Args:
+        host: Name or IP address to bind to.
+        token: "" where none is set.
+        names: Further names under which it is reached, such as a proxy's.
+
+    Raises:
+        InputError: The token is too short, or the address is not this machine's own and there is no token.
+    """
+    if token and len(token) < SHORTEST_TOKEN:
+        raise InputError(f"{TOKEN_VARIABLE} is shorter than {SHORTEST_TOKEN} characters; set a longer one")
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback and not token:
+        raise InputError(
+            f"--host {host} can be reached from other machines: set {TOKEN_VARIABLE} to a secret of at least "
+            f"{SHORTEST_TOKEN} characters first, or leave --host out"
+        )
+    own = {"localhost", "127.0.0.1", "::1", *(name.lower() for name in names)}
+    if not loopback:
+        own |= {host.lower(), socket.gethostname().lower(), socket.getfqdn().lower()}
+    return Access(token=token, hosts=frozenset(own), any_address=not loopback)
+
+
+class Guard:
+    """Middleware around the whole site: lets through what is allowed and puts the headers on every answer."""
+
+    def __init__(self, app: ASGIApp, *, access: Access) -> None:
+        self.app, self.access = app, access
+        self._cookie = hmac.new(access.token.encode(), b"deepcac2 dashboard", hashlib.sha256).hexdigest()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        head = scope["method"] == "HEAD"
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.update(_HEADERS)
+                headers.setdefault("Content-Security-Policy", POLICY)
+                headers.setdefault("Cache-Control", "no-store")
+            elif head and message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        refused = await self._refused(scope)
+        if refused is not None:
+            await refused(scope, receive, answer)
+            return
+        await self.app({**scope, "method": "GET"} if head else scope, receive, answer)
+
+    async def _refused(self, scope: Scope) -> Response | None:
+        """The answer to a request that may not pass; None where it may."""
+        headers = Headers(scope=scope)
+        if not _known_host(headers.get("host", ""), self.access):
+            return PlainTextResponse(
+                "This name is not one of the dashboard's. Start it with --name NAME to be reached by it.\n",
+                421,
+            )
+        method, path = scope["method"], scope["path"]
+        posting = method == "POST" and path == SQL_PATH
+        if method not in ("GET", "HEAD") and not posting:
+            return PlainTextResponse("Only GET and HEAD are possible here.\n", 405, {"Allow": "GET, HEAD"})
+        if posting and not _from_our_page(headers):
+            return PlainTextResponse("SQL is taken as JSON, from the dashboard's own page only.\n", 403)
+        if not self.access.token:
+            return None
+        return await self._without_token(scope, headers)
+
+    async def _without_token(self, scope: Scope, headers: Headers) -> Response | None:
+        query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+        shown = [value for name, value in query if name == "token"]
+        scheme, _, bearer = headers.get("authorization", "").partition(" ")
+        if shown and scope["method"] in ("GET", "HEAD"):
+            if _same(shown[0], self.access.token):
+                return self._admitted(scope, [pair for pair in query if pair[0] != "token"])
+        elif _same(_cookie(headers), self._cookie) or (
+            scheme.lower() == "bearer" and _same(bearer.strip(), self.access.token)
+        ):
+            return None
+        if shown or bearer:
+            await asyncio.sleep(_WRONG_TOKEN_SECONDS)
+        return PlainTextResponse(
+            "This dashboard needs its token: open its address with ?token=… at the end.\n", 401
+        )
+
+    def _admitted(self, scope: Scope, query: list[tuple[str, str]]) -> Response:
+        """The cookie, and on to the same address without the token in it."""
+        place = "/" + scope["path"].lstrip("/\\")  # never another host: //elsewhere
+        target = place + (f"?{urlencode(query)}" if query else "")
+        response = Response(status_code=303, headers={"Location": target.replace("\r", "").replace("\n", "")})
+        response.set_cookie(
+            COOKIE, self._cookie, httponly=True, samesite="strict", secure=scope.get("scheme") == "https"
+        )
+        return response
+
+
+def _known_host(header: str, access: Access) -> bool:
+    try:
+        name = urlsplit(f"//{header}").hostname or ""
+    except ValueError:
+        return False
+    if name in access.hosts:
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return access.any_address
+
+
+def _from_our_page(headers: Mapping[str, str]) -> bool:
+    """Whether a POST is of a page of our own origin (or of a program, which sends no ``Origin``)."""
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    origin = headers.get("origin")
+    ours = origin is None or urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+    return (
+        kind == "application/json"
+        and ours
+        and headers.get("sec-fetch-site", "none") in ("same-origin", "none")
+    )
+
+
+def _cookie(headers: Headers) -> str:
+    try:
+        jar = SimpleCookie(headers.get("cookie", ""))
+    except CookieError:
+        return ""
+    return jar[COOKIE].value if COOKIE in jar else ""
+
+
+def _same(given: str, wanted: str) -> bool:
+    return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), wanted.encode())

@@ -1,0 +1,541 @@
+"""The rows of a run in a DuckDB file that is only read: what the page filters, sorts and counts."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from math import isfinite
+from multiprocessing import get_context
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import duckdb
+
+from ..errors import InputError, InputUnreadable
+from ..pipeline.options import nearest
+from ..pipeline.results import ResultRow
+
+PARQUET = "results.parquet"
+DATABASE = "results.duckdb"
+_TYPES = {"str": "VARCHAR", "int": "BIGINT", "float": "DOUBLE", "bool": "BOOLEAN"}
+RESULT_COLUMNS = {f.name: _TYPES[str(f.type).split(" ")[0]] for f in fields(ResultRow)}
+"""The columns of `ResultRow` with their types in DuckDB."""
+
+_NEEDED = ("patient_id", "study_uid", "series_uid", "status")
+_KEYS = ("series_uid", "study_uid")
+"""Columns by which a clinical table is joined, in this order, before the patient's."""
+
+_PRIVATE = re.compile(
+    r"(?i)(^|[^a-z])(name|surname|birth|dob|birthdate|birthday|address|street|phone|mail|email|mrn|ssn)($|[^a-z])"
+    r"|(patient|first|last|given|family|full)name|patient'?s?birth|dateofbirth"
+)
+"""Columns of a clinical table that say who somebody is; they are not read unless asked for."""
+
+SETTINGS: dict[str, str | bool | int | float | list[str]] = {
+    "threads": 2,
+    "memory_limit": "128MB",
+    "autoinstall_known_extensions": False,
+    "autoload_known_extensions": False,
+    "allow_community_extensions": False,
+    "python_enable_replacements": False,
+}
+"""Of our connections; the memory is several times what the order of 130,000 rows needs."""
+
+_OURS = ("time_point_from", "contrast", "thickness", "score_class", "search_text")
+"""Columns that we add: where the time point comes from, whether a gate noted contrast agent, the thickness to
+two digits, the class of the histogram, and what is searched."""
+_CONTRAST = "'contrast', 'contrast-measured'"
+"""The gates that note contrast agent."""
+
+SCORE_CLASSES = (0, 10, 50, 100, 200, 300, 400, 1000, 2000)
+"""Upper limits of the classes of the histogram: the groups' own (0, 100, 300) and finer ones."""
+
+MOST_VALUES = 30
+"""Most different values of a clinical column that is offered as a list to choose from; chosen."""
+FEWEST_NUMBERS = 7
+"""A clinical column of at least so many different numbers is filtered by a range; chosen."""
+
+_ROWS_AT_ONCE = 10_000
+
+Kind = Literal["values", "list", "range"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filter:
+    """One way to choose rows.
+
+    Attributes:
+        name: In a query: ``kernel=…``, repeatable; of a range ``score_min=…`` and ``score_max=…``.
+        label: For the reader.
+        column: Of the table.
+        kind: ``values``: one of those given; ``list``: the column holds several, joined by ``;``;
+            ``range``: a number between both limits, these included.
+        ordered: Values in their own order; otherwise the most frequent first.
+        number: The column holds numbers.
+    """
+
+    name: str
+    label: str
+    column: str
+    kind: Kind = "values"
+    ordered: bool = False
+    number: bool = False
+
+
+FILTERS = (
+    Filter(name="status", label="Status", column="status"),
+    Filter(name="time_point", label="Time point", column="time_point", ordered=True),
+    Filter(name="risk_group", label="Risk group", column="risk_group", ordered=True, number=True),
+    Filter(name="score_class", label="Score", column="score_class", ordered=True),
+    Filter(name="score", label="Score range", column="agatston_score", kind="range"),
+    Filter(name="manufacturer", label="Manufacturer", column="manufacturer"),
+    Filter(name="kernel", label="Kernel", column="kernel"),
+    Filter(name="thickness", label="Slice thickness, mm", column="thickness", ordered=True, number=True),
+    Filter(name="contrast", label="Contrast agent", column="contrast"),
+    Filter(name="warning", label="Warning", column="warnings", kind="list"),
+    Filter(name="code", label="Reason not scored", column="code"),
+)
+_SEARCHED = (
+    "patient_id", "series_uid", "study_uid", "series_description", "kernel", "manufacturer", "model_name",
+    "code", "reason", "warnings",
+)  # fmt: skip
+SEARCH_COLUMN = "search_text"
+"""All that is searched, in small letters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clinical:
+    """What was joined from a clinical table.
+
+    Attributes:
+        columns: Their names in our table, in the order of the file.
+        numbers: Those that hold numbers only.
+        left_out: Names of the columns that say who somebody is, not read.
+        joined_by: Column of our table.
+        rows, matched: Rows of the results table, and how many of them found their clinical row.
+    """
+
+    columns: tuple[str, ...] = ()
+    numbers: frozenset[str] = frozenset()
+    left_out: tuple[str, ...] = ()
+    joined_by: str = ""
+    rows: int = 0
+    matched: int = 0
+
+
+class Results:
+    """The table of a run, to be filtered, sorted and counted.
+
+    Args:
+        folder: Output of a run, with its ``results.parquet``.
+        clinical: CSV or TSV with one row a patient (or a study, or a series, where it has such a column).
+        patient: Its column that holds the PatientID.
+        show_phi: Read columns that say who somebody is as well.
+
+    Raises:
+        InputUnreadable: A table is missing or cannot be read.
+        InputError: It is not such a table, or is empty, or nothing of the clinical table fits.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        clinical: Path | None = None,
+        patient: str = "patient_id",
+        show_phi: bool = False,
+    ) -> None:
+        path = folder / PARQUET
+        if not path.is_file():
+            ended = (folder / "run.json").is_file() or any(folder.glob("*/*/details.json"))
+            hint = (
+                "the run has not ended: give the same 'deepcac2 run' command again, it writes the table"
+                if ended
+                else "give the output folder of 'deepcac2 run'"
+            )
+            raise InputUnreadable(f"{folder} has no {PARQUET}; {hint}")
+        self._scratch = tempfile.TemporaryDirectory(prefix="deepcac2-dashboard-")
+        self.database = Path(self._scratch.name) / DATABASE
+        try:
+            # in a process of its own, which takes the memory that building needs with it
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+                building = process.submit(_build, self.database, path, clinical, patient, show_phi)
+                self.clinical = building.result()
+            self._connection = duckdb.connect(str(self.database), read_only=True, config=SETTINGS)
+        except BaseException:
+            self._scratch.cleanup()
+            raise
+        self._connection.execute("SET enable_external_access = false")
+        self._connection.execute("SET lock_configuration = true")
+        self._lock = threading.Lock()
+        self.columns = tuple(name for name, *_ in self.all("DESCRIBE results"))
+        self.filters = {f.name: f for f in (*FILTERS, *self._clinical_filters())}
+        self.limits = {f.name: self._limits(f.column) for f in self.filters.values() if f.kind == "range"}
+
+    def __enter__(self) -> Results:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the table; its file is removed."""
+        self._connection.close()
+        self._scratch.cleanup()
+
+    def _cursor(self) -> duckdb.DuckDBPyConnection:
+        with self._lock:
+            return self._connection.cursor()
+
+    def all(self, sql: str) -> list[tuple[Any, ...]]:
+        """Every row of a query of our own; values stand in it as `literal`, names as `quoted`."""
+        with self._cursor() as cursor:
+            return cursor.execute(sql).fetchall()
+
+    def dicts(self, sql: str) -> list[dict[str, Any]]:
+        """The same by column."""
+        with self._cursor() as cursor:
+            cursor.execute(sql)
+            names = [d[0] for d in cursor.description or ()]
+            return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+    def select(
+        self, selection: Selection, columns: Sequence[str], *, limit: int | None = None, offset: int = 0
+    ) -> Iterator[dict[str, Any]]:
+        """Selected rows in the selection's order, some thousands in memory at a time.
+
+        Only the order of the rows is sorted, not their content: that takes a fraction of the memory.
+        """
+        part = "" if limit is None else f"LIMIT {literal(limit)} OFFSET {literal(offset)}"
+        chosen = self.all(
+            f"SELECT rowid FROM everything WHERE {selection.where(self.filters)} "
+            f"ORDER BY {selection.order()} {part}"
+        )
+        names = ", ".join(map(quoted, columns))
+        for begin in range(0, len(chosen), _ROWS_AT_ONCE):
+            numbers = [number for (number,) in chosen[begin : begin + _ROWS_AT_ONCE]]
+            found = {
+                row.pop("rowid"): row
+                for row in self.dicts(
+                    f"SELECT rowid, {names} FROM everything WHERE rowid IN ({literals(numbers)})"
+                )
+            }
+            yield from (found[number] for number in numbers)
+
+    def row(self, series_uid: str) -> dict[str, Any] | None:
+        """The row of a series; None where there is none."""
+        if not series_uid:
+            return None
+        found = self.dicts(f"SELECT * FROM everything WHERE series_uid = {literal(series_uid)} LIMIT 1")
+        return found[0] if found else None
+
+    def _limits(self, column: str) -> dict[str, float | None]:
+        ((low, high),) = self.all(f"SELECT min({quoted(column)}), max({quoted(column)}) FROM everything")
+        return {"min": low, "max": high}
+
+    def _clinical_filters(self) -> Iterator[Filter]:
+        for name in self.clinical.columns:
+            column = quoted(name)
+            ((different,),) = self.all(f"SELECT count(DISTINCT {column}) FROM everything")
+            number = name in self.clinical.numbers
+            if number and different >= FEWEST_NUMBERS:
+                yield Filter(name=f"c.{name}", label=name, column=name, kind="range")
+            elif different <= MOST_VALUES:
+                yield Filter(name=f"c.{name}", label=name, column=name, ordered=True, number=number)
+
+
+def quoted(name: str) -> str:
+    """A column's name as SQL takes it, whatever is in it."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(value: str | float) -> str:
+    """A value as SQL takes it, whatever is in it. (DuckDB loads pandas, 85 MB, for a parameter.)
+
+    >>> literal("O'Brien' OR true --"), literal(2.5), literal(7)
+    ("'O''Brien'' OR true --'", 'CAST(2.5 AS DOUBLE)', '7')
+    """
+    if isinstance(value, str):
+        return "'" + value.replace("\0", "\ufffd").replace("'", "''") + "'"
+    if isinstance(value, int):
+        return str(int(value))
+    return f"CAST({value!r} AS DOUBLE)" if isfinite(value) else f"CAST('{value!r}' AS DOUBLE)"
+
+
+def literals(values: Iterable[str | float]) -> str:
+    """Values for ``IN (…)``."""
+    return ", ".join(map(literal, values)) or "NULL"
+
+
+def _build(database: Path, path: Path, clinical: Path | None, patient: str, show_phi: bool) -> Clinical:
+    """Make the file: the table ``everything`` and the view ``results`` of it, without `SEARCH_COLUMN`."""
+    with duckdb.connect(str(database), config={**SETTINGS, "memory_limit": "1GB"}) as connection:
+        connection.execute("SET enable_progress_bar = false")  # on by default in a process without a script
+        try:
+            return _fill(connection, path, clinical, patient=patient, show_phi=show_phi)
+        except duckdb.Error as error:
+            reason = str(error).splitlines()[0]
+            raise InputUnreadable(
+                f"cannot read {path}: {reason}; give the output folder of 'deepcac2 run'"
+            ) from error
+
+
+def _fill(
+    connection: duckdb.DuckDBPyConnection, path: Path, clinical: Path | None, *, patient: str, show_phi: bool
+) -> Clinical:
+    source = f"read_parquet({literal(str(path))})"
+    present = [row[0] for row in connection.execute(f"DESCRIBE FROM {source}").fetchall()]
+    missing = [name for name in _NEEDED if name not in present]
+    if missing:
+        raise InputError(f"{path} has no column {missing[0]!r}; give the output folder of 'deepcac2 run'")
+    chosen = ", ".join(_typed(name, kind, name in present) for name, kind in RESULT_COLUMNS.items())
+    connection.execute(f"CREATE TEMP VIEW raw AS SELECT {chosen} FROM {source}")
+    ((rows,),) = connection.execute("SELECT count(*) FROM raw").fetchall()
+    if not rows:
+        raise InputError(f"{path} holds no series; score some with 'deepcac2 run'")
+    joined = Clinical(rows=rows)
+    extra, of_clinical, join = "", "''", ""
+    if clinical is not None:
+        joined, time_point = _read_clinical(connection, clinical, patient=patient, show_phi=show_phi)
+        extra = "".join(f", c.{quoted(name)}" for name in joined.columns)
+        of_clinical = f"coalesce(upper(trim(c.{quoted(time_point)})), '')" if time_point else "''"
+        join = f"LEFT JOIN clinical c ON c.__key = r.{joined.joined_by} AND c.__key <> ''"
+    ours = ", ".join(f"r.{name}" for name in RESULT_COLUMNS if name != "time_point")
+    classes = " ".join(
+        f"WHEN r.agatston_score <= {high} THEN '{label}'"
+        for high, label in zip(SCORE_CLASSES, score_labels(), strict=False)
+    )
+    searched = ", ".join(f"r.{name}" for name in _SEARCHED)
+    connection.execute(f"""
+        CREATE TABLE everything AS
+        WITH studies AS (
+            SELECT patient_id, study_uid, 'study ' || row_number() OVER (
+                PARTITION BY patient_id ORDER BY min(study_date), study_uid) AS study
+            FROM raw WHERE patient_id <> '' AND study_uid <> '' AND study_date <> ''
+            GROUP BY patient_id, study_uid)
+        SELECT {ours},
+            CASE WHEN trim(r.time_point) <> '' THEN upper(trim(r.time_point))
+                WHEN {of_clinical} <> '' THEN {of_clinical} ELSE coalesce(s.study, '') END AS time_point,
+            CASE WHEN trim(r.time_point) <> '' THEN 'header' WHEN {of_clinical} <> '' THEN 'clinical'
+                WHEN s.study IS NOT NULL THEN 'order' ELSE '' END AS time_point_from,
+            CASE WHEN r.code IN ({_CONTRAST}) OR list_has_any(string_split(r.warnings, ';'), [{_CONTRAST}])
+                THEN 'contrast' ELSE 'none noted' END AS contrast,
+            round(r.slice_thickness, 2) AS thickness,
+            CASE WHEN r.agatston_score IS NULL OR isnan(r.agatston_score) THEN ''
+                {classes} ELSE '{score_labels()[-1]}' END AS score_class,
+            lower(concat_ws(chr(10), {searched})) AS {SEARCH_COLUMN}
+            {extra}
+        FROM raw r LEFT JOIN studies s USING (patient_id, study_uid) {join}""")
+    connection.execute(f"CREATE VIEW results AS SELECT * EXCLUDE ({SEARCH_COLUMN}) FROM everything")
+    if clinical is not None:
+        ((matched,),) = connection.execute(
+            f"SELECT count(*) FROM raw r JOIN clinical c ON c.__key = r.{joined.joined_by}"
+        ).fetchall()
+        if not matched:
+            raise InputError(
+                f"no {joined.joined_by} of {clinical} is in the results; "
+                "name its column of PatientIDs with --patient COLUMN"
+            )
+        joined = Clinical(**{**vars(joined), "rows": rows, "matched": matched})
+        connection.execute("DROP TABLE clinical")
+    return joined
+
+
+def _typed(name: str, kind: str, present: bool) -> str:
+    empty = "''" if kind == "VARCHAR" else "NULL"
+    return (
+        f"coalesce(CAST({name} AS {kind}), {empty}) AS {name}"
+        if present
+        else f"CAST({empty} AS {kind}) AS {name}"
+    )
+
+
+def score_labels() -> list[str]:
+    """The classes of `SCORE_CLASSES` in words, and the last one above them.
+
+    >>> score_labels()[:3], score_labels()[-1]
+    (['0', '0–10', '10–50'], '> 2000')
+    """
+    between = (f"{low}–{high}" for low, high in pairwise(SCORE_CLASSES))
+    return ["0", *between, f"> {SCORE_CLASSES[-1]}"]
+
+
+def _read_clinical(
+    connection: duckdb.DuckDBPyConnection, path: Path, *, patient: str, show_phi: bool
+) -> tuple[Clinical, str]:
+    """Make the table ``clinical`` with its key; also the column of time points ("" where there is none)."""
+    separator = "\t" if path.suffix.lower() in (".tsv", ".txt") else ","
+    try:
+        connection.execute(
+            "CREATE TEMP TABLE clinical_raw AS SELECT * FROM "
+            f"read_csv({literal(str(path))}, all_varchar = true, header = true, delim = {literal(separator)})"
+        )
+    except duckdb.Error as error:
+        reason = str(error).splitlines()[0]
+        raise InputUnreadable(f"{path} is no table that can be read ({reason}); give a CSV file") from error
+    names = [row[0] for row in connection.execute("DESCRIBE clinical_raw").fetchall()]
+    key = next((name for name in (*_KEYS, patient) if name in names), None)
+    if key is None:
+        raise InputError(
+            f"{path} has no column {patient!r}.{nearest(patient, names)} Name it with --patient COLUMN"
+        )
+    joined_by = key if key in _KEYS else "patient_id"
+    ((again,),) = connection.execute(
+        f"SELECT count(*) FROM (SELECT 1 FROM clinical_raw WHERE coalesce(trim({quoted(key)}), '') <> '' "
+        f"GROUP BY trim({quoted(key)}) HAVING count(*) > 1)"
+    ).fetchall()
+    if again:
+        raise InputError(
+            f"{path}: {again} values of {key!r} stand in several rows; give one row each, "
+            "or a column study_uid or series_uid"
+        )
+    kept, left_out, numbers, columns = [], [], set(), []
+    time_point = ""
+    for name in names:
+        if name in (key, patient, *_KEYS):
+            continue
+        if _PRIVATE.search(name) and not show_phi:
+            left_out.append(name)
+            continue
+        taken = (*RESULT_COLUMNS, *_OURS)
+        ours = f"clinical_{name}" if name.lower() in taken else name
+        if name.lower() == "time_point":
+            time_point = ours
+        text = f"nullif(trim({quoted(name)}), '')"
+        ((wrong, some),) = connection.execute(
+            f"SELECT count(*) FILTER ({text} IS NOT NULL AND TRY_CAST({text} AS DOUBLE) IS NULL), "
+            f"count({text}) FROM clinical_raw"
+        ).fetchall()
+        number = some and not wrong and ours != time_point
+        kept.append(f"{f'TRY_CAST({text} AS DOUBLE)' if number else text} AS {quoted(ours)}")
+        columns.append(ours)
+        if number:
+            numbers.add(ours)
+    everything = ", ".join([f"coalesce(trim({quoted(key)}), '') AS __key", *kept])
+    connection.execute(f"CREATE TEMP TABLE clinical AS SELECT {everything} FROM clinical_raw")
+    connection.execute("DROP TABLE clinical_raw")
+    shown = Clinical(
+        columns=tuple(columns), numbers=frozenset(numbers), left_out=tuple(left_out), joined_by=joined_by
+    )
+    return shown, time_point
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which rows, and in which order.
+
+    Attributes:
+        values: By the filter's name, the values of which a row has one.
+        ranges: By the filter's name, the limits, these included.
+        patient: Part of the PatientID.
+        search: Part of any text of a row.
+        sort, descending: Column and direction.
+    """
+
+    values: Mapping[str, tuple[str, ...]]
+    ranges: Mapping[str, tuple[float | None, float | None]]
+    patient: str = ""
+    search: str = ""
+    sort: str = "patient_id"
+    descending: bool = False
+
+    def where(self, filters: Mapping[str, Filter], *, without: str = "") -> str:
+        """The condition; `without` a filter, to count what its other values would give."""
+        parts = ["true"]
+        for name, chosen in self.values.items():
+            if name == without:
+                continue
+            column = quoted(filters[name].column)
+            if filters[name].kind == "list":
+                parts.append(f"list_has_any(string_split({column}, ';'), [{literals(chosen)}])")
+            elif filters[name].number:
+                numbers = [n for n in map(_number, chosen) if n is not None]
+                parts.append(f"coalesce({column} IN ({literals(numbers)}), false)")
+                if "" in chosen:
+                    parts[-1] = f"({parts[-1]} OR {column} IS NULL)"
+            else:
+                parts.append(f"coalesce({column}, '') IN ({literals(chosen)})")
+        for name, (low, high) in self.ranges.items():
+            for limit, sign in ((low, ">="), (high, "<=")):
+                if limit is not None and name != without:
+                    parts.append(f"{quoted(filters[name].column)} {sign} {literal(limit)}")
+        if self.patient:
+            parts.append(f"contains(lower(patient_id), {literal(self.patient.lower())})")
+        if self.search:
+            parts.append(f"contains({SEARCH_COLUMN}, {literal(self.search.lower())})")
+        return " AND ".join(parts)
+
+    def order(self) -> str:
+        """The order, complete: the same rows always stand in the same place; missing values come last."""
+        direction = "DESC" if self.descending else "ASC"
+        column = quoted(self.sort)
+        return f"(coalesce(CAST({column} AS VARCHAR), '') = ''), {column} {direction}, {_TIES}"
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+_TIES = "patient_id, study_date, series_uid, rowid"
+
+
+_ORDERS = {"asc": False, "desc": True}
+_OTHER = ("patient", "search", "sort", "order", "page", "size")
+
+
+def parse_selection(
+    query: Sequence[tuple[str, str]], filters: Mapping[str, Filter], columns: Sequence[str]
+) -> Selection:
+    """The selection that a request's query asks for.
+
+    Args:
+        query: Names and values as they stand in the address; a filter may stand there several times.
+        filters: Of the table, by name.
+        columns: Of the table, to sort by.
+
+    Raises:
+        InputError: A name or a value is unknown; the nearest name is proposed.
+    """
+    single: dict[str, str] = {}
+    values: dict[str, list[str]] = {}
+    ranges: dict[str, list[float | None]] = {}
+    for name, value in query:
+        base, _, end = name.rpartition("_")
+        if name in _OTHER:
+            single[name] = value.strip()
+        elif name in filters and filters[name].kind != "range":
+            values.setdefault(name, []).append(value)
+        elif base in filters and filters[base].kind == "range" and end in ("min", "max"):
+            try:
+                number = float(value)
+            except ValueError as error:
+                raise InputError(f"{name}={value[:40]!r} is no number") from error
+            ranges.setdefault(base, [None, None])[end == "max"] = number
+        else:
+            valid = [*_OTHER, *(f"{f}_min" if filters[f].kind == "range" else f for f in filters)]
+            raise InputError(f"there is no filter {name[:40]!r}.{nearest(name, valid)}")
+    sort = single.get("sort") or "patient_id"
+    if sort not in columns:
+        raise InputError(f"there is no column {sort[:40]!r} to sort by.{nearest(sort, columns)}")
+    order = single.get("order") or "asc"
+    if order not in _ORDERS:
+        raise InputError("order is asc or desc")
+    return Selection(
+        values={name: tuple(dict.fromkeys(chosen)) for name, chosen in values.items()},
+        ranges={name: (low, high) for name, (low, high) in ranges.items()},
+        patient=single.get("patient", ""),
+        search=single.get("search", ""),
+        sort=sort,
+        descending=_ORDERS[order],
+    )

@@ -1,0 +1,19 @@
+// The server's answers; what it refuses comes as an Error with its own sentence.
+
+async function answer(response) {
+  const content = await response.json().catch(() => ({}));
+  if (!response.ok) throw new Error(content.error ?? `the server answered ${response.status}`);
+  return content;
+}
+
+export async function get(path, query, signal) {
+  const text = query ? String(query) : "";
+  return answer(await fetch(text ? `${path}?${text}` : path, { signal }));
+}
+
+export async function post(path, content) {
+  const response = await fetch(path, {
+    method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(content),
+  });
+  return answer(response);
+}

@@ -1,0 +1,209 @@
+// One series: the result, the pictures, and all that is written about it.
+
+import { get } from "./api.js";
+import { badge, count, date, facts, h, number, shortUid, table } from "./dom.js";
+
+export async function caseView(content, { about }) {
+  const uid = decodeURIComponent(location.pathname.slice("/case/".length));
+  const base = `/api/cases/${encodeURIComponent(uid)}`;
+  const found = await get(base);
+  const { row, details } = found;
+  document.title = `${row.patient_id || "Case"} · ${about.name}`;
+  content.append(
+    heading(found, about),
+    h("div", { class: "columns" },
+      h("div", {}, pictures(found, about, base), lesions(details?.score)),
+      h("div", {}, notes(found), series(found), score(details), heart(details), domain(details),
+        clinical(found.clinical), made(details), others(found, about))));
+  if (details) {
+    content.append(h("details", { class: "panel" }, h("summary", {}, "details.json as it is"),
+      h("pre", { class: "json", tabindex: "0" }, JSON.stringify(details, null, 2))));
+  }
+}
+
+function panel(title, ...children) {
+  return h("section", { class: "panel", "aria-label": title }, h("h3", {}, title), ...children);
+}
+
+function heading({ row, viewer }, about) {
+  const result = row.status === "scored"
+    ? [row.agatston_score !== null && h("div", { class: "result" }, h("span", { class: "quiet" }, "Agatston score"),
+      h("strong", {}, number(row.agatston_score, 1)), badge(row.risk_group, about.risk_names[row.risk_group])),
+    row.direct_score !== null && h("div", { class: "result" }, h("span", { class: "quiet" }, "Direct score"),
+      h("strong", {}, number(row.direct_score, 1)), h("span", {}, `group ${row.direct_group ?? "–"}`)),
+    row.screening_positive !== null && h("div", { class: "result" }, h("span", { class: "quiet" }, "Calcium possible"),
+      h("strong", {}, row.screening_positive ? "yes" : "no"))]
+    : [h("div", { class: "result" }, h("span", { class: `state ${row.status}` }, `${row.status}: ${row.code}`))];
+  return h("section", { class: "panel case-head", "aria-label": "Result" },
+    h("div", { class: "who" }, h("p", { class: "quiet small" }, h("a", { href: "/" }, "‹ all cases")),
+      h("h2", {}, row.patient_id || "(no PatientID)"),
+      h("p", { class: "quiet" }, [row.series_description, row.time_point, row.study_date && date(row.study_date)].filter(Boolean).join(" · "))),
+    h("div", { class: "results-row" }, result),
+    h("div", { class: "actions" },
+      viewer ? h("a", { class: "button primary", href: viewer, target: "_blank", rel: "noopener" }, "Open in viewer") : null,
+      h("button", { type: "button", onclick: () => window.print() }, "Print")),
+    row.reason ? h("p", { class: "reason" }, row.reason) : null);
+}
+
+function pictures(found, about, base) {
+  const { row, preview } = found;
+  const parts = [];
+  if (preview) {
+    parts.push(h("a", { href: `${base}/preview.png`, target: "_blank" },
+      h("img", { class: "preview", src: `${base}/preview.png`, alt: "Slices with the largest lesions, outline of the heart in blue, counted calcium in red" })));
+  }
+  if (about.slices) parts.push(slider(base));
+  const missing = [];
+  if (!about.slices) missing.push(["Slice by slice: start the dashboard with ", h("code", {}, "--ct FOLDER"), ". "]);
+  if (!about.viewer) missing.push(["Viewer: get its files with ", h("code", {}, "make viewer"), " in the checkout, and start with ", h("code", {}, "--ct FOLDER"), "."]);
+  if (missing.length) parts.push(h("p", { class: "quiet small screen" }, ...missing.flat()));
+  if (!preview && !about.slices) parts.unshift(h("p", { class: "quiet" }, `There is no picture of a ${row.status} series.`));
+  return panel("Pictures", ...parts);
+}
+
+/** The slices one by one, drawn by the server; the keys ← → move through them. */
+function slider(base) {
+  const box = h("div", { class: "slices" });
+  get(`${base}/slices`).then(({ count: n, counted, first }) => {
+    const image = h("img", { class: "slice", alt: "" });
+    const range = h("input", { type: "range", min: "0", max: String(n - 1), id: "slice" });
+    range.value = String(first);
+    const overlay = h("input", { type: "checkbox", id: "overlay" });
+    overlay.checked = true;
+    const words = h("output", { for: "slice" });
+    let timer;
+    const draw = () => {
+      const i = Number(range.value);
+      words.textContent = `slice ${count(i + 1)} of ${count(n)}${counted.includes(i) ? ", with counted calcium" : ""}`;
+      range.setAttribute("aria-valuetext", words.textContent);
+      image.alt = `CT, ${words.textContent}`;
+      clearTimeout(timer);
+      timer = setTimeout(() => { image.src = `${base}/slices/${i}.png${overlay.checked ? "?overlay=1" : ""}`; }, 30);
+    };
+    const jump = (step) => {
+      const now = Number(range.value);
+      const next = step > 0 ? counted.find((i) => i > now) : counted.findLast((i) => i < now);
+      if (next !== undefined) { range.value = String(next); draw(); }
+    };
+    range.addEventListener("input", draw);
+    overlay.addEventListener("change", draw);
+    box.append(image, h("div", { class: "bar" }, h("label", { for: "slice" }, "Slice"), range, words),
+      h("div", { class: "bar" },
+        h("label", { class: "choice" }, overlay, "heart and calcium"),
+        h("button", { type: "button", disabled: !counted.length, onclick: () => jump(-1) }, "‹ with calcium"),
+        h("button", { type: "button", disabled: !counted.length, onclick: () => jump(1) }, "with calcium ›")));
+    draw();
+  }).catch((error) => box.append(h("p", { class: "quiet" }, error.message)));
+  return box;
+}
+
+function notes({ row, details, meanings }) {
+  const warnings = details?.warnings?.length ? details.warnings
+    : row.warnings.split(";").filter(Boolean).map((code) => ({ code, message: meanings[code] ?? "" }));
+  if (!warnings.length) return null;
+  return panel("Warnings", h("ul", { class: "plain" }, warnings.map((w) =>
+    h("li", {}, h("span", { class: "tag", title: meanings[w.code] }, w.code), " ", w.message))));
+}
+
+function series({ row, details, segmentation }) {
+  const s = details?.series ?? {};
+  const g = details?.geometry;
+  return panel("Series", facts([
+    ["Manufacturer", row.manufacturer], ["Model", row.model_name], ["Kernel", row.kernel], ["Tube voltage", row.kvp && `${number(row.kvp)} kV`],
+    ["Slice thickness", row.slice_thickness && `${number(row.slice_thickness, 2)} mm`], ["Increment", row.increment && `${number(row.increment, 2)} mm`],
+    ["Slices", row.n_slices ? count(row.n_slices) : ""],
+    ["Matrix", g ? `${g.shape[2]} × ${g.shape[1]}, pixels of ${number(g.spacing[2], 3)} mm` : ""],
+    ["Gantry tilt", s.gantry_tilt ? `${number(s.gantry_tilt)}°` : ""],
+    ["Contrast agent", s.contrast_agent || row.contrast], ["Contrast route", s.contrast_route],
+    ["Time point", row.time_point && `${row.time_point}${{ order: " (by date in this table)", clinical: " (clinical table)" }[row.time_point_from] ?? ""}`],
+    ["Images left out", s.left_out?.length ? count(s.left_out.length) : ""],
+    ["Series UID", uidText(row.series_uid)], ["Study UID", uidText(row.study_uid)], ["Segmentation UID", segmentation ? uidText(segmentation) : ""],
+  ]));
+}
+
+function uidText(uid) {
+  return h("span", { class: "uid" }, uid);
+}
+
+function score(details) {
+  const s = details?.score;
+  if (!s) return null;
+  const p = s.parameters ?? {};
+  return panel("Score", facts([
+    ["Agatston score", number(s.total, 2)], ["Risk group", `${s.risk_group} ${s.risk_group_name}`],
+    ["Volume", `${number(s.volume_mm3, 1)} mm³`], ["Mass", s.mass_mg === null ? "not calibrated" : `${number(s.mass_mg, 1)} mg`],
+    ["Lesions", count(s.lesions.length)], ["Counted voxels", count(s.n_counted)],
+    ["Rule", `${s.rule}: ${p.summary ?? ""}`], ["Threshold", p.threshold && `${p.threshold} HU`],
+    ["Weights by HU", p.weights?.map(([hu, w]) => `from ${hu}: ${w}`).join(", ")],
+    ["Factor for thickness", number(p.thickness_factor, 3)],
+  ]));
+}
+
+function lesions(found) {
+  if (!found?.lesions?.length) return null;
+  const rows = [...found.lesions].sort((a, b) => b.score - a.score).map((l) => [
+    count(l.index), number(l.score, 1), number(l.volume_mm3, 1), number(l.area_mm2, 1), number(l.max_hu, 0), number(l.mean_hu, 0),
+    l.slices[0] === l.slices[1] ? String(l.slices[0] + 1) : `${l.slices[0] + 1}–${l.slices[1] + 1}`, l.weights.join(", "),
+    l.centroid_lps.map((v) => number(v, 0)).join(", ")]);
+  return panel("Lesions", table("Lesions, the largest score first", [
+    { label: "No.", number: true }, { label: "Score", number: true }, { label: "Volume, mm³", number: true }, { label: "Area, mm²", number: true },
+    { label: "Max. HU", number: true }, { label: "Mean HU", number: true }, { label: "Slices", keep: true }, { label: "Weights" }, { label: "Centre (LPS), mm", keep: true }], rows));
+}
+
+function heart(details) {
+  const { heart_volume_ml: volume, heart_median_hu: median, heart_inner_median_hu: inner, heart_solidity: solid, ...rest } = details?.heart ?? {};
+  const patches = details?.calcium ?? {};
+  if (volume === undefined && !patches.patches_total) return null;
+  return panel("Heart and calcium", facts([
+    ["Heart volume", volume !== undefined ? `${number(volume, 1)} mL` : ""], ["Median", median !== undefined ? `${number(median, 0)} HU` : ""],
+    ["Blood", inner !== undefined ? `${number(inner, 0)} HU` : ""], ["Solidity", solid !== undefined ? number(solid, 3) : ""],
+    ...Object.entries(rest).map(([k, v]) => [k.replaceAll("_", " "), String(v)]),
+    ["Patches computed", patches.patches_total ? `${count(patches.patches_run)} of ${count(patches.patches_total)}` : ""],
+    ...["screening", "direct"].flatMap((name) => Object.entries(details[name] ?? {})
+      .filter(([, v]) => typeof v !== "object").map(([k, v]) => [`${name}: ${k.replaceAll("_", " ")}`, String(v)])),
+  ]));
+}
+
+const DOMAIN_UNITS = { noise_hu: "HU", kvp: "kV", thickness_mm: "mm", increment_mm: "mm", pixel_mm: "mm", field_of_view_mm: "mm", coverage_mm: "mm" };
+
+function domain(details) {
+  const d = details?.domain;
+  if (!d) return null;
+  const roles = Object.keys(d.weights ?? {});
+  const key = { kernel: "kernels" };
+  const words = (v) => (v === null || v === undefined ? "–" : Array.isArray(v) ? v.join(typeof v[0] === "number" ? "–" : ", ") : v === true ? "yes" : v === false ? "no" : String(v));
+  const rows = Object.entries(d.scan).map(([name, value]) => [
+    name.replace(/_(hu|mm)$/, "").replaceAll("_", " ").replace("kvp", "tube voltage"),
+    `${words(value)}${DOMAIN_UNITS[name] && value !== null ? ` ${DOMAIN_UNITS[name]}` : ""}`,
+    ...roles.map((role) => words(d.weights[role].domain?.[key[name] ?? name]))]);
+  const outside = Object.keys(d.outside ?? {});
+  return panel("Like what the weights know?",
+    h("p", {}, outside.length ? `Unlike in: ${outside.join(", ")}.` : "Inside in all that the weights state."),
+    table("The scan beside what the weights were trained on",
+      [{ label: "" }, { label: "This scan" }, ...roles.map((role) => ({ label: `${role} weights` }))], rows));
+}
+
+function clinical(values) {
+  const names = Object.keys(values);
+  return names.length ? panel("Clinical table", facts(names.map((n) => [n, values[n] === null ? "–" : String(values[n])]))) : null;
+}
+
+function made(details) {
+  const p = details?.provenance;
+  if (!p) return null;
+  const seconds = Object.entries(details.seconds ?? {});
+  return panel("How it was made", facts([
+    ["deepcac2", p.deepcac2], ["Workflow", `${p.workflow} (${p.workflow_fingerprint})`], ["Device", p.device ?? ""],
+    ["Gates allowed", p.allowed_gates?.length ? p.allowed_gates.join(", ") : "none"],
+    ...Object.entries(p.weights ?? {}).map(([role, w]) => [`Weights, ${role}`, h("span", {}, w.name, " ", h("span", { class: "uid quiet", title: w.sha256 }, `sha256 ${w.sha256.slice(0, 16)}…`))]),
+    ["Time", seconds.length ? `${number(seconds.reduce((a, [, s]) => a + s, 0), 1)} s: ${seconds.map(([n, s]) => `${n} ${number(s, 2)}`).join(", ")}` : ""],
+  ]));
+}
+
+function others({ others: rows }, about) {
+  if (!rows.length) return null;
+  return panel("Other series of this patient", table("Other series of this patient",
+    [{ label: "Series" }, { label: "Time point" }, { label: "Kernel" }, { label: "Score", number: true }, { label: "Risk group" }],
+    rows.map((r) => [h("a", { href: `/case/${r.series_uid}` }, r.series_description || shortUid(r.series_uid)), r.time_point || date(r.study_date),
+      r.kernel, r.status === "scored" ? number(r.agatston_score, 1) : r.code, badge(r.risk_group, about.risk_names[r.risk_group])])));
+}

@@ -1,0 +1,195 @@
+// The charts: Vega-Lite where its files are there, and always the same numbers as a table.
+
+import { count, h, number } from "./dom.js";
+import { toggled, valueText } from "./filters.js";
+
+const FILES = ["vega.min.js", "vega-lite.min.js", "vega-embed.min.js", "vega-interpreter.min.js"];
+const RISK = [0, 1, 2, 3];
+const SERIES_COLOURS = [1, 2, 3, 4, 5, 6].map((n) => `var(--series-${n})`);
+let loaded;
+
+/** Vega's files one after the other, once. */
+function load() {
+  loaded ??= FILES.reduce((before, name) => before.then(() => new Promise((done, failed) => {
+    const script = h("script", { src: `/assets/${name}` });
+    script.onload = done;
+    script.onerror = () => failed(new Error(`${name} cannot be loaded`));
+    document.head.append(script);
+  })), Promise.resolve());
+  return loaded;
+}
+
+// Colours are variables of the style sheet: a chart follows the theme, and is printed dark on white.
+const CONFIG = {
+  background: null,
+  font: "system-ui, sans-serif",
+  view: { stroke: null },
+  axis: {
+    labelColor: "var(--quiet)", titleColor: "var(--quiet)", titleFontWeight: "normal", labelFontSize: 11, titleFontSize: 11,
+    gridColor: "var(--line)", domainColor: "var(--line-strong)", tickColor: "var(--line-strong)", labelLimit: 120,
+  },
+  legend: { labelColor: "var(--ink)", titleColor: "var(--quiet)", titleFontWeight: "normal", labelFontSize: 11, titleFontSize: 11 },
+  bar: { color: "var(--series-1)", cursor: "pointer" },
+};
+
+/** What each chart shows. `spec` gets its rows; `filters` says which filters a click on a bar sets. */
+function kinds(about) {
+  const risk = (group) => `${group} ${about.risk_names[group]}`;
+  const riskScale = { domain: RISK.map(risk), range: RISK.map((g) => `var(--risk-${g})`) };
+  const known = (rows, name) => rows.map((r) => ({ ...r, label: valueText(name, String(r[name] ?? ""), about), value: String(r[name] ?? "") }));
+  const order = (rows, field = "label") => [...new Set(rows.map((r) => r[field]))];
+  const bars = (rows, title, extra = {}) => ({
+    mark: { type: "bar", cornerRadiusEnd: 2 },
+    encoding: {
+      x: { field: "label", type: "nominal", sort: order(rows), title: null, axis: { labelAngle: rows.length > 6 ? -45 : 0 },
+        scale: { paddingInner: 0.15, paddingOuter: rows.length < 4 ? 1 : 0.1 } },
+      y: { field: "n", type: "quantitative", title, axis: { tickMinStep: 1, tickCount: 4 } },
+      tooltip: [{ field: "label", title: "value" }, { field: "n", title: "series", format: "," }],
+      ...extra,
+    },
+  });
+  return [
+    { key: "risk_groups", title: "Risk groups", of: "series by risk group",
+      rows: (d) => d.risk_groups.map((r) => ({ ...r, label: risk(r.risk_group), value: String(r.risk_group) })),
+      filters: { risk_group: "value" }, columns: [["Risk group", "label"], ["Series", "n"]],
+      spec: (rows) => bars(rows, "series", { color: { field: "label", scale: riskScale, legend: null } }) },
+    { key: "histogram", title: "Scores", of: "series by Agatston score",
+      rows: (d) => known(d.histogram, "score_class"),
+      filters: { score_class: "value" }, columns: [["Score", "label"], ["Series", "n"]],
+      spec: (rows) => bars(rows, "series") },
+    { key: "risk_by_time", title: "Risk groups across time points", of: "share of the risk groups at each time point",
+      rows: (d) => known(d.risk_by_time, "time_point").map((r) => ({ ...r, risk: risk(r.risk_group), group: String(r.risk_group) })),
+      filters: { time_point: "value", risk_group: "group" },
+      columns: [["Time point", "label"], ["Risk group", "risk"], ["Series", "n"]],
+      spec: (rows) => ({
+        mark: { type: "bar" },
+        encoding: {
+          y: { field: "label", type: "nominal", sort: order(rows), title: null },
+          x: { field: "n", type: "quantitative", stack: "normalize", title: "share of series", axis: { format: "%", tickCount: 5 } },
+          color: { field: "risk", scale: riskScale, sort: RISK.map(risk), legend: { title: null, orient: "bottom", columns: 2 } },
+          order: { field: "risk_group", type: "quantitative" },
+          tooltip: [{ field: "label", title: "time point" }, { field: "risk", title: "risk group" }, { field: "n", title: "series", format: "," }],
+        },
+      }) },
+    { key: "kernels", title: "Kernels", of: "series by reconstruction kernel", left: "kernels_left",
+      rows: (d) => known(d.kernels, "kernel"), filters: { kernel: "value" }, columns: [["Kernel", "label"], ["Series", "n"]],
+      spec: (rows) => bars(rows, "series") },
+    { key: "time_points", title: "Time points", of: "series by time point",
+      rows: (d) => known(d.time_points, "time_point"), filters: { time_point: "value" },
+      columns: [["Time point", "label"], ["Series", "n"]], spec: (rows) => bars(rows, "series") },
+    { key: "scores", title: "Mean score by kernel and time", of: "mean Agatston score by kernel and time point",
+      left: "scored_kernels_left",
+      rows: (d) => known(d.scores, "kernel").map((r) => ({ ...r, time: valueText("time_point", r.time_point, about), time_value: r.time_point })),
+      filters: { kernel: "value", time_point: "time_value" },
+      columns: [["Kernel", "label"], ["Time point", "time"], ["Mean", "mean"], ["Median", "median"], ["Series", "n"]],
+      spec: (rows) => {
+        const times = order(rows, "time").sort(new Intl.Collator("en", { numeric: true }).compare);
+        const one = times.length < 2;
+        return {
+          mark: { type: "bar", cornerRadiusEnd: 2 },
+          encoding: {
+            x: { field: "label", type: "nominal", sort: order(rows), title: null, axis: { labelAngle: order(rows).length > 6 ? -45 : 0 } },
+            xOffset: one ? undefined : { field: "time", sort: times },
+            y: { field: "mean", type: "quantitative", title: "mean score", axis: { tickCount: 5 } },
+            color: one ? undefined : { field: "time", sort: times, scale: { domain: times, range: SERIES_COLOURS },
+              legend: { title: null, orient: "bottom" } },
+            tooltip: [{ field: "label", title: "kernel" }, { field: "time", title: "time point" },
+              { field: "mean", title: "mean", format: ",.1f" }, { field: "median", title: "median", format: ",.1f" },
+              { field: "n", title: "series", format: "," }],
+          },
+        };
+      } },
+  ];
+}
+
+export class Charts {
+  constructor(about, query, change) {
+    this.about = about;
+    this.query = query;
+    this.change = change;
+    this.views = new Map();
+    this.element = h("section", { class: "charts", "aria-label": "Charts of the selection" });
+    if (!about.charts) {
+      this.element.append(h("p", { class: "panel quiet" },
+        "Charts need Vega-Lite's files, which are not here: ", h("code", {}, "make viewer"),
+        " in the checkout gets them. Their numbers are there all the same:"));
+    }
+    this.grid = h("div", { class: "grid" });
+    this.element.append(this.grid);
+    this.kinds = kinds(about).map((kind) => {
+      const canvas = h("div", { class: "canvas", "aria-hidden": "true" });  // Vega gives it roles of its own
+      const plot = h("div", { class: "plot", role: "img" }, canvas);
+      const numbers = h("div");
+      const note = h("p", { class: "quiet small" });
+      const details = h("details", {}, h("summary", {}, "Numbers"), numbers);
+      const figure = h("figure", { class: "panel", "data-chart": kind.key },
+        h("figcaption", {}, kind.title), about.charts ? plot : null, note, details);
+      this.grid.append(figure);
+      return { ...kind, figure, plot, canvas, numbers, note };
+    });
+  }
+
+  async update(numbers) {
+    const vega = this.about.charts && (await load(), window.vegaEmbed);
+    const any = this.kinds.map((kind) => this.draw(kind, numbers, vega));
+    await Promise.all(any);
+  }
+
+  async draw(kind, numbers, vega) {
+    const rows = kind.rows(numbers);
+    kind.figure.classList.toggle("none", !rows.length);
+    const left = kind.left ? numbers[kind.left] : 0;
+    kind.note.textContent = !rows.length ? "Nothing of it in the selection." : left ? `and ${count(left)} rarer ${left === 1 ? "one" : "ones"}` : "";
+    this.list(kind, rows);
+    if (!vega) return;
+    kind.plot.setAttribute("aria-label", `Bar chart, ${kind.of}: ${summary(kind, rows)}. The numbers are below.`);
+    this.views.get(kind.key)?.finalize();
+    this.views.delete(kind.key);
+    if (!rows.length) {
+      kind.canvas.replaceChildren();
+      return;
+    }
+    const spec = { ...kind.spec(rows), data: { values: rows }, width: "container", height: 168,
+      autosize: { type: "fit", contains: "padding" }, config: CONFIG };
+    const done = await vega(kind.canvas, spec, {
+      mode: "vega-lite", actions: false, renderer: "svg", ast: true, expr: window.vega.expressionInterpreter,
+      defaultStyle: false, tooltip: { disableDefaultStyle: true, theme: "ours" },
+    });
+    this.views.set(kind.key, done);
+    done.view.addEventListener("click", (event, item) => { if (item?.datum) this.pick(kind, item.datum); });
+  }
+
+  pick(kind, row) {
+    let next = this.query();
+    const pairs = Object.entries(kind.filters);
+    const all = pairs.every(([name, field]) => next.getAll(name).includes(row[field]));
+    for (const [name, field] of pairs) {
+      if (next.getAll(name).includes(row[field]) === all) next = toggled(next, name, row[field]);
+    }
+    this.change(next);
+  }
+
+  /** The numbers as a table; its first cell sets the filter, for those who do not click on bars. */
+  list(kind, rows) {
+    const numeric = ([, field]) => ["n", "mean", "median"].includes(field);
+    kind.numbers.replaceChildren(h("table", { class: "numbers" },
+      h("caption", { class: "hidden" }, kind.of),
+      h("thead", {}, h("tr", {}, kind.columns.map((c) => h("th", { scope: "col", class: numeric(c) && "num" }, c[0])))),
+      h("tbody", {}, rows.map((row) => h("tr", {}, kind.columns.map((c, i) => h(i ? "td" : "th",
+        { scope: i ? null : "row", class: numeric(c) && "num" },
+        i ? (numeric(c) ? number(row[c[1]], 1) : row[c[1]])
+          : h("button", { type: "button", class: "link", onclick: () => this.pick(kind, row) }, row[c[1]]))))))));
+  }
+
+  leave() {
+    for (const view of this.views.values()) view.finalize();
+    this.views.clear();
+  }
+}
+
+function summary(kind, rows) {
+  const value = kind.columns.at(-1)[1];
+  const words = rows.slice(0, 12).map((r) => `${kind.columns.slice(0, -1).map((c) =>
+    (typeof r[c[1]] === "number" ? number(r[c[1]], 1) : r[c[1]])).join(", ")}: ${count(r[value])}`);
+  return words.join("; ") + (rows.length > 12 ? "; and more" : "");
+}

@@ -1,0 +1,51 @@
+// The SQL box.
+
+import { post } from "./api.js";
+import { count, h, number, plural, table } from "./dom.js";
+
+const EXAMPLES = [
+  ["Scores by kernel", "SELECT kernel, count(*) AS series, round(avg(agatston_score), 1) AS mean, median(agatston_score) AS median\nFROM results WHERE status = 'scored'\nGROUP BY kernel ORDER BY series DESC"],
+  ["Patients whose risk group differs", "SELECT patient_id, list(DISTINCT risk_group ORDER BY risk_group) AS groups, count(*) AS series\nFROM results WHERE status = 'scored'\nGROUP BY patient_id HAVING count(DISTINCT risk_group) > 1"],
+  ["Reasons by manufacturer", "SELECT manufacturer, code, count(*) AS series\nFROM results WHERE status <> 'scored'\nGROUP BY ALL ORDER BY series DESC"],
+  ["How often each warning", "SELECT warning, count(*) AS series\nFROM (SELECT unnest(string_split(warnings, ';')) AS warning FROM results)\nWHERE warning <> '' GROUP BY warning ORDER BY series DESC"],
+];
+let last = EXAMPLES[0][1];
+
+export async function sqlView(content, { about }) {
+  const text = h("textarea", { id: "sql", rows: "7", spellcheck: "false", autocapitalize: "off", autocomplete: "off" });
+  text.value = last;
+  const status = h("p", { role: "status", "aria-live": "polite", class: "counts" });
+  const out = h("div");
+  const button = h("button", { type: "submit", class: "primary" }, "Run");
+  const run = async (event) => {
+    event?.preventDefault();
+    last = text.value;
+    button.disabled = true;
+    status.textContent = "running …";
+    try {
+      const found = await post("/api/sql", { sql: text.value });
+      status.textContent = `${plural(found.rows.length, "row")}${found.more ? ", and there are more" : ""}, ${number(found.seconds, 2)} s`;
+      const columns = found.columns.map((c) => ({ label: c.name, number: /INT|DOUBLE|FLOAT|DECIMAL/.test(c.type) }));
+      const cell = (v) => (v === null ? h("span", { class: "quiet" }, "NULL") : typeof v === "number" ? String(v)
+        : v === "" ? h("span", { class: "quiet" }, "(empty)") : String(v));
+      out.replaceChildren(h("section", { class: "panel" }, table("Result of the query", columns, found.rows.map((r) => r.map(cell)))));
+    } catch (error) {
+      status.textContent = "";
+      out.replaceChildren(h("pre", { class: "panel error", role: "alert" }, error.message));
+    }
+    button.disabled = false;
+  };
+  text.addEventListener("keydown", (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) run(event); });
+  content.append(
+    h("form", { class: "panel", onsubmit: run },
+      h("h2", {}, "SQL"),
+      h("p", {}, "One SELECT over the table ", h("code", {}, "results"),
+        " (DuckDB). It is only read; a query has 5 seconds, and gives back 1,000 rows at most."),
+      h("label", { for: "sql", class: "hidden" }, "SQL statement"), text,
+      h("div", { class: "bar" }, button, h("span", { class: "quiet small" }, "Ctrl + Enter"), status),
+      h("div", { class: "examples" }, h("span", { class: "quiet" }, "Examples: "), EXAMPLES.map(([name, sql]) =>
+        h("button", { type: "button", class: "link", onclick: () => { text.value = sql; text.focus(); } }, name)))),
+    out,
+    h("details", { class: "panel" }, h("summary", {}, `Columns of results (${count(about.columns.length)})`),
+      table("Columns", [{ label: "Column" }, { label: "Type" }], about.columns.map((c) => [h("code", {}, c.name), c.type]))));
+}

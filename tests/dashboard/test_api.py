@@ -1,0 +1,325 @@
+"""What the dashboard's server answers, against pandas on the same table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from starlette.testclient import TestClient
+
+from deepcac2.dashboard.app import create_app
+from deepcac2.errors import InputError, InputUnreadable
+from deepcac2.pipeline.results import ResultRow, write_parquet
+
+HERE = "http://127.0.0.1:8000"
+CLASSES = [-1.0, 0, 10, 50, 100, 200, 300, 400, 1000, 2000, np.inf]
+
+
+@pytest.fixture(scope="module")
+def client(dashboard_results: Path) -> Iterator[TestClient]:
+    with TestClient(create_app(dashboard_results), base_url=HERE) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def table(dashboard_results: Path) -> pd.DataFrame:
+    """The rows as they were written, with what the dashboard derives computed once more, with pandas."""
+    frame = pd.read_parquet(dashboard_results / "results.parquet")
+    known = frame[(frame.patient_id != "") & (frame.study_date != "")]
+    first = (
+        known.groupby(["patient_id", "study_uid"]).study_date.min().reset_index().sort_values("study_date")
+    )
+    first["study"] = first.groupby("patient_id").cumcount() + 1
+    nr = frame.merge(first, on=["patient_id", "study_uid"], how="left").study
+    by_order = ["" if np.isnan(n) else f"study {n:.0f}" for n in nr]
+    header = frame.time_point.str.upper()
+    frame["time_point"] = np.where(header != "", header, by_order)
+    frame["thickness"] = frame.slice_thickness.round(2)
+    warned = frame.warnings.map(lambda codes: "contrast" in codes.split(";"))
+    frame["contrast"] = np.where(warned | frame.code.eq("contrast"), "contrast", "none noted")
+    return frame
+
+
+QUERIES: dict[str, Any] = {
+    "": lambda t: t.status == t.status,
+    "status=scored": lambda t: t.status == "scored",
+    "status=failed&status=rejected": lambda t: t.status != "scored",
+    "kernel=B30f&kernel=LUNG": lambda t: t.kernel.isin(["B30f", "LUNG"]),
+    "kernel=": lambda t: t.kernel == "",
+    'kernel=O\'Brien "k"': lambda t: t.kernel == 'O\'Brien "k"',
+    "kernel=' OR true --": lambda t: t.status == "none of them",
+    "time_point=T1": lambda t: t.time_point == "T1",
+    "time_point=study 2": lambda t: t.time_point == "study 2",
+    "risk_group=0&risk_group=3": lambda t: t.risk_group.isin([0, 3]),
+    "risk_group=": lambda t: t.risk_group.isna(),
+    "risk_group=x": lambda t: t.status == "none of them",
+    "thickness=2.5": lambda t: t.thickness == 2.5,
+    "manufacturer=SIEMENS&contrast=contrast": lambda t: (
+        (t.manufacturer == "SIEMENS") & (t.contrast == "contrast")
+    ),
+    "warning=kvp&warning=contrast": lambda t: t.warnings.str.split(";").map(
+        lambda w: bool({"kvp", "contrast"} & {*w})
+    ),
+    "code=metal": lambda t: t.code == "metal",
+    "score_class=0&score_class=100–200": lambda t: (
+        (t.agatston_score == 0) | t.agatston_score.between(100, 200, inclusive="right")
+    ),
+    "score_min=3&score_max=250.5": lambda t: t.agatston_score.between(3, 250.5),
+    "patient=p01": lambda t: t.patient_id.str.contains("P01"),
+    "search=SCAN 12": lambda t: t.series_description.str.contains("scan 12"),
+    "search=100%": lambda t: t.status == "none of them",
+    "status=scored&kernel=STANDARD&time_point=T0&search=p1": lambda t: (
+        (t.status == "scored")
+        & (t.kernel == "STANDARD")
+        & (t.time_point == "T0")
+        & (t.patient_id.str.contains("P1") | t.patient_id.str.contains("p1"))
+    ),
+}
+
+
+def ask(client: TestClient, path: str, query: str = "") -> Any:
+    pairs = [tuple(part.split("=", 1)) for part in query.split("&") if part]
+    answer = client.get(path, params=pairs)  # type: ignore[arg-type]
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_filters(client: TestClient, table: pd.DataFrame, query: str) -> None:
+    wanted = table[QUERIES[query](table)]
+    found = ask(client, "/api/cases", f"{query}&size=200")
+    assert found["series"] == len(wanted)
+    assert found["patients"] == wanted.patient_id[wanted.patient_id != ""].nunique()
+    assert found["pages"] == max(1, -(-len(wanted) // 200))
+    uids = [row["series_uid"] for row in found["rows"]]
+    assert len(uids) == min(200, len(wanted))
+    assert set(uids) <= set(wanted.series_uid)
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_charts(client: TestClient, table: pd.DataFrame, query: str) -> None:
+    chosen = table[QUERIES[query](table)]
+    found = ask(client, "/api/charts", query)
+
+    def counts(rows: list[dict[str, Any]], *names: str) -> dict[Any, int]:
+        return {tuple(r[n] for n in names): r["n"] for r in rows}
+
+    kernels = chosen.kernel.value_counts()
+    assert counts(found["kernels"], "kernel") == {(k,): n for k, n in kernels.items()}
+    assert counts(found["time_points"], "time_point") == {
+        (t,): n for t, n in chosen.time_point.value_counts().items()
+    }
+    grouped = chosen[chosen.risk_group.notna()]
+    assert counts(found["risk_groups"], "risk_group") == {
+        (g,): n for g, n in grouped.risk_group.value_counts().items()
+    }
+    both = grouped.value_counts(["time_point", "risk_group"])
+    assert counts(found["risk_by_time"], "time_point", "risk_group") == both.to_dict()
+    scored = chosen[chosen.agatston_score.notna()]
+    bins = np.histogram(scored.agatston_score, bins=np.nextafter(CLASSES, np.inf))[0]
+    assert [r["n"] for r in found["histogram"]] == [n for n in bins if n]
+    mean = scored.groupby(["kernel", "time_point"]).agatston_score.agg(["mean", "median", "size"])
+    assert {(r["kernel"], r["time_point"]) for r in found["scores"]} == {*mean.index}
+    for r in found["scores"]:
+        expected = mean.loc[(r["kernel"], r["time_point"])]
+        assert [r["mean"], r["median"], r["n"]] == pytest.approx([*expected])
+
+
+def test_facets_leave_out_their_own_filter(client: TestClient, table: pd.DataFrame) -> None:
+    found = ask(client, "/api/facets", "status=scored&kernel=B30f")
+    scored = table[table.status == "scored"]
+    kernels = {v["value"]: v["n"] for v in found["kernel"]["values"]}
+    assert kernels == scored.kernel.value_counts().to_dict()
+    chosen = scored[scored.kernel == "B30f"]
+    makers = {v["value"]: v["n"] for v in found["manufacturer"]["values"]}
+    assert makers == chosen.manufacturer.value_counts().to_dict()
+    warnings = chosen.warnings.str.split(";").explode().loc[lambda w: w != ""].value_counts()
+    assert {v["value"]: v["n"] for v in found["warning"]["values"]} == warnings.to_dict()
+    thickness = [v["value"] for v in found["thickness"]["values"]]
+    assert thickness == sorted(thickness, key=lambda v: float(v) if v else np.inf)
+
+
+def test_a_chosen_value_stays_in_its_list(client: TestClient) -> None:
+    found = ask(client, "/api/facets", "kernel=B30f&search=no such thing")
+    assert {"value": "B30f", "n": 0} in found["kernel"]["values"]
+
+
+@pytest.mark.parametrize("column", ["agatston_score", "patient_id", "kernel", "slice_thickness", "warnings"])
+@pytest.mark.parametrize("order", ["asc", "desc"])
+def test_sorting_and_paging(client: TestClient, table: pd.DataFrame, column: str, order: str) -> None:
+    """All pages together are the whole table, in order, the missing values last either way."""
+    rows: list[dict[str, Any]] = []
+    for page in range(1, 6):
+        found = ask(client, "/api/cases", f"sort={column}&order={order}&size=150&page={page}")
+        assert (found["page"], found["pages"]) == (page, 5)
+        rows += found["rows"]
+    assert sorted(r["series_uid"] for r in rows) == sorted(table.series_uid)
+    values = [r[column] for r in rows]
+    given = [v for v in values if v not in (None, "")]
+    assert given == sorted(given, reverse=order == "desc")
+    assert all(v in (None, "") for v in values[len(given) :])
+
+
+def test_a_page_beyond_the_last_is_the_last(client: TestClient) -> None:
+    found = ask(client, "/api/cases", "page=99999&size=50")
+    assert found["page"] == found["pages"] == 15
+    assert len(found["rows"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("kernl=B30f", "there is no filter 'kernl'. Perhaps you meant 'kernel'."),
+        ("sort=scores", "there is no column 'scores' to sort by"),
+        ("sort=kernel;drop table everything", "there is no column"),
+        ("sort=search_text", "there is no column"),
+        ("order=down", "order is asc or desc"),
+        ("score_min=many", "is no number"),
+        ("page=-1", "page is a whole number"),
+    ],
+)
+def test_what_is_wrong_is_said(client: TestClient, query: str, message: str) -> None:
+    answer = client.get(f"/api/cases?{query}")
+    assert answer.status_code == 422
+    assert message in answer.json()["error"]
+
+
+def test_export(client: TestClient, table: pd.DataFrame) -> None:
+    """The same rows in the same order, and no text that a spreadsheet would run."""
+    answer = client.get("/api/export.csv?status=scored&sort=agatston_score&order=desc")
+    assert "attachment" in answer.headers["content-disposition"]
+    rows = list(csv.DictReader(io.StringIO(answer.text)))
+    wanted = table[table.status == "scored"]
+    assert sorted(r["series_uid"] for r in rows) == sorted(wanted.series_uid)
+    scores = [float(r["agatston_score"]) for r in rows]
+    assert scores == sorted(wanted.agatston_score, reverse=True)
+    assert {r["kernel"] for r in rows} == {k.replace("=1", "'=1") for k in wanted.kernel}
+    assert list(rows[0]) == [*ResultRow.__dataclass_fields__, "time_point_from"]
+    assert {r["time_point"] for r in rows} == {*wanted.time_point}
+
+
+def test_not_scored(client: TestClient, table: pd.DataFrame) -> None:
+    rows = client.get("/api/not-scored").json()
+    others = table[table.status != "scored"].value_counts(["status", "code"])
+    assert {(r["status"], r["code"]): r["n"] for r in rows} == others.to_dict()
+    metal = next(r for r in rows if r["code"] == "metal")
+    assert metal["meaning"].startswith("What would be counted is as dense as metal")
+
+
+def test_case(client: TestClient, table: pd.DataFrame, dashboard_results: Path) -> None:
+    (uid,) = table.series_uid[table.patient_id == "SIM-0003"]
+    found = client.get(f"/api/cases/{uid}").json()
+    assert found["details"]["score"]["total"] == pytest.approx(found["row"]["agatston_score"], abs=1e-3)
+    assert len(found["details"]["score"]["lesions"]) == found["row"]["n_lesions"]
+    assert "row" not in found["details"]
+    picture = client.get(f"/api/cases/{uid}/preview.png")
+    assert picture.headers["content-type"] == "image/png"
+    stored = dashboard_results / str(found["row"]["folder"]) / "preview.png"
+    assert picture.content == stored.read_bytes()
+
+
+def test_a_case_without_files_is_shown_too(client: TestClient, table: pd.DataFrame) -> None:
+    row = table[table.patient_id == "P003"].iloc[0]
+    found = client.get(f"/api/cases/{row.series_uid}").json()
+    assert (found["details"], found["preview"]) == (None, False)
+    others = set(table.series_uid[table.patient_id == "P003"]) - {row.series_uid}
+    assert {r["series_uid"] for r in found["others"]} == others
+    assert client.get(f"/api/cases/{row.series_uid}/preview.png").status_code == 404
+
+
+def test_clinical_table(dashboard_results: Path, table: pd.DataFrame, tmp_path: Path) -> None:
+    ages = {f"P{i:03d}": 55 + i % 20 for i in range(200)}
+    lines = [f'{p},{a},{"MF"[a % 2]},"Doe, J",visit' for p, a in ages.items()]
+    path = tmp_path / "people.csv"
+    path.write_text("pid,age,sex,PatientName,time_point\n" + "\n".join(lines) + "\n")
+    with TestClient(create_app(dashboard_results, clinical=path, patient="pid"), base_url=HERE) as client:
+        about = client.get("/api/about").json()
+        assert about["clinical"]["columns"] == ["age", "sex", "clinical_time_point"]
+        assert about["clinical"]["left_out"] == ["PatientName"]
+        age = table.patient_id.map(ages)
+        assert about["clinical"]["matched"] == int(age.notna().sum())
+        found = ask(client, "/api/cases", "c.age_min=60&c.age_max=62&size=200")
+        assert found["series"] == int(age.between(60, 62).sum())
+        assert {r["age"] for r in found["rows"]} == {60.0, 61.0, 62.0}
+        women = ask(client, "/api/cases", "c.sex=F")["series"]
+        assert women == int((age % 2 == 1).sum())
+        # a time point of the table stands in where the header has none, before the order of the studies
+        header = table.time_point.str.startswith("T")
+        points = ask(client, "/api/cases", "time_point=VISIT")["series"]
+        assert points == int((~header & age.notna()).sum())
+        assert "Doe" not in client.get("/api/export.csv").text
+    with TestClient(
+        create_app(dashboard_results, clinical=path, patient="pid", show_phi=True), base_url=HERE
+    ) as client:
+        assert "Doe" in client.get("/api/export.csv").text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("pid,age\nP001,60\n", "has no column 'patient_id'.* Name it with --patient COLUMN"),
+        ("patient_id,age\nP001,60\nP001,61\n", "stand in several rows"),
+        ("patient_id,age\nnobody,60\n", "no patient_id of"),
+    ],
+)
+def test_a_clinical_table_that_does_not_fit(
+    dashboard_results: Path, tmp_path: Path, text: str, message: str
+) -> None:
+    path = tmp_path / "people.csv"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        create_app(dashboard_results, clinical=path)
+
+
+def test_without_a_table(dashboard_results: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputUnreadable, match="give the output folder of 'deepcac2 run'"):
+        create_app(tmp_path)
+    shutil.copytree(dashboard_results / "SIM-0003", tmp_path / "SIM-0003")
+    with pytest.raises(InputUnreadable, match="the run has not ended"):
+        create_app(tmp_path)
+    write_parquet(tmp_path / "results.parquet", [])
+    with pytest.raises(InputError, match="holds no series"):
+        create_app(tmp_path)
+    (tmp_path / "results.parquet").write_text("no parquet")
+    with pytest.raises(InputUnreadable, match="cannot read"):
+        create_app(tmp_path)
+
+
+def test_tables_of_other_methods_and_older_versions(tmp_path: Path) -> None:
+    """Columns that are missing are empty; a run of direct scoring has no Agatston score of the network."""
+    columns: dict[str, list[Any]] = {
+        "patient_id": ["A", "B"],
+        "study_uid": ["1.1", "1.2"],
+        "series_uid": ["1.1.1", "1.2.1"],
+        "status": ["scored", "scored"],
+        "study_date": ["", "20000102"],
+        "n_slices": [100, 200],
+        "folder": ["", ""],
+        "direct_score": [12.5, 500.0],
+        "direct_group": [2, 4],
+    }
+    pd.DataFrame(columns).to_parquet(tmp_path / "results.parquet")
+    with TestClient(create_app(tmp_path), base_url=HERE) as client:
+        assert client.get("/api/about").json()["used"]["direct_score"] is True
+        rows = ask(client, "/api/cases", "sort=direct_score&order=desc")["rows"]
+        assert [r["direct_score"] for r in rows] == [500.0, 12.5]
+        charts = ask(client, "/api/charts")
+        assert charts["kernels"] == [{"kernel": "", "n": 2}]
+        assert charts["scores"] == charts["histogram"] == charts["risk_groups"] == []
+        assert ask(client, "/api/facets")["score"] == {"min": None, "max": None}
+        assert client.get("/api/export.csv").text.count("\n") == 3
+
+
+def test_the_table_is_gone_when_the_server_is(dashboard_results: Path) -> None:
+    app = create_app(dashboard_results)
+    database = app.state.results.database
+    with TestClient(app, base_url=HERE):
+        assert database.stat().st_mode & 0o077 == 0 or database.parent.stat().st_mode & 0o077 == 0
+    assert not database.exists()
