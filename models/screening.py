@@ -116,13 +116,17 @@ def two_channels(hu: torch.Tensor) -> torch.Tensor:
 
 
 def without_single_slices(mask: BoolArray) -> BoolArray:
-    """The objects (26 neighbours) that more than one slice of each orientation shows."""
+    """The objects (26 neighbours) that more than one coronal and more than one sagittal slice shows.
+
+    The published method also removes what a single axial slice shows. Here an axial slice has 2.5 mm and may
+    hold a whole lesion, of a score up to 22 among simulated patients (docs/decisions/0011).
+    """
     import cc3d
 
     labels = np.asarray(cc3d.connected_components(mask, connectivity=26))
     boxes = cc3d.statistics(labels)["bounding_boxes"]
     # no box where a label is missing: the background of a full mask
-    keep = np.array([box is not None and all(s.stop - s.start > 1 for s in box) for box in boxes])
+    keep = np.array([box is not None and all(s.stop - s.start > 1 for s in box[1:]) for box in boxes])
     keep[0] = False
     return np.asarray(keep[labels], dtype=bool)
 
