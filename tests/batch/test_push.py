@@ -260,6 +260,7 @@ def when(condition: Any, do: Any) -> threading.Thread:
     return thread
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dicomweb", "dimse"])
 def test_a_server_that_comes_back_is_waited_for(
     quick_results: Path, ct: Path, brittle: Any, kind: str
@@ -276,6 +277,7 @@ def test_a_server_that_comes_back_is_waited_for(
     assert brittle.stored().keys() == files_of(ct, seg_of(quick_results)).keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dicomweb", "dimse"])
 def test_a_server_that_is_gone_ends_it_and_the_next_call_goes_on(
     quick_results: Path, ct: Path, brittle: Any, kind: str

@@ -76,6 +76,7 @@ def built(results: pd.DataFrame, clinical: pd.DataFrame, covariates: tuple[str, 
     return build_cohort(results, clinical, time="years", event="died", covariates=covariates, patient="pid")
 
 
+@pytest.mark.slow
 def test_planted_hazard_ratios_come_back_at_the_size_of_the_trial() -> None:
     results, clinical = people(23_011, 3, 0.0067)
     cohort = built(results, clinical, ("age", "smoking"))

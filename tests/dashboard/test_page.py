@@ -301,6 +301,7 @@ def test_with_the_keyboard(site: Site, page: Any) -> None:
     assert set(column(page, "Risk group")) == {"0 very low"}
 
 
+@pytest.mark.slow
 def test_names_and_roles(site: Site, page: Any) -> None:
     """Every field, button and picture has a name; every view says what this software is not."""
     for address in ("/", "/not-scored", "/sql"):
@@ -316,6 +317,7 @@ def test_names_and_roles(site: Site, page: Any) -> None:
         assert page.locator("h1").count() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 800])
 def test_nothing_is_wider_than_the_window(site: Site, page: Any, table: pd.DataFrame, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 900})
@@ -347,6 +349,7 @@ def contrast(page: Any, selector: str) -> float:
     )
 
 
+@pytest.mark.slow
 def test_light_and_dark(site: Site, page: Any) -> None:
     """As the system has it, or as the switch says; readable in both (WCAG AA: 4.5)."""
     grounds = []

@@ -113,7 +113,7 @@ def test_the_highest_threshold_is_where_the_answer_changes() -> None:
 
 def test_a_turned_series_gives_the_same_answer(networks: dict[str, torch.nn.Module]) -> None:
     rng = np.random.default_rng(6)
-    hu = rng.normal(40, 80, (30, 90, 100)).astype(np.int16)
+    hu = rng.normal(40, 80, (20, 40, 48)).astype(np.int16)
     geometry = Geometry(shape=hu.shape, spacing=(3.0, 1.5, 1.5), origin=(-70.0, -60.0, -40.0))
     x, y, z = geometry.to_lps([n / 2 for n in hu.shape])
     model = ScreeningModel(networks, device=CPU, threshold=0.3)

@@ -188,6 +188,7 @@ def test_wrong_recipes_are_refused(wrong):
         replace(RECIPE, **wrong)
 
 
+@pytest.mark.slow
 def test_hearts_are_balanced_to_their_true_size():
     """With the offset taken, the two simulated hearts are found as large as they are, on average."""
     recipe = replace(RECIPE, patients=1, first_seed=40, spacing_mm=(6.0, 6.0, 6.0), balance_patients=2)

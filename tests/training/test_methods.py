@@ -75,6 +75,7 @@ def test_the_table_says_what_was_excluded_and_missed(scoring: MethodResult, excl
     assert "| excluded with calcium: missed | – | 1 of 3 |" in lines
 
 
+@pytest.mark.slow
 def test_the_command_scores_as_the_run_does(
     simulated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
