@@ -151,10 +151,11 @@ function lesions(found) {
 }
 
 function heart(details) {
-  const { heart_volume_ml: volume, heart_median_hu: median, heart_inner_median_hu: inner, heart_solidity: solid, ...rest } = details?.heart ?? {};
+  const { heart_volume_ml: volume, heart_median_hu: median, heart_inner_median_hu: inner, heart_solidity: solid, heart_centre_lps: centre, ...rest } = details?.heart ?? {};
   const patches = details?.calcium ?? {};
   if (volume === undefined && !patches.patches_total) return null;
   return panel("Heart and calcium", facts([
+    ["Centre", centre ? `${centre.map((c) => number(c, 1)).join(", ")} mm (LPS)` : ""],
     ["Heart volume", volume !== undefined ? `${number(volume, 1)} mL` : ""], ["Median", median !== undefined ? `${number(median, 0)} HU` : ""],
     ["Blood", inner !== undefined ? `${number(inner, 0)} HU` : ""], ["Solidity", solid !== undefined ? number(solid, 3) : ""],
     ...Object.entries(rest).map(([k, v]) => [k.replaceAll("_", " "), String(v)]),
