@@ -198,9 +198,8 @@ train_calcium(CalciumRecipe(**recipe), work, device=torch.device("cpu"), data=[d
 """
 
 
-@pytest.mark.parametrize(
-    ("sampling", "amp"), [("random", False), pytest.param("grid", True, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("sampling", "amp"), [("random", False), ("grid", True)])
 def test_a_killed_run_goes_on_with_the_same_losses_and_weights(
     scans: Path, work: Path, tmp_path: Path, sampling: str, amp: bool
 ) -> None:
