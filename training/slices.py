@@ -143,7 +143,8 @@ def _window(
 class ScoredSlices:
     """Batches of slices of 3 mm with their scores, for direct scoring.
 
-    Half of a batch's slices have calcium; of the others one in three holds calcium or metal that is not
+    Half of a batch's slices have calcium, and half of these are drawn as often as they score: the few slices
+    that most of a large score comes from. Of the others one in three holds calcium or metal that is not
     coronary, where there is any. The box is the heart's, its sides moved by up to `jitter_mm`.
 
     Args:
@@ -189,6 +190,8 @@ class ScoredSlices:
         if not pools["calcium"]:
             raise TrainingError("no scan to train on has calcium; add some that have")
         self._pools = {kind: np.array(pool) for kind, pool in pools.items() if pool}
+        sums = np.cumsum([float(scores[crop][k]) for crop, k in pools["calcium"]])
+        self._up_to = sums / sums[-1]
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The batch of a step.
@@ -202,7 +205,8 @@ class ScoredSlices:
         for k in range(self.batch_size):
             kind = "calcium" if k % 2 == 0 else "other" if k % 6 == 1 else "any"
             pool = self._pools.get(kind, self._pools["calcium"])
-            crop, number = (int(i) for i in pool[rng.integers(len(pool))])
+            one = int(np.searchsorted(self._up_to, rng.random())) if k % 4 == 2 else rng.integers(len(pool))
+            crop, number = (int(i) for i in pool[one])
             image = self.look(thick_slice(self.cache.hu[crop], number), rng)
             factor = 1 + rng.uniform(-1, 1) * self.look.zoom
             spans = []
