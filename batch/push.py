@@ -20,11 +20,10 @@ from pydicom.errors import InvalidDicomError
 from ..dicom import Discovery, Series, chosen, discover, safe_name
 from ..dicom.sending import Destination, Instance, part10
 from ..errors import DestinationUnreachable, InputError, OutputBusy
-from ..pipeline.results import read_parquet
+from ..pipeline.results import PARQUET, read_parquet, series_folder
 from ..pipeline.run import stored_row
 from ..weights.description import sha256_of
 from .ledger import FOLDER, Lines, read_lines, take_lock
-from .run import PARQUET
 
 log = logging.getLogger(__name__)
 
@@ -208,12 +207,12 @@ def _scored(results: Path, only: Collection[str] | None) -> list[tuple[str, Path
     found = []
     for row in read_parquet(results / PARQUET):
         if row.status == "scored" and (only is None or row.series_uid in only):
-            folder = Path(row.folder)
-            if folder.is_absolute() or ".." in folder.parts:
+            folder = series_folder(results, row.folder)
+            if folder is None:
                 raise InputError(
                     f"{results / PARQUET} names a folder outside {results}; it is no run's table"
                 )
-            found.append((row.series_uid, results / folder))
+            found.append((row.series_uid, folder))
     if not found:
         which = "none of the series of --only is scored" if only is not None else "there is no scored series"
         raise InputError(f"{results}: {which}; there is nothing to send")

@@ -13,7 +13,7 @@ from pathlib import Path
 from ..dicom import Discovery, Series, chosen, discover
 from ..errors import DeviceError, OutputError
 from ..imaging.atomic import remove_leftovers
-from ..pipeline.results import ResultRow, read_parquet, write_csv, write_parquet
+from ..pipeline.results import CSV, PARQUET, ResultRow, read_parquet, write_csv, write_parquet
 from ..pipeline.run import Job, check_folders, settle_output, stored_row
 from ..pipeline.workflow import Workflow
 from .cluster import RayWorkers
@@ -22,9 +22,6 @@ from .ledger import Journal, OutputLock, Shard
 from .local import InProcess, LocalWorkers, Workers
 
 log = logging.getLogger(__name__)
-
-CSV, PARQUET = "results.csv", "results.parquet"
-"""The table."""
 
 
 @dataclass(frozen=True, kw_only=True)

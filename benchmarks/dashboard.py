@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deepcac2.pipeline.results import ResultRow, write_parquet
+from deepcac2.pipeline.results import PARQUET, ResultRow, write_parquet
 from deepcac2.scoring import risk_group
 
 SEED = 4
@@ -151,7 +151,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.keep or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        write_parquet(folder / "results.parquet", rows(arguments.rows))
+        write_parquet(folder / PARQUET, rows(arguments.rows))
         started = time.perf_counter()
         command = [sys.executable, "-m", "deepcac2", "dashboard", str(folder), "--port", "0"]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:

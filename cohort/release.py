@@ -20,11 +20,10 @@ from tempfile import TemporaryDirectory
 from typing import IO
 
 from .. import __version__
-from ..batch.run import PARQUET
 from ..errors import InputError, InputUnreadable
 from ..imaging.atomic import atomic_path
 from ..pipeline.outputs import REPORT_NAME
-from ..pipeline.results import ResultRow, read_parquet
+from ..pipeline.results import PARQUET, ResultRow, read_parquet
 
 SEG_NAME = "cac.seg.dcm"
 FILES = (SEG_NAME, REPORT_NAME)

@@ -18,14 +18,13 @@ from .. import __version__
 from ..errors import DeepCACError, InputError
 from ..pipeline.outputs import PREVIEW_NAME
 from . import dicomweb, slices, viewer, views
+from .fetch import VEGA, VENDOR
 from .security import SQL_PATH, Access, Guard
 from .sql import LENGTH, run_query
 from .store import DicomStore
 from .table import Results, Selection, parse_selection
 
 WEB = Path(__file__).with_name("web")
-VENDOR = Path(__file__).with_name("vendor")
-CHART_FILES = ("vega.min.js", "vega-lite.min.js", "vega-embed.min.js", "vega-interpreter.min.js")
 PAGES = ("/", "/not-scored", "/sql", "/case/{series_uid}")
 """Addresses of the page's views; all are the same file."""
 _PAGE_SIZE = 50
@@ -76,7 +75,7 @@ def create_app(
     if pages is not None:
         app.include_router(pages)
 
-    charts = {name: vendor / "vega" / name for name in CHART_FILES}
+    charts = {name: vendor / "vega" / name for name in (f"{package.name}.min.js" for package in VEGA)}
     has_charts = all(path.is_file() for path in charts.values())
     assets = {path.name: path for path in WEB.iterdir() if path.is_file()}
     if has_charts:

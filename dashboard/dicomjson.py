@@ -17,6 +17,8 @@ from pydicom.dataset import Dataset
 from pydicom.filewriter import correct_ambiguous_vr_element
 from pydicom.tag import BaseTag
 
+from ..dicom.headers import MALFORMED
+
 _HIDDEN_KEYWORDS = (
     # Patient
     "PatientBirthDate", "PatientBirthDateInAlternativeCalendar", "PatientBirthTime", "OtherPatientIDs",
@@ -126,18 +128,15 @@ def element(vr: str, *values: Any) -> dict[str, Any]:
 def _of_raw(raw: RawDataElement, encodings: tuple[str, ...]) -> bytes:
     try:
         return _of_element(convert_raw_data_element(raw, encoding=list(encodings)))
-    except _MALFORMED:
+    except MALFORMED:
         return b'{"vr":"%s"}' % str(raw.VR).encode()
 
 
 def _of_element(found: DataElement) -> bytes:
     try:
         return orjson.dumps(found.to_json_dict(None, INLINE_BYTES))
-    except _MALFORMED:
+    except MALFORMED:
         return b'{"vr":"%s"}' % found.VR.encode()
-
-
-_MALFORMED = (ValueError, TypeError, AttributeError, OverflowError, NotImplementedError, LookupError)
 
 
 def _is_private(tag: BaseTag) -> bool:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections import OrderedDict
-from threading import Lock
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -50,8 +49,7 @@ class _Cases:
 
     def __init__(self, store: DicomStore) -> None:
         self._store = store
-        self._lock = Lock()
-        self._frames: OrderedDict[str, SegmentFrames | None] = OrderedDict()
+        self._frames_of = lru_cache(maxsize=_KEPT)(self._read_frames)
 
     def overview(self, request: Request) -> Response:
         """How many slices there are, those with counted calcium, and the best to begin with."""
@@ -112,24 +110,15 @@ class _Cases:
             raise Refused(404, "the CT of this series is not under the folder given with --ct")
         return row, ct
 
-    def _frames_of(self, row: Row) -> SegmentFrames | None:
+    def _read_frames(self, row: Row) -> SegmentFrames | None:
         """Where the frames of the SEG of a case are, None where there is no such SEG."""
-        with self._lock:
-            if row.series_uid in self._frames:
-                self._frames.move_to_end(row.series_uid)
-                return self._frames[row.series_uid]
         made = self._store.segmentation_of(row.series_uid)
-        found = None
-        if made is not None:
-            try:
-                found = segment_frames(next(iter(made.instances.values())).path)
-            except DeepCACError as error:
-                raise Refused(404, str(error)) from error
-        with self._lock:
-            self._frames[row.series_uid] = found
-            while len(self._frames) > _KEPT:
-                self._frames.popitem(last=False)
-        return found
+        if made is None:
+            return None
+        try:
+            return segment_frames(next(iter(made.instances.values())).path)
+        except DeepCACError as error:
+            raise Refused(404, str(error)) from error
 
 
 def slices_of(ct: StoredSeries) -> tuple[SliceRef, ...]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pydicom
 from pydicom.errors import InvalidDicomError
 
@@ -19,10 +18,10 @@ from ..dicom.locate import SeriesLocator
 from ..dicom.segmentation import SEGMENTATION_SOP_CLASSES
 from ..dicom.series import SliceRef
 from ..errors import InputError
-from ..pipeline.outputs import DETAILS_NAME
+from ..pipeline.results import PARQUET, series_folder
+from ..pipeline.run import read_details
 from .table import literal
 
-RESULTS_NAME = "results.parquet"
 _COLUMNS = "series_uid, study_uid, patient_id, study_date, status, n_slices, folder"
 _AT_ONCE = 5000
 _KEPT = 64
@@ -88,8 +87,8 @@ class DicomStore:
         self._locator = None if ct is None else SeriesLocator(ct)
         self._lock = threading.Lock()
         self._database = sqlite3.connect("", check_same_thread=False)
-        self._made: OrderedDict[str, tuple[StoredSeries, ...]] = OrderedDict()
-        self._fill(results / RESULTS_NAME)
+        self.made_from = lru_cache(maxsize=_KEPT)(self._made_from)
+        self._fill(results / PARQUET)
 
     def _fill(self, table: Path) -> None:
         import duckdb
@@ -136,8 +135,6 @@ class DicomStore:
         n_slices: int,
         folder: str,
     ) -> Row:
-        path = (self._results / folder).resolve() if folder else None
-        inside = path is not None and path.is_relative_to(self._results)  # the table may come from elsewhere
         return Row(
             series_uid=series_uid,
             study_uid=study_uid,
@@ -145,7 +142,7 @@ class DicomStore:
             study_date=study_date,
             status=status,
             n_slices=n_slices or 0,
-            folder=path if inside else None,
+            folder=series_folder(self._results, folder or ""),
         )
 
     @property
@@ -202,10 +199,9 @@ class DicomStore:
         if row.folder is None:
             return {}
         try:
-            content = orjson.loads((row.folder / DETAILS_NAME).read_bytes())
-        except (OSError, ValueError):
+            return read_details(row.folder)
+        except InputError:
             return {}
-        return content if isinstance(content, dict) else {}
 
     def ct(self, row: Row) -> StoredSeries | None:
         """The images of a series of the run, or None where they are not under the folder of the CT.
@@ -229,24 +225,15 @@ class DicomStore:
             slices=series.slices,
         )
 
-    def made_from(self, row: Row) -> tuple[StoredSeries, ...]:
+    def _made_from(self, row: Row) -> tuple[StoredSeries, ...]:
         """The SEG and SR that the run made from a series, as its ``details.json`` lists them."""
-        with self._lock:
-            if row.series_uid in self._made:
-                self._made.move_to_end(row.series_uid)
-                return self._made[row.series_uid]
         names = [name for name in self.details(row).get("outputs", []) if str(name).endswith(".dcm")]
-        found = tuple(
+        return tuple(
             made
             for name in names
             if row.folder is not None and Path(name).name == name
             if (made := _made(row, row.folder / name)) is not None
         )
-        with self._lock:
-            self._made[row.series_uid] = found
-            while len(self._made) > _KEPT:
-                self._made.popitem(last=False)
-        return found
 
     def series(self, study_uid: str, series_uid: str) -> StoredSeries | None:
         """A series of a study: a CT of the run, or what the run made from one.

@@ -19,9 +19,8 @@ import duckdb
 
 from ..errors import InputError, InputUnreadable
 from ..pipeline.options import nearest
-from ..pipeline.results import ResultRow
+from ..pipeline.results import PARQUET, ResultRow
 
-PARQUET = "results.parquet"
 DATABASE = "results.duckdb"
 _TYPES = {"str": "VARCHAR", "int": "BIGINT", "float": "DOUBLE", "bool": "BOOLEAN"}
 RESULT_COLUMNS = {f.name: _TYPES[str(f.type).split(" ")[0]] for f in fields(ResultRow)}

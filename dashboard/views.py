@@ -12,7 +12,7 @@ from typing import Any
 from ..dicom.gates import GATES
 from ..errors import InputError
 from ..pipeline.outputs import PREVIEW_NAME
-from ..pipeline.results import COLUMNS, no_formula
+from ..pipeline.results import COLUMNS, no_formula, series_folder
 from ..pipeline.run import read_details
 from ..scoring.result import RiskGroup
 from .table import Filter, Results, Selection, literal, literals, quoted, score_labels
@@ -225,17 +225,9 @@ def export(results: Results, selection: Selection) -> Iterator[str]:
 
 
 def case_folder(folder: Path, row: dict[str, Any]) -> Path | None:
-    """The folder of a series' files; None where it has none, or where it would lie outside the results.
-
-    Args:
-        folder: The results.
-        row: Of the table: its ``folder`` is data from outside and is checked.
-    """
-    if not row["folder"]:
-        return None
-    root = folder.resolve()
-    place = (root / row["folder"]).resolve()
-    return place if place != root and place.is_relative_to(root) and place.is_dir() else None
+    """The folder of a series' files, None where there is none; see `pipeline.results.series_folder`."""
+    place = series_folder(folder, row["folder"] or "")
+    return place if place is not None and place.is_dir() else None
 
 
 def case(results: Results, folder: Path, row: dict[str, Any]) -> dict[str, Any]:

@@ -31,11 +31,12 @@ def _values(ds: Dataset, keyword: str) -> list[Any]:
             encodings = (encodings,) if isinstance(encodings, str) else tuple(encodings)
             return _converted(element._replace(value_tell=0), encodings)
         return _as_list(element.value)
-    except _MALFORMED:
+    except MALFORMED:
         return []
 
 
-_MALFORMED = (ValueError, TypeError, AttributeError, OverflowError, NotImplementedError, LookupError)
+MALFORMED = (ValueError, TypeError, AttributeError, OverflowError, NotImplementedError, LookupError)
+"""What pydicom raises where an element's value cannot be converted."""
 
 
 @lru_cache(maxsize=256)

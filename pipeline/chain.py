@@ -15,6 +15,7 @@ from ..errors import DeepCACError, SeriesFailed
 from ..imaging.atomic import write_json, write_whole
 from . import outputs, previews, stages
 from .case import Case
+from .results import CSV, PARQUET
 from .workflow import TARGET_ROLES, Workflow
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def target_paths(workflow: Workflow, series: Series) -> dict[str, Path]:
     return paths
 
 
-_OWN_NAMES = ("logs", "results.csv", "results.parquet", "run.json")
+_OWN_NAMES = ("logs", CSV, PARQUET, "run.json")
 """What a run itself writes into the output folder; no patient may take these names."""
 
 

@@ -14,6 +14,8 @@ from ..imaging.atomic import atomic_path
 from .case import Case
 
 STATUSES = ("scored", "rejected", "failed")
+CSV, PARQUET = "results.csv", "results.parquet"
+"""The table's files in the output folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,3 +196,15 @@ def read_parquet(path: Path) -> Iterator[ResultRow]:
                     yield ResultRow(**row)
     except (OSError, TypeError, pa.ArrowException) as error:
         raise InputError(f"cannot read {path}: {error}; give the output folder of 'deepcac2 run'") from error
+
+
+def series_folder(results: Path, folder: str) -> Path | None:
+    """Where a row's files are; None where it has none, or where they would lie outside the results.
+
+    Args:
+        results: Output folder of a run.
+        folder: `ResultRow.folder`: a table may come from elsewhere, so it is checked.
+    """
+    root = results.resolve()
+    place = (root / folder).resolve()
+    return place if place != root and place.is_relative_to(root) else None

@@ -197,11 +197,13 @@ def read_details(folder: Path) -> dict[str, Any]:
     """The details JSON of a series' output folder.
 
     Raises:
-        InputError: It is not there or not JSON.
+        InputError: It is not there or no JSON object.
     """
     path = folder / outputs.DETAILS_NAME
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("it is no JSON object")
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path}: {error}; give the output folder of 'deepcac2 run'") from error
     return content

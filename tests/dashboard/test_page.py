@@ -15,12 +15,13 @@ import pandas as pd
 import pytest
 import uvicorn
 
-from deepcac2.dashboard.app import CHART_FILES, VENDOR, create_app
+from deepcac2.dashboard.app import create_app
+from deepcac2.dashboard.fetch import VEGA, VENDOR
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, which is not here")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, which is not here")
-CHARTS = all((VENDOR / "vega" / name).is_file() for name in CHART_FILES)
+CHARTS = all((VENDOR / "vega" / f"{package.name}.min.js").is_file() for package in VEGA)
 needs_charts = pytest.mark.skipif(not CHARTS, reason="needs Vega's files: make viewer")
 
 
