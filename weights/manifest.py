@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import WeightsMissing
 from ..imaging.atomic import write_json
-from .description import DESCRIPTION, WeightSet, describe
+from .description import DESCRIPTION, WeightSet, describe, sha256_of
 
 PACKAGE_FOLDER = Path(__file__).resolve().parent
 MANIFEST = PACKAGE_FOLDER / "manifest.json"
@@ -28,6 +28,7 @@ class ManifestEntry:
         folder: Sub-folder of ``weights/`` for a bundled set; None for one to be fetched.
         default: Whether ``"bundled"`` means this set for its role.
         files: File name to sha256; empty for a set to be fetched.
+        description: sha256 of the set's ``weights.json``, which holds its operating point; likewise.
         source: For a set to be fetched: ``url``, ``file``, ``record``, ``format`` (``"nnunet-v1"``) and
             ``sha256`` of the archive, None where this project does not know it.
         licence, citation, training_data, intended_use: For the reader.
@@ -41,6 +42,7 @@ class ManifestEntry:
     folder: str | None = None
     default: bool = False
     files: Mapping[str, str] = field(default_factory=dict)
+    description: str = ""
     source: Mapping[str, Any] = field(default_factory=dict)
     licence: str = ""
     citation: str = ""
@@ -109,6 +111,7 @@ def bundle(source: Path, weights: Path = PACKAGE_FOLDER) -> WeightSet:
         shutil.copyfile(source / file, target / file)
     row["name"] = found.name
     row["files"] = dict(found.files)
+    row["description"] = sha256_of(target / DESCRIPTION)
     for key in ("licence", "citation", "training_data", "intended_use", "input", "measured"):
         if key in found.metadata:
             row[key] = found.metadata[key]

@@ -49,7 +49,8 @@ def resolve(name_or_path: str | Path, role: str | None = None) -> WeightSet:
                     f"{entry.name} is not here yet; run: deepcac2 weights fetch {entry.name}"
                 )
         found = describe(folder)
-        if entry.files and dict(found.files) != dict(entry.files):
+        altered = entry.files and dict(found.files) != dict(entry.files)
+        if altered or (entry.description and sha256_of(folder / DESCRIPTION) != entry.description):
             raise WeightsAltered(f"{folder} is not the set that the manifest lists; reinstall deepcac2")
         found = replace(found, domain=Domain.parse(entry.domain) or found.domain)
     else:

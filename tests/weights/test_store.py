@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -203,6 +204,21 @@ def test_bundling_copies_the_set_and_updates_the_manifest(calcium, tmp_path):
     before = json.loads(MANIFEST.read_text())["sets"]
     assert rows["platipy-heart"] == next(r for r in before if r["name"] == "platipy-heart")
     assert rows["test"]["domain"] == {}  # not that of the set before
+
+
+def test_a_bundled_set_with_another_operating_point_is_refused(tmp_path, monkeypatch):
+    try:
+        own = resolve("bundled", "screening")
+    except WeightsMissing:
+        pytest.skip("needs the bundled screening weights, which this checkout does not have yet")
+    shutil.copytree(own.path, tmp_path / "screening")
+    monkeypatch.setattr("deepcac2.weights.store.PACKAGE_FOLDER", tmp_path)
+    assert resolve("bundled", "screening").hash == own.hash
+    description = tmp_path / "screening" / "weights.json"
+    content = json.loads(description.read_text())
+    description.write_text(json.dumps(content | {"threshold": 0.9}))
+    with pytest.raises(WeightsAltered, match="not the set that the manifest lists"):
+        resolve("bundled", "screening")
 
 
 def test_the_domain_comes_with_the_set_and_goes_into_the_manifest(calcium, tmp_path):
