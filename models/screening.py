@@ -277,10 +277,31 @@ class ScreeningModel:
         found = np.zeros(volume.hu.shape, dtype=bool)
         if mask.any():
             back = resample(mask.astype(np.float32), grid, ct.geometry, outside=0.0).numpy()
-            found = np.ascontiguousarray(ct.undo((back >= 0.5) & bright))
+            found = np.ascontiguousarray(ct.undo(_marked(back, bright)))
         return ScreeningPrediction(
             mask=found, positive=bool(mask.any()), highest=highest_threshold(root), slices_run=run
         )
+
+
+def _marked(back: npt.NDArray[np.float32], bright: BoolArray) -> BoolArray:
+    """Voxels of the CT that are called calcium.
+
+    Args:
+        back: What was found in the crop, brought back onto the CT: 0 to 1.
+        bright: bool, voxels that may count.
+
+    Returns:
+        Those of at least 0.5; all of an object that has none, so that what made a scan positive is seen.
+    """
+    import cc3d
+
+    sure = (back >= 0.5) & bright
+    objects = cc3d.connected_components((back > 0) & bright, connectivity=26)
+    with_sure = np.zeros(int(objects.max()) + 1, dtype=bool)
+    with_sure[objects[sure]] = True
+    with_sure[0] = True
+    found: BoolArray = sure | ~with_sure[objects]
+    return found
 
 
 def joined_probability(

@@ -132,6 +132,23 @@ def test_a_turned_series_gives_the_same_answer(networks: dict[str, torch.nn.Modu
     assert (hu[upright.mask] >= 130).all()
 
 
+def test_a_positive_scan_shows_what_made_it_so(networks: dict[str, torch.nn.Module]) -> None:
+    """Slices of 5 mm, twice those of the crop, and voxels whose neighbours are dark."""
+    rng = np.random.default_rng(8)
+    hu = np.full((16, 60, 60), 40, np.int16)
+    hu[specks(hu.shape, 9)] = 300
+    geometry = Geometry(shape=hu.shape, spacing=(5.0, 0.9, 0.9), origin=(0.0, 0.0, 0.0))
+    x, y, z = geometry.to_lps([n / 2 for n in hu.shape])
+    positive = 0
+    for shift in rng.uniform(-1.5, 1.5, (8, 3)):
+        model = ScreeningModel(networks, device=CPU, threshold=float(rng.uniform(0.1, 0.6)))
+        found = model.predict(Volume(hu=hu, geometry=geometry), (x + shift[0], y + shift[1], z + shift[2]))
+        assert found.positive == found.mask.any()
+        assert (hu[found.mask] >= 130).all()
+        positive += found.positive
+    assert positive > 2
+
+
 def test_nothing_of_130_hu_is_negative_without_asking(networks: dict[str, torch.nn.Module]) -> None:
     hu = np.full((30, 60, 60), 100, np.int16)
     geometry = Geometry(shape=hu.shape, spacing=(3.0, 1.5, 1.5), origin=(0.0, 0.0, 0.0))
