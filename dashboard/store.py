@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from ..dicom.series import SliceRef
 from ..errors import InputError
 from ..pipeline.results import PARQUET, series_folder
 from ..pipeline.run import read_details
-from .table import literal
+from .table import literal, no_space
 
 _COLUMNS = "series_uid, study_uid, patient_id, study_date, status, n_slices, folder"
 _AT_ONCE = 5000
@@ -81,6 +82,7 @@ class DicomStore:
         Raises:
             InputError: `results` holds no table.
             InputUnreadable: `ct` does not exist.
+            DiskFull: The table's copy has no space in the folder for temporary files.
         """
         self.show_phi = show_phi
         self._results = results.resolve()
@@ -88,7 +90,11 @@ class DicomStore:
         self._lock = threading.Lock()
         self._database = sqlite3.connect("", check_same_thread=False)
         self.made_from = lru_cache(maxsize=_KEPT)(self._made_from)
-        self._fill(results / PARQUET)
+        temporary = Path(tempfile.gettempdir())  # where SQLite's is, too
+        try:
+            self._fill(results / PARQUET)
+        except sqlite3.OperationalError as error:
+            raise no_space(temporary) from error
 
     def _fill(self, table: Path) -> None:
         import duckdb

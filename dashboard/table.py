@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import tempfile
 import threading
@@ -17,7 +19,7 @@ from typing import Any, Literal
 
 import duckdb
 
-from ..errors import InputError, InputUnreadable
+from ..errors import DiskFull, InputError, InputUnreadable
 from ..pipeline.options import nearest
 from ..pipeline.results import PARQUET, ResultRow
 
@@ -140,6 +142,7 @@ class Results:
     Raises:
         InputUnreadable: A table is missing or cannot be read.
         InputError: It is not such a table, or is empty, or nothing of the clinical table fits.
+        DiskFull: Its copy has no space in the folder for temporary files.
     """
 
     def __init__(
@@ -282,9 +285,18 @@ def _build(database: Path, path: Path, clinical: Path | None, patient: str, show
             return _fill(connection, path, clinical, patient=patient, show_phi=show_phi)
         except duckdb.Error as error:
             reason = str(error).splitlines()[0]
+            if os.strerror(errno.ENOSPC) in reason:
+                raise no_space(database.parent.parent) from error
             raise InputUnreadable(
                 f"cannot read {path}: {reason}; give the output folder of 'deepcac2 run'"
             ) from error
+
+
+def no_space(folder: Path) -> DiskFull:
+    """The error where a copy of the table does not fit into the folder for temporary files."""
+    return DiskFull(
+        f"no space left in {folder} for a copy of the table; free some, or set TMPDIR to a folder with space"
+    )
 
 
 def _fill(

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +19,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from deepcac2.dashboard.app import create_app
-from deepcac2.errors import InputError, InputUnreadable
-from deepcac2.pipeline.results import ResultRow, write_parquet
+from deepcac2.errors import DiskFull, InputError, InputUnreadable
+from deepcac2.pipeline.results import ResultRow, read_parquet, write_parquet
 
 HERE = "http://127.0.0.1:8000"
 CLASSES = [-1.0, 0, 10, 50, 100, 200, 300, 400, 1000, 2000, np.inf]
@@ -323,3 +327,32 @@ def test_the_table_is_gone_when_the_server_is(dashboard_results: Path) -> None:
     with TestClient(app, base_url=HERE):
         assert database.stat().st_mode & 0o077 == 0 or database.parent.stat().st_mode & 0o077 == 0
     assert not database.exists()
+
+
+@pytest.mark.parametrize("size", ["1m", "8m"])
+def test_no_space_for_the_copy_of_the_table_is_said(
+    dashboard_results: Path, tmp_path: Path, size: str
+) -> None:
+    """A file system of its own for temporary files, too small for one or the other of the two copies."""
+    rows = list(read_parquet(dashboard_results / "results.parquet"))
+    many = (replace(rows[i % len(rows)], series_uid=f"1.2.3.{i}" + "4" * 40) for i in range(20_000))
+    write_parquet(tmp_path / "results.parquet", many)
+    small = tmp_path / "small"
+    small.mkdir()
+    private = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    mount = f"mount -t tmpfs -o size={size} tmpfs {small}"
+    if shutil.which("unshare") is None or subprocess.run([*private, mount], check=False).returncode:
+        pytest.skip("may not mount a small file system here")
+    run = shlex.join([sys.executable, "-m", "deepcac2", "dashboard", str(tmp_path), "--port", "0"])
+    done = subprocess.run(
+        [*private, f"{mount} && TMPDIR={small} {run}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == DiskFull.exit_code
+    assert done.stderr.strip().splitlines() == [
+        f"error: no space left in {small} for a copy of the table; free some, or set TMPDIR to a folder "
+        "with space"
+    ]
