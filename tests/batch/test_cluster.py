@@ -118,6 +118,7 @@ def test_whatever_kills_an_actor_costs_one_series_at_most(
     assert capfd.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_a_node_that_is_lost_costs_no_series(two_nodes: Any, tmp_path: Path) -> None:
     """Both actors hang when a node dies; the other one is killed in time, and its node does the rest."""
     lost = add_or_get(two_nodes)

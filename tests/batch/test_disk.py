@@ -30,6 +30,7 @@ def statuses(output: Path) -> list[str]:
         return [row["status"] for row in csv.DictReader(file)]
 
 
+@pytest.mark.slow
 def test_a_full_disk_then_a_larger_one(simulated: Path, tmp_path: Path) -> None:
     """A file system of 150 kB of its own: the run says so and leaves nothing half-written, then goes on."""
     disk, kept = tmp_path / "disk", tmp_path / "kept"

@@ -44,7 +44,7 @@ def files(output: Path) -> dict[str, bytes]:
     return {p.relative_to(output).as_posix(): p.read_bytes() for p in output.rglob("result.txt")}
 
 
-@pytest.mark.parametrize("prefetch", [0, 1])
+@pytest.mark.parametrize("prefetch", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_whatever_kills_a_worker_costs_one_series_at_most(tmp_path: Path, prefetch: int) -> None:
     faults = {2: "segfault", 5: "kill", 7: "exit", 9: "memory", 11: "error", 13: "reject", 15: "once-kill"}
     summary = run(tmp_path / "out", 18, faults, prefetch=prefetch)

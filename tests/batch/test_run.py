@@ -173,6 +173,7 @@ def test_one_bad_series_does_not_stop_the_others(simulated: Path, tmp_path: Path
     assert all(".." not in Path(name).parts and "/" not in name for name in inside)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_leaves_no_half_file(
     simulated: Path, tmp_path: Path, copy_of: CopyOf
 ) -> None:

@@ -328,6 +328,7 @@ def methods(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Both:
     return Both(source, tmp_path_factory.mktemp("methods"), "methods")
 
 
+@pytest.mark.slow
 def test_all_methods_say_the_same_in_both_runs(methods: Both) -> None:
     texts = [methods.found(f, "DeepCAC.report.json").read_bytes() for f in (methods.mhub, methods.memory)]
     assert texts[0] == texts[1]
