@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..errors import WeightsUnsupported
 from ..imaging import Geometry, Volume
 from ..imaging.masks import bounding_box
 from ..imaging.orientation import to_canonical
@@ -232,19 +231,13 @@ class CalciumModel:
             WeightsMissing, WeightsAltered: See `weights.load_tensors`.
             WeightsUnsupported: The tensors do not fit the architecture that the set describes.
         """
-        from ..weights import load_tensors
+        from ..weights import as_described, load_tensors
 
         description = weights.metadata
         tensors = load_tensors(weights, "model.safetensors")
-        try:
+        with as_described(weights, "calcium network"):
             network = build_network(description["architecture"])
             network.load_state_dict(tensors)
-        except (KeyError, RuntimeError, TypeError) as error:
-            reason = str(error).splitlines()[0]
-            raise WeightsUnsupported(
-                f"the weights {weights.name!r} are not a calcium U-Net this version knows ({reason}); "
-                "choose others with --weights"
-            ) from error
         rescale_to = description.get("normalisation", {}).get("rescale_to", "window")
         batch = 8 if device.type == "cpu" else 64
         return cls(network, device=device, rescale_to=rescale_to, batch_size=batch)

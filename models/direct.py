@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..errors import WeightsUnsupported
 from ..imaging import Geometry, Volume
 from ..imaging.masks import bounding_box
 from ..imaging.orientation import ORIENTATIONS, Canonical, to_canonical
@@ -305,10 +304,10 @@ class DirectModel:
             WeightsMissing, WeightsAltered: See `weights.load_tensors`.
             WeightsUnsupported: The tensors do not fit the architecture that the set describes.
         """
-        from ..weights import load_tensors
+        from ..weights import as_described, load_tensors
 
         presence: dict[str, torch.nn.Module] = {}
-        try:
+        with as_described(weights, "direct scoring networks"):
             architecture = weights.metadata["architecture"]
             for name in ORIENTATIONS:
                 presence[name] = SlicePresence(channels=tuple(architecture["presence"]["channels"]))
@@ -316,12 +315,6 @@ class DirectModel:
             about = architecture["regressor"]
             regressor = SliceRegressor(**{**about, "channels": tuple(about["channels"])})
             regressor.load_state_dict(load_tensors(weights, "regressor.safetensors"))
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise WeightsUnsupported(
-                f"the weights {weights.name!r} are no direct scoring networks this version knows ({reason}); "
-                "choose others"
-            ) from error
         return cls(presence, regressor, device=device)
 
     @torch.inference_mode()

@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..errors import WeightsUnsupported
 from ..imaging import Geometry, Volume
 from ..imaging.masks import bounding_box
 from ..imaging.orientation import ORIENTATIONS, to_canonical
@@ -237,21 +236,15 @@ class ScreeningModel:
             WeightsMissing, WeightsAltered: See `weights.load_tensors`.
             WeightsUnsupported: The tensors do not fit the architecture that the set describes.
         """
-        from ..weights import load_tensors
+        from ..weights import as_described, load_tensors
 
         networks = {}
-        try:
+        with as_described(weights, "exclusion networks"):
             for name in ORIENTATIONS:
                 network = SliceUNet(**_arguments(weights.metadata["architecture"]))
                 network.load_state_dict(load_tensors(weights, f"{name}.safetensors"))
                 networks[name] = network
             own = float(weights.metadata["threshold"])
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise WeightsUnsupported(
-                f"the weights {weights.name!r} are no screening networks this version knows ({reason}); "
-                "choose others"
-            ) from error
         return cls(networks, device=device, threshold=own if threshold is None else threshold)
 
     @torch.inference_mode()

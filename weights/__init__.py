@@ -9,12 +9,13 @@ from .manifest import ManifestEntry, bundle, load_manifest, user_folder
 from .nnunet_v1 import convert_nnunet_v1
 from .nnunet_v2 import convert_nnunet_v2
 from .published import fetch
-from .store import load_json, load_tensors, resolve, verify
+from .store import as_described, load_json, load_tensors, resolve, verify
 
 __all__ = [
     "Domain",
     "ManifestEntry",
     "WeightSet",
+    "as_described",
     "bundle",
     "convert_nnunet_v1",
     "convert_nnunet_v2",

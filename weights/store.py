@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,6 +104,26 @@ def verify(weights: WeightSet) -> None:
         if not path.is_file():
             raise WeightsMissing(f"{path} is missing; copy or fetch the whole set {weights.name} again")
         _compare(path, sha256_of(path), expected)
+
+
+@contextmanager
+def as_described(weights: WeightSet, what: str) -> Iterator[None]:
+    """Around the building of a network from a set's description and tensors.
+
+    Args:
+        what: What is built, such as ``"calcium network"``.
+
+    Raises:
+        WeightsUnsupported: The tensors do not fit the architecture that the set describes.
+    """
+    try:
+        yield
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise WeightsUnsupported(
+            f"the weights {weights.name!r} are no {what} that this version knows ({reason}); "
+            "choose others with --weights"
+        ) from error
 
 
 def load_json(weights: WeightSet, name: str) -> Any:
