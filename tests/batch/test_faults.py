@@ -64,7 +64,7 @@ def test_whatever_kills_a_worker_costs_one_series_at_most(tmp_path: Path, prefet
 
 @pytest.mark.parametrize("fault", [pytest.param("hang", marks=pytest.mark.slow), "deaf"])
 def test_a_worker_that_hangs_is_stopped(tmp_path: Path, fault: str) -> None:
-    summary = run(tmp_path / "out", 4, {1: fault}, timeout=15.0, retries=0)
+    summary = run(tmp_path / "out", 4, {1: fault}, timeout=30.0, retries=0)
     rows = outcomes(summary)
     assert rows.pop("1.2.1") == ("failed", "timeout")
     assert set(rows.values()) == {("scored", "")}

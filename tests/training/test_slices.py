@@ -119,14 +119,18 @@ def test_scored_slices_say_what_they_show(cache: CropCache) -> None:
     assert (target[1::2, 0] == 0).all()
     pixel = target[:, 2]
     assert 0.7 / 1.2 <= pixel.min() < pixel.max() <= 0.7 / 0.8
-    # What is as bright as the calcium has the same area in mm², however large it is drawn.
-    compared = 0
-    for plane, (score, _, y, x) in zip(planes[::2, 0], target[::2].tolist(), strict=True):
-        if plane.max() >= 535 / 635:  # 400 HU, weight 4
-            compared += 1
-            area = float((plane >= 265 / 635).sum()) * y * x  # of at least 130 HU
-            assert area == pytest.approx(score / (4 * 0.5), rel=0.35)
-    assert compared >= 2
+    # What is as bright as the calcium has the same area in mm², however large it is drawn; in few slices
+    # something that is not coronary is as bright.
+    ratios = []
+    for step in range(5):
+        planes, target = batches.batch(step)
+        for plane, (score, _, y, x) in zip(planes[::2, 0], target[::2].tolist(), strict=True):
+            if plane.max() >= 535 / 635:  # 400 HU, weight 4
+                area = float((plane >= 265 / 635).sum()) * y * x  # of at least 130 HU
+                ratios.append(area * 4 * 0.5 / score)
+    assert len(ratios) >= 10
+    low, high = np.quantile(ratios, [0.1, 0.8])
+    assert 0.9 < low < high < 1.35  # edges that are interpolated are a little wider
     box = heart_box(np.asarray(cache.label[0]), 10.0)
     assert box is not None
     numbers = slices_in(box[0])
