@@ -44,9 +44,10 @@ BOX_WINDOW_HU = (-300.0, 300.0)
 """HU that the networks of the heart box see, onto [0, 1]: from lung to bone. Our own choice."""
 BLOOD_HU = 40.0
 """HU of blood without contrast agent, for `DirectModel.attention`."""
-LEAST_SLICE = 0.5
-"""Score below which a slice has none: the least lesion of the rule ``agatston``, 1 mm² of weight 1, in one of
-two slices every 3 mm. Our own addition: dozens of slices without calcium must not add up to a risk group."""
+LEAST_SLICE = 1.5
+"""Score below which a slice has none: dozens of slices without calcium must not add up to a risk group. Our
+own addition, chosen on 120 simulated scans (docs/evaluation/methods.md); the least lesion of the rule
+``agatston``, 1 mm² of weight 1, would be 0.5 in one of two slices every 3 mm."""
 LAYERS = 6
 """Convolutions of the regression network, each with a 2 × 2 max-pooling; the published method."""
 GROUPS = (1.0, 10.0, 100.0, 400.0)
