@@ -148,6 +148,33 @@ def test_mhubs_own_runner_agrees(patient: Path, expected: Path, output: Path) ->
     assert reports[0] == reports[1]
 
 
+def test_the_other_methods_agree_with_the_command_line(patient: Path, output: Path) -> None:
+    own = output.parent / "own"
+    done = cli("run", patient, own, "--devices", "cpu", "--workflow", "screening,direct")
+    assert done.returncode == 0, done.stderr
+    done = container("--workflow", "screening,direct", folders={"input_data": patient, "output_data": output})
+    assert done.returncode == 0, done.stderr
+    reports = sorted(path.name for path in own.rglob("*.report.json"))
+    assert reports
+    for name in (*reports, "preview.png"):
+        assert only(output, name).read_bytes() == only(own, name).read_bytes(), name
+
+
+@pytest.mark.parametrize("method", ["screening", "direct"])
+def test_mhubs_own_runner_agrees_on_the_other_methods(patient: Path, output: Path, method: str) -> None:
+    own = output.parent / "own"
+    done = cli("run", patient, own, "--devices", "cpu", "--workflow", method)
+    assert done.returncode == 0, done.stderr
+    done = container(
+        *("python", "-m", "mhubio.run", "--config", f"/app/models/deepcac2/config/{method}.yml", "--print"),
+        folders={"input_data": patient, "output_data": output},
+        writable=True,
+    )
+    assert done.returncode == 0, done.stderr
+    name = f"{method}.report.json"
+    assert json.loads(only(output, name).read_text()) == json.loads(only(own, name).read_text())
+
+
 def test_the_package_is_there_under_both_names_and_clean() -> None:
     check = (
         "import importlib, pathlib, sys\n"
