@@ -204,10 +204,10 @@ def push(
 
 def _scored(results: Path, only: Collection[str] | None) -> list[tuple[str, Path]]:
     """SeriesInstanceUID and folder of the scored series."""
-    found = []
+    found, root = [], results.resolve()
     for row in read_parquet(results / PARQUET):
         if row.status == "scored" and (only is None or row.series_uid in only):
-            folder = series_folder(results, row.folder)
+            folder = series_folder(root, row.folder)
             if folder is None:
                 raise InputError(
                     f"{results / PARQUET} names a folder outside {results}; it is no run's table"

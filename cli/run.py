@@ -374,6 +374,7 @@ def _report(summary: RunSummary, log_path: Path, *, quiet: bool) -> None:
     from rich.table import Table
 
     from ..pipeline.outputs import PREVIEW_NAME
+    from ..pipeline.results import CSV
 
     console = Console(highlight=False, markup=False, soft_wrap=True)
     shown = summary.first(_SHOWN) if summary.table else ()
@@ -395,7 +396,7 @@ def _report(summary: RunSummary, log_path: Path, *, quiet: bool) -> None:
         if preview is not None:
             console.print(f"preview: {preview}")
     counts = ", ".join(f"{summary.count(s)} {s}" for s in ("scored", "rejected", "failed"))
-    where = str(summary.output / "results.csv") if summary.table else "written by the last shard to end"
+    where = str(summary.output / CSV) if summary.table else "written by the last shard to end"
     if not quiet and summary.statistics.series > 1:
         console.print(_speed(summary.statistics))
     console.print(f"{counts}; table: {where}; log: {log_path}")

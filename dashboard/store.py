@@ -94,6 +94,8 @@ class DicomStore:
         try:
             self._fill(results / PARQUET)
         except sqlite3.OperationalError as error:
+            if "full" not in str(error):  # SQLITE_FULL
+                raise
             raise no_space(temporary) from error
 
     def _fill(self, table: Path) -> None:

@@ -226,7 +226,7 @@ def export(results: Results, selection: Selection) -> Iterator[str]:
 
 def case_folder(folder: Path, row: dict[str, Any]) -> Path | None:
     """The folder of a series' files, None where there is none; see `pipeline.results.series_folder`."""
-    place = series_folder(folder, row["folder"] or "")
+    place = series_folder(folder.resolve(), row["folder"] or "")
     return place if place is not None and place.is_dir() else None
 
 

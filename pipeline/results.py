@@ -198,13 +198,12 @@ def read_parquet(path: Path) -> Iterator[ResultRow]:
         raise InputError(f"cannot read {path}: {error}; give the output folder of 'deepcac2 run'") from error
 
 
-def series_folder(results: Path, folder: str) -> Path | None:
+def series_folder(root: Path, folder: str) -> Path | None:
     """Where a row's files are; None where it has none, or where they would lie outside the results.
 
     Args:
-        results: Output folder of a run.
+        root: Output folder of a run, resolved (`Path.resolve`): once, not for every row.
         folder: `ResultRow.folder`: a table may come from elsewhere, so it is checked.
     """
-    root = results.resolve()
     place = (root / folder).resolve()
     return place if place != root and place.is_relative_to(root) else None

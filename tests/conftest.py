@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -102,6 +104,16 @@ def orthanc(shared_orthanc: Any) -> Any:
     """A running Orthanc (`orthanc.py`) that holds nothing; skips the test where it is not installed."""
     shared_orthanc.clear()
     return shared_orthanc
+
+
+@pytest.fixture
+def private_mounts(tmp_path: Path) -> list[str]:
+    """A command without its last word, a shell script, which may mount file systems that only it sees."""
+    private = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    mount = f"mount -t tmpfs -o size=1m tmpfs {tmp_path}"
+    if shutil.which("unshare") is None or subprocess.run([*private, mount], check=False).returncode:
+        pytest.skip("may not mount a small file system here")
+    return private
 
 
 @pytest.fixture(scope="session")

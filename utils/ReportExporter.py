@@ -13,7 +13,7 @@ from mhubio.core import IO, DataType, Instance, InstanceData, Module
 from ..errors import WorkflowError
 from ..imaging.atomic import write_json
 from ..pipeline.outputs import DETAILS_NAME, SR_NAME, details, report, write_sr
-from ..pipeline.results import ResultRow, write_csv
+from ..pipeline.results import CSV, ResultRow, write_csv
 from ..pipeline.workflow import ReportExporterOptions
 from .handover import (
     CASE,
@@ -91,8 +91,6 @@ class ReportExporter(Module):
         return [ResultRow(**row) for data in left for row in json.loads(Path(data.abspath).read_text())]
 
     def _write_table(self, rows: list[ResultRow]) -> None:
-        data = InstanceData(
-            "results.csv", DataType.fromString("csv:mod=results"), self.config.data.globalInstance
-        )
+        data = InstanceData(CSV, DataType.fromString("csv:mod=results"), self.config.data.globalInstance)
         write_csv(Path(data.abspath), rows)
         data.confirm()
