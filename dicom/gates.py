@@ -168,13 +168,23 @@ GATES: dict[str, Gate] = {
         ),
         Gate(code="heart-not-found", sentence="No heart was found."),
         Gate(
+            code="no-chest",
+            sentence="There is no lung beside what was found as heart: the scan shows no chest.",
+        ),
+        Gate(
             code="heart-cut-off",
             sentence="The heart reaches the edge of the scan and is not all in it.",
             overridable=True,
         ),
         Gate(
             code="heart-implausible",
-            sentence="What was found as heart has an implausible volume, shape or surroundings.",
+            sentence="What was found as heart has an implausible volume or shape.",
+            overridable=True,
+        ),
+        Gate(
+            code="chest-implausible",
+            sentence="What was found as heart does not lie as a heart does: lungs on both sides, the spine "
+            "behind it, the head above.",
             overridable=True,
         ),
         Gate(

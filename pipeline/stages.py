@@ -20,6 +20,7 @@ from ..errors import SeriesRejected
 from ..imaging import Geometry, Volume
 from ..imaging.masks import bounding_box, solidity, widened
 from ..scoring import score
+from .anatomy import objection, surroundings
 from .case import Case
 from .domain import compare, stated
 
@@ -62,12 +63,6 @@ calcium above 1000 HU is known (van Rosendael et al., JAMA Cardiol 2020;5:282) a
 simulator draws calcium up to 1500 HU and metal from 2500 HU on."""
 MIN_METAL_MM3 = 1.0
 """Least volume of such voxels, so that a grain of noise is no metal."""
-
-LUNG_HU = -500.0
-"""Below this is lung or other air."""
-LUNG_REACH_MM, MIN_LUNG_SHARE = 20.0, 0.1
-"""A heart has lung beside it: in its bounding box, widened by so much within the slices, at least this share
-of what is not heart. Our own limits: the scans at hand have 0.38 to 0.65."""
 
 
 def gate(code: str, message: str, allow: Collection[str]) -> Finding:
@@ -117,19 +112,10 @@ def _inner(mask: npt.NDArray[np.bool_], geometry: Geometry, depth_mm: float) -> 
     return np.asarray(minimum_filter(mask, size=size, mode="constant"), dtype=bool)
 
 
-def _lung_share(volume: Volume, heart: npt.NDArray[np.bool_], box: tuple[slice, ...]) -> float:
-    """Share of lung in what surrounds a heart that fills this box, 0 to 1."""
-    zs, *plane = box
-    reach = [round(LUNG_REACH_MM / s) for s in volume.geometry.spacing[1:]]
-    near = (zs, *(slice(max(0, p.start - r), p.stop + r) for p, r in zip(plane, reach, strict=True)))
-    around = volume.hu[near][~heart[near]]
-    return float((around < LUNG_HU).mean()) if around.size else 0.0
-
-
 def check_heart(
     volume: Volume, heart: npt.NDArray[np.bool_], *, allow: Collection[str] = ()
 ) -> tuple[dict[str, Any], tuple[Finding, ...]]:
-    """The gates that look at the heart: found, whole, plausible, beside lungs, without contrast.
+    """The gates that look at the heart: found, in a chest, whole, plausible, without contrast.
 
     Args:
         volume: The CT.
@@ -139,8 +125,8 @@ def check_heart(
         Numbers for the details JSON, and the findings that `allow` turned into warnings.
 
     Raises:
-        SeriesRejected: heart-not-found, heart-cut-off, heart-implausible, hu-implausible or
-            contrast-measured.
+        SeriesRejected: heart-not-found, no-chest, heart-implausible, hu-implausible, heart-cut-off,
+            chest-implausible or contrast-measured.
     """
     if not heart.any():
         gate("heart-not-found", "no heart was found in this series; look at the scan and its orientation", ())
@@ -155,15 +141,18 @@ def check_heart(
     median = float(np.median(values))
     inner = _inner(part, volume.geometry, 8.0)
     blood = float(np.median(hu[inner])) if inner.any() else median
-    lung, roundness = _lung_share(volume, heart, box), solidity(part, volume.geometry)
+    roundness, around = solidity(part, volume.geometry), surroundings(volume, heart)
     facts = {
         "heart_volume_ml": round(millilitres, 1),
         "heart_centre_lps": [round(c, 2) for c in _centre(box, volume.geometry)],
         "heart_median_hu": median,
         "heart_inner_median_hu": blood,
         "heart_solidity": round(roundness, 3),
-        "lung_around_heart": round(lung, 3),
+        "heart_surroundings": around.to_dict(),
     }
+    against = objection(around)
+    if against is not None and against[0] == "no-chest":
+        gate(*against, ())
     if not MIN_HEART_ML <= millilitres <= MAX_HEART_ML or median < MIN_HEART_HU:
         message = (
             f"what was found has {millilitres:.0f} mL and a median of {median:.0f} HU: not a plausible heart"
@@ -174,9 +163,6 @@ def check_heart(
             f"what was found fills {roundness:.0%} of its convex hull: part of it is not heart; look at it"
         )
         findings.append(gate("heart-implausible", message, allow))
-    elif lung < MIN_LUNG_SHARE:
-        message = f"{lung:.0%} of what surrounds the heart found is lung: this seems to be no chest"
-        findings.append(gate("heart-implausible", message, allow))
     elif blood < MIN_BLOOD_HU:
         message = f"the inner heart's median is {blood:.0f} HU, not about 40: the scan's values are not HU"
         findings.append(gate("hu-implausible", message, allow))
@@ -186,6 +172,8 @@ def check_heart(
     if border > MAX_BORDER_SHARE * areas.max() or sides > 0.02 * heart.sum():
         message = "the heart reaches beyond the scanned field; part of its calcium would be missing"
         findings.append(gate("heart-cut-off", message, allow))
+    if against is not None:
+        findings.append(gate(*against, allow))
     if blood > CONTRAST_HU:
         message = f"the inner heart has a median of {blood:.0f} HU: this scan seems to be contrast-enhanced"
         findings.append(gate("contrast-measured", message, allow))

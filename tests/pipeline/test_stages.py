@@ -20,9 +20,16 @@ def ball(radius_mm: float, centre_mm: tuple[float, float, float] = (90.0, 135.0,
     return (z - cz) ** 2 + (y - cy) ** 2 + (x - cx) ** 2 <= radius_mm**2
 
 
-def chest(heart: np.ndarray, blood: float = 40.0) -> Volume:
-    hu = np.random.default_rng(0).normal(blood, 20, GEOMETRY.shape)
-    hu[~heart] = -850
+def chest(heart: np.ndarray, blood: float = 40.0, *, liver_mm: float = 45.0) -> Volume:
+    """The heart between two lungs, in a trunk with a spine behind it and the liver below."""
+    z, y, x = np.indices(GEOMETRY.shape) * 3.0
+    hu = np.full(GEOMETRY.shape, -1000.0)
+    y, x = y - 135, x - 135
+    hu[(x / 130) ** 2 + (y / 120) ** 2 <= 1] = 50
+    hu[((x / 115) ** 2 + (y / 100) ** 2 <= 1) & (z > liver_mm)] = -850
+    hu[(np.abs(x) < 30) & (y > 40) & (y < 110)] = 50
+    hu[np.hypot(x, y - 95) < 18] = 300
+    hu[heart] = np.random.default_rng(0).normal(blood, 20, int(heart.sum()))
     return Volume(hu=hu.astype(np.int16), geometry=GEOMETRY)
 
 
@@ -49,12 +56,12 @@ def test_each_gate_has_its_code() -> None:
     assert code_of(ball(50), chest(ball(50), blood=-850)) == "heart-implausible"
     assert code_of(ball(50), chest(ball(50), blood=-30)) == "hu-implausible"
     liver = Volume(hu=chest(np.ones(GEOMETRY.shape, dtype=bool)).hu, geometry=GEOMETRY)
-    assert code_of(ball(50), liver) == "heart-implausible"
+    assert code_of(ball(50), liver) == "no-chest"
     sausage = ball(45, (50.0, 135.0, 135.0)) | ball(25, (120.0, 135.0, 190.0))
     sausage[25:35, 45, 45:60] = True
     assert code_of(sausage, chest(sausage)) == "heart-implausible"
     low = ball(50, (0.0, 135.0, 135.0))
-    assert code_of(low, chest(low)) == "heart-cut-off"
+    assert code_of(low, chest(low, liver_mm=-1.0)) == "heart-cut-off"
     side = ball(60, (90.0, 135.0, 20.0))
     assert code_of(side, chest(side)) == "heart-cut-off"
     assert code_of(ball(50), chest(ball(50), blood=180)) == "contrast-measured"
