@@ -88,12 +88,12 @@ def test_values_beyond_int16_are_clipped(ct, tmp_path: Path) -> None:
     ct.write(tmp_path / "u", stored, intercept=-1024.0)
     expected = [[-1024, -1023, -1022], [32_767, 32_767, 32_767]]
     np.testing.assert_array_equal(read(tmp_path / "u").volume.hu[0], expected)
-    signed = np.zeros((2, 1, 2), np.int16)
-    signed[0] = [[-32_768, 5]]
+    signed = np.zeros((1, 1, 3), np.int16)
+    signed[0] = [[-32_768, 5, 9]]
     ct.write(tmp_path / "s", signed, intercept=-1024.0)
-    np.testing.assert_array_equal(read(tmp_path / "s").volume.hu[0], [[-32_768, -1019]])
+    np.testing.assert_array_equal(read(tmp_path / "s").volume.hu[0], [[-32_768, -1019, -1015]])
     ct.write(tmp_path / "f", signed, slope=2.5)
-    np.testing.assert_array_equal(read(tmp_path / "f").volume.hu[0], [[-32_768, 12]])
+    np.testing.assert_array_equal(read(tmp_path / "f").volume.hu[0], [[-32_768, 12, 22]])
 
 
 @pytest.mark.parametrize(
