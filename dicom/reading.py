@@ -348,24 +348,28 @@ def _to_hu(cells: npt.NDArray[Any], ds: Dataset, frame: int | None, out: npt.NDA
     if rescale is None and cells.dtype.kind != "i":
         raise SeriesRejected("the header does not say how stored values become HU", code="no-rescale")
     slope, intercept = rescale or (1.0, 0.0)
-    unused = _unused_bits(ds)
-    stored = (cells << unused) >> unused if unused else cells
+    size, unused = 8 * cells.dtype.itemsize, _unused_bits(ds)
+    signed = cells.dtype.kind == "i"
+    lowest = -(1 << size - unused - 1) if signed else 0
+    highest = (1 << size - unused - signed) - 1
+    stored, smallest, largest = cells, int(cells.min()), int(cells.max())
+    if smallest < lowest or largest > highest:  # the unused bits of some cells are set
+        stored = (cells << unused) >> unused
+        smallest, largest = int(stored.min()), int(stored.max())
     mask, refused = None, False
     padding = _padding_range(ds, cells.dtype)
     if padding is not None:
         low, high = padding
         # what does not fit into the stored bits stands in whole cells; of a cell whose further bits hold
         # something else, an old overlay say, the stored ones count
-        bits = 8 * cells.dtype.itemsize - unused
-        fits = -(1 << bits - 1) <= low and high < 1 << (bits - 1 if cells.dtype.kind == "i" else bits)
-        where = stored if fits else cells
+        where = stored if lowest <= low and high <= highest else cells
         mask = where == low if low == high else (where >= low) & (where <= high)
         darkest, brightest = sorted((low * slope + intercept, high * slope + intercept))
         if brightest > PLAUSIBLE_PADDING_HU and darkest <= MAX_CT_HU:
             refused, mask = bool(mask.any()), None
     if slope == 1 and intercept == int(intercept):
         offset = int(intercept)
-        if _INT16.min <= int(stored.min()) + offset and int(stored.max()) + offset <= _INT16.max:
+        if _INT16.min <= smallest + offset and largest + offset <= _INT16.max:
             # the sum fits into int16, so wrapping on the way there does no harm
             np.add(stored.astype(np.int16), np.array(offset).astype(np.int16), out=out)
         else:
@@ -375,32 +379,21 @@ def _to_hu(cells: npt.NDArray[Any], ds: Dataset, frame: int | None, out: npt.NDA
         np.clip(np.rint(exact), _INT16.min, _INT16.max, out=out, casting="unsafe")
     if mask is not None:
         out[mask] = PADDING_HU
+    content: npt.NDArray[np.bool_] | bool = True if mask is None else ~mask
+    impossible = 0
+    if int(out.max()) > MAX_CT_HU or int(out.min()) < MIN_CT_HU:
+        impossible = int(np.count_nonzero((out > MAX_CT_HU) | (out < MIN_CT_HU)))
+    if stored is not cells and not signed:
+        # all unused bits and the highest stored one set: a negative value, without them it looks like tissue
+        negative = cells >= (1 << size) - (1 << size - unused - 1)
+        impossible += int(np.count_nonzero(negative & content))
     return _Seen(
         rescaled=rescale is not None,
-        air=0 if rescale else int(np.count_nonzero((out < _AIR_HU) & (True if mask is None else ~mask))),
+        air=0 if rescale else int(np.count_nonzero((out < _AIR_HU) & content)),
         padding_refused=refused,
-        impossible=_impossible(out, cells, unused, mask),
+        impossible=impossible,
         blank=_shows_nothing(out),
     )
-
-
-def _impossible(
-    hu: npt.NDArray[np.int16], cells: npt.NDArray[Any], unused: int, mask: npt.NDArray[np.bool_] | None
-) -> int:
-    """Pixels whose HU no CT can hold, padding not counted.
-
-    Unsigned cells whose unused bits and highest stored bit are all set hold a negative value: without those
-    bits it would look like tissue or bone.
-    """
-    count = 0
-    if int(hu.max()) > MAX_CT_HU or int(hu.min()) < MIN_CT_HU:
-        count = int(np.count_nonzero((hu > MAX_CT_HU) | (hu < MIN_CT_HU)))
-    if unused and cells.dtype.kind == "u":
-        bits = 8 * cells.dtype.itemsize
-        negative = cells >= (1 << bits) - (1 << bits - unused - 1)
-        if negative.any():
-            count += int(np.count_nonzero(negative if mask is None else negative & ~mask))
-    return count
 
 
 def _shows_nothing(hu: npt.NDArray[np.int16]) -> bool:
