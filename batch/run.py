@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 
-from ..dicom import Discovery, Series, chosen, discover
+from ..dicom import Discovery, Series, chosen, discover, readable
 from ..errors import DeviceError, OutputError
 from ..imaging.atomic import remove_leftovers
 from ..pipeline.results import CSV, PARQUET, ResultRow, read_parquet, write_csv, write_parquet
@@ -165,7 +165,7 @@ def _unreadable_rows(discovery: Discovery) -> list[ResultRow]:
         ResultRow(
             patient_id="", study_uid="", series_uid="", status="failed", code="unreadable-file", reason=text
         )
-        for text in (f"{u.path}: {u.reason}" for u in discovery.unreadable)
+        for text in (f"{readable(u.path)}: {u.reason}" for u in discovery.unreadable)
     ]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..dicom import Discovery, Series
+from ..dicom import Discovery, Series, readable
 from ..dicom.series import SAME_POSITION_MM, SliceRef, slice_normal
 from ..errors import OutputUnwritable
 from ..imaging.atomic import atomic_path
@@ -52,7 +52,7 @@ def index_row(series: Series) -> dict[str, Any]:
         "columns": first.columns,
         "pixel_spacing": None if first.pixel_spacing is None else first.pixel_spacing[0],
         "code": "" if series.rejection is None else series.rejection.code,
-        "folder": str(first.path.parent),
+        "folder": readable(first.path.parent),
     }
 
 

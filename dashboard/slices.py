@@ -54,8 +54,8 @@ class _Cases:
     def overview(self, request: Request) -> Response:
         """How many slices there are, those with counted calcium, and the best to begin with."""
         row, ct = self._case(request)
-        slices = slices_of(ct)
-        counted = _counted(self._store.details(row))
+        details = self._store.details(row)
+        slices, counted = slices_of(ct, details), _counted(details)
         frames = self._frames_of(row)
         first = max(counted, key=lambda z: counted[z], default=None)
         if first is None:
@@ -68,7 +68,7 @@ class _Cases:
     def picture(self, request: Request) -> Response:
         """One slice, seen from the feet, the front up; with ``overlay=1`` the heart's outline and calcium."""
         row, ct = self._case(request)
-        slices = slices_of(ct)
+        slices = slices_of(ct, self._store.details(row))
         asked = request.path_params["index"]
         if not asked.isdecimal() or len(asked) > 6:
             raise Refused(400, "a slice is a number from 0")
@@ -121,15 +121,22 @@ class _Cases:
             raise Refused(404, str(error)) from error
 
 
-def slices_of(ct: StoredSeries) -> tuple[SliceRef, ...]:
-    """The slices as the run numbered them: of several at one position the first (see `read_series`)."""
+def slices_of(ct: StoredSeries, details: dict[str, Any]) -> tuple[SliceRef, ...]:
+    """The slices as the run numbered them: of several at one position the first, from the one where the
+    volume of the run begins (`read_series` leaves out blank ones at the ends)."""
     positions = slice_positions(ct.slices)
     if positions is None:
         return ct.slices
+    geometry = details.get("geometry") or {}
+    begin = np.dot(geometry["origin"], geometry["axes"][0]) if geometry else -np.inf
     kept: list[int] = []
     for index, position in enumerate(positions):
-        if not kept or position - positions[kept[-1]] >= SAME_POSITION_MM:
+        if position > begin - SAME_POSITION_MM and (
+            not kept or position - positions[kept[-1]] >= SAME_POSITION_MM
+        ):
             kept.append(index)
+    if geometry:
+        kept = kept[: geometry["shape"][0]]
     return tuple(ct.slices[index] for index in kept)
 
 

@@ -12,7 +12,7 @@ import os
 import stat
 import zipfile
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -24,7 +24,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from ..errors import InputUnreadable, NoDicomFound
-from .gates import check_allowed, check_headers, is_stray
+from .gates import check_allowed, check_headers, has_geometry, is_ct, is_stray
 from .headers import (
     ENHANCED_CT,
     number,
@@ -36,6 +36,7 @@ from .headers import (
     texts,
     whole,
 )
+from .names import readable
 from .series import Series, SliceRef, increment_of, slice_normal, slice_positions
 from .store import SeriesStore
 
@@ -52,6 +53,9 @@ _HEAD_BYTES = 1 << 15
 """Read at once, which is faster than element by element; headers of single-frame CT mostly end before, and
 where one does not, the file is opened again."""
 _ZIP_MAGIC = b"PK\x03\x04"
+_APPLE_DOUBLE = b"\x00\x05\x16\x07"
+"""What macOS keeps of a file beside it where the file system cannot, as ``._NAME`` or below ``__MACOSX``
+(RFC 1740): no image, whatever its name ends in."""
 
 _IN_MEMORY = 50_000
 """Images whose series are kept in memory: some 50 MB."""
@@ -275,7 +279,7 @@ def _read_file(path: Path) -> _Found:
             if head.startswith(_ZIP_MAGIC):
                 return _read_zip(path)
             if not _may_be_dicom(head):
-                return _no_dicom(path, None)
+                return _no_dicom(path, None, head)
             buffer = io.BytesIO(head)
             found = _read_header(buffer, head, path, None)
         if len(head) == _HEAD_BYTES and (found.unreadable or buffer.tell() >= len(head)):
@@ -314,7 +318,7 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) ->
             if head.startswith(_ZIP_MAGIC):
                 return _unreadable(path, name, "a zip archive inside a zip archive; unpack it first")
             if not _may_be_dicom(head):
-                return _no_dicom(path, name)
+                return _no_dicom(path, name, head)
             content = head + file.read()
     except Exception as exc:  # zlib, lzma, struct, zipfile: a damaged member must not end the search
         return _unreadable(path, name, f"damaged in the zip archive: {exc}")
@@ -327,10 +331,12 @@ def _may_be_dicom(head: bytes) -> bool:
 
 
 def _unreadable(path: Path, member: str | None, reason: str) -> _Found:
-    return _Found(unreadable=(UnreadableFile(path=path, member=member, reason=reason),))
+    return _Found(unreadable=(UnreadableFile(path=path, member=member, reason=readable(reason)),))
 
 
-def _no_dicom(path: Path, member: str | None) -> _Found:
+def _no_dicom(path: Path, member: str | None, head: bytes) -> _Found:
+    if head.startswith(_APPLE_DOUBLE):
+        return _Found(ignored=1)
     if (member or path.name).lower().endswith(_DICOM_SUFFIXES):
         return _unreadable(path, member, "named like DICOM, but there is no DICOM in it")
     return _Found(ignored=1)
@@ -346,7 +352,7 @@ def _read_header(file: IO[bytes], head: bytes, path: Path, member: str | None) -
             return _Found(ignored=1)
         if not text(ds, "SeriesInstanceUID"):
             if not part10 and not sop_class:
-                return _no_dicom(path, member)
+                return _no_dicom(path, member, head)
             return _unreadable(path, member, "its DICOM header is damaged or names no SeriesInstanceUID")
         return _Found(images=tuple(_images(ds, sop_class, path, member)))
     except Exception as exc:  # a damaged header makes pydicom raise nearly anything; the file gets its row
@@ -434,12 +440,9 @@ def _first(ds: Dataset, keyword: str) -> Dataset:
 
 
 def _assemble(images: list[_Image]) -> Series:
-    """One `Series`: strays left out, slices ordered, each fact taken from the first slice that has it."""
-    strays = [i for i in images if is_stray(i.ref)]
-    kept = [i for i in images if not is_stray(i.ref)]
-    if not kept:
-        kept, strays = strays, []
-    kept = _ordered(kept)
+    """One `Series`: slices ordered, the rest left out, each fact taken from the first slice that has it."""
+    slices_of_it, left_out = _sorted_out(images)
+    kept = _ordered(slices_of_it)
 
     def fact(name: str) -> str:
         return next((i.facts[name] for i in kept if i.facts[name]), "")
@@ -457,7 +460,7 @@ def _assemble(images: list[_Image]) -> Series:
         increment=None if positions is None else increment_of(positions),
         mixed_identity=len({(i.patient_id, i.study_uid) for i in images}) > 1,
         slices=slices,
-        left_out=tuple(i.ref for i in _ordered(strays)),
+        left_out=tuple(i.ref for i in _ordered(left_out)),
         modality=fact("modality"),
         series_description=fact("series_description"),
         study_date=fact("study_date"),
@@ -468,6 +471,25 @@ def _assemble(images: list[_Image]) -> Series:
         contrast_agent=fact("contrast_agent"),
         contrast_route=fact("contrast_route"),
     )
+
+
+def _sorted_out(images: list[_Image]) -> tuple[list[_Image], list[_Image]]:
+    """The slices, and what else has their SeriesInstanceUID: objects that are no CT, localizers and screen
+    captures, and copies cut off in their header. Of each kind nothing is left out where nothing else remains:
+    the gates say what that is."""
+    whole_ones = {i.ref.sop_instance_uid for i in images if has_geometry(i.ref)} - {""}
+    kinds: tuple[Callable[[_Image], bool], ...] = (
+        lambda i: not is_ct(i.ref, i.facts["modality"] or "CT"),
+        lambda i: is_stray(i.ref),
+        lambda i: i.ref.sop_instance_uid in whole_ones and not has_geometry(i.ref),
+    )
+    kept, left_out = images, []
+    for is_other in kinds:
+        rest = [i for i in kept if not is_other(i)]
+        if rest:
+            left_out += [i for i in kept if is_other(i)]
+            kept = rest
+    return kept, left_out
 
 
 def _ordered(images: list[_Image]) -> list[_Image]:

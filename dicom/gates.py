@@ -3,16 +3,16 @@
 A gate has a stable code, a sentence, a severity and, where going on makes sense, can be overridden with
 ``--allow CODE``, which turns its rejection into a warning. The limits and why they are what they are stand
 beside the constants. `check_headers` applies the gates that need headers only; those that need pixels are
-applied by `read_series` (``undecodable``, ``no-rescale``, ``duplicate-slices``, ``padding``) and by the
-pipeline (``contrast-measured``, ``heart-…``, ``off-domain-…``), and are registered here so that one table
-holds them all.
+applied by `read_series` (``undecodable``, ``damaged-copy``, ``no-rescale``, ``padding``, ``hu-impossible``,
+``duplicate-slices``, ``blank-slices``) and by the pipeline (``contrast-measured``, ``heart-…``,
+``off-domain-…``), and are registered here so that one table holds them all.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
@@ -95,6 +95,10 @@ GATES: dict[str, Gate] = {
     for gate in (
         Gate(code="not-ct", sentence="The series holds no CT images."),
         Gate(code="mixed-identity", sentence="Its images name more than one patient or study."),
+        Gate(
+            code="instance-uid",
+            sentence="Images have no SOPInstanceUID, or different ones share one: nothing can refer to them.",
+        ),
         Gate(code="localizer", sentence="The series is a localizer (scout, topogram, surview)."),
         Gate(
             code="derived",
@@ -123,6 +127,11 @@ GATES: dict[str, Gate] = {
             code="duplicate-slices",
             sentence="Several slices lie at one position: dropped with a warning where they are identical, "
             "else the series is rejected.",
+        ),
+        Gate(
+            code="blank-slices",
+            sentence="Slices show nothing (a single value): left out with a warning at the ends of the "
+            "stack, else the series is rejected.",
         ),
         Gate(
             code="too-few-slices",
@@ -158,8 +167,8 @@ GATES: dict[str, Gate] = {
         Gate(code="undecodable", sentence="The pixels of an image cannot be decoded."),
         Gate(
             code="no-rescale",
-            sentence="The header does not say how stored values become Hounsfield units, or they are none; "
-            "signed values without rescale are taken as HU with a warning.",
+            sentence="The header does not say how stored values become Hounsfield units, or not for all "
+            "images, or they are none; signed values without any rescale are taken as HU with a warning.",
         ),
         Gate(
             code="contrast-measured",
@@ -199,7 +208,12 @@ GATES: dict[str, Gate] = {
         ),
         Gate(
             code="stray-images",
-            sentence="Images that are no slices (localizer, screen capture) were left out.",
+            sentence="What is no CT slice (localizer, screen capture, structure set, report) was left out.",
+            fatal=False,
+        ),
+        Gate(
+            code="damaged-copy",
+            sentence="A damaged copy of an image was left out; the whole one beside it was used.",
             fatal=False,
         ),
         Gate(
@@ -262,6 +276,12 @@ GATES: dict[str, Gate] = {
         Gate(
             code="padding",
             sentence="The header's padding value lies among tissue values and was not applied.",
+            fatal=False,
+        ),
+        Gate(
+            code="hu-impossible",
+            sentence="Values that no CT can hold: padding that the header does not name, or values stored "
+            "wrongly.",
             fatal=False,
         ),
     )
@@ -332,27 +352,25 @@ _Result = tuple[str, str, bool | None]
 def _check(series: Series) -> Iterator[_Result]:
     """(code, message, severity or None for the gate's own) of everything found."""
     slices = series.slices
-    other = Counter(s.sop_class_uid for s in slices if not _is_ct(s, series.modality))
-    if other or series.modality != "CT":
+    if series.modality != "CT" or not all(is_ct(s, series.modality) for s in slices):
         kind = f"modality {series.modality or 'unknown'}"
         yield "not-ct", f"no CT images ({kind}); only CT is scored", None
         return
     if series.mixed_identity:
         yield "mixed-identity", "the images of this series name more than one patient or study", None
+    yield from _check_instances(slices)
     if all(_is_localizer(s) for s in slices):
         yield "localizer", "a localizer, not a scan", None
         return
     yield from _check_type(slices)
-    if series.left_out:
-        count = len(series.left_out)
-        yield "stray-images", f"{count} localizers or screen captures in the series were left out", None
+    yield from _check_left_out(series)
 
     yield from _check_acquisition(series)
 
     if any(s.frames > 1 and s.frame is None for s in slices):
         yield "enhanced-multiframe", "a multi-frame file does not say where each of its frames lies", None
         return
-    missing = sum(not _has_geometry(s) for s in slices)
+    missing = sum(not has_geometry(s) for s in slices)
     if missing:
         yield (
             "no-geometry",
@@ -367,6 +385,49 @@ def _check(series: Series) -> Iterator[_Result]:
         yield from _check_stack(series)
 
 
+def _check_instances(slices: tuple[SliceRef, ...]) -> Iterator[_Result]:
+    """Each image needs a SOPInstanceUID of its own: the SEG, the SR and their readers find it by that. Copies
+    of a file share it and lie at one position; frames of one file share it."""
+    nameless = sum(not s.sop_instance_uid for s in slices)
+    if nameless:
+        text = f"{nameless} of {len(slices)} images have no SOPInstanceUID: results could not refer to them"
+        yield "instance-uid", text, None
+        return
+    files: dict[tuple[str, int | None], list[SliceRef]] = defaultdict(list)
+    for s in slices:
+        files[s.sop_instance_uid, s.frame].append(s)
+    shared = sum(len(same) for same in files.values() if not _at_one_place(same))
+    if shared:
+        yield (
+            "instance-uid",
+            f"{shared} of {len(slices)} images share a SOPInstanceUID with another: results could not refer "
+            "to them; export the series anew",
+            None,
+        )
+
+
+def _at_one_place(refs: list[SliceRef]) -> bool:
+    places = [
+        r.position for r in refs if r.position is not None
+    ]  # where there is none, `no-geometry` says so
+    return len(places) < 2 or bool((np.ptp(np.asarray(places), axis=0) < SAME_POSITION_MM).all())
+
+
+def _check_left_out(series: Series) -> Iterator[_Result]:
+    uids = {s.sop_instance_uid for s in series.slices}
+    copies = sum(r.sop_instance_uid in uids and not has_geometry(r) for r in series.left_out)
+    strays = len(series.left_out) - copies
+    if strays:
+        text = f"{strays} localizers, screen captures or objects that are no CT were left out of the series"
+        yield "stray-images", text, None
+    if copies:
+        yield (
+            "damaged-copy",
+            f"{copies} copies of images were cut off in their header; the whole images were used",
+            None,
+        )
+
+
 _LOCALIZER_WORDS = ("LOCALIZER", "SCOUT", "SURVIEW", "TOPOGRAM", "SCANOGRAM")
 _CAPTURE_WORDS = ("SCREEN SAVE", "SCREENSAVE", "SCREENSHOT", "DOSE_INFO", "PATIENT_INFO")
 _DERIVED_WORDS = re.compile(
@@ -377,7 +438,8 @@ SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 """SOP class Secondary Capture Image; its multi-frame kinds add a further component (PS3.4 B.5)."""
 
 
-def _is_ct(ref: SliceRef, modality: str) -> bool:
+def is_ct(ref: SliceRef, modality: str) -> bool:
+    """Whether an image of this modality is one of a CT by its SOP class, or a screen capture."""
     known = (CT_IMAGE, *ENHANCED_CT, "")
     return modality == "CT" and (ref.sop_class_uid in known or _is_capture(ref))
 
@@ -485,7 +547,8 @@ def is_sharp_kernel(kernel: str) -> bool:
     return bool(_SHARP_NAMES.fullmatch(first))
 
 
-def _has_geometry(ref: SliceRef) -> bool:
+def has_geometry(ref: SliceRef) -> bool:
+    """Whether position, orientation, spacing and size are there and usable."""
     spacing = ref.pixel_spacing
     return bool(
         ref.position is not None

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from .names import readable
+
 SAME_POSITION_MM = 0.02
 """Slices closer than this along the normal lie at one position: ImagePositionPatient is usually written to
 0.01 mm or finer, and no CT has slices 0.02 mm apart."""
@@ -54,7 +56,7 @@ class SliceRef:
     @property
     def file_name(self) -> str:
         """The file's own name, without folders, for messages."""
-        return (self.member or self.path.name).rsplit("/", 1)[-1]
+        return readable(self.member or self.path.name).rsplit("/", 1)[-1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,8 @@ class Series:
     Attributes:
         slices: The images, ordered by position along the slice normal (index 0 at the smallest), else by
             InstanceNumber. Slices at one position are all here; `read_series` compares their pixels.
-        left_out: Images in the series which are no slices of it: localizers, screen captures.
+        left_out: What is in the series and no slice of it: localizers, screen captures, objects that are no
+            CT (a structure set, a report), and copies cut off in their header beside the whole image.
         mixed_identity: Its images name more than one patient or study.
         contrast_agent, contrast_route: ContrastBolusAgent and ContrastBolusRoute of any image.
         time_point: ClinicalTrialTimePointID, such as NLST's "T0".

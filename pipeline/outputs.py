@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +89,16 @@ def details(case: Case, provenance: dict[str, Any]) -> dict[str, Any]:
     Args:
         provenance: Versions, workflow, weight hashes; the device is added where the case knows it.
     """
-    series = {k: v for k, v in asdict(case.series).items() if k not in ("slices", "findings", "patient_id")}
+    plain = replace(case.series, slices=(), left_out=(), findings=())  # of images only their number
+    series = {k: v for k, v in asdict(plain).items() if k not in ("slices", "findings", "patient_id")}
     geometry = case.volume.geometry if case.volume is not None else None
     return {
         "status": "scored" if report_values(case) else "incomplete",
-        "series": {**series, "n_slices": len(case.series.slices)},
+        "series": {
+            **series,
+            "left_out": len(case.series.left_out),
+            "n_slices": len(case.series.slices),
+        },
         "geometry": asdict(geometry) if geometry is not None else None,
         "score": case.score.to_dict() if case.score is not None else None,
         "heart": {k: v for k, v in case.facts.items() if k.startswith("heart_")},

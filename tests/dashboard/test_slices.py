@@ -14,6 +14,8 @@ import pydicom
 import pytest
 from PIL import Image
 
+from deepcac2.dashboard.slices import slices_of
+from deepcac2.dashboard.store import Row, StoredSeries
 from deepcac2.dicom import discover
 from deepcac2.dicom.segmentation import segment_frames
 
@@ -77,6 +79,23 @@ def test_masks_slice_by_slice_are_those_of_the_file(viewer_case: Any) -> None:
         for kind, mask in viewer_case.masks.items():
             assert (found[kind] == mask[z]).all()
         assert ("heart" in frames.kinds(ref)) == viewer_case.masks["heart"][z].any()
+
+
+def test_slices_are_numbered_as_in_the_run(viewer_case: Any) -> None:
+    """The run left out two blank slices at the start and three at the end, and a copy of the fifth."""
+    (series,) = (s for s in discover(viewer_case.ct).series if s.series_uid == viewer_case.series)
+    given = [*series.slices[:5], series.slices[4], *series.slices[5:]]
+    row = Row(
+        series_uid="", study_uid="", patient_id="", study_date="", status="scored", n_slices=0, folder=None
+    )
+    stored = StoredSeries(row=row, series_uid="", modality="CT", instances={}, slices=tuple(given))
+    assert slices_of(stored, {}) == series.slices
+    geometry = {
+        "origin": series.slices[2].position,
+        "axes": [[0, 0, 1], [0, 1, 0], [1, 0, 0]],
+        "shape": [len(series.slices) - 5, 192, 192],
+    }
+    assert slices_of(stored, {"geometry": geometry}) == series.slices[2:-3]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pydicom
 import pytest
 from pydicom.dataset import Dataset
 
@@ -172,6 +173,67 @@ def test_too_few_slices_by_number_and_by_length(ct, tmp_path: Path) -> None:
     assert code_of(positions(tmp_path / "b", type(ct)(), np.arange(20) * 5.0)) is None
     assert code_of(positions(tmp_path / "c", type(ct)(), np.arange(60) * 1.0)) == "too-few-slices"
     assert code_of(positions(tmp_path / "d", type(ct)(), [5.0])) == "too-few-slices"
+
+
+def renamed(uids: list[str | None]) -> Any:
+    """Edit that gives slice i its SOPInstanceUID; None removes it."""
+
+    def edit(i: int, ds: Dataset) -> None:
+        if uids[i] is None:
+            del ds.SOPInstanceUID
+        else:
+            ds.SOPInstanceUID = uids[i]
+
+    return edit
+
+
+OWN = [f"1.2.{i + 1}" for i in range(28)]
+
+
+@pytest.mark.parametrize(
+    ("uids", "count"),
+    [
+        (OWN, 0),
+        (["1.2.3"] * 28, 28),
+        ([None] * 28, 28),
+        ([*OWN[:27], None], 1),
+        ([None, *OWN[1:]], 1),
+        ([*OWN[:27], OWN[26]], 2),
+        ([OWN[27], *OWN[1:]], 2),
+        (OWN[:14] * 2, 28),
+    ],
+)
+def test_images_need_a_uid_of_their_own(
+    uids: list[str | None], count: int, ct, hu: HU, tmp_path: Path
+) -> None:
+    ct.write(tmp_path, hu, edit=renamed(uids))
+    (series,) = discover(tmp_path).series
+    assert code_of(series) == ("instance-uid" if count else None)
+    assert not count or series.findings[0].message.startswith(f"{count} of 28 images")
+    with pytest.raises(InputError):
+        check_headers(series, allow=["instance-uid"])
+
+
+def test_copies_and_frames_may_share_a_uid(ct, hu: HU, tmp_path: Path) -> None:
+    for path in ct.write(tmp_path / "files", hu)[3:5]:
+        (path.parent / f"again{path.name}").write_bytes(path.read_bytes())
+    (tmp_path / "frames").mkdir()
+    ct.write_enhanced(tmp_path / "frames" / "a", hu)
+    (tmp_path / "frames" / "b").write_bytes((tmp_path / "frames" / "a").read_bytes())
+    for name in ("files", "frames"):
+        (series,) = discover(tmp_path / name).series
+        assert series.rejection is None
+        assert "duplicate-slices" in {f.code for f in series.warnings}
+
+
+def test_two_multiframe_files_may_not_share_a_uid(ct, hu: HU, tmp_path: Path) -> None:
+    ct.write_enhanced(tmp_path / "a", hu)
+    ds = pydicom.dcmread(tmp_path / "a")
+    for item in ds.PerFrameFunctionalGroupsSequence:
+        item.PlanePositionSequence[0].ImagePositionPatient[2] += 84
+    ds.save_as(tmp_path / "b")
+    (series,) = discover(tmp_path).series
+    assert code_of(series) == "instance-uid"
 
 
 def test_slices_at_one_position_warn_until_pixels_are_read(ct, tmp_path: Path) -> None:

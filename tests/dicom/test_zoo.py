@@ -10,6 +10,8 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.uid import RLELossless
 
 from deepcac2.cli import inspect
 from deepcac2.dicom import Discovery, discover, read_series
@@ -110,6 +112,36 @@ def test_one_slice_in_16_syntaxes(shared_data: Path) -> None:
         independent = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))[0]
         expected = np.rint(independent).clip(-32768, 32767)
         assert np.abs(hu - expected)[hu != PADDING_HU].max() == 0, path.name
+
+
+def test_one_slice_in_16_syntaxes_with_padding_and_cut(shared_data: Path, tmp_path: Path) -> None:
+    """What follows the pixels, of any value, changes nothing in any decoder; what is cut is refused."""
+    for path in sorted((shared_data / "dicom-zoo/one-slice-16-syntaxes/testImages").glob("CTImage.dcm*")):
+        expected = read_series(discover(path).series[0]).volume.hu
+        ds = pydicom.dcmread(path)
+        pixels = ds.PixelData
+        coded = ds.file_meta.TransferSyntaxUID.is_encapsulated
+        if coded:
+            (pixels,) = generate_frames(pixels, number_of_frames=1)
+            if ds.file_meta.TransferSyntaxUID != RLELossless:  # which has no end marker
+                pixels = pixels[: pixels.rindex(b"\xff\xd9") + 2]
+
+        def written(content: bytes, ds: pydicom.Dataset = ds, coded: bool = coded) -> Path:
+            content += b"\0" * (len(content) % 2)
+            ds.PixelData = encapsulate([content]) if coded else content
+            ds.save_as(tmp_path / "x.dcm")
+            return tmp_path / "x.dcm"
+
+        for tail in (b"", b"\x63", b"\xff", b"\x63\0", b"abcd", b"c" * 15):
+            (series,) = discover(written(pixels + tail)).series
+            np.testing.assert_array_equal(
+                read_series(series).volume.hu, expected, err_msg=f"{path.name} {tail!r}"
+            )
+        for length in (len(pixels) - 2, len(pixels) * 9 // 10, len(pixels) // 2):
+            (series,) = discover(written(pixels[:length])).series
+            with pytest.raises(SeriesFailed) as caught:
+                read_series(series)
+            assert caught.value.code == "undecodable"
 
 
 def test_inspect_prints_them_all(shared_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
