@@ -234,3 +234,12 @@ def test_a_series_whose_worker_died_keeps_what_its_headers_say(job: Job) -> None
     content = stored(job)
     assert content["warnings"] == [{"code": "kvp", "message": "taken at 100 kV"}]
     assert content["module"] == ""
+
+
+def test_the_first_stop_stays() -> None:
+    first, second = (Finding(code=c, message=c, fatal=True) for c in ("metal", "contrast-measured"))
+    case = Case(series=SERIES).noted(first).noted(second)
+    assert case.stop is not None
+    assert case.stop.code == "metal"
+    assert case.findings == (first, second)
+    assert case.warnings == ()
