@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 
-from ..dicom import Discovery, Series, chosen, discover, readable
+from ..dicom import Discovery, Series, chosen, discover
 from ..errors import DeviceError, OutputError
 from ..imaging.atomic import remove_leftovers
-from ..pipeline.results import CSV, PARQUET, ResultRow, read_parquet, write_csv, write_parquet
+from ..pipeline.results import PARQUET, ResultRow, read_parquet, unreadable_row, write_table
 from ..pipeline.run import Job, check_folders, settle_output, stored_row
 from ..pipeline.workflow import Workflow
 from .cluster import RayWorkers
@@ -160,15 +160,6 @@ def default_prefetch(devices: Sequence[str]) -> int:
     return min(wanted, max(1, (os.cpu_count() or 2) // 2))
 
 
-def _unreadable_rows(discovery: Discovery) -> list[ResultRow]:
-    return [
-        ResultRow(
-            patient_id="", study_uid="", series_uid="", status="failed", code="unreadable-file", reason=text
-        )
-        for text in (f"{readable(u.path)}: {u.reason}" for u in discovery.unreadable)
-    ]
-
-
 def _absent_row(uid: str) -> ResultRow:
     reason = "this series was asked for, and is not in the input folder"
     return ResultRow(
@@ -252,7 +243,10 @@ def run_found(
     settle_output(job, redo=redo)
     if shard is None:  # alone: what lies there half-written is a killed run's
         remove_leftovers(output)
-    unreadable = [*_unreadable_rows(discovery), *map(_absent_row, absent)]
+    unreadable = [
+        *(unreadable_row(u.path, u.reason) for u in discovery.unreadable),
+        *map(_absent_row, absent),
+    ]
     first = shard is None or shard.number == 0  # who counts what belongs to no series
 
     def mine() -> Iterator[Series]:
@@ -300,8 +294,7 @@ def run_found(
                 # From what lies there: series not done yet have no row.
                 stored = (stored_row(job.folder(s)) for s in discovery.series)
                 rows = chain(unreadable, (r for r in stored if r is not None))
-                write_parquet(output / PARQUET, rows)
-                write_csv(output / CSV, read_parquet(output / PARQUET))
+                write_table(output, rows)
                 written = True
     return RunSummary(
         output=output,

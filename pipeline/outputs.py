@@ -8,9 +8,11 @@ from typing import Any
 
 from ..dicom import MeasuredCalcium, MeasuredLesion, write_structured_report
 from ..errors import WorkflowError
+from ..imaging import Geometry
 from .case import Case
 from .options import nearest
 
+SEG_NAME = "cac.seg.dcm"
 REPORT_NAME = "DeepCAC.report.json"
 DETAILS_NAME = "details.json"
 PREVIEW_NAME = "preview.png"
@@ -83,17 +85,19 @@ def report(case: Case, includes: list[dict[str, Any]]) -> dict[str, Any]:
     return out
 
 
-def details(case: Case, provenance: dict[str, Any]) -> dict[str, Any]:
+def details(case: Case, provenance: dict[str, Any], *, geometry: Geometry | None = None) -> dict[str, Any]:
     """Everything a reader of a result may want to know, JSON types only.
 
     Args:
         provenance: Versions, workflow, weight hashes; the device is added where the case knows it.
+        geometry: The CT's grid, where it is known and the CT itself is not in the case.
     """
     plain = replace(case.series, slices=(), left_out=(), findings=())  # of images only their number
     series = {k: v for k, v in asdict(plain).items() if k not in ("slices", "findings", "patient_id")}
-    geometry = case.volume.geometry if case.volume is not None else None
+    if case.volume is not None:
+        geometry = case.volume.geometry
     return {
-        "status": "scored" if report_values(case) else "incomplete",
+        **({"status": "scored"} if case.stop is None else asdict(case.stop)),
         "series": {
             **series,
             "left_out": len(case.series.left_out),
@@ -106,7 +110,7 @@ def details(case: Case, provenance: dict[str, Any]) -> dict[str, Any]:
         "screening": case.facts.get("screening"),
         "direct": case.facts.get("direct"),
         "domain": case.facts.get("domain"),
-        "warnings": [{"code": f.code, "message": f.message} for f in case.findings],
+        "warnings": [{"code": f.code, "message": f.message} for f in case.warnings],
         "seconds": {k: round(v, 3) for k, v in case.timings.items()},
         "provenance": {**provenance, **{k: v for k, v in case.facts.items() if k == "device"}},
     }

@@ -251,10 +251,10 @@ def _legend(draw: Any, corner: tuple[int, int], case: Case, what: Shown, font: A
         draw.rectangle((x, y + 4, x + 10, y + 14), fill=colour)
         draw.text((x + 18, y), text, fill=colour, font=font)
         y += 22
-    if case.findings:
+    if case.warnings:
         y += 8
         draw.text((x, y), "warnings:", fill=(255, 200, 80), font=font)
-        for finding in case.findings[:8]:
+        for finding in case.warnings[:8]:
             y += 20
             draw.text((x, y), f"· {finding.code}", fill=(255, 200, 80), font=font)
     if outside := case.facts.get("domain", {}).get("outside"):

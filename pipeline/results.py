@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ..dicom import readable
 from ..errors import InputError
 from ..imaging.atomic import atomic_path
 from .case import Case
@@ -36,7 +37,7 @@ class ResultRow:
             ``kvp``, ``slices``, ``field``, ``contrast``; ``unknown`` where a set does not say), joined
             by ``;``.
         warnings: Codes of findings that did not reject, joined by ``;``.
-        seconds: Wall time of this series.
+        seconds: Time in all modules together; None where no module came to an end.
         folder: Its folder relative to the output, "" when it has none.
     """
 
@@ -79,25 +80,16 @@ class ResultRow:
 COLUMNS = tuple(f.name for f in fields(ResultRow))
 
 
-def result_row(
-    case: Case,
-    *,
-    status: str,
-    code: str = "",
-    reason: str = "",
-    seconds: float | None = None,
-    folder: str = "",
-    provenance: dict[str, Any] | None = None,
-) -> ResultRow:
-    """The row of a case, as far as it came.
+def result_row(case: Case, *, folder: str = "", provenance: dict[str, Any] | None = None) -> ResultRow:
+    """The row of a case that is at its end: stopped (`Case.stop`) or scored.
 
     Args:
-        status, code, reason, seconds, folder: As in `ResultRow`.
+        folder: As in `ResultRow`.
         provenance: Of the chain (``deepcac2``, ``weights``).
     """
-    series, result = case.series, case.score
+    series, result, stop = case.series, case.score, case.stop
     known = {name: getattr(series, name) for name in COLUMNS if hasattr(series, name)}
-    known["warnings"] = ";".join(dict.fromkeys(f.code for f in (case.findings or series.warnings)))
+    known["warnings"] = ";".join(dict.fromkeys(f.code for f in case.warnings))
     made_by = provenance or {"deepcac2": "", "weights": {}}
     weights = (f"{k}:{v['name']}@{v['sha256'][:12]}" for k, v in made_by["weights"].items())
     domain = case.facts.get("domain", {})
@@ -119,18 +111,40 @@ def result_row(
         screening_positive=screening.get("positive"),
         direct_score=direct.get("score"),
         direct_group=direct.get("group"),
-        status=status,
-        code=code,
-        reason=reason,
+        status="scored" if stop is None else stop.status,
+        code="" if stop is None else stop.code,
+        reason="" if stop is None else stop.reason,
         heart_volume_ml=case.facts.get("heart_volume_ml"),
         n_slices=len(series.slices),
         noise_hu=domain.get("scan", {}).get("noise_hu"),
         off_domain=";".join(domain.get("outside", {})),
-        seconds=None if seconds is None else round(seconds, 3),
+        seconds=round(sum(case.timings.values()), 3) if case.timings else None,
         folder=folder,
         deepcac2_version=made_by["deepcac2"],
         weights=";".join(weights),
     )
+
+
+def unreadable_row(path: Path, reason: str) -> ResultRow:
+    """The row of a file that looks like DICOM and could not be read."""
+    return ResultRow(
+        patient_id="",
+        study_uid="",
+        series_uid="",
+        status="failed",
+        code="unreadable-file",
+        reason=f"{readable(path)}: {reason}",
+    )
+
+
+def write_table(folder: Path, rows: Iterable[ResultRow]) -> None:
+    """Write the table into an output folder, as Parquet and as CSV.
+
+    Raises:
+        DiskFull, OutputUnwritable: It cannot be written.
+    """
+    write_parquet(folder / PARQUET, rows)
+    write_csv(folder / CSV, read_parquet(folder / PARQUET))
 
 
 def write_csv(path: Path, rows: Iterable[ResultRow]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -14,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from ..dicom import Series
-from ..errors import InputError, OutputInsideInput, OutputMismatch, SeriesFailed, SeriesRejected
+from ..errors import InputError, OutputInsideInput, OutputMismatch
+from ..imaging import Geometry
 from ..imaging.atomic import output_errors, remove_leftovers, write_json
 from . import outputs
-from .case import Case
+from .case import Case, Stop
 from .chain import PHASES, Chain, build_chain, provenance_of, series_folder
 from .results import ResultRow, result_row
 from .workflow import Workflow
@@ -89,47 +89,38 @@ class Job:
         """A case through the next part of the chain.
 
         Returns:
-            The case, or what became of it: after the last part, and when it was rejected or broke. Then its
-            ``details.json`` is written.
+            The case, or what became of it: after the last part, and when it was stopped.
 
         Raises:
-            DiskFull, OutputUnwritable: The output cannot be written at all.
+            DiskFull, OutputUnwritable, WeightsError, DeviceError: These end the run.
         """
-        started = time.perf_counter()
-        try:
-            after = chain(case)
-        except SeriesRejected as error:
-            return self._settle(case, started, "rejected", error.code, str(error))
-        except (SeriesFailed, InputError) as error:
-            return self._settle(case, started, "failed", error.code, str(error))
-        return self._settle(after, time.perf_counter(), "scored") if last else after
+        case = chain(case)
+        return self.settle(case) if last or case.stop is not None else case
 
     def failed(self, series: Series, code: str, reason: str) -> Settled:
         """Settle a series that failed where no stage could say so."""
-        return self._settle(Case(series=series), time.perf_counter(), "failed", code, reason)
+        stop = Stop(status="failed", code=code, reason=reason)
+        return self.settle(Case(series=series, findings=series.findings, stop=stop))
 
-    def _settle(self, case: Case, started: float, status: str, code: str = "", reason: str = "") -> Settled:
+    def settle(self, case: Case, *, geometry: Geometry | None = None) -> Settled:
+        """Write the ``details.json`` of a case that is at its end, whatever that is.
+
+        Args:
+            geometry: See `outputs.details`.
+
+        Raises:
+            DiskFull, OutputUnwritable: It cannot be written.
+        """
         series, folder = case.series, self.folder(case.series)
-        row = result_row(
-            case,
-            status=status,
-            code=code,
-            reason=reason,
-            seconds=sum(case.timings.values()) + time.perf_counter() - started,
-            folder=series_folder(series).as_posix(),
-            provenance=self.provenance,
-        )
-        content = outputs.details(case, self.provenance)
-        content["status"] = status
-        if status != "scored":
-            content |= {"code": code, "reason": reason}
+        row = result_row(case, folder=series_folder(series).as_posix(), provenance=self.provenance)
+        content = outputs.details(case, self.provenance, geometry=geometry)
         content["row"] = asdict(row)
         content["outputs"] = sorted(
             p.relative_to(folder).as_posix() for p in case.outputs.values() if p.is_relative_to(folder)
         )
         remove_leftovers(folder)
         write_json(folder / outputs.DETAILS_NAME, content)
-        log.info("series %s: %s %s", series.series_uid, status, code)
+        log.info("series %s: %s %s", series.series_uid, row.status, row.code)
         return Settled(row=row, timings=case.timings)
 
 

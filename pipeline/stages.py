@@ -1,5 +1,8 @@
 """The stages: callables ``Case -> Case`` that each do one thing.
 
+A stage whose gate refuses the series returns the case with all that it knows and the finding
+(`Case.noted`): a rejected case forgets nothing. What reads the pixels raises instead; the chain catches.
+
 They know nothing of workflows or folders; `chain` builds them from a workflow for the run in memory, and
 the modules of `utils` call the same functions between files.
 """
@@ -16,7 +19,6 @@ import numpy.typing as npt
 
 from ..dicom import Finding, make_finding, read_series
 from ..dicom.gates import is_sharp_kernel
-from ..errors import SeriesRejected
 from ..imaging import Geometry, Volume
 from ..imaging.masks import bounding_box, solidity, widened
 from ..scoring import score
@@ -65,28 +67,9 @@ MIN_METAL_MM3 = 1.0
 """Least volume of such voxels, so that a grain of noise is no metal."""
 
 
-def gate(code: str, message: str, allow: Collection[str]) -> Finding:
-    """A finding of gate `code` that may pass.
-
-    Raises:
-        SeriesRejected: The gate rejects, and the user did not allow it.
-    """
-    finding = make_finding(code, message, allow=allow)
-    if finding.fatal:
-        raise SeriesRejected(finding.message, code=code)
-    return finding
-
-
 def check_headers(case: Case) -> Case:
-    """Stop here when the header gates rejected the series.
-
-    Raises:
-        SeriesRejected: With the code and sentence of the first fatal finding.
-    """
-    rejection = case.series.rejection
-    if rejection is not None:
-        raise SeriesRejected(rejection.message, code=rejection.code)
-    return replace(case, findings=(*case.findings, *case.series.warnings))
+    """What the header gates found; a fatal finding rejects the case."""
+    return case.noted(*case.series.findings)
 
 
 def build_volume(case: Case) -> Case:
@@ -96,12 +79,8 @@ def build_volume(case: Case) -> Case:
         SeriesRejected, SeriesFailed: See `dicom.read_series`.
     """
     reading = read_series(case.series)
-    return replace(
-        case,
-        series=replace(case.series, slices=reading.slices),
-        volume=reading.volume,
-        findings=(*case.findings, *reading.findings),
-    )
+    series = replace(case.series, slices=reading.slices)
+    return replace(case, series=series, volume=reading.volume).noted(*reading.findings)
 
 
 def _inner(mask: npt.NDArray[np.bool_], geometry: Geometry, depth_mm: float) -> npt.NDArray[np.bool_]:
@@ -122,21 +101,16 @@ def check_heart(
         heart: bool (z, y, x) on the CT's grid.
 
     Returns:
-        Numbers for the details JSON, and the findings that `allow` turned into warnings.
-
-    Raises:
-        SeriesRejected: heart-not-found, no-chest, heart-implausible, hu-implausible, heart-cut-off,
-            chest-implausible or contrast-measured.
+        Numbers for the details JSON, none where the mask is empty; and the findings: heart-not-found,
+        no-chest, heart-implausible, hu-implausible, heart-cut-off, chest-implausible or contrast-measured,
+        fatal but where `allow` turned them into warnings.
     """
     if not heart.any():
-        gate("heart-not-found", "no heart was found in this series; look at the scan and its orientation", ())
+        message = "no heart was found in this series; look at the scan and its orientation"
+        return {}, (make_finding("heart-not-found", message),)
     box = bounding_box(heart)
     part, hu = heart[box], volume.hu[box]
     values = hu[part]
-    if np.ptp(values) == 0:  # whatever a network sees there, it is no heart: never to be allowed
-        message = "all voxels of what was found have one value: the scan shows nothing; look at its pixels"
-        gate("heart-not-found", message, ())
-    findings: list[Finding] = []
     millilitres = float(part.sum()) * volume.geometry.voxel_volume / 1000
     median = float(np.median(values))
     inner = _inner(part, volume.geometry, 8.0)
@@ -150,33 +124,37 @@ def check_heart(
         "heart_solidity": round(roundness, 3),
         "heart_surroundings": around.to_dict(),
     }
+    if np.ptp(values) == 0:  # whatever a network sees there, it is no heart: never to be allowed
+        message = "all voxels of what was found have one value: the scan shows nothing; look at its pixels"
+        return facts, (make_finding("heart-not-found", message),)
+    findings: list[Finding] = []
     against = objection(around)
     if against is not None and against[0] == "no-chest":
-        gate(*against, ())
+        findings.append(make_finding(*against))
     if not MIN_HEART_ML <= millilitres <= MAX_HEART_ML or median < MIN_HEART_HU:
         message = (
             f"what was found has {millilitres:.0f} mL and a median of {median:.0f} HU: not a plausible heart"
         )
-        findings.append(gate("heart-implausible", message, allow))
+        findings.append(make_finding("heart-implausible", message, allow=allow))
     elif roundness < MIN_SOLIDITY:
         message = (
             f"what was found fills {roundness:.0%} of its convex hull: part of it is not heart; look at it"
         )
-        findings.append(gate("heart-implausible", message, allow))
+        findings.append(make_finding("heart-implausible", message, allow=allow))
     elif blood < MIN_BLOOD_HU:
         message = f"the inner heart's median is {blood:.0f} HU, not about 40: the scan's values are not HU"
-        findings.append(gate("hu-implausible", message, allow))
+        findings.append(make_finding("hu-implausible", message, allow=allow))
     areas = heart.sum(axis=(1, 2))
     border = max(int(areas[0]), int(areas[-1]))
     sides = int(heart[:, [0, -1], :].sum() + heart[:, :, [0, -1]].sum())
     if border > MAX_BORDER_SHARE * areas.max() or sides > 0.02 * heart.sum():
         message = "the heart reaches beyond the scanned field; part of its calcium would be missing"
-        findings.append(gate("heart-cut-off", message, allow))
-    if against is not None:
-        findings.append(gate(*against, allow))
+        findings.append(make_finding("heart-cut-off", message, allow=allow))
+    if against is not None and against[0] != "no-chest":
+        findings.append(make_finding(*against, allow=allow))
     if blood > CONTRAST_HU:
         message = f"the inner heart has a median of {blood:.0f} HU: this scan seems to be contrast-enhanced"
-        findings.append(gate("contrast-measured", message, allow))
+        findings.append(make_finding("contrast-measured", message, allow=allow))
     return facts, tuple(findings)
 
 
@@ -194,17 +172,12 @@ class FindHeart:
     allow: Collection[str] = ()
 
     def __call__(self, case: Case) -> Case:
-        """Raises `SeriesRejected` as `check_heart` does."""
+        """Rejects the case for what `check_heart` finds; mask and numbers stay."""
         volume = _present(case.volume)
         prediction = self.model.predict(volume)
         facts, findings = check_heart(volume, prediction.mask, allow=self.allow)
-        case = replace(
-            case,
-            heart=prediction.mask,
-            findings=(*case.findings, *findings),
-            facts={**case.facts, **facts},
-        )
-        return stated(case, self.weights)
+        case = replace(case, heart=prediction.mask, facts={**case.facts, **facts})
+        return stated(case.noted(*findings), self.weights)
 
 
 def heart_centre(heart: npt.NDArray[np.bool_], geometry: Geometry) -> tuple[float, float, float]:
@@ -250,7 +223,7 @@ class Screen:
     exclude: bool = False
 
     def __call__(self, case: Case) -> Case:
-        """Raises `SeriesRejected`, heart-not-found, where image processing finds no heart."""
+        """Rejects the case, heart-not-found, where image processing finds no heart."""
         from ..models.screening import chest_wall_crop
 
         volume = _present(case.volume)
@@ -263,7 +236,7 @@ class Screen:
             between_walls = chest_wall_crop(volume)
             if between_walls is None:
                 message = "no heart lies between the walls of the chest; use the heart mask (localise: heart)"
-                raise SeriesRejected(message, code="heart-not-found")
+                return case.noted(make_finding("heart-not-found", message))
             centre = between_walls
         found = self.model.predict(volume, centre, region=region)
         facts = {
@@ -293,7 +266,7 @@ class ScoreDirectly:
     attend: bool = True
 
     def __call__(self, case: Case) -> Case:
-        """Raises `SeriesRejected`, heart-not-found, where no box is found."""
+        """Rejects the case, heart-not-found, where no box is found."""
         from ..models.direct import direct_group
 
         volume = _present(case.volume)
@@ -301,7 +274,7 @@ class ScoreDirectly:
         found = self.model.predict(volume, heart=heart)
         if found is None:
             message = "the networks found no heart in this series; look at the scan and its orientation"
-            raise SeriesRejected(message, code="heart-not-found")
+            return case.noted(make_finding("heart-not-found", message))
         facts = {
             "score": round(found.score, 4),
             "group": direct_group(found.score),
@@ -355,10 +328,7 @@ def check_metal(
         kernel: ConvolutionKernel; sharp ones overshoot.
 
     Returns:
-        The finding that `allow` turned into a warning.
-
-    Raises:
-        SeriesRejected: metal.
+        The finding metal, if it is any; fatal unless `allow` turned it into a warning.
     """
     limit = METAL_SHARP_HU if is_sharp_kernel(kernel) else METAL_HU
     values = volume.hu[calcium]
@@ -369,7 +339,7 @@ def check_metal(
         f"what would be counted reaches {int(values.max())} HU: a stent, clip or wire, or extremely dense "
         "calcium; look at the scan"
     )
-    return (gate("metal", message, allow),)
+    return (make_finding("metal", message, allow=allow),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -386,10 +356,11 @@ class ScoreCalcium:
     allow: Collection[str] = ()
 
     def __call__(self, case: Case) -> Case:
-        """Raises `SeriesRejected` as `check_metal` does."""
+        """Rejects the case for metal; then there is no score."""
         volume, calcium = _present(case.volume), _present(case.calcium)
-        metal = check_metal(volume, calcium, case.series.kernel, allow=self.allow)
-        case = replace(case, findings=(*case.findings, *metal))
+        case = case.noted(*check_metal(volume, calcium, case.series.kernel, allow=self.allow))
+        if case.stop is not None:
+            return case
         result = score(
             volume,
             calcium,

@@ -442,6 +442,15 @@ def _options(kind: type[Any], values: dict[str, Any], where: str) -> Any:
     return options
 
 
+def is_target(target: Any) -> bool:
+    """Whether a target of the organizer is one that the run in memory knows, too."""
+    try:
+        _check_target(target, "")
+    except WorkflowError:
+        return False
+    return True
+
+
 def _check_target(target: Any, where: str) -> None:
     query, arrow, path = str(target).partition("-->")
     if not arrow or not path:

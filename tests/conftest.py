@@ -48,14 +48,14 @@ def quick_results(simulated: Path, tmp_path: Path) -> Path:
     from deepcac2.imaging.atomic import write_json
     from deepcac2.pipeline.case import Case
     from deepcac2.pipeline.results import result_row, write_parquet
+    from deepcac2.pipeline.stages import check_headers
 
     rows = []
     for series in discover(simulated).series:
         folder = Path(series.patient_id) / series.series_uid
-        status = "scored" if series.modality == "CT" else "rejected"
-        rows.append(result_row(Case(series=series), status=status, folder=folder.as_posix()))
+        rows.append(result_row(check_headers(Case(series=series)), folder=folder.as_posix()))
         outputs = []
-        if status == "scored":
+        if rows[-1].status == "scored":
             outputs = ["cac.seg.dcm"]
             (tmp_path / "results" / folder).mkdir(parents=True)
             truth = next(simulated.rglob("truth.seg.dcm"))
@@ -135,7 +135,7 @@ def dashboard_results(simulated: Path, tmp_path_factory: pytest.TempPathFactory)
     facts = {"heart_volume_ml": 600.0}
     case = Case(series=series, volume=volume, score=scored, facts=facts, **masks)
     place = folder / series.patient_id / series.series_uid
-    row = result_row(case, status="scored", folder=place.relative_to(folder).as_posix())
+    row = result_row(case, folder=place.relative_to(folder).as_posix())
     provenance = {"deepcac2": "0", "workflow": "default", "workflow_fingerprint": "0", "weights": {}}
     write_json(place / DETAILS_NAME, details(case, provenance) | {"row": vars(row), "outputs": []})
     (place / PREVIEW_NAME).write_bytes(preview(case))

@@ -24,8 +24,6 @@ from ..dicom.segmentation import SEGMENTATION_SOP_CLASSES, referenced_series
 from ..errors import (
     InputError,
     NoDicomFound,
-    SeriesError,
-    SeriesRejected,
     TrainingError,
     WeightsError,
     WorkflowError,
@@ -336,12 +334,9 @@ class _InMemory:
             return Prediction(status="rejected", reason=series.rejection.message)
         if volume is None:
             return Prediction(status="failed", reason="the CT is not there")
-        try:
-            case = self.chain(Case(series=series, volume=volume, findings=series.warnings))
-        except SeriesRejected as error:
-            return Prediction(status="rejected", reason=str(error))
-        except (SeriesError, InputError) as error:
-            return Prediction(status="failed", reason=str(error))
+        case = self.chain(Case(series=series, volume=volume, findings=series.warnings))
+        if case.stop is not None:
+            return Prediction(status=case.stop.status, reason=case.stop.reason)
         found = case.score
         return Prediction(
             status="scored",
@@ -349,7 +344,7 @@ class _InMemory:
             calcium=case.calcium,
             score=None if found is None else found.total,
             rule="" if found is None else found.rule,
-            warnings=tuple(f.code for f in case.findings),
+            warnings=tuple(f.code for f in case.warnings),
             off_domain=_outside(case.facts.get("domain")),
         )
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError, SeriesError
+from ..errors import InputError
 from ..models.direct import GROUPS, direct_group
 from ..scoring import score
 from ..scoring.agreement import Estimate, agreement, bootstrap, confusion, kappa
@@ -104,13 +104,11 @@ def run_method(method: str, data: Path, device: str, allow: Sequence[str] = ()) 
         calcium = scan.calcium
         truth = score(scan.volume, calcium, slice_thickness=scan.series.slice_thickness).total
         if not number:  # the first run of a network is slow
-            _quietly(chain, Case(series=scan.series))
+            chain(Case(series=scan.series))
         known: dict[str, Any] = {"name": scan.name, "patient": source.patient, "true_score": truth}
-        try:
-            case = chain(Case(series=scan.series))
-        except SeriesError as error:
-            status = "rejected" if error.exit_code == 0 else "failed"
-            cases.append(MethodCase(**known, status=status, reason=str(error)))
+        case = chain(Case(series=scan.series))
+        if case.stop is not None:
+            cases.append(MethodCase(**known, status=case.stop.status, reason=case.stop.reason))
             continue
         mask = case.screened if case.calcium is None else case.calcium
         counted = scan.volume.hu >= COUNTED_HU
@@ -126,13 +124,6 @@ def run_method(method: str, data: Path, device: str, allow: Sequence[str] = ()) 
         )
         log.info("%s: %s done", method, scan.name)
     return MethodResult(method=method, cases=tuple(cases), peak_mb=peak_memory())
-
-
-def _quietly(chain: Any, case: Any) -> None:
-    try:
-        chain(case)
-    except SeriesError:
-        return
 
 
 def _said(case: Any) -> dict[str, Any]:

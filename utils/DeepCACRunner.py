@@ -8,7 +8,7 @@ from pathlib import Path
 from mhubio.core import IO, Instance, InstanceData, Module
 from mhubio.core.Logger import ConsoleCapture
 
-from ..pipeline.chain import choose_device, describe_device
+from ..pipeline.chain import choose_device, describe_device, on_device
 from ..pipeline.stages import FindCalcium
 from ..weights import resolve
 from .handover import (
@@ -17,7 +17,6 @@ from .handover import (
     CT,
     HEART,
     for_each_case,
-    note_network,
     read_case,
     write_case,
     write_mask,
@@ -55,16 +54,16 @@ class DeepCACRunner(Module):
 
             self.set = resolve(self.weights, "calcium")
             self.device = choose_device("auto")
-            self.stage = FindCalcium(
+            stage = FindCalcium(
                 model=CalciumModel.load(self.set, self.device),
                 weights=self.set,
                 heart_margin_mm=self.heart_margin_mm,
                 peak_probability=self.peak_probability,
             )
+            self.stage = on_device(stage, self.device)
         self.log(f"device: {describe_device(self.device)}; weights: {self.set.name} {self.set.hash[:12]}")
         self.find_calcium()
 
-    @IO.Instance()
     @for_each_case
     @IO.Input("in_case", CASE, the="header facts of the series")
     @IO.Input("in_data", CT, the="CT, int16 HU")
@@ -81,6 +80,6 @@ class DeepCACRunner(Module):
         """Segment the calcium of one series."""
         path = Path(in_case.abspath)
         case = self.stage(read_case(path, ct=Path(in_data.abspath), heart=Path(in_heart.abspath)))
-        write_mask(Path(out_data.abspath), case.calcium, case.volume)
         write_case(path, case)
-        note_network(path, self.set, self.device)
+        if case.stop is None:
+            write_mask(Path(out_data.abspath), case.calcium, case.volume)
