@@ -43,7 +43,7 @@ def contrast_kind(agent: str, route: str = "", volume_ml: float | None = None) -
 
 
 _BREAKS = re.compile(r"[\\,;+&|]|\.(?!\d)|\b(?:and|plus|but|then|und)\b|(?=\b(?:with|mit)\b)")
-"""What parts one statement from the next; ``/`` only where nothing is denied: "no oral/IV contrast" is one."""
+"""What parts one statement from the next; so does ``/``, but in "no oral/IV contrast"."""
 
 _SPELLINGS = (
     (re.compile(r"\bi\.? ?v\b\.?"), "iv "),
@@ -55,17 +55,23 @@ _SPELLINGS = (
 )
 
 _DENIALS = frozenset(
-    "no none non not nil never neg negative na n 0 without wo false nothing nan unenhanced nonenhanced "
-    "noncontrast nocontrast noncon nc native nativ plain kein keine ohne sans aucun senza nessuno sin ninguno "
-    "sem nenhum geen zonder".split()
-)
+    (
+        "no", "none", "non", "not", "nil", "never", "negative", "na", "n", "0", "without", "wo", "false",
+        "nothing", "nan", "unenhanced", "nonenhanced", "noncontrast", "nocontrast", "noncon", "nc",
+        "native", "nativ", "plain", "kein", "keine", "ohne", "sans", "aucun", "senza", "nessuno", "sin",
+        "ninguno", "sem", "nenhum", "geen", "zonder",
+    )
+)  # fmt: skip
 """Words that deny, also in other languages of scanner consoles."""
 
 _FILLERS = frozenset(
-    "oral iv intravenous or nor any contrast con contr contraste kontrast kontrastmittel km mdc agent agents "
-    "medium media dye bolus given used administered injected injection enhanced enhancement applicable scan "
-    "series study phase ct chest thorax ml cc".split()
-)
+    (
+        "oral", "iv", "intravenous", "or", "nor", "any", "contrast", "con", "contr", "contraste",
+        "kontrast", "kontrastmittel", "km", "mdc", "agent", "agents", "medium", "media", "dye", "bolus",
+        "given", "used", "administered", "injected", "injection", "enhanced", "enhancement", "applicable",
+        "scan", "series", "study", "phase", "ct", "chest", "thorax", "ml", "cc",
+    )
+)  # fmt: skip
 """Words that a denial may hold beside."""
 
 _ORAL = frozenset(("oral", "orally", "po", "peroral"))

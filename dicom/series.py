@@ -65,11 +65,13 @@ class Finding:
         code: The gate's reason code, e.g. ``"too-thick"``.
         message: One sentence for the user, with the numbers of this series.
         fatal: True: the series is rejected. False: a warning that travels with the result.
+        allowed: It would have rejected the series, had the user not allowed it.
     """
 
     code: str
     message: str
     fatal: bool
+    allowed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -144,8 +144,8 @@ def describe_scan(case: Case) -> dict[str, Any]:
     """What a scan has of all that a domain can state.
 
     Returns:
-        ``kernel`` (of slices that differ all, joined by commas), ``contrast`` and, under the names of `weights.Domain`, numbers or None (the noise, where
-        no heart mask is known). JSON types only.
+        ``kernel`` (of slices that differ all, joined by commas), ``contrast`` and, under the names of
+        `weights.Domain`, numbers or None (the noise, where no heart mask is known). JSON types only.
 
     Raises:
         TypeError: The case has no CT yet.

@@ -30,12 +30,15 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A simulated patient with calcium on a small matrix: ``<folder>/SIM-0003/ct`` and its truth."""
+    """A simulated patient with calcium: ``<folder>/SIM-0003/ct`` and its truth.
+
+    Its pixels, 1.2 mm, are the largest that no gate refuses.
+    """
     from deepcac2.simulation import default_geometry, simulate_patient
     from deepcac2.simulation.dicom import write_patient
 
     folder = tmp_path_factory.mktemp("simulated")
-    write_patient(simulate_patient(3, geometry=default_geometry(3, size=192, slices=90)), folder)
+    write_patient(simulate_patient(3, geometry=default_geometry(3, size=256, slices=90)), folder)
     return folder
 
 

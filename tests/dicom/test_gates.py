@@ -248,10 +248,10 @@ def test_facts_that_differ_have_no_single_value(ct, hu: HU, tmp_path: Path) -> N
         ("ORAL WITHOUT IV", "intravenous"), ("CORAL", "intravenous"), ("NONIONIC", "intravenous"),
         ("W/", "intravenous"), ("1", "intravenous"), ("intravenös", "intravenous"),
         ("ORAL", "oral"), ("Gastrografin oral", "oral"), ("NO IV, ORAL ONLY", "oral"), ("p.o.", "oral"),
-        ("", ""), ("NONE", ""), ("NONE GIVEN", ""), ("NONE.", ""), ("NO IV", ""), ("NON-CON", ""), ("N/A", ""),
+        ("", ""), ("NONE", ""), ("NONE GIVEN", ""), ("NONE.", ""), ("NO IV", ""), ("NON-CON", ""),
         ("NO ORAL/IV CONTRAST", ""), ("NO ORAL OR IV CONTRAST", ""), ("No I.V. contrast given", ""),
-        ("W/O CONTRAST", ""), ("w/o", ""), ("--", ""), ("0", ""), ("0.0 ml", ""), ("not given", ""), ("ohne KM", ""),
-        ("no_contrast", ""), ("NON CONTRAST", ""), ("noncontrast", ""), ("unenhanced", ""), ("Native", ""),
+        ("W/O CONTRAST", ""), ("w/o", ""), ("--", ""), ("0", ""), ("0.0 ml", ""), ("not given", ""),
+        ("no_contrast", ""), ("N/A", ""), ("ohne KM", ""), ("NON CONTRAST", ""), ("noncontrast", ""), ("unenhanced", ""), ("Native", ""),
     ],
 )  # fmt: skip
 def test_words_about_contrast_agent(agent: str, kind: str) -> None:
@@ -262,8 +262,8 @@ def test_words_about_contrast_agent(agent: str, kind: str) -> None:
     ("agent", "route", "volume", "kind"),
     [
         ("OMNI", "ORAL", 100.0, "oral"), ("OMNI", "ORAL\\IV", None, "intravenous"), ("NONE", "NONE", 0.0, ""),
-        ("NONE", "IV", None, "intravenous"), ("NONE", "", 80.0, "intravenous"), ("NONE", "ORAL", None, "oral"),
-        ("ORAL & IV", "ORAL", None, "intravenous"), ("OMNI", "NONE", None, "intravenous"),
+        ("NONE", "IV", None, "intravenous"), ("NONE", "", 80.0, "intravenous"),
+        ("NONE", "ORAL", None, "oral"), ("ORAL & IV", "ORAL", None, "intravenous"), ("OMNI", "NONE", None, "intravenous"),
         ("OMNI", "ORAL\\RECTAL", None, "intravenous"),
     ],
 )  # fmt: skip
