@@ -121,8 +121,9 @@ def private_mounts(tmp_path: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def dashboard_results(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Results to look at: a scored case with its files, and 700 rows with all that may be in a row."""
-    from deepcac2.dicom import discover, read_segmentation, read_series
+    """Results to look at: a scored case with its files and a caution, and 700 rows with all that may be in a
+    row."""
+    from deepcac2.dicom import discover, make_finding, read_segmentation, read_series
     from deepcac2.imaging.atomic import write_json
     from deepcac2.pipeline import Case
     from deepcac2.pipeline.outputs import DETAILS_NAME, PREVIEW_NAME, details
@@ -136,7 +137,8 @@ def dashboard_results(simulated: Path, tmp_path_factory: pytest.TempPathFactory)
     masks = read_segmentation(simulated / "SIM-0003" / "truth.seg.dcm", volume.geometry)
     scored = score(volume, masks["calcium"])
     facts = {"heart_volume_ml": 600.0}
-    case = Case(series=series, volume=volume, score=scored, facts=facts, **masks)
+    allowed = make_finding("derived", "the images are MPR", allow=["derived"])
+    case = Case(series=series, volume=volume, score=scored, facts=facts, findings=(allowed,), **masks)
     place = folder / series.patient_id / series.series_uid
     row = result_row(case, status="scored", folder=place.relative_to(folder).as_posix())
     provenance = {"deepcac2": "0", "workflow": "default", "workflow_fingerprint": "0", "weights": {}}

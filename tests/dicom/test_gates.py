@@ -151,6 +151,9 @@ CASES: dict[str, tuple[Any, dict[str, Any], str | None, set[str]]] = {
     "3 mm": (None, {"increment": 3.0, "thickness": 3.0}, None, set()),
     "0.75 mm": (None, {"increment": 3.0, "thickness": 0.75}, "too-thin", set()),
     "no thickness": (put(SliceThickness=None), {"increment": 6.0}, "too-thick", set()),
+    "1.2 mm pixels": (put(PixelSpacing=[1.2, 1.2]), {}, None, set()),
+    "1.21 mm rows": (put(PixelSpacing=[1.21, 1.0]), {}, "coarse-pixels", set()),
+    "1.21 mm columns": (put(PixelSpacing=[1.0, 1.21]), {}, "coarse-pixels", set()),
     "agent": (put(ContrastBolusAgent="ISOVUE300/100"), {}, "contrast", set()),
     "agent in one image": (put(lambda i: i == 3, ContrastBolusAgent="OMNI"), {}, "contrast", set()),
     "agent NONE": (put(ContrastBolusAgent="NONE"), {}, None, set()),
@@ -251,7 +254,8 @@ def test_facts_that_differ_have_no_single_value(ct, hu: HU, tmp_path: Path) -> N
         ("", ""), ("NONE", ""), ("NONE GIVEN", ""), ("NONE.", ""), ("NO IV", ""), ("NON-CON", ""),
         ("NO ORAL/IV CONTRAST", ""), ("NO ORAL OR IV CONTRAST", ""), ("No I.V. contrast given", ""),
         ("W/O CONTRAST", ""), ("w/o", ""), ("--", ""), ("0", ""), ("0.0 ml", ""), ("not given", ""),
-        ("no_contrast", ""), ("N/A", ""), ("ohne KM", ""), ("NON CONTRAST", ""), ("noncontrast", ""), ("unenhanced", ""), ("Native", ""),
+        ("no_contrast", ""), ("N/A", ""), ("ohne KM", ""), ("NON CONTRAST", ""), ("noncontrast", ""),
+        ("unenhanced", ""), ("Native", ""),
     ],
 )  # fmt: skip
 def test_words_about_contrast_agent(agent: str, kind: str) -> None:
@@ -263,8 +267,8 @@ def test_words_about_contrast_agent(agent: str, kind: str) -> None:
     [
         ("OMNI", "ORAL", 100.0, "oral"), ("OMNI", "ORAL\\IV", None, "intravenous"), ("NONE", "NONE", 0.0, ""),
         ("NONE", "IV", None, "intravenous"), ("NONE", "", 80.0, "intravenous"),
-        ("NONE", "ORAL", None, "oral"), ("ORAL & IV", "ORAL", None, "intravenous"), ("OMNI", "NONE", None, "intravenous"),
-        ("OMNI", "ORAL\\RECTAL", None, "intravenous"),
+        ("NONE", "ORAL", None, "oral"), ("ORAL & IV", "ORAL", None, "intravenous"),
+        ("OMNI", "NONE", None, "intravenous"), ("OMNI", "ORAL\\RECTAL", None, "intravenous"),
     ],
 )  # fmt: skip
 def test_contrast_agent_route_and_volume(agent: str, route: str, volume: float | None, kind: str) -> None:
@@ -334,7 +338,8 @@ def test_allow_turns_a_rejection_into_a_warning(ct, hu: HU, tmp_path: Path) -> N
     assert series.rejection.message.endswith("(go on with --allow too-thick)")
     (allowed,) = discover(tmp_path, allow=["too-thick"]).series
     assert allowed.rejection is None
-    assert [f.code for f in allowed.warnings] == ["too-thick"]
+    assert [(f.code, f.allowed) for f in allowed.warnings] == [("too-thick", True)]
+    assert not any(f.allowed for f in series.findings)
     assert "--allow" not in allowed.warnings[0].message
     assert check_headers(series, allow=["too-thick"]) == allowed.findings
 
