@@ -340,6 +340,7 @@ def _as_json(event: Progress) -> dict[str, Any]:
             "code": row.code,
             "agatston_score": row.agatston_score,
             "risk_group": row.risk_group,
+            "caution": row.caution,
             "screening_positive": row.screening_positive,
             "direct_score": row.direct_score,
             "skipped": event.skipped,
@@ -357,11 +358,11 @@ def _results(row: ResultRow) -> list[str]:
     """What each method says of a series."""
     said = []
     if row.agatston_score is not None:
-        said.append(f"score {row.agatston_score:.1f}, risk group {row.risk_group}")
+        said.append(f"score {row.agatston_score:.1f}{_mark(row)}, risk group {row.risk_group}")
     if row.screening_positive is not None:
-        said.append("calcium possible" if row.screening_positive else "no calcium found")
+        said.append(("calcium possible" if row.screening_positive else "no calcium found") + _mark(row))
     if row.direct_score is not None:
-        said.append(f"direct score {row.direct_score:.1f}, group {row.direct_group} of 0 to 4")
+        said.append(f"direct score {row.direct_score:.1f}{_mark(row)}, group {row.direct_group} of 0 to 4")
     return said
 
 
@@ -373,6 +374,7 @@ def _report(summary: RunSummary, log_path: Path, *, quiet: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from ..pipeline.cautions import MARK
     from ..pipeline.outputs import PREVIEW_NAME
     from ..pipeline.results import CSV
 
@@ -387,6 +389,8 @@ def _report(summary: RunSummary, log_path: Path, *, quiet: bool) -> None:
             table.add_row(*(_COLUMNS[name](row) for name in used))
         console.print(table)
         for row in shown:
+            if row.caution:
+                console.print(f"{MARK} {_short(row)} {row.caution}")
             note = _warnings(row) if row.status == "scored" else f"{row.code}: {row.reason}"
             if note:
                 console.print(f"  {_short(row)} {row.status}: {note}")
@@ -417,6 +421,13 @@ def _warnings(row: ResultRow) -> str:
     return row.warnings + (f" (unlike the training scans: {unlike})" if unlike else "")
 
 
+def _mark(row: ResultRow) -> str:
+    """Beside a result that needs a caution."""
+    from ..pipeline.cautions import MARK
+
+    return f" {MARK}" if row.caution else ""
+
+
 def _short(row: ResultRow) -> str:
     return f"…{row.series_uid[-12:]}" if row.series_uid else "(file)"
 
@@ -425,14 +436,18 @@ def _number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
+def _marked(row: ResultRow, text: str) -> str:
+    return text and text + _mark(row)
+
+
 _COLUMNS: dict[str, Callable[[ResultRow], str]] = {
     "patient": lambda row: row.patient_id,
     "series": lambda row: _short(row),
     "status": lambda row: row.status,
-    "calcium": lambda row: {None: "", True: "possible", False: "none"}[row.screening_positive],
-    "score": lambda row: _number(row.agatston_score, 1),
+    "calcium": lambda row: _marked(row, {None: "", True: "possible", False: "none"}[row.screening_positive]),
+    "score": lambda row: _marked(row, _number(row.agatston_score, 1)),
     "risk group": lambda row: "" if row.risk_group is None else f"{row.risk_group} {row.risk_group_name}",
-    "direct": lambda row: _number(row.direct_score, 1),
+    "direct": lambda row: _marked(row, _number(row.direct_score, 1)),
     "heart mL": lambda row: _number(row.heart_volume_ml, 0),
     "s": lambda row: _number(row.seconds, 1),
 }

@@ -11,15 +11,18 @@ applied by `read_series` (``undecodable``, ``damaged-copy``, ``no-rescale``, ``p
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
+from .contrast import contrast_kind
 from .headers import CT_IMAGE, ENHANCED_CT
 from .names import safe_name
 from .series import (
@@ -47,6 +50,11 @@ THICKNESS_TOLERANCE_MM = 0.05
 
 THICK_MM = 3.0
 """Above this, mm, partial volume hides small calcifications; the Agatston score was defined at 3 mm."""
+
+MAX_PIXEL_MM = 1.2
+"""Largest edge of a pixel, mm. Our own limit: a scanner's full field of 500 mm has 0.98 mm at 512 pixels, and
+the bundled weights were trained on 0.6 to 0.84 mm; on pixels of 2.8 and 4.2 mm they gave scores of 47 to 239
+where the truth is 0."""
 
 GAP_TOLERANCE = 0.1
 """A gap may differ from the increment by this share: the error that it makes in that slice's score."""
@@ -101,6 +109,12 @@ GATES: dict[str, Gate] = {
         ),
         Gate(code="localizer", sentence="The series is a localizer (scout, topogram, surview)."),
         Gate(
+            code="spectral",
+            sentence="The images were computed for one energy or material from spectral data "
+            "(mono-energetic, virtual non-contrast): their values are not those of a CT at 120 kV.",
+            overridable=True,
+        ),
+        Gate(
             code="derived",
             sentence="The images were derived from others (MPR, MIP, screen capture), not reconstructed "
             "from the scan.",
@@ -149,6 +163,12 @@ GATES: dict[str, Gate] = {
             overridable=True,
         ),
         Gate(
+            code="coarse-pixels",
+            sentence=f"Pixels are larger than {MAX_PIXEL_MM:g} mm: the weights know finer ones, and find "
+            "calcium where there is none.",
+            overridable=True,
+        ),
+        Gate(
             code="missing-slices",
             sentence="Slices are missing inside the stack.",
             overridable=True,
@@ -157,6 +177,16 @@ GATES: dict[str, Gate] = {
             code="uneven-increments",
             sentence=f"Slice positions are uneven (gaps differ by more than {GAP_TOLERANCE:.0%} "
             f"and {GAP_TOLERANCE_MM:g} mm).",
+            overridable=True,
+        ),
+        Gate(
+            code="mixed-frame",
+            sentence="The slices lie in more than one frame of reference.",
+            overridable=True,
+        ),
+        Gate(
+            code="mixed-scan",
+            sentence="The slices were taken on different days or in different positions of the patient.",
             overridable=True,
         ),
         Gate(
@@ -222,6 +252,12 @@ GATES: dict[str, Gate] = {
             fatal=False,
         ),
         Gate(
+            code="zero-at-thick-slices",
+            sentence=f"No calcium was found, in slices of {THICK_MM:g} mm or more: small calcium may be "
+            "missed.",
+            fatal=False,
+        ),
+        Gate(
             code="kvp",
             sentence=f"The tube voltage is not known to be {NOMINAL_KVP:g} kV, for which the Agatston "
             "threshold holds.",
@@ -230,6 +266,11 @@ GATES: dict[str, Gate] = {
         Gate(
             code="sharp-kernel",
             sentence="A sharp (lung or bone) kernel: noise and edges may raise the score.",
+            fatal=False,
+        ),
+        Gate(
+            code="mixed-kernel",
+            sentence="The slices were reconstructed with different kernels.",
             fatal=False,
         ),
         Gate(
@@ -318,12 +359,10 @@ def make_finding(
     """
     gate = GATES[code]
     severe = gate.fatal if fatal is None else fatal
-    if severe and gate.overridable:
-        if code in allow:
-            severe = False
-        else:
-            message = f"{message} (go on with --allow {code})"
-    return Finding(code=code, message=message, fatal=severe)
+    allowed = severe and gate.overridable and code in allow
+    if severe and gate.overridable and not allowed:
+        message = f"{message} (go on with --allow {code})"
+    return Finding(code=code, message=message, fatal=severe and not allowed, allowed=allowed)
 
 
 def check_headers(series: Series, allow: Collection[str] = ()) -> tuple[Finding, ...]:
@@ -365,6 +404,7 @@ def _check(series: Series) -> Iterator[_Result]:
     yield from _check_type(slices)
     yield from _check_left_out(series)
 
+    yield from _check_one_scan(series)
     yield from _check_acquisition(series)
 
     if any(s.frames > 1 and s.frame is None for s in slices):
@@ -379,6 +419,9 @@ def _check(series: Series) -> Iterator[_Result]:
         )
         return
     yield from _check_thickness(series)
+    pixel = max(max(s.pixel_spacing) for s in slices if s.pixel_spacing)
+    if pixel > MAX_PIXEL_MM:
+        yield "coarse-pixels", f"pixels are {pixel:.3g} mm, at most {MAX_PIXEL_MM:g} mm are scored", None
     mixed = list(_check_mixed(slices))
     yield from mixed
     if not mixed:
@@ -459,6 +502,46 @@ def is_stray(ref: SliceRef) -> bool:
     return _is_localizer(ref) or _is_capture(ref)
 
 
+_SPECTRAL_TYPES = re.compile(
+    r"\b(?:VMI|MONO(?:E|PLUS|ENERGETIC)? ?\d*(?: ?KEV)?|\d{2,3} ?KEV|VNC|VNCA|VNI|VUE|VIRTUAL\w*|UNENHANCED"
+    r"|MAT [A-Z]+|EFF ATOMIC NUM|Z EFF\w*|ZEFF|ELECTRON DENSITY|RHO Z|IODINE\w*|WATER|CALCIUM SUPP\w*"
+    r"|PURE(?:IODINE|CALCIUM|LUMEN))\b"
+)
+"""In ImageType from its third value on, ``_`` and ``-`` read as spaces. The terms of value 4 (PS3.3
+C.8.2.1.1.1 and C.8.15.2.1.1.5, from Supplement 188): VMI, MAT_SPECIFIC, MAT_REMOVED, MAT_FRACTIONAL,
+MAT_MODIFIED, MAT_VALUE_BASED, EFF_ATOMIC_NUM, ELECTRON_DENSITY. Then makers' own names of such images: of
+one energy MONO_40KEV, MonoPlus, MonoE; virtual non-contrast, non-iodine and unenhanced VNC, VNI, VUE; of a
+material iodine, water, PureLumen. Incomplete by nature. A mere word for two energies (DUAL, GSI) is none:
+scanners write it into ordinary images as well."""
+_SPECTRAL_WORDS = re.compile(
+    r"\b(?:\d{2,3} ?KEV|VMI|VNC|MONO ?(?:E|PLUS|ENERGETIC)|VIRTUAL (?:NON|UN|MONO)\w*)\b"
+)
+"""The same in SeriesDescription, where many scanners say it alone: fewer words, as people write there."""
+_SPECTRAL_RESCALE = ("HU_MOD",)
+"""RescaleType: modified Hounsfield Units (PS3.3 C.11.1.1.2)."""
+
+
+def spectral_sign(
+    ref: SliceRef, *, series_description: str = "", rescale_type: str = "", energy_kev: str = ""
+) -> str:
+    """What of an image's header says that it was computed for one energy or material, "" where nothing does.
+
+    Args:
+        ref: Its ImageType is read.
+        series_description, rescale_type: SeriesDescription and RescaleType.
+        energy_kev: MonoenergeticEnergyEquivalent (0018,937C), keV.
+    """
+    values = [v.upper().replace("_", " ").replace("-", " ") for v in ref.image_type[2:]]
+    if any(_SPECTRAL_TYPES.search(value) for value in values):
+        return "ImageType " + "\\".join(ref.image_type)
+    if rescale_type.upper() in _SPECTRAL_RESCALE:
+        return f"RescaleType {rescale_type}"
+    if energy_kev:
+        return f"an energy of {energy_kev} keV"
+    said = _SPECTRAL_WORDS.search(series_description.upper().replace("_", " ").replace("-", " "))
+    return f"SeriesDescription {series_description}" if said else ""
+
+
 def _check_type(slices: tuple[SliceRef, ...]) -> Iterator[_Result]:
     captured = sum(_is_capture(s) for s in slices)
     if captured:
@@ -481,13 +564,57 @@ def _check_type(slices: tuple[SliceRef, ...]) -> Iterator[_Result]:
         yield "derived", "the images are marked as derived, though not as MPR or MIP", False
 
 
+MIDNIGHT_MINUTES = 60
+"""A scan may begin before midnight and end after it, minutes; the longest chest CT takes less. Chosen."""
+
+
+def _check_one_scan(series: Series) -> Iterator[_Result]:
+    """Whether the slices are of one scan.
+
+    A radiologist measures in one scan only: the patient on the table in one position, taken at one go. Slices
+    in two positions (supine and prone, or turned round on the table), or of two days, are of two scans put
+    under one UID, in which heart and calcium may stand twice or in part; so they are rejected, except where a
+    scan ran over midnight. Two frames of reference have no common origin: the slices' places cannot be
+    compared. All may be allowed, as some tools that remove names give every file its own UID or date.
+    """
+    if series.frames_of_reference > 1:
+        text = f"its slices lie in {series.frames_of_reference} frames of reference"
+        yield "mixed-frame", f"{text}: their places cannot be compared", None
+    if len(series.patient_positions) > 1:
+        positions = ", ".join(series.patient_positions)
+        yield "mixed-scan", f"the patient lay in different positions ({positions}): these are two scans", None
+    days = sorted({moment[:8] for moment in series.acquired})
+    if len(days) > 1:
+        over_midnight = _minutes(*series.acquired) <= MIDNIGHT_MINUTES
+        text = f"taken from {days[0]} to {days[-1]}"
+        said = "over midnight, it seems" if over_midnight else "these are two scans"
+        yield "mixed-scan", f"{text}: {said}", False if over_midnight else None
+
+
+def _minutes(first: str, last: str) -> float:
+    """From one moment (YYYYMMDDHHMMSS, fractions and more ignored) to another; infinite where the time of day
+    is not known."""
+    try:
+        begin, end = (datetime.strptime(moment[:12], "%Y%m%d%H%M") for moment in (first, last))
+    except ValueError:
+        return math.inf
+    return (end - begin).total_seconds() / 60
+
+
 def _check_acquisition(series: Series) -> Iterator[_Result]:
     agent = named_contrast(series)
     if agent == "oral":
         yield "contrast", "the header names an oral contrast agent", False
     elif agent:
-        yield "contrast", "the header names a contrast agent", None
-    if series.kvp is None:
+        given = " by ".join(filter(None, (series.contrast_agent, series.contrast_route)))
+        amount = "" if given or series.contrast_volume_ml is None else f"{series.contrast_volume_ml:g} mL"
+        yield "contrast", f"the header names a contrast agent: {(given or amount)[:60]}", None
+    if series.spectral:
+        yield "spectral", f"computed from spectral data, not an ordinary CT image: {series.spectral}", None
+    if len(series.kvps) > 1:
+        volts = " and ".join(f"{v:g}" for v in series.kvps)
+        yield "kvp", f"its slices were taken at {volts} kV: they do not score alike", None
+    elif series.kvp is None:
         yield "kvp", f"the tube voltage is not in the header; {NOMINAL_KVP:g} kV is assumed", None
     elif abs(series.kvp - NOMINAL_KVP) > 0.5:
         lower = "lower" if series.kvp > NOMINAL_KVP else "higher"
@@ -501,24 +628,20 @@ def _check_acquisition(series: Series) -> Iterator[_Result]:
             f"the PatientID cannot name a folder as it is; its results lie in {safe_name(series.patient_id)}"
         )
         yield "escaped-id", text, None
-    if is_sharp_kernel(series.kernel):
-        text = f"reconstructed with the sharp kernel {series.kernel}: noise and edges may raise the score"
+    kernels = series.kernels or (series.kernel,)
+    if len(kernels) > 1:
+        text = f"its slices were reconstructed with different kernels ({', '.join(kernels)})"
+        yield "mixed-kernel", f"{text}: they do not score alike", None
+    for kernel in filter(is_sharp_kernel, kernels):
+        text = f"reconstructed with the sharp kernel {kernel}: noise and edges may raise the score"
         yield "sharp-kernel", text, None
+        break
 
 
 def named_contrast(series: Series) -> str:
-    """The contrast agent that the header names: ``"intravenous"``, ``"oral"`` or ``""``."""
-    agent = series.contrast_agent.strip()
-    if not agent or _NO_CONTRAST.fullmatch(agent):
-        return ""
-    return "oral" if "ORAL" in (series.contrast_route or agent).upper() else "intravenous"
+    """The contrast agent that any slice's header names: ``"intravenous"``, ``"oral"`` or ``""``."""
+    return contrast_kind(series.contrast_agent, series.contrast_route, series.contrast_volume_ml)
 
-
-_NO_CONTRAST = re.compile(
-    r"(?i)no|none|n|n/a|na|0|-+|nil|false|without.*|w/o.*|no[ _-]?(iv |i\.v\. )?contrast.*"
-    r"|non[ _-]?contrast.*|native.*|unenhanced.*"
-)
-"""What technicians type into ContrastBolusAgent when none was given."""
 
 _SHARP_NAMES = re.compile(r"(?i)(lung|bone(plus)?\d?|edge|ultra|y?[def]|yl|l|fc(3|5|8)\d.*)")
 """GE LUNG, BONE, BONEPLUS, EDGE, ULTRA; Philips D, E, F (also YD, YE), L; Canon FC30-39, FC50-59 and FC80-89
@@ -558,6 +681,11 @@ def has_geometry(ref: SliceRef) -> bool:
         and ref.rows
         and ref.columns
     )
+
+
+def is_thick(thickness_mm: float) -> bool:
+    """Whether slices are so thick, mm, that a zero may be partial volume; `THICK_MM` itself is."""
+    return thickness_mm >= THICK_MM - THICKNESS_TOLERANCE_MM
 
 
 def _check_thickness(series: Series) -> Iterator[_Result]:

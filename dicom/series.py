@@ -67,11 +67,13 @@ class Finding:
         code: The gate's reason code, e.g. ``"too-thick"``.
         message: One sentence for the user, with the numbers of this series.
         fatal: True: the series is rejected. False: a warning that travels with the result.
+        allowed: It would have rejected the series, had the user not allowed it.
     """
 
     code: str
     message: str
     fatal: bool
+    allowed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +89,16 @@ class Series:
         left_out: What is in the series and no slice of it: localizers, screen captures, objects that are no
             CT (a structure set, a report), and copies cut off in their header beside the whole image.
         mixed_identity: Its images name more than one patient or study.
-        contrast_agent, contrast_route: ContrastBolusAgent and ContrastBolusRoute of any image.
+        kernel, kvp: Of all slices; "" and None where they differ.
+        kernels, kvps: The different values where there are several, else empty.
+        contrast_agent, contrast_route: All that names an agent or a route in the image that names the
+            gravest (see `contrast_kind`), several values joined by backslashes.
+        contrast_volume_ml: ContrastBolusVolume, else ContrastBolusTotalDose, of that image.
+        frames_of_reference: How many different FrameOfReferenceUIDs the slices name.
+        patient_positions: The different values of PatientPosition.
+        acquired: AcquisitionDate and AcquisitionTime of the first and the last slice taken (YYYYMMDD, or
+            YYYYMMDDHHMMSS), one value where they are the same.
+        spectral: What says that the images were computed for an energy or a material, "" for none.
         time_point: ClinicalTrialTimePointID, such as NLST's "T0".
         increment: Distance of neighbouring slice positions along the normal, mm (see `increment_of`),
             or None.
@@ -108,6 +119,13 @@ class Series:
     slice_thickness: float | None = None
     contrast_agent: str = ""
     contrast_route: str = ""
+    contrast_volume_ml: float | None = None
+    kernels: tuple[str, ...] = ()
+    kvps: tuple[float, ...] = ()
+    frames_of_reference: int = 0
+    patient_positions: tuple[str, ...] = ()
+    acquired: tuple[str, ...] = ()
+    spectral: str = ""
     gantry_tilt: float | None = None
     increment: float | None = None
     mixed_identity: bool = False

@@ -6,6 +6,8 @@ A Comprehensive 3D SR with three kinds of measurement groups:
 - *Heart*: TID 1411 on the heart segment, with its volume;
 - *Lesion 1*, *Lesion 2* …: TID 1501, without a segment, as no segment of the SEG is a lesion.
 
+What a reader must know beside the numbers stands as text in the container of qualitative evaluations.
+
 The first number of each group is inferred from a point: a lesion's centre, or the heart's
 (docs/decisions/0010).
 """
@@ -77,6 +79,14 @@ RISK_GROUPS = (
 )
 """The risk groups 0 to 3; those of SNOMED CT are in PS3.16 CID 3118 Level of Risk."""
 
+EVALUATIONS = Code("C0034375", "UMLS", "Qualitative Evaluations")
+"""PS3.16 TID 1500, the container of evaluations of the whole study; pydicom lists no codes of UMLS."""
+COMMENT = Code("121106", "DCM", "Comment")
+"""PS3.16 Annex D."""
+
+SCORE_DIGITS, VOLUME_DIGITS, MASS_DIGITS = 2, 1, 2
+"""Digits after the point of scores, volumes (mm³, mL) and masses (mg): more than any scan can repeat."""
+
 SERIES_NUMBER = 9002
 """SeriesNumber of our SR: after the SEG's."""
 
@@ -109,6 +119,7 @@ class MeasuredCalcium:
             not measured.
         lesions: In the order of their numbers, which begin at 1.
         parameters: What the algorithm was set to, one text: of several, dcmqi reads only the first.
+        remarks: What a reader must know, each a text: cautions, warnings, what the report is for.
     """
 
     score: float
@@ -120,6 +131,7 @@ class MeasuredCalcium:
     heart_centre: Sequence[float] | None = None
     lesions: tuple[MeasuredLesion, ...] = ()
     parameters: str = ""
+    remarks: tuple[str, ...] = ()
 
 
 def write_structured_report(
@@ -272,7 +284,9 @@ def _report(
         )
     ]
     if measured.heart_ml is not None:
-        volume = hd.sr.Measurement(name=VOLUME, value=float(measured.heart_ml), unit=CUBIC_CENTIMETRE)
+        volume = hd.sr.Measurement(
+            name=VOLUME, value=_digits(measured.heart_ml, VOLUME_DIGITS), unit=CUBIC_CENTIMETRE
+        )
         groups.append(
             _of_segment("Heart", HEART_SEGMENT, seg, series, uid, finding_type=HEART, measurements=[volume])
         )
@@ -287,7 +301,24 @@ def _report(
     *context, measurements = report.ContentSequence
     lesions = _lesions(measured.lesions, uid, seg.FrameOfReferenceUID)
     measurements = _with(measurements, ContentSequence=[*measurements.ContentSequence, *lesions])
-    return _with(report, ContentSequence=[*context, measurements])
+    remarks = [_evaluations(measured.remarks)] if measured.remarks else []
+    return _with(report, ContentSequence=[*context, measurements, *remarks])
+
+
+def _evaluations(remarks: Sequence[str]) -> Dataset:
+    """The container of qualitative evaluations, with texts in it."""
+    import highdicom as hd
+
+    contains = hd.sr.RelationshipTypeValues.CONTAINS
+    container = hd.sr.ContainerContentItem(name=EVALUATIONS, relationship_type=contains)
+    container.ContentSequence = hd.sr.ContentSequence(
+        hd.sr.TextContentItem(name=COMMENT, value=text, relationship_type=contains) for text in remarks
+    )
+    return container
+
+
+def _digits(value: float, digits: int) -> float:
+    return round(float(value), digits)
 
 
 def _of_segment(identifier: str, number: int, seg: Dataset, series: Series, uid: str, **content: Any) -> Any:
@@ -341,21 +372,23 @@ def _totals(measured: MeasuredCalcium) -> Iterator[Any]:
         yield hd.sr.Measurement(name=THRESHOLD, value=float(measured.threshold_hu), unit=HOUNSFIELD)
     yield _volume(measured.volume_mm3)
     if measured.mass_mg is not None:
-        yield hd.sr.Measurement(name=CALCIUM_MASS, value=float(measured.mass_mg), unit=MILLIGRAM)
+        yield hd.sr.Measurement(
+            name=CALCIUM_MASS, value=_digits(measured.mass_mg, MASS_DIGITS), unit=MILLIGRAM
+        )
 
 
 def _score(value: float, **more: Any) -> Any:
     import highdicom as hd
 
     return hd.sr.Measurement(
-        name=CALCIUM_SCORE, value=float(value), unit=NO_UNITS, method=AGATSTON_METHOD, **more
+        name=CALCIUM_SCORE, value=_digits(value, SCORE_DIGITS), unit=NO_UNITS, method=AGATSTON_METHOD, **more
     )
 
 
 def _volume(value: float) -> Any:
     import highdicom as hd
 
-    return hd.sr.Measurement(name=CALCIUM_VOLUME, value=float(value), unit=CUBIC_MILLIMETRE)
+    return hd.sr.Measurement(name=CALCIUM_VOLUME, value=_digits(value, VOLUME_DIGITS), unit=CUBIC_MILLIMETRE)
 
 
 # Lesions: one group made by highdicom is filled in for each, as making each would take ten times as long
@@ -377,8 +410,8 @@ def _lesions(lesions: Sequence[MeasuredLesion], uid: str, frame_of_reference: st
             _with(tracking, UID=generate_uid(entropy_srcs=[uid, identifier])),
             finding,
             site,
-            _measuring(score, lesion.score, ContentSequence=[method, centre]),
-            _measuring(volume, lesion.volume_mm3),
+            _measuring(score, _digits(lesion.score, SCORE_DIGITS), ContentSequence=[method, centre]),
+            _measuring(volume, _digits(lesion.volume_mm3, VOLUME_DIGITS)),
         ]
         filled.append(_with(group, ContentSequence=content))
     return filled

@@ -69,8 +69,8 @@ SPINE_ROOM_MM = 140.0
 """Room behind the heart's middle, mm, that shows the spine in everybody: it lies 73 to 138 mm behind."""
 
 SPINE_FIELD_MM = 250.0
-"""A field this wide shows the spine, too: fields are square, with the heart in front of their middle. One
-that is neither, zoomed onto the heart, need not show a spine behind; it must not show one in front, though."""
+"""A field this wide shows the spine, too: fields are square, with the heart in front of their middle. A field
+zoomed onto the heart, which is neither, need not show a spine behind; it must not show one in front."""
 
 MAX_FRONT = 0.4
 """Bone in front of the heart where the spine need not be seen. Chests: 0.34 or less; turned by 180°: 0.6."""

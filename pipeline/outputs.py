@@ -10,6 +10,7 @@ from ..dicom import MeasuredCalcium, MeasuredLesion, write_structured_report
 from ..errors import WorkflowError
 from ..imaging import Geometry
 from .case import Case
+from .cautions import cautions
 from .options import nearest
 
 SEG_NAME = "cac.seg.dcm"
@@ -105,6 +106,7 @@ def details(case: Case, provenance: dict[str, Any], *, geometry: Geometry | None
         },
         "geometry": asdict(geometry) if geometry is not None else None,
         "score": case.score.to_dict() if case.score is not None else None,
+        "cautions": list(cautions(case)),
         "heart": {k: v for k, v in case.facts.items() if k.startswith("heart_")},
         "calcium": {k: v for k, v in case.facts.items() if k.startswith("patches_")},
         "screening": case.facts.get("screening"),
@@ -147,14 +149,34 @@ def write_sr(path: Path, case: Case, *, segmentation: Path, provenance: dict[str
                 for x in score.lesions
             ),
             parameters=_parameters(score.parameters, provenance["weights"]),
+            remarks=_remarks(case),
         ),
         algorithm_version=provenance["deepcac2"],
     )
+
+
+RESEARCH_USE = "Research use only. Not a medical device."
+"""Stands in every picture and structured report."""
+
+
+def _remarks(case: Case) -> tuple[str, ...]:
+    """What stands beside the numbers in the SR: cautions first, all warnings, and what the report is for."""
+    said = [f"Caution: {sentence}" for sentence in cautions(case)]
+    said += [f"Warning ({finding.code}): {finding.message}" for finding in case.findings]
+    return tuple(_ascii(text) for text in (*dict.fromkeys(said), RESEARCH_USE))
+
+
+def _ascii(text: str) -> str:
+    """Text that every reader shows, whatever is in it: one line of printable ASCII."""
+    plain = text.translate(_PLAIN).encode("ascii", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else " " for c in plain)
+
+
+_PLAIN = str.maketrans({"°": " degrees", "–": "-", "−": "-", "…": "...", "³": "3", "×": "x"})
 
 
 def _parameters(rule: dict[str, Any], weights: dict[str, dict[str, str]]) -> str:
     """The rule and the weights in one line of ASCII, whatever the user has named them."""
     said = {"rule": rule["name"], **{k: v for k, v in rule.items() if k not in ("name", "summary")}}
     said |= {f"{role} weights": f"{w['name']} sha256 {w['sha256']}" for role, w in sorted(weights.items())}
-    line = "; ".join(f"{k}: {v}" for k, v in said.items())
-    return line.encode("ascii", "backslashreplace").decode()
+    return _ascii("; ".join(f"{k}: {v}" for k, v in said.items()))

@@ -13,6 +13,7 @@ from ..dicom import readable
 from ..errors import InputError
 from ..imaging.atomic import atomic_path
 from .case import Case
+from .cautions import cautions
 
 STATUSES = ("scored", "rejected", "failed")
 CSV, PARQUET = "results.csv", "results.parquet"
@@ -28,6 +29,7 @@ class ResultRow:
         code, reason: Reason code and sentence of a rejection or failure, "" otherwise.
         agatston_score: Without unit.
         risk_group: 0 to 3; risk_group_name in words.
+        caution: What must stand beside the result, sentences joined by ``; `` (`cautions.cautions`).
         volume_mm3, mass_mg: Of the counted calcium; mass only with a calibration factor.
         screening_positive: Whether the exclusion found that there may be calcium; None: not asked.
         direct_score, direct_group: Of direct scoring, 0 to 4 (`models.direct.direct_group`).
@@ -50,6 +52,7 @@ class ResultRow:
     agatston_score: float | None = None
     risk_group: int | None = None
     risk_group_name: str = ""
+    caution: str = ""
     volume_mm3: float | None = None
     mass_mg: float | None = None
     n_lesions: int | None = None
@@ -114,6 +117,7 @@ def result_row(case: Case, *, folder: str = "", provenance: dict[str, Any] | Non
         status="scored" if stop is None else stop.status,
         code="" if stop is None else stop.code,
         reason="" if stop is None else stop.reason,
+        caution="; ".join(cautions(case)) if stop is None else "",
         heart_volume_ml=case.facts.get("heart_volume_ml"),
         n_slices=len(series.slices),
         noise_hu=domain.get("scan", {}).get("noise_hu"),

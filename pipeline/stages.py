@@ -24,6 +24,7 @@ from ..imaging.masks import bounding_box, solidity, widened
 from ..scoring import score
 from .anatomy import objection, surroundings
 from .case import Case
+from .cautions import zero_findings
 from .domain import compare, stated
 
 if TYPE_CHECKING:
@@ -247,6 +248,8 @@ class Screen:
             "slices_run": dict(found.slices_run),
         }
         case = replace(case, screened=found.mask, facts={**case.facts, "screening": facts})
+        if not found.positive:
+            case = replace(case, findings=(*case.findings, *zero_findings(case, "no calcium found")))
         return compare(stated(case, self.weights))
 
 
@@ -284,6 +287,8 @@ class ScoreDirectly:
         }
         attention = self.model.attention(volume, found) if self.attend else None
         case = replace(case, attention=attention, facts={**case.facts, "direct": facts})
+        if facts["group"] == 0:
+            case = replace(case, findings=(*case.findings, *zero_findings(case, "a direct score of 0")))
         return compare(stated(case, self.weights))
 
 
@@ -368,7 +373,8 @@ class ScoreCalcium:
             slice_thickness=case.series.slice_thickness,
             calibration_factor=self.calibration_factor,
         )
-        return replace(case, score=result)
+        zero = zero_findings(case, "a score of 0") if result.total == 0 else ()
+        return replace(case, score=result, findings=(*case.findings, *zero))
 
 
 def _present(value: Any) -> Any:
