@@ -7,6 +7,8 @@ calcium is *Pathologic calcification* in *Morphologically Abnormal Structure*, i
 from __future__ import annotations
 
 import hashlib
+import logging
+import re
 import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -28,11 +30,43 @@ from .files import open_slice
 from .headers import quiet_pydicom
 from .series import Series, SliceRef
 
+log = logging.getLogger(__name__)
+
 HEART = Code("80891009", "SCT", "Heart")
 CALCIUM = Code("18115005", "SCT", "Pathologic calcification")
 ANATOMICAL_STRUCTURE = Code("91723000", "SCT", "Anatomical Structure")
 ABNORMAL_STRUCTURE = Code("49755003", "SCT", "Morphologically Abnormal Structure")
 CORONARY_ARTERY = Code("41801008", "SCT", "Coronary artery")
+_CALCIFICATION_CODES = frozenset({CALCIUM.value, "M-55420"})
+_HEART_CODES = frozenset({HEART.value, "T-32000"})
+_CORONARY_CODES = frozenset({CORONARY_ARTERY.value, "T-43000", "3227004", "59438005", "57396003", "13647002"})
+"""Coronary artery, left main, left anterior descending, left circumflex and right coronary artery; of the
+first, as of the two above, the code of SNOMED RT too."""
+_GENERAL_CODES = frozenset(
+    {
+        *("85756007", "T-D0050"),  # tissue
+        *("113343008", "T-D0060"),  # organ
+        *("91723000", "T-D000A"),  # anatomical structure
+        *("49755003", "M-01000"),  # morphologically abnormal structure
+        *("237897009", "129759000", "29483008"),  # calcified, vascular calcification, calcified plaque
+        *_CORONARY_CODES,
+    }
+)
+"""Types that leave it to the label whether a segment is the heart or coronary calcium."""
+
+_HEART_LABELS = frozenset({("heart",), ("whole", "heart")})
+_CALCIUM_WORDS = frozenset({"calcium", "calcification", "calcifications", "calcified", "calc"})
+_CORONARY_WORDS = frozenset({"coronary", "coronaries", "lm", "lmca", "lad", "lcx", "rca"})
+_WORDS_BESIDE = frozenset(
+    {
+        *("artery", "arteries", "arterial", "left", "right", "main", "anterior", "descending", "circumflex"),
+        *("plaque", "plaques", "lesion", "lesions", "score", "segment", "segmentation", "seg", "mask"),
+        *("of", "in", "and", "the", "total", "all"),
+    }
+)
+"""Words of labels, lower case. Any other word in a label may say that the calcium lies elsewhere: *coronary
+sinus*, *non-coronary*, *aorta and coronary arteries*."""
+
 ARTIFICIAL_INTELLIGENCE = Code("123110", "DCM", "Artificial Intelligence")
 
 SEGMENTATION_SOP_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
@@ -197,9 +231,11 @@ def write_segmentation(
 def read_segmentation(path: Path, geometry: Geometry) -> dict[str, BoolArray]:
     """The heart and calcium masks of a DICOM SEG, on a given grid.
 
-    Segments are known by their code (`HEART`, `CALCIUM`) or by their label ("heart"; "calc" or the word
-    "cac"); calcium with another anatomic region than the coronary artery or the heart is not ours.
-    Several segments of one kind are joined; others are ignored. Frames are placed by their position and
+    Segments are known by their codes: *Heart*, and *Pathologic calcification* in a coronary artery. Where the
+    codes leave it open, the label decides by its words: "heart" or "whole heart" alone, and "CAC", or a
+    word for calcium with one for the coronary arteries, and none that may mean another place. Several
+    segments of one kind are joined; others are ignored, with a warning in the log that names those that
+    their codes or labels bring near. Frames are placed by their position and
     orientation, whatever their order and direction. BINARY, FRACTIONAL (at least half of the maximum)
     and LABELMAP segmentations are read.
 
@@ -212,20 +248,24 @@ def read_segmentation(path: Path, geometry: Geometry) -> dict[str, BoolArray]:
 
     Raises:
         InputUnreadable: not a DICOM SEG, or its pixels cannot be decoded.
-        InputError: it describes neither a heart nor calcium.
+        InputError: it describes neither a heart nor coronary calcium.
         MaskMismatch: its frames do not lie on the grid.
     """
     with quiet_pydicom():
         dataset = _read(path)
-    kinds = {
-        int(item.SegmentNumber): kind
-        for item in dataset.get("SegmentSequence", [])
-        if (kind := _kind(item)) is not None
-    }
+    segments = list(dataset.get("SegmentSequence", []))
+    kinds = {int(item.SegmentNumber): kind for item in segments if (kind := _kind(item)) is not None}
     if not kinds:
-        labels = ", ".join(str(item.get("SegmentLabel", "?")) for item in dataset.get("SegmentSequence", []))
         raise InputError(
-            f"{path} holds no heart and no calcium segment (it holds: {labels or 'none'}): give another SEG"
+            f"{path} holds no segment that is known as the heart or as coronary calcium (it holds: "
+            f"{_labels(segments) or 'none'}): give another SEG, or name its segments 'Heart' and 'Coronary "
+            "calcium'"
+        )
+    if unclear := [item for item in segments if _kind(item) is None and _is_near(item)]:
+        log.warning(
+            "%s: left out, as neither codes nor label say that it is the whole heart or coronary calcium: %s",
+            path.name,
+            _labels(unclear),
         )
     result = {kind: np.zeros(geometry.shape, dtype=np.bool_) for kind in sorted(set(kinds.values()))}
     try:
@@ -524,16 +564,45 @@ def _codes(item: Dataset, keyword: str) -> set[str]:
 
 
 def _kind(item: Dataset) -> str | None:
-    """``"heart"``, ``"calcium"`` or None for an item of SegmentSequence; SNOMED RT codes count too."""
+    """``"heart"``, ``"calcium"`` or None, for neither or not to be told, for an item of SegmentSequence."""
     types = _codes(item, "SegmentedPropertyTypeCodeSequence")
     regions = _codes(item, "AnatomicRegionSequence")
-    label = str(item.get("SegmentLabel", "")).lower()
-    if types & {CALCIUM.value, "M-55420"} or "calc" in label or "cac" in label.split():
-        elsewhere = regions and not regions & {CORONARY_ARTERY.value, "T-43000", HEART.value, "T-32000"}
-        return None if elsewhere else "calcium"
-    if types & {HEART.value, "T-32000"} or "heart" in label:
+    words = _words(item)
+    if types & _HEART_CODES or (types <= _GENERAL_CODES and words in _HEART_LABELS):
         return "heart"
-    return None
+    calcified = bool(types & _CALCIFICATION_CODES)
+    if not (calcified or types <= _GENERAL_CODES) or not regions <= _CORONARY_CODES | _HEART_CODES:
+        return None
+    said_by_code = calcified and bool(regions & _CORONARY_CODES)
+    return "calcium" if said_by_code or _means_coronary_calcium(words) else None
+
+
+def _words(item: Dataset) -> tuple[str, ...]:
+    """The words of a segment's label, lower case; *CoronaryCalcium* and *coronary_calcium* are two."""
+    found = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_]+", str(item.get("SegmentLabel", "")))
+    return tuple(word.lower() for word in found)
+
+
+def _means_coronary_calcium(words: Sequence[str]) -> bool:
+    said = set(words)
+    coronary = "cac" in said or bool(said & _CALCIUM_WORDS and said & _CORONARY_WORDS)
+    return coronary and said <= _CALCIUM_WORDS | _CORONARY_WORDS | _WORDS_BESIDE | {"cac"}
+
+
+def _is_near(item: Dataset) -> bool:
+    """Whether a reader could take a segment for the heart or for coronary calcium."""
+    types = _codes(item, "SegmentedPropertyTypeCodeSequence")
+    near = _CALCIUM_WORDS | _CORONARY_WORDS | {"cac", "heart"}
+    return bool(types & (_CALCIFICATION_CODES | _HEART_CODES) or near.intersection(_words(item)))
+
+
+_LABELS = 8
+"""Labels that an error or warning names at most; chosen."""
+
+
+def _labels(items: Sequence[Dataset]) -> str:
+    names = [str(item.get("SegmentLabel", "?")) for item in items]
+    return ", ".join(names[:_LABELS]) + (f" and {len(names) - _LABELS} more" if len(names) > _LABELS else "")
 
 
 def _frame_groups(dataset: Dataset, n: int, path: Path) -> list[tuple[Dataset, Dataset]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
+import re
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -567,12 +569,102 @@ def test_which_segments_are_ours(tmp_path: Path) -> None:
     relabel(path, (1, "Segment 1", None, None), (2, "Segment 2", None, None))  # by code alone
     assert sorted(read_segmentation(path, geometry)) == ["calcium", "heart"]
     fresh()
-    relabel(path, (2, "Calcium", None, "15825003"))  # of the aorta
+    relabel(path, (2, "Coronary calcium", None, "15825003"))  # of the aorta
     assert sorted(read_segmentation(path, geometry)) == ["heart"]
     fresh()
     relabel(path, (1, "Liver", ("10200004", "SCT"), None), (2, "Spleen", ("78961009", "SCT"), None))
     with pytest.raises(InputError, match="it holds: Liver, Spleen"):
         read_segmentation(path, geometry)
+
+
+TISSUE, CALCIFICATION, BONE, WHOLE_HEART = "85756007", "18115005", "80144004", "80891009"
+CORONARY, HEART_REGION, AORTA = "41801008", "80891009", "15825003"
+
+
+@pytest.mark.parametrize(
+    ("label", "code", "regions", "kind"),
+    [
+        ("Calcaneus", BONE, (), None),
+        ("Calcaneus", TISSUE, (), None),
+        ("Calcaneus", None, (), None),
+        ("Calcaneus", CALCIFICATION, (), None),
+        ("Aortic calcification", CALCIFICATION, (), None),
+        ("Aortic calcification", TISSUE, (), None),
+        ("Calcium", CALCIFICATION, (), None),
+        ("Calcium", TISSUE, (), None),
+        ("Calcium", CALCIFICATION, (HEART_REGION,), None),  # of a valve perhaps
+        ("Calcium", CALCIFICATION, (AORTA,), None),
+        ("Coronary calcium", CALCIFICATION, (CORONARY, AORTA), None),
+        ("Coronary calcium", BONE, (), None),
+        ("Coronary sinus calcification", TISSUE, (), None),
+        ("Non-coronary calcium", TISSUE, (), None),
+        ("Extracoronary calcium", TISSUE, (), None),
+        ("Aorta and coronary calcium", CALCIFICATION, (), None),
+        ("Coronary arteries", TISSUE, (), None),
+        ("cacti", TISSUE, (), None),
+        ("Segment 2", CALCIFICATION, (CORONARY,), "calcium"),
+        ("Segment 2", "M-55420", ("T-43000",), "calcium"),
+        ("Segment 2", CALCIFICATION, ("59438005",), "calcium"),  # left anterior descending
+        ("Coronary Artery Calcification", CALCIFICATION, (HEART_REGION,), "calcium"),
+        ("Coronary calcium", CALCIFICATION, (), "calcium"),
+        ("coronary_artery_calcification", TISSUE, (), "calcium"),
+        ("CoronaryCalcium", None, (), "calcium"),
+        ("CAC", None, (), "calcium"),
+        ("cac.seg", TISSUE, (), "calcium"),
+        ("RCA calc 1", TISSUE, (), "calcium"),
+        ("Spleen", WHOLE_HEART, (), "heart"),  # codes first
+        ("Heart", TISSUE, (), "heart"),
+        ("whole_heart", None, (), "heart"),
+        ("Heart", BONE, (), None),
+        ("heart_atrium_left", TISSUE, (), None),
+        ("Heart valve", TISSUE, (), None),
+        ("Sweetheart", TISSUE, (), None),
+    ],
+)
+def test_a_segment_is_what_its_codes_say_then_its_label_word_by_word(
+    tmp_path: Path, label: str, code: str | None, regions: tuple[str, ...], kind: str | None
+) -> None:
+    geometry = make_geometry()
+    heart, calcium = make_masks()
+    path = tmp_path / "seg.dcm"
+    write_segmentation(
+        path, series=write_ct(tmp_path / "ct", geometry), geometry=geometry, heart=heart, calcium=calcium,
+        algorithm_version="1",
+    )  # fmt: skip
+    ds = pydicom.dcmread(path)
+    ds.SegmentSequence[0].SegmentLabel = "Liver"
+    ds.SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0].CodeValue = "10200004"
+    item = ds.SegmentSequence[1]
+    item.SegmentLabel = label
+    (region,) = item.AnatomicRegionSequence
+    item.AnatomicRegionSequence = [copy.deepcopy(region) for _ in regions]
+    for one, value in zip(item.AnatomicRegionSequence, regions, strict=True):
+        one.CodeValue = value
+    if code is None:
+        del item.SegmentedPropertyTypeCodeSequence
+    else:
+        item.SegmentedPropertyTypeCodeSequence[0].CodeValue = code
+    ds.save_as(path)
+    if kind is None:
+        with pytest.raises(InputError, match=rf"holds: Liver, {re.escape(label)}\)"):
+            read_segmentation(path, geometry)
+    else:
+        assert list(read_segmentation(path, geometry)) == [kind]
+
+
+def test_what_is_left_out_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    geometry = make_geometry()
+    heart, calcium = make_masks()
+    path = tmp_path / "seg.dcm"
+    write_segmentation(
+        path, series=write_ct(tmp_path / "ct", geometry), geometry=geometry, heart=heart, calcium=calcium,
+        algorithm_version="1",
+    )  # fmt: skip
+    assert sorted(read_segmentation(path, geometry)) == ["calcium", "heart"]
+    assert not caplog.records
+    relabel(path, (2, "Aortic calcification", None, AORTA))
+    assert list(read_segmentation(path, geometry)) == ["heart"]
+    assert caplog.messages[0].endswith("coronary calcium: Aortic calcification")
 
 
 def test_what_is_no_segmentation(tmp_path: Path) -> None:
