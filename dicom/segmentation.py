@@ -12,6 +12,7 @@ import re
 import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from ..errors import InputError, InputUnreadable, MaskMismatch
 from ..imaging import Geometry
-from ..imaging.atomic import atomic_path
+from ..imaging.atomic import write_whole
 from .files import open_slice
 from .headers import quiet_pydicom
 from .series import Series, SliceRef
@@ -159,9 +160,9 @@ def write_segmentation(
     altogether keeps one frame of zeros, in the middle of the heart or, without a heart, of the stack, so
     that the file is valid and every reader meets both segments.
 
-    SeriesInstanceUID follows from the CT's SeriesInstanceUID and `algorithm_name`, SOPInstanceUID also
-    from the version and the masks: the same masks written again are the same instance. Dates and times
-    are those of writing. The file appears under its name only when complete.
+    SeriesInstanceUID follows from the CT's SeriesInstanceUID and `algorithm_name`, SOPInstanceUID from
+    every byte that is written: the same result written again is the same file. Dates and times are the
+    CT's; why, says `encoded_once`. The file appears under its name only when complete.
 
     Args:
         path: File to write.
@@ -193,7 +194,7 @@ def write_segmentation(
         pixels[used == z_of_empty, 0, 0, list(masks).index(name)] = 1
 
     with quiet_pydicom():
-        header = _header(refs[0], series)
+        header, content_time = _header(refs[0], series)
     sources = [_source_image(header, refs, int(z), series, geometry) for z in used]
     algorithm = hd.AlgorithmIdentificationSequence(
         name=algorithm_name, family=ARTIFICIAL_INTELLIGENCE, version=algorithm_version
@@ -223,9 +224,10 @@ def write_segmentation(
     measures = segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
     measures.SpacingBetweenSlices = _ds(geometry.spacing[0])
     segmentation.update(header)
-    _fix_uids(segmentation, [series.series_uid, algorithm_name, algorithm_version, str(used.tolist())])
-    with atomic_path(path) as temporary:
-        segmentation.save_as(temporary)
+    dimensions = generate_uid(entropy_srcs=[series.series_uid, algorithm_name, "dimensions"])
+    for item in (*segmentation.DimensionOrganizationSequence, *segmentation.DimensionIndexSequence):
+        item.DimensionOrganizationUID = dimensions
+    write_whole(path, encoded_once(segmentation, *content_time))
 
 
 def read_segmentation(path: Path, geometry: Geometry) -> dict[str, BoolArray]:
@@ -411,8 +413,11 @@ def _middle(occupied: BoolArray) -> int:
     return int(z[len(z) // 2]) if z.size else len(occupied) // 2
 
 
-def _header(ref: SliceRef, series: Series) -> Dataset:
-    """The attributes of the CT that go into the SEG, with the two UIDs that it cannot do without."""
+def _header(ref: SliceRef, series: Series) -> tuple[Dataset, tuple[str, str]]:
+    """The attributes of the CT that go into the SEG, with the two UIDs that it cannot do without.
+
+    Beside them date and time of the CT's content, see `encoded_once`.
+    """
     try:
         header = open_slice(ref)
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, InvalidDicomError) as error:
@@ -430,7 +435,54 @@ def _header(ref: SliceRef, series: Series) -> Dataset:
         copied.StudyInstanceUID = series.study_uid or generate_uid(entropy_srcs=[series.series_uid, "study"])
     if not copied.get("FrameOfReferenceUID"):
         copied.FrameOfReferenceUID = generate_uid(entropy_srcs=[series.series_uid, "frame of reference"])
-    return copied
+    return copied, content_time_of(header)
+
+
+_DATE = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
+_TIME = re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?")
+"""Values of DA and TM that are some (PS3.5 table 6.2-1)."""
+_NO_DATE, _NO_TIME = "19000101", "000000"
+"""ContentDate and ContentTime, which may not be empty, where the CT has none."""
+
+
+def content_time_of(header: Dataset) -> tuple[str, str]:
+    """Date and time of an image's content, or else of its acquisition, series or study."""
+    for what in ("Content", "Acquisition", "Series", "Study"):
+        date, time = (str(header.get(f"{what}{kind}") or "").strip() for kind in ("Date", "Time"))
+        if _DATE.fullmatch(date):
+            return date, time if _TIME.fullmatch(time) else _NO_TIME
+    return _NO_DATE, _NO_TIME
+
+
+def encoded_once(dataset: Dataset, date: str, time: str) -> bytes:
+    """The file of a SEG or SR, with the dates, times and SOPInstanceUID that it gets here.
+
+    One UID is one content, for good: an archive keeps the first file that it gets under a UID and refuses
+    or drops the next. So the UID follows from every byte of the file. For the same result to be the same
+    instance, wherever and whenever it is computed again (a run with --redo, another machine, MHub's runner),
+    nothing in the file may depend on the clock: ContentDate and ContentTime, which the standard wants, are
+    those of the CT, of which the content is a function and from which it cannot stray where the dates of a
+    cohort were shifted; the other dates and times, which are optional, are left out. When a series was
+    computed stands in the log of the run.
+
+    Args:
+        dataset: What is written, with file meta information.
+        date, time: ContentDate (DA) and ContentTime (TM).
+    """
+    dataset.ContentDate, dataset.ContentTime = date, time
+    for keyword in ("InstanceCreationDate", "InstanceCreationTime"):
+        if keyword in dataset:
+            del dataset[keyword]
+    for item in dataset.get("ContributingEquipmentSequence", []):
+        if "ContributionDateTime" in item:
+            del item.ContributionDateTime
+    stand_in = generate_uid(entropy_srcs=["deepcac2", "SOPInstanceUID"])
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = stand_in
+    encoded = BytesIO()
+    dataset.save_as(encoded)
+    content = encoded.getvalue()
+    uid = generate_uid(entropy_srcs=[hashlib.sha256(content).hexdigest()])
+    return content.replace(stand_in.encode(), uid.encode())  # both have 64 characters
 
 
 def _source_image(
@@ -531,17 +583,6 @@ def reference_to(ref: SliceRef) -> Dataset:
     item.ReferencedSOPClassUID = ref.sop_class_uid or CTImageStorage
     item.ReferencedSOPInstanceUID = ref.sop_instance_uid
     return item
-
-
-def _fix_uids(segmentation: Dataset, sources: list[str]) -> None:
-    """Make the instance's own UIDs follow from its content."""
-    content = hashlib.sha256(segmentation.PixelData).hexdigest()
-    uid = generate_uid(entropy_srcs=[*sources, content])
-    segmentation.SOPInstanceUID = uid
-    segmentation.file_meta.MediaStorageSOPInstanceUID = uid
-    dimensions = generate_uid(entropy_srcs=[uid, "dimensions"])
-    for item in (*segmentation.DimensionOrganizationSequence, *segmentation.DimensionIndexSequence):
-        item.DimensionOrganizationUID = dimensions
 
 
 # Reading

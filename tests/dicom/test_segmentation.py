@@ -280,23 +280,57 @@ def test_codes_references_and_patient(tmp_path: Path) -> None:
     assert (float(measures.SpacingBetweenSlices), float(measures.SliceThickness)) == (2.5, 3.0)
 
 
-def test_same_masks_same_instance(tmp_path: Path) -> None:
+def test_one_instance_is_one_content(tmp_path: Path) -> None:
+    """The same masks are the same bytes, whenever they are written; whatever differs is another instance."""
     geometry = make_geometry()
-    series = write_ct(tmp_path / "ct", geometry)
     heart, calcium = make_masks()
-    options = {"series": series, "geometry": geometry, "heart": heart, "algorithm_version": "1"}
-    for name, mask in (("a", calcium), ("b", calcium), ("c", np.zeros_like(calcium))):
-        write_segmentation(tmp_path / f"{name}.dcm", calcium=mask, **options)
-    a, b, c = (pydicom.dcmread(tmp_path / f"{name}.dcm") for name in "abc")
-    for ds in (a, b):
-        for keyword in ("InstanceCreationDate", "InstanceCreationTime", "ContentDate", "ContentTime"):
-            del ds[keyword]
-        for item in ds.ContributingEquipmentSequence:
-            del item.ContributionDateTime
-    assert a == b
-    assert a.file_meta.MediaStorageSOPInstanceUID == a.SOPInstanceUID
-    assert c.SOPInstanceUID != a.SOPInstanceUID
-    assert c.SeriesInstanceUID == a.SeriesInstanceUID
+    dated = {**FULL_HEADER, "ContentDate": "20200305", "ContentTime": "1112"}
+    series = write_ct(tmp_path / "ct", geometry, header=dated)
+    renamed = write_ct(tmp_path / "renamed", geometry, header={**dated, "PatientName": "Another^Name"})
+    thinner = replace(series, slices=tuple(replace(s, slice_thickness=1.5) for s in series.slices))
+    options = {"geometry": geometry, "heart": heart}
+    instances: dict[str, str] = {}
+    for name, ct, mask, version in (
+        ("first", series, calcium, "1"),
+        ("empty", series, np.zeros_like(calcium), "1"),
+        ("renamed", renamed, calcium, "1"),
+        ("thinner", thinner, calcium, "1"),
+        ("newer", series, calcium, "2"),
+    ):
+        path, again = tmp_path / f"{name}.dcm", tmp_path / f"{name}-again.dcm"
+        for one in (path, again):
+            write_segmentation(one, series=ct, calcium=mask, algorithm_version=version, **options)
+        assert path.read_bytes() == again.read_bytes()
+        ds = pydicom.dcmread(path)
+        assert ds.file_meta.MediaStorageSOPInstanceUID == ds.SOPInstanceUID
+        assert (ds.ContentDate, ds.ContentTime) == ("20200305", "1112")
+        instances[ds.SOPInstanceUID] = ds.SeriesInstanceUID
+    assert len(instances) == 5
+    assert len(set(instances.values())) == 1
+
+
+@pytest.mark.parametrize(
+    ("header", "date", "time"),
+    [
+        ({"StudyDate": "20200304", "StudyTime": "101112.5"}, "20200304", "101112.5"),
+        ({"StudyDate": "20200304", "AcquisitionDate": "20200305"}, "20200305", "000000"),
+        ({"StudyDate": "", "StudyTime": ""}, "19000101", "000000"),
+        ({}, "19000101", "000000"),
+    ],
+)
+def test_dates_are_those_of_the_ct(
+    tmp_path: Path, assert_valid: AssertValid, header: dict[str, str], date: str, time: str
+) -> None:
+    geometry = make_geometry()
+    heart, calcium = make_masks()
+    path = tmp_path / "seg.dcm"
+    write_segmentation(
+        path, series=write_ct(tmp_path / "ct", geometry, header=header), geometry=geometry, heart=heart,
+        calcium=calcium, algorithm_version="1",
+    )  # fmt: skip
+    assert_valid(path, "Segmentation")
+    ds = pydicom.dcmread(path)
+    assert (ds.ContentDate, ds.ContentTime) == (date, time)
 
 
 @pytest.mark.parametrize(
