@@ -141,7 +141,11 @@ def _read_mask(args: argparse.Namespace, volume: Volume) -> npt.NDArray[np.bool_
         segments = read_segmentation(args.mask, volume.geometry)
         wanted = args.segment or "calcium"
         if wanted not in segments:
-            raise InputError(f"{args.mask} has no {wanted} segment: try --segment {next(iter(segments))}")
+            name = "coronary calcium" if wanted == "calcium" else wanted
+            raise InputError(
+                f"{args.mask} has no segment known as {name}: try --segment {next(iter(segments))}, or name "
+                f"it '{name.capitalize()}' there"
+            )
         return segments[wanted]
     if not is_image(args.mask):
         raise InputUnreadable(

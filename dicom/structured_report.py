@@ -31,7 +31,7 @@ from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
 
 from ..errors import InputUnreadable
-from ..imaging.atomic import atomic_path
+from ..imaging.atomic import write_whole
 from .headers import quiet_pydicom
 from .segmentation import (
     CALCIUM,
@@ -44,6 +44,8 @@ from .segmentation import (
     STUDY_REQUIRED,
     TRIAL_EMPTY,
     TRIAL_REQUIRED,
+    content_time_of,
+    encoded_once,
     reference_to,
 )
 from .series import Series, SliceRef
@@ -147,9 +149,9 @@ def write_structured_report(
 
     Patient and study are those of the SEG, which has them from the CT. All images of the series are named
     as evidence. SeriesInstanceUID follows from the CT's SeriesInstanceUID and `algorithm_name`,
-    SOPInstanceUID also from the version, the SEG and what was measured: the same result written again is
-    the same instance. Dates and times are those of writing. The file appears under its name only when
-    complete.
+    SOPInstanceUID from every byte that is written: the same result written again is the same file. Dates
+    and times are the SEG's; why, says `segmentation.encoded_once`. UIDs of what is tracked follow from the
+    version, the SEG and what was measured. The file appears under its name only when complete.
 
     Args:
         path: File to write.
@@ -167,17 +169,17 @@ def write_structured_report(
     with quiet_pydicom():
         seg = _segmentation(segmentation)
     content = json.dumps(asdict(measured), sort_keys=True)
-    uid = generate_uid(
+    result = generate_uid(
         entropy_srcs=[series.series_uid, algorithm_name, algorithm_version, seg.SOPInstanceUID, content]
     )
-    report = _report(measured, series, seg, uid, algorithm_name, algorithm_version)
+    report = _report(measured, series, seg, result, algorithm_name, algorithm_version)
     document = hd.sr.Comprehensive3DSR(
         evidence=[_stand_in(seg)],
         content=_with(report, ContentSequence=report.ContentSequence[:1]),
         series_instance_uid=generate_uid(entropy_srcs=[series.series_uid, algorithm_name, "SR"]),
         series_number=SERIES_NUMBER,
         series_description="Coronary calcium score",
-        sop_instance_uid=uid,
+        sop_instance_uid=result,
         instance_number=1,
         manufacturer=algorithm_name,
         manufacturer_model_name=algorithm_name,
@@ -195,14 +197,14 @@ def write_structured_report(
             document.add(seg[keyword])
     # what `_example` has encoded is written as it is
     document.set_original_encoding(False, True, document._character_set)
-    with atomic_path(path) as temporary:
-        document.save_as(temporary)
+    write_whole(path, encoded_once(document, *content_time_of(seg)))
 
 
 def _segmentation(path: Path) -> Dataset:
     """The attributes of the SEG that the SR needs."""
     uids = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
-    tags = [*uids, *PATIENT_AND_STUDY, *TRIAL_REQUIRED, *TRIAL_EMPTY]
+    times = ("ContentDate", "ContentTime")
+    tags = [*uids, *times, *PATIENT_AND_STUDY, *TRIAL_REQUIRED, *TRIAL_EMPTY]
     try:
         dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
     except (InvalidDicomError, OSError, EOFError, ValueError) as error:

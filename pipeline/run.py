@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -141,8 +141,11 @@ def check_folders(source: Path, output: Path) -> None:
         )
 
 
-def settle_output(job: Job, *, redo: bool) -> None:
-    """Make the output folder and see that it belongs to this configuration.
+def settle_output(job: Job, *, redo: bool, series: Mapping[str, Any] | None = None) -> None:
+    """Make the output folder, see that it belongs to this configuration, and write ``run.json``.
+
+    Args:
+        series: What is known of the series of the run, see `batch.run.run_found`; None: nothing.
 
     Raises:
         OutputMismatch: It holds results made with another workflow, weights or version.
@@ -164,7 +167,13 @@ def settle_output(job: Job, *, redo: bool) -> None:
                 f"{output} holds results of another configuration ({', '.join(different)} differ); "
                 "choose another output folder, or compute all again with --redo"
             )
-    write_json(path, {"made_with": job.made_with, "provenance": job.provenance})
+    write_run(job, series)
+
+
+def write_run(job: Job, series: Mapping[str, Any] | None) -> None:
+    """Write ``run.json``: what the results are made with, and of which series; see `settle_output`."""
+    content = {"made_with": job.made_with, "provenance": job.provenance}
+    write_json(job.output / RUN_FILE, content if series is None else {**content, "series": dict(series)})
 
 
 def finished(folder: Path) -> ResultRow | None:

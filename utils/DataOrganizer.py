@@ -5,6 +5,7 @@
 
 import json
 import shutil
+from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +19,8 @@ from ..imaging.atomic import atomic_path
 from ..pipeline.case import Case
 from ..pipeline.chain import Organise, run_stage, target_paths
 from ..pipeline.outputs import DETAILS_NAME
-from ..pipeline.results import CSV, PARQUET, ResultRow, unreadable_row, write_table
-from ..pipeline.run import RUN_FILE, Job, settle_output
+from ..pipeline.results import CSV, PARQUET, STATUSES, ResultRow, unreadable_row, write_table
+from ..pipeline.run import RUN_FILE, Job, settle_output, write_run
 from ..pipeline.workflow import TARGET_ROLES
 from .handover import (
     ATTENTION,
@@ -61,7 +62,7 @@ class DataOrganizer(Organizer):
         ours = set(job.workflow.options("DataOrganizer").targets)
         self._targets = {q: t for q, t in self._targets.items() if f"{q.query}-->{t}" not in ours}
         super().task()
-        settle_output(job, redo=True)
+        settle_output(job, redo=True, series={"finished": False})
         left = self._left_out()
         cases = [self._settled(job, case_from_json(content)) for content in left["cases"]]
         cases += [self._organised(job, instance) for instance in self.config.data.instances]
@@ -69,6 +70,9 @@ class DataOrganizer(Organizer):
         # as `dicom.discover` sorts them
         rows += sorted(cases, key=lambda row: (row.patient_id, row.study_uid, row.series_uid))
         write_table(job.output, rows)
+        fates, count = Counter(row.status for row in cases), len(cases)
+        series = {"found": count, "selected": count, **{s: fates[s] for s in STATUSES}}
+        write_run(job, {**series, "missing": 0, "missing_series": [], "finished": True})
         if self.set_file_permissions:
             names = (RUN_FILE, CSV, PARQUET)
             self._open(job.output, *(job.output / name for name in names))

@@ -167,6 +167,18 @@ def test_a_missing_output_is_made_again(simulated: Path, finished: tuple[Path, R
     assert again == instances
 
 
+def test_computed_again_the_dicom_files_are_the_same_bytes(
+    simulated: Path, finished: tuple[Path, RunSummary]
+) -> None:
+    """One SOPInstanceUID is one content: an archive would refuse another under it, or drop it."""
+    output, _ = finished
+    before = {p: p.read_bytes() for p in output.rglob("*.dcm")}
+    assert {p.name for p in before} == {"cac.seg.dcm", "cac.sr.dcm"}
+    _, seen = run(simulated, output, keep=["nifti"], redo=True)
+    assert not any(p.skipped for p in seen)
+    assert {p: p.read_bytes() for p in output.rglob("*.dcm")} == before
+
+
 def test_results_of_another_configuration_are_refused(
     simulated: Path, finished: tuple[Path, RunSummary]
 ) -> None:
