@@ -254,8 +254,9 @@ class CalciumModel:
         Raises:
             WeightsMissing, WeightsAltered: See `weights.load_tensors`.
             WeightsUnsupported: The tensors do not fit the architecture that the set describes.
+            WeightsError: The window that it states is none.
         """
-        from ..weights import as_described, load_tensors
+        from ..weights import as_described, load_tensors, stated_window
 
         description = weights.metadata
         tensors = load_tensors(weights, "model.safetensors")
@@ -264,7 +265,13 @@ class CalciumModel:
             network.load_state_dict(tensors)
         rescale_to = description.get("normalisation", {}).get("rescale_to", "window")
         batch = 8 if device.type == "cpu" else 64
-        return cls(network, device=device, rescale_to=rescale_to, batch_size=batch)
+        return cls(
+            network,
+            device=device,
+            rescale_to=rescale_to,
+            window_hu=stated_window(weights) or WINDOW_HU,
+            batch_size=batch,
+        )
 
     @torch.inference_mode()
     def _probability(self, patches: torch.Tensor) -> torch.Tensor:

@@ -97,7 +97,10 @@ def details(case: Case, provenance: dict[str, Any]) -> dict[str, Any]:
         "geometry": asdict(geometry) if geometry is not None else None,
         "score": case.score.to_dict() if case.score is not None else None,
         "heart": {k: v for k, v in case.facts.items() if k.startswith("heart_")},
-        "calcium": {k: v for k, v in case.facts.items() if k.startswith("patches_")},
+        "calcium": {
+            **{k: v for k, v in case.facts.items() if k.startswith("patches_")},
+            **case.facts.get("calcium", {}),
+        },
         "screening": case.facts.get("screening"),
         "direct": case.facts.get("direct"),
         "domain": case.facts.get("domain"),

@@ -269,6 +269,7 @@ def make_batches(recipe: CalciumRecipe, cache: CropCache, crops: Sequence[int]) 
         mistake_share=recipe.mistake_share,
         noise_hu=recipe.noise_hu,
         offset_hu=recipe.offset_hu,
+        window_hu=recipe.window_hu,
         seed=recipe.seed,
     )
 
@@ -350,6 +351,7 @@ def train_calcium(
         cache=cache,
         held_out=held_out,
         device=device,
+        window_hu=recipe.window_hu,
     )
     measured = {"held-out patch Dice": patch_dice, **summary}
     return export_calcium(
@@ -361,8 +363,13 @@ def _beginning_with(weights: WeightSet, recipe: CalciumRecipe) -> CalciumRecipe:
     """The recipe of a training that begins with these weights.
 
     Raises:
-        WeightsError: Their network is another than the recipe's.
+        WeightsError: Their network or its window is another than the recipe's.
     """
+    if (window := stated_window(weights) or WINDOW_HU) != recipe.window_hu:
+        raise WeightsError(
+            f"the weights {weights.name!r} were trained with window_hu {list(window)}; "
+            "write that into the recipe"
+        )
     if weights.metadata.get("architecture") != json.loads(json.dumps(recipe.architecture)):
         raise WeightsError(
             f"the weights {weights.name!r} are another network than the recipe's; copy 'architecture' from "
@@ -524,7 +531,7 @@ def export_calcium(
         role="calcium",
         files=files,
         architecture=recipe.architecture,
-        normalisation={"window_hu": list(WINDOW_HU), "rescale_to": "window"},
+        normalisation={"window_hu": list(recipe.window_hu), "rescale_to": "window"},
         training={"recipe": asdict(recipe), "data": data},
         domain=simulated_domain(range(recipe.first_seed, recipe.first_seed + recipe.patients)),
         measured=measured,

@@ -17,7 +17,7 @@ import torch
 
 from ..imaging import Geometry, Volume
 from ..imaging.atomic import atomic_path, write_whole
-from ..models.calcium import CANDIDATE_HU, CROP_SHAPE, CROP_SPACING, WINDOW_HU, CalciumModel
+from ..models.calcium import CANDIDATE_HU, CROP_SHAPE, CROP_SPACING, WINDOW_HU, CalciumModel, Window
 from .monitor import read_log
 from .patches import CALCIUM, CropCache
 
@@ -83,6 +83,7 @@ def write_evaluation(
     cache: CropCache,
     held_out: Sequence[int],
     device: torch.device,
+    window_hu: Window = WINDOW_HU,
 ) -> dict[str, Any]:
     """Evaluate the held-out crops and write the page ``README.md`` with its figures into `folder`.
 
@@ -92,7 +93,7 @@ def write_evaluation(
     Raises:
         DiskFull, OutputUnwritable: A file cannot be written.
     """
-    model = CalciumModel(network, device=device)
+    model = CalciumModel(network, device=device, window_hu=window_hu)
     results = [evaluate_crop(model, cache, i) for i in held_out]
     _save(folder / "loss.png", _loss_figure(read_log(log_csv)))
     _save(folder / "volume.png", _volume_figure(results))

@@ -32,6 +32,7 @@ from ..imaging.files import read_image, write_image
 from ..pipeline.case import Case
 from ..pipeline.chain import describe_device, series_folder
 from ..pipeline.results import ResultRow, result_row
+from ..pipeline.workflow import AGSCalculatorOptions
 from ..scoring import CalciumScore
 
 if TYPE_CHECKING:
@@ -89,6 +90,17 @@ def _end(module: Module, instance: Instance, status: str, code: str, reason: str
 def case_path(instance: Instance) -> Path:
     """The ``case.json`` of an instance."""
     return Path(instance.abspath) / CASE_FILE
+
+
+def scoring_rule(module: Module) -> str | None:
+    """The rule that AGSCalculator will score by in the workflow of a module; None where it does not run."""
+    workflow = module.config._config
+    for entry in workflow.get("execute") or ():
+        own = dict(entry) if isinstance(entry, dict) else {"module": entry}
+        if own.pop("module", None) == "AGSCalculator":
+            options = {**((workflow.get("modules") or {}).get("AGSCalculator") or {}), **own}
+            return str(options.get("rule", AGSCalculatorOptions().rule))
+    return None
 
 
 def write_case(path: Path, case: Case) -> None:
