@@ -50,9 +50,7 @@ Shape = tuple[int, int, int]
 Window = tuple[float, float]
 
 
-def crop_grid(
-    ct: Geometry, heart_centre: tuple[float, float, float], shape: Shape = CROP_SHAPE
-) -> Geometry:
+def crop_grid(ct: Geometry, heart_centre: tuple[float, float, float], shape: Shape = CROP_SHAPE) -> Geometry:
     """The paper's crop: 256 × 256 × 58 voxels of 0.7 × 0.7 × 2.5 mm centred on the heart.
 
     Args:
@@ -100,9 +98,7 @@ def rescale(values: torch.Tensor, low: float, high: float) -> torch.Tensor:
     return (values - low) / (high - low) if high > low else torch.zeros_like(values)
 
 
-def normalise(
-    hu: torch.Tensor, *, rescale_to: str = "window", window_hu: Window = WINDOW_HU
-) -> torch.Tensor:
+def normalise(hu: torch.Tensor, *, rescale_to: str = "window", window_hu: Window = WINDOW_HU) -> torch.Tensor:
     """`window`, `z_normalise` and `rescale` in the paper's order.
 
     A linear rescaling undoes the shift and scale of the z-normalisation, so what matters is which two

@@ -260,9 +260,7 @@ def lowest_counted_hu(rule: str | None) -> int | None:
     return None if rule is None else find_rule(rule).threshold
 
 
-def _with_model(
-    workflow: Workflow, step: Step, device: torch.device | None, allow: Collection[str]
-) -> Stage:
+def _with_model(workflow: Workflow, step: Step, device: torch.device | None, allow: Collection[str]) -> Stage:
     """The stage of a network, loaded on the device; its cases say which device it was."""
     from ..models.calcium import CalciumModel
     from ..models.direct import DirectModel

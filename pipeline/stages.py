@@ -7,7 +7,7 @@ the modules of `utils` call the same functions between files.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -273,7 +273,8 @@ class Screen:
         from ..models.screening import chest_wall_crop
 
         volume = _present(case.volume)
-        region, chosen, findings = None, {}, case.findings
+        region, findings = None, case.findings
+        chosen: Mapping[str, Any] = {}
         if self.localise == "heart":
             heart = _present(case.heart)
             centre = heart_centre(heart, volume.geometry)
@@ -295,9 +296,7 @@ class Screen:
             "slices_run": dict(found.slices_run),
             **chosen,
         }
-        case = replace(
-            case, screened=found.mask, findings=findings, facts={**case.facts, "screening": facts}
-        )
+        case = replace(case, screened=found.mask, findings=findings, facts={**case.facts, "screening": facts})
         return compare(stated(case, self.weights))
 
 
@@ -369,11 +368,13 @@ class FindCalcium:
         volume, heart = _present(case.volume), _present(case.heart)
         point = self._point()
         findings = (*case.findings, *point.findings)
-        facts: dict[str, Any] = {"calcium": {
-            "exact_from_hu": self.lowest_hu,
-            "window_hu": list(self.model.window_hu),
-            **point.facts,
-        }}
+        facts: dict[str, Any] = {
+            "calcium": {
+                "exact_from_hu": self.lowest_hu,
+                "window_hu": list(self.model.window_hu),
+                **point.facts,
+            }
+        }
         if case.facts.get("screening", {}).get("excluded"):
             facts |= {"patches_run": 0, "patches_total": 0}
             mask = np.zeros_like(heart)

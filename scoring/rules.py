@@ -36,9 +36,6 @@ class Rule:
         summary: One line for people.
         threshold: Voxels of the mask count from this HU on; None: every voxel of the mask counts, if the
             maximum of its lesion has a weight.
-        weights: (lowest maximum HU, weight), both ascending: a lesion has the weight of the last limit that
-            its maximum reaches, and counts nothing where it reaches none. A threshold never lies below the
-            first limit: lesions between the two would silently count nothing.
         connectivity: Which voxels belong to one lesion (see the picture).
         min_area_mm2, min_volume_mm3, min_voxels: Smaller lesions count nothing. An area is only
             meaningful for lesions of one slice (connectivity 4 or 8).
@@ -48,12 +45,14 @@ class Rule:
             positions (``"increment"``), the header's SliceThickness (``"slice-thickness"``), or
             nothing (``"none"``, factor 1).
         round_lesions: Each lesion's score is rounded to a whole number before adding up.
+        weights: (lowest maximum HU, weight), both ascending: a lesion has the weight of the last limit that
+            its maximum reaches, and counts nothing where it reaches none. A threshold never lies below the
+            first limit: lesions between the two would silently count nothing.
     """
 
     name: str
     summary: str = ""
     threshold: int | None = 130
-    weights: tuple[tuple[int, int], ...] = WEIGHTS
     connectivity: Literal[4, 8, 6, 18, 26] = 8
     min_area_mm2: float = 0.0
     min_volume_mm3: float = 0.0
@@ -61,6 +60,7 @@ class Rule:
     weight_per: Literal["slice", "lesion"] = "slice"
     thickness: Literal["increment", "slice-thickness", "none"] = "increment"
     round_lesions: bool = False
+    weights: tuple[tuple[int, int], ...] = WEIGHTS
 
     def __post_init__(self) -> None:
         if self.connectivity not in (4, 8, 6, 18, 26):
@@ -80,15 +80,15 @@ class Rule:
             raise InputError("Rule weights must name at least one (lowest maximum HU, weight)")
         numbers = [n for pair in self.weights for n in pair]
         if any(len(pair) != 2 for pair in self.weights) or any(type(n) is not int for n in numbers):
-            raise InputError(f"Rule weights are pairs of whole numbers (lowest HU, weight), not {self.weights}")
+            raise InputError(f"Rule weights are pairs of whole numbers (HU, weight), not {self.weights}")
         rising = all(a < c and b < d for (a, b), (c, d) in pairwise(self.weights))
         if not rising or self.weights[0][1] < 1:
-            raise InputError(f"Rule weights must rise with the HU and begin with 1 or more, not {self.weights}")
+            raise InputError(f"Rule weights rise with the HU and begin with 1 or more, not {self.weights}")
         first = self.weights[0][0]
         if self.threshold is not None and self.threshold < first:
             raise InputError(
-                f"Rule threshold {self.threshold} HU lies below the first weight's {first} HU, so lesions between "
-                f"would count nothing: give weights=(({self.threshold}, 1), …) too"
+                f"Rule threshold {self.threshold} HU lies below the first weight's {first} HU, so lesions "
+                f"between would count nothing: give weights=(({self.threshold}, 1), …) too"
             )
 
     @property

@@ -33,7 +33,7 @@ from ..models.heart import HeartModel
 from ..pipeline.chain import describe_device
 from ..pipeline.gpu import GpuMeter
 from ..pipeline.stages import heart_centre
-from ..weights import WeightSet, resolve, write_description
+from ..weights import WeightSet, resolve, stated_window, write_description
 from .calcium_recipe import CalciumRecipe
 from .datasets import AnnotatedSource, annotated_sources
 from .domain import simulated_domain
@@ -398,7 +398,14 @@ def held_out_batches(
     """Fixed patches of the paper's grid that measure progress, and how many batches of them."""
     count = 2 * int((cache.kinds[list(crops)] == CALCIUM).sum())
     size = min(recipe.batch_size, count)
-    batches = GridBatches(cache, crops, batch_size=size, near_share=recipe.near_share, seed=recipe.seed)
+    batches = GridBatches(
+        cache,
+        crops,
+        batch_size=size,
+        near_share=recipe.near_share,
+        window_hu=recipe.window_hu,
+        seed=recipe.seed,
+    )
     return batches, min(batches.steps_per_epoch, max(1, recipe.validation_patches // size))
 
 

@@ -205,9 +205,7 @@ def split_patients(cache: CropCache, share: float, seed: int) -> tuple[list[int]
     return [i for i, h in enumerate(inside) if not h], [i for i, h in enumerate(inside) if h]
 
 
-def as_input(
-    image: npt.NDArray[np.float32], window_hu: Window = WINDOW_HU
-) -> npt.NDArray[np.float32]:
+def as_input(image: npt.NDArray[np.float32], window_hu: Window = WINDOW_HU) -> npt.NDArray[np.float32]:
     """HU as the network sees them, in place: the window onto [0, 1], as `models.calcium.normalise` does."""
     low, high = window_hu
     np.clip(image, low, high, out=image)

@@ -30,13 +30,13 @@ from .handover import (
     "heart_margin_mm",
     float | None,
     None,
-    the="look for calcium in the heart widened by this much only; .inf: in the whole crop; null: as weights say",
+    the="look in the heart widened by this much only; .inf: in the whole crop; null: as the weights say",
 )
 @IO.Config(
     "peak_probability",
     float | None,
     None,
-    the="count a lesion only where the network is somewhere as sure as this; 0.5: every one; null: as weights say",
+    the="count a lesion only if the network is somewhere as sure; 0.5: every one; null: as the weights say",
 )
 class DeepCACRunner(Module):
     """Segment the coronary calcium around the heart. The model is loaded once."""

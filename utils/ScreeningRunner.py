@@ -39,7 +39,7 @@ class CalciumPossible(ValueOutput):
     "heart_margin_mm",
     float | None,
     None,
-    the="look in the heart widened by this much; .inf: in the crop; null: as weights say",
+    the="look in the heart widened by this much; .inf: in the crop; null: as the weights say",
 )
 @IO.Config(
     "threshold", float | None, None, the="probability from which something is calcium; null: the weights' own"

@@ -342,7 +342,9 @@ def test_a_lesion_without_a_threshold_counts_once_its_maximum_has_a_weight() -> 
 def test_a_threshold_that_no_weight_reaches_is_refused() -> None:
     """Such a rule would score a lesion of 120 HU as 0."""
     for threshold in (100, 129):
-        with pytest.raises(InputError, match=rf"threshold {threshold} HU lies below the first weight's 130 HU"):
+        with pytest.raises(
+            InputError, match=rf"threshold {threshold} HU lies below the first weight's 130 HU"
+        ):
             Rule(name="x", threshold=threshold)
     with pytest.raises(InputError, match="177 HU"):
         Rule(name="x", threshold=130, weights=KILOVOLT_80)
@@ -351,7 +353,15 @@ def test_a_threshold_that_no_weight_reaches_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "weights",
-    [(), ((130,),), ((130, 1), (130, 2)), ((200, 1), (130, 2)), ((130, 2), (200, 2)), ((130, 0),), ((130, 1.5),)],
+    [
+        (),
+        ((130,),),
+        ((130, 1), (130, 2)),
+        ((200, 1), (130, 2)),
+        ((130, 2), (200, 2)),
+        ((130, 0),),
+        ((130, 1.5),),
+    ],
 )
 def test_weights_that_are_no_table_are_refused(weights: tuple) -> None:
     with pytest.raises(InputError, match="Rule weights"):
