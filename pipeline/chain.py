@@ -184,8 +184,7 @@ def provenance_of(workflow: Workflow, allow: Collection[str] = ()) -> dict[str, 
     weights = {}
     for module, role in ROLES.items():
         if (options := workflow.options(module)) is not None:
-            found = resolve(options.weights, role)
-            weights[role] = {"name": found.name, "sha256": found.hash}
+            weights[role] = resolve(options.weights, role).identity()
     return {
         "deepcac2": __version__,
         "workflow": workflow.name,

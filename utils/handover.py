@@ -125,8 +125,7 @@ def note(path: Path, section: str, **entries: Any) -> None:
 
 def note_network(path: Path, weights: WeightSet, device: torch.device) -> None:
     """Note which weights a module used, and on what, for the details JSON."""
-    used = {weights.role: {"name": weights.name, "sha256": weights.hash}}
-    known = read_provenance(path)["weights"] | used
+    known = read_provenance(path)["weights"] | {weights.role: weights.identity()}
     note(path, "provenance", device=describe_device(device), weights=known)
 
 
