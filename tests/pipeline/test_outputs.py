@@ -138,7 +138,7 @@ def test_preview_shows_the_calcium_in_red_and_the_heart_outline(case: Case) -> N
 
 
 def counting_case(*, upside_down: bool) -> Case:
-    """Twelve slices, all calcium in the third: a lesion that counts; a speck, and dull voxels, that do not."""
+    """Twelve slices, all calcium in the third: a lesion that counts; a speck and dull voxels that do not."""
     shape = (12, 60, 60)
     hu = np.full(shape, 30, np.int16)
     calcium = np.zeros(shape, bool)
