@@ -461,8 +461,7 @@ def _check_exact(case: Case, rule: str) -> None:
         WorkflowError: The rule counts below the HU from which the calcium mask is that of a dense run.
     """
     exact = case.facts.get("calcium", {}).get("exact_from_hu")
-    lowest = find_rule(rule).threshold
-    if exact is not None and (lowest is None or lowest < exact):
+    if find_rule(rule).counts_below(exact):
         raise WorkflowError(
             f"the rule {rule!r} counts below {exact} HU, from where the calcium mask is exact: name the rule "
             "in the workflow that runs DeepCACRunner, too"

@@ -101,6 +101,10 @@ class Rule:
         """The connectivity within a slice."""
         return 4 if self.connectivity in (4, 6) else 8
 
+    def counts_below(self, hu: int | None) -> bool:
+        """Whether voxels below an HU may count; None is below everything: False."""
+        return hu is not None and (self.threshold is None or self.threshold < hu)
+
     def parameters(self) -> dict[str, Any]:
         """All parameters as JSON types, for reports."""
         return {**asdict(self), "weights": [list(pair) for pair in self.weights]}
