@@ -309,6 +309,11 @@ GATES: dict[str, Gate] = {
             fatal=False,
         ),
         Gate(
+            code="weights-untuned",
+            sentence="The weights do not say what they were tuned to; neutral values stand in.",
+            fatal=False,
+        ),
+        Gate(
             code="escaped-id",
             sentence="The PatientID holds characters that no folder name may hold; its folder is named "
             "otherwise.",

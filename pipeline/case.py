@@ -47,8 +47,8 @@ class Case:
         outputs: Files written, by role (``"seg"``, ``"report"``, ``"preview"``, ``"nifti-ct"`` …).
         timings: Seconds per stage name.
         facts: Further numbers for the details JSON (e.g. heart volume; under ``domain`` how the scan compares
-            with what the weights were trained on, under ``screening`` and ``direct`` what these found), JSON
-            types only.
+            with what the weights were trained on, under ``calcium`` how the calcium network was used, under
+            ``screening`` and ``direct`` what these found), JSON types only.
         stop: Why the case goes no further; None as long as it does. All that was known before stays.
     """
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from ..dicom import Series, safe_name, write_segmentation
 from ..errors import DeepCACError, InputError, SeriesError, SeriesRejected
 from ..imaging.atomic import write_json, write_whole
+from ..scoring.rules import find_rule
 from . import outputs, previews, stages
 from .case import Case, Stop
 from .results import CSV, PARQUET
-from .workflow import TARGET_ROLES, Workflow
+from .workflow import TARGET_ROLES, Step, Workflow
 
 if TYPE_CHECKING:
     import torch
@@ -202,8 +203,7 @@ def provenance_of(workflow: Workflow, allow: Collection[str] = ()) -> dict[str, 
     weights = {}
     for module, role in ROLES.items():
         if (options := workflow.options(module)) is not None:
-            found = resolve(options.weights, role)
-            weights[role] = {"name": found.name, "sha256": found.hash}
+            weights[role] = resolve(options.weights, role).identity()
     return {
         "deepcac2": __version__,
         "workflow": workflow.name,
@@ -248,7 +248,7 @@ def build_chain(
         elif step.module == "NiftiConverter":
             stage = stages.build_volume
         elif step.module in ROLES:
-            stage = _with_model(step.module, options, device, provenance["allowed_gates"])
+            stage = _with_model(workflow, step, device, provenance["allowed_gates"])
         elif step.module == "AGSCalculator":
             stage = stages.ScoreCalcium(
                 rule=options.rule,
@@ -269,7 +269,16 @@ def build_chain(
     return Chain(workflow=workflow, stages=tuple(chain), provenance=provenance)
 
 
-def _with_model(module: str, options: Any, device: torch.device | None, allow: Collection[str]) -> Stage:
+def lowest_counted_hu(rule: str | None) -> int | None:
+    """HU from which a rule counts; None: any voxel of the mask may count, also where no rule is named.
+
+    Raises:
+        InputError: No rule has this name.
+    """
+    return None if rule is None else find_rule(rule).threshold
+
+
+def _with_model(workflow: Workflow, step: Step, device: torch.device | None, allow: Collection[str]) -> Stage:
     """The stage of a network, loaded on the device; its cases say which device it was."""
     from ..models.calcium import CalciumModel
     from ..models.direct import DirectModel
@@ -277,6 +286,7 @@ def _with_model(module: str, options: Any, device: torch.device | None, allow: C
     from ..models.screening import ScreeningModel
     from ..weights import resolve
 
+    module, options = step.module, step.options
     if device is None:
         raise TypeError(f"{module} needs a device")
     weights = resolve(options.weights, ROLES[module])
@@ -301,6 +311,7 @@ def _with_model(module: str, options: Any, device: torch.device | None, allow: C
             weights=weights,
             heart_margin_mm=options.heart_margin_mm,
             peak_probability=options.peak_probability,
+            lowest_hu=lowest_counted_hu(getattr(workflow.options("AGSCalculator"), "rule", None)),
         )
     return on_device(stage, device)
 

@@ -108,7 +108,10 @@ def details(case: Case, provenance: dict[str, Any], *, geometry: Geometry | None
         "score": case.score.to_dict() if case.score is not None else None,
         "cautions": list(cautions(case)),
         "heart": {k: v for k, v in case.facts.items() if k.startswith("heart_")},
-        "calcium": {k: v for k, v in case.facts.items() if k.startswith("patches_")},
+        "calcium": {
+            **{k: v for k, v in case.facts.items() if k.startswith("patches_")},
+            **case.facts.get("calcium", {}),
+        },
         "screening": case.facts.get("screening"),
         "direct": case.facts.get("direct"),
         "domain": case.facts.get("domain"),

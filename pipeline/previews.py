@@ -117,9 +117,7 @@ def shown(case: Case) -> Shown:
     millilitres = f"heart {case.facts.get('heart_volume_ml', '?')} mL"
     direct = case.facts.get("direct")
     also = f" · direct score {direct['score']:.1f}" if direct else ""
-    if score is not None and heart is not None and case.calcium is not None:
-        threshold = score.parameters["threshold"]
-        counted = case.calcium if threshold is None else case.calcium & (volume.hu >= threshold)
+    if score is not None and heart is not None:
         weight: dict[int, float] = {}
         for lesion in score.lesions:
             for part in lesion.parts:
@@ -132,7 +130,7 @@ def shown(case: Case) -> Shown:
             f"{millilitres}{also}{excluded}",
             outline=heart,
             outline_name="heart",
-            marked=counted,
+            marked=score.counted,
             marked_name="counted calcium",
             weight=weight,
         )

@@ -10,7 +10,7 @@ the modules of `utils` call the same functions between files.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +19,16 @@ import numpy.typing as npt
 
 from ..dicom import Finding, make_finding, read_series
 from ..dicom.gates import is_sharp_kernel
+from ..errors import WorkflowError
 from ..imaging import Geometry, Volume
 from ..imaging.masks import bounding_box, solidity, widened
 from ..scoring import score
+from ..scoring.rules import find_rule
 from .anatomy import objection, surroundings
 from .case import Case
 from .cautions import zero_findings
 from .domain import compare, stated
+from .operating import OperatingPoint, operating_point
 
 if TYPE_CHECKING:
     from ..models.calcium import CalciumModel
@@ -213,26 +216,34 @@ class Screen:
         model, weights: The networks, and the set that they were loaded from.
         localise: ``"heart"``: the crop lies around the heart mask; ``"chest-wall"``: where
             `models.screening.chest_wall_crop` says.
-        heart_margin_mm: With ``"heart"``, keep to the heart mask widened by this much.
+        heart_margin_mm: With ``"heart"``, keep to the heart mask widened by this much; None: what the
+            weights say (`operating.operating_point`).
         exclude: Where nothing is found, `FindCalcium` shall not look.
     """
 
     model: ScreeningModel
     weights: WeightSet
     localise: str = "heart"
-    heart_margin_mm: float = math.inf
+    heart_margin_mm: float | None = None
     exclude: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises `WeightsError` where the set's numbers cannot be read: before the first series."""
+        operating_point(self.weights, heart_margin_mm=self.heart_margin_mm)
 
     def __call__(self, case: Case) -> Case:
         """Rejects the case, heart-not-found, where image processing finds no heart."""
         from ..models.screening import chest_wall_crop
 
         volume = _present(case.volume)
-        region = None
+        region, findings = None, case.findings
+        chosen: Mapping[str, Any] = {}
         if self.localise == "heart":
             heart = _present(case.heart)
             centre = heart_centre(heart, volume.geometry)
-            region = _region(heart, volume.geometry, self.heart_margin_mm)
+            point = operating_point(self.weights, heart_margin_mm=self.heart_margin_mm)
+            region = _region(heart, volume.geometry, point.values["heart_margin_mm"])
+            chosen, findings = point.facts, (*findings, *point.findings)
         else:
             between_walls = chest_wall_crop(volume)
             if between_walls is None:
@@ -246,8 +257,10 @@ class Screen:
             "threshold": self.model.threshold,
             "excluded": self.exclude and not found.positive,
             "slices_run": dict(found.slices_run),
+            **chosen,
         }
-        case = replace(case, screened=found.mask, facts={**case.facts, "screening": facts})
+        facts = {**case.facts, "screening": facts}
+        case = replace(case, screened=found.mask, findings=findings, facts=facts)
         if not found.positive:
             case = replace(case, findings=(*case.findings, *zero_findings(case, "no calcium found")))
         return compare(stated(case, self.weights))
@@ -300,25 +313,50 @@ class FindCalcium:
         model, weights: The network, and the set that it was loaded from.
         heart_margin_mm: Keep to the heart mask widened by this much; infinite: the whole crop (the paper).
         peak_probability: That a lesion must reach somewhere; 0.5: any (the paper).
+            Both None: what the weights say (`operating.operating_point`).
+        lowest_hu: HU from which the rule counts, see `CalciumModel.predict`; None: any voxel may count.
     """
 
     model: CalciumModel
     weights: WeightSet
-    heart_margin_mm: float = math.inf
-    peak_probability: float = 0.5
+    heart_margin_mm: float | None = None
+    peak_probability: float | None = None
+    lowest_hu: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises `WeightsError` where the set's numbers cannot be read: before the first series."""
+        self._point()
+
+    def _point(self) -> OperatingPoint:
+        return operating_point(
+            self.weights, heart_margin_mm=self.heart_margin_mm, peak_probability=self.peak_probability
+        )
 
     def __call__(self, case: Case) -> Case:
         volume, heart = _present(case.volume), _present(case.heart)
+        point = self._point()
+        findings = (*case.findings, *point.findings)
+        facts: dict[str, Any] = {
+            "calcium": {
+                "exact_from_hu": self.lowest_hu,
+                "window_hu": list(self.model.window_hu),
+                **point.facts,
+            }
+        }
         if case.facts.get("screening", {}).get("excluded"):
-            facts = {"patches_run": 0, "patches_total": 0}
-            case = replace(case, calcium=np.zeros_like(heart), facts={**case.facts, **facts})
-            return compare(stated(case, self.weights))
-        region = _region(heart, volume.geometry, self.heart_margin_mm)
-        prediction = self.model.predict(
-            volume, heart_centre(heart, volume.geometry), region=region, peak=self.peak_probability
-        )
-        facts = {"patches_run": prediction.patches_run, "patches_total": prediction.patches_total}
-        case = replace(case, calcium=prediction.mask, facts={**case.facts, **facts})
+            facts |= {"patches_run": 0, "patches_total": 0}
+            mask = np.zeros_like(heart)
+        else:
+            prediction = self.model.predict(
+                volume,
+                heart_centre(heart, volume.geometry),
+                region=_region(heart, volume.geometry, point.values["heart_margin_mm"]),
+                peak=point.values["peak_probability"],
+                lowest_hu=self.lowest_hu,
+            )
+            facts |= {"patches_run": prediction.patches_run, "patches_total": prediction.patches_total}
+            mask = prediction.mask
+        case = replace(case, calcium=mask, findings=findings, facts={**case.facts, **facts})
         return compare(stated(case, self.weights))
 
 
@@ -361,8 +399,13 @@ class ScoreCalcium:
     allow: Collection[str] = ()
 
     def __call__(self, case: Case) -> Case:
-        """Rejects the case for metal; then there is no score."""
+        """Score the case; metal rejects it, and then there is no score.
+
+        Raises:
+            WorkflowError: The calcium mask is not exact where the rule counts.
+        """
         volume, calcium = _present(case.volume), _present(case.calcium)
+        _check_exact(case, self.rule)
         case = case.noted(*check_metal(volume, calcium, case.series.kernel, allow=self.allow))
         if case.stop is not None:
             return case
@@ -375,6 +418,20 @@ class ScoreCalcium:
         )
         zero = zero_findings(case, "a score of 0") if result.total == 0 else ()
         return replace(case, score=result, findings=(*case.findings, *zero))
+
+
+def _check_exact(case: Case, rule: str) -> None:
+    """Make sure that no patch was skipped which a rule's voxels ask for.
+
+    Raises:
+        WorkflowError: The rule counts below the HU from which the calcium mask is that of a dense run.
+    """
+    exact = case.facts.get("calcium", {}).get("exact_from_hu")
+    if find_rule(rule).counts_below(exact):
+        raise WorkflowError(
+            f"the rule {rule!r} counts below {exact} HU, from where the calcium mask is exact: name the rule "
+            "in the workflow that runs DeepCACRunner, too"
+        )
 
 
 def _present(value: Any) -> Any:

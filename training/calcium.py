@@ -33,7 +33,7 @@ from ..models.heart import HeartModel
 from ..pipeline.chain import describe_device
 from ..pipeline.gpu import GpuMeter
 from ..pipeline.stages import heart_centre
-from ..weights import WeightSet, resolve, write_description
+from ..weights import WeightSet, resolve, stated_window, write_description
 from .calcium_recipe import CalciumRecipe
 from .datasets import AnnotatedSource, annotated_sources
 from .domain import simulated_domain
@@ -269,6 +269,7 @@ def make_batches(recipe: CalciumRecipe, cache: CropCache, crops: Sequence[int]) 
         mistake_share=recipe.mistake_share,
         noise_hu=recipe.noise_hu,
         offset_hu=recipe.offset_hu,
+        window_hu=recipe.window_hu,
         seed=recipe.seed,
     )
 
@@ -350,6 +351,7 @@ def train_calcium(
         cache=cache,
         held_out=held_out,
         device=device,
+        window_hu=recipe.window_hu,
     )
     measured = {"held-out patch Dice": patch_dice, **summary}
     return export_calcium(
@@ -361,8 +363,13 @@ def _beginning_with(weights: WeightSet, recipe: CalciumRecipe) -> CalciumRecipe:
     """The recipe of a training that begins with these weights.
 
     Raises:
-        WeightsError: Their network is another than the recipe's.
+        WeightsError: Their network or its window is another than the recipe's.
     """
+    if (window := stated_window(weights) or WINDOW_HU) != recipe.window_hu:
+        raise WeightsError(
+            f"the weights {weights.name!r} were trained with window_hu {list(window)}; "
+            "write that into the recipe"
+        )
     if weights.metadata.get("architecture") != json.loads(json.dumps(recipe.architecture)):
         raise WeightsError(
             f"the weights {weights.name!r} are another network than the recipe's; copy 'architecture' from "
@@ -391,7 +398,14 @@ def held_out_batches(
     """Fixed patches of the paper's grid that measure progress, and how many batches of them."""
     count = 2 * int((cache.kinds[list(crops)] == CALCIUM).sum())
     size = min(recipe.batch_size, count)
-    batches = GridBatches(cache, crops, batch_size=size, near_share=recipe.near_share, seed=recipe.seed)
+    batches = GridBatches(
+        cache,
+        crops,
+        batch_size=size,
+        near_share=recipe.near_share,
+        window_hu=recipe.window_hu,
+        seed=recipe.seed,
+    )
     return batches, min(batches.steps_per_epoch, max(1, recipe.validation_patches // size))
 
 
@@ -524,7 +538,7 @@ def export_calcium(
         role="calcium",
         files=files,
         architecture=recipe.architecture,
-        normalisation={"window_hu": list(WINDOW_HU), "rescale_to": "window"},
+        normalisation={"window_hu": list(recipe.window_hu), "rescale_to": "window"},
         training={"recipe": asdict(recipe), "data": data},
         domain=simulated_domain(range(recipe.first_seed, recipe.first_seed + recipe.patients)),
         measured=measured,

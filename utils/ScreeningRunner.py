@@ -34,7 +34,12 @@ class CalciumPossible(ValueOutput):
 
 @IO.Config("weights", str, "bundled", the="name in weights/manifest.json, or folder of a set of weights")
 @IO.Config("localise", str, "heart", the="where the crop is laid: heart (its mask) or chest-wall")
-@IO.Config("heart_margin_mm", float, 4.0, the="look in the heart widened by this much; .inf: in the crop")
+@IO.Config(
+    "heart_margin_mm",
+    float | None,
+    None,
+    the="look in the heart widened by this much; .inf: in the crop; null: as the weights say",
+)
 @IO.Config(
     "threshold", float | None, None, the="probability from which something is calcium; null: the weights' own"
 )
@@ -44,7 +49,7 @@ class ScreeningRunner(Module):
 
     weights: str
     localise: str
-    heart_margin_mm: float
+    heart_margin_mm: float | None
     threshold: float | None
     exclude: bool
 

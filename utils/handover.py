@@ -31,7 +31,7 @@ from ..imaging.atomic import write_whole
 from ..imaging.files import read_image, write_image
 from ..pipeline.case import Case, Stop
 from ..pipeline.chain import run_stage
-from ..pipeline.workflow import MODULES, Workflow, is_target
+from ..pipeline.workflow import MODULES, AGSCalculatorOptions, Workflow, is_target
 from ..scoring import CalciumScore
 
 CASE = "json:mod=case"
@@ -133,6 +133,17 @@ def _workflow_name() -> str:
 def case_path(instance: Instance) -> Path:
     """The ``case.json`` of an instance."""
     return Path(instance.abspath) / CASE_FILE
+
+
+def scoring_rule(module: Module) -> str | None:
+    """The rule that AGSCalculator will score by in the workflow of a module; None where it does not run."""
+    workflow = module.config._config
+    for entry in workflow.get("execute") or ():
+        own = dict(entry) if isinstance(entry, dict) else {"module": entry}
+        if own.pop("module", None) == "AGSCalculator":
+            options = {**((workflow.get("modules") or {}).get("AGSCalculator") or {}), **own}
+            return str(options.get("rule", AGSCalculatorOptions().rule))
+    return None
 
 
 def write_case(path: Path, case: Case) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import urllib.error
 import urllib.request
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +19,9 @@ from PIL import Image
 
 from deepcac2.dashboard.slices import slices_of
 from deepcac2.dashboard.store import Row, StoredSeries
-from deepcac2.dicom import discover
+from deepcac2.dicom import discover, read_series
 from deepcac2.dicom.segmentation import segment_frames
+from deepcac2.scoring import Rule, score
 
 
 def read(address: str) -> bytes:
@@ -69,6 +73,39 @@ def test_the_overlay_is_where_the_masks_are(base: str, viewer_case: Any) -> None
     assert heart[rows, columns].all()
     changed = (marked != plain).any(axis=-1)
     assert (changed <= (red | blue)).all()
+
+
+def test_the_overlay_is_what_counted_by_the_recorded_rule(
+    viewer_case: Any, viewer_app: Any, serve: Any, tmp_path: Path
+) -> None:
+    """By a rule of at least 40 pixels whole lesions of the mask, of 130 HU and more, do not count."""
+    results = tmp_path / "results"
+    shutil.copytree(viewer_case.results, results)
+    (details,) = results.rglob("details.json")
+    series = next(s for s in discover(viewer_case.ct).series if s.series_uid == viewer_case.series)
+    volume, mask = read_series(series).volume, viewer_case.masks["calcium"]
+    found = score(volume, mask, rule=Rule(name="large", connectivity=26, min_voxels=40))
+    bright = mask & (volume.hu >= 130)
+    assert 0 < found.n_counted < bright.sum()
+    content = json.loads(details.read_text())
+    details.write_text(json.dumps({**content, "score": found.to_dict()}))
+    base = f"{serve(viewer_app(replace(viewer_case, results=results)))}/api/cases/{viewer_case.series}/slices"
+    for z in np.flatnonzero(bright.any(axis=(1, 2))):
+        marked = (picture(f"{base}/{z}.png?overlay=1") == (255, 60, 60)).all(axis=-1)
+        scale = marked.shape[0] / mask.shape[1]
+        seen = np.zeros(mask.shape[1:], bool)
+        rows, columns = ((np.nonzero(marked)[axis] + 0.5) / scale for axis in (0, 1))
+        seen[rows.astype(int), columns.astype(int)] = True
+        np.testing.assert_array_equal(seen, found.counted[z])
+    content["score"] = {**found.to_dict(), "total": found.total + 1}
+    details.write_text(json.dumps(content))
+    other = (
+        f"{serve(viewer_app(replace(viewer_case, results=results)))}/api/cases/{viewer_case.series}/slices"
+    )
+    z = int(np.flatnonzero(found.counted.any(axis=(1, 2)))[0])
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        read(f"{other}/{z}.png?overlay=1")
+    assert b"the results say" in caught.value.read()
 
 
 def test_masks_slice_by_slice_are_those_of_the_file(viewer_case: Any) -> None:

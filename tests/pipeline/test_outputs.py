@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 from pydicom.sr.codedict import codes
 
-from deepcac2.dicom import discover, make_finding, read_segmentation, read_series
+from deepcac2.dicom import Series, discover, make_finding, read_segmentation, read_series
 from deepcac2.errors import WorkflowError
+from deepcac2.imaging import Geometry, Volume
 from deepcac2.pipeline import Case, Workflow
 from deepcac2.pipeline.outputs import details, report, write_sr
 from deepcac2.pipeline.previews import preview, preview_slices, shown
@@ -169,6 +170,49 @@ def test_preview_shows_the_calcium_in_red_and_the_heart_outline(case: Case) -> N
             heaviest[p.slice_index] += p.score
     assert max(heaviest, key=lambda z: heaviest[z]) in chosen
     assert len(chosen) == 3
+
+
+def counting_case(*, upside_down: bool) -> Case:
+    """Twelve slices, all calcium in the third: a lesion that counts; a speck and dull voxels that do not."""
+    shape = (12, 60, 60)
+    hu = np.full(shape, 30, np.int16)
+    calcium = np.zeros(shape, bool)
+    heart = np.zeros(shape, bool)
+    heart[1:11, 10:50, 10:50] = True
+    hu[2, 20:24, 20:24], calcium[2, 18:26, 18:26] = 300, True
+    hu[2, 40, 40], calcium[2, 40, 40] = 900, True  # 0.25 mm²
+    axes = ((0.0, 0.0, -1.0 if upside_down else 1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0))
+    geometry = Geometry(shape=shape, spacing=(6.0, 0.5, 0.5), origin=(0.0, 0.0, 0.0), axes=axes)
+    volume = Volume(hu=hu, geometry=geometry)
+    return Case(
+        series=Series(series_uid="1"),
+        volume=volume,
+        heart=heart,
+        calcium=calcium,
+        score=score(volume, calcium),
+    )
+
+
+@pytest.mark.parametrize("upside_down", [False, True])
+def test_the_preview_marks_what_counted_where_it_is(upside_down: bool) -> None:
+    case = counting_case(upside_down=upside_down)
+    expected = np.zeros((12, 60, 60), bool)
+    expected[2, 20:24, 20:24] = True
+    what = shown(case)
+    np.testing.assert_array_equal(what.marked, expected)
+    picture = np.asarray(Image.open(io.BytesIO(preview(case))).convert("RGB")).astype(int)
+    red = (picture[..., 0] > 200) & (picture[..., 1] < 90) & (picture[..., 2] < 90)
+    chosen = preview_slices(what, 6.0)
+    assert 2 in chosen
+    for column, z in enumerate(chosen):
+        tile = red[64:424, 360 * column : 360 * (column + 1)]
+        assert tile.sum() == ((4 * 6) ** 2 if z == 2 else 0)  # a pixel of 60 is 6 of 360
+
+
+def test_the_details_do_not_hold_the_counted_voxels(case: Case) -> None:
+    said = details(case, {})["score"]
+    assert "runs" not in said
+    assert said["n_counted"] == case.score.counted.sum() > 0
 
 
 def test_preview_of_an_empty_result(case: Case) -> None:

@@ -35,6 +35,7 @@ from deepcac2.training.calcium import (
     HeartFinder,
     crop_of,
     crop_sources,
+    export_calcium,
     hard_seeds,
     make_calcium_cache,
     train_calcium,
@@ -294,6 +295,17 @@ def test_a_training_can_begin_with_weights(scans: Path, work: Path, tmp_path: Pa
     other = replace(still, architecture={**TINY.architecture, "channels": [4, 6]})
     with pytest.raises(WeightsError, match="are another network than the recipe's"):
         train_calcium(other, tmp_path, device=CPU, data=[scans], start=str(start.path))
+
+
+def test_the_window_of_a_recipe_is_that_of_its_set(work: Path, tmp_path: Path) -> None:
+    recipe = replace(TINY, window_hu=(-100.0, 400.0))
+    network = CalciumModel.load(resolve(work / "weights", "calcium"), CPU).network
+    export_calcium(recipe, network, tmp_path / "set", data="", measured={})
+    assert CalciumModel.load(resolve(tmp_path / "set", "calcium"), CPU).window_hu == (-100.0, 400.0)
+    with pytest.raises(WeightsError, match=r"window_hu \[-100.0, 400.0\]; write that into the recipe"):
+        train_calcium(TINY, tmp_path / "work", device=CPU, start=str(tmp_path / "set"))
+    with pytest.raises(ValueError, match="window_hu is"):
+        replace(TINY, window_hu=(400.0, -100.0))
 
 
 def test_hard_patients_have_what_is_rare() -> None:

@@ -65,6 +65,36 @@ Path("modules.json").write_text(json.dumps(sorted(sys.modules)))
 """
 
 
+@pytest.mark.parametrize(
+    ("execute", "modules", "rule"),
+    [
+        (["DeepCACRunner", "AGSCalculator"], {"AGSCalculator": {"rule": "van-velzen"}}, "van-velzen"),
+        (["DeepCACRunner", "AGSCalculator"], {}, "agatston"),
+        (["DeepCACRunner", "AGSCalculator"], {"AGSCalculator": None}, "agatston"),
+        (
+            ["DeepCACRunner", {"module": "AGSCalculator", "rule": "ai-cac"}],
+            {"AGSCalculator": {"rule": "van-velzen"}},
+            "ai-cac",
+        ),
+        (["DeepCACRunner"], {"AGSCalculator": {"rule": "van-velzen"}}, None),
+        (None, None, None),
+    ],
+)
+def test_the_calcium_runner_knows_the_rule_of_its_workflow(
+    execute: list[Any] | None, modules: dict[str, Any] | None, rule: str | None
+) -> None:
+    """The rule stands in the options of another module; without one, any voxel may count."""
+    from mhubio.core import Config
+
+    from deepcac2.utils.DeepCACRunner import DeepCACRunner
+    from deepcac2.utils.handover import scoring_rule
+
+    workflow = {"general": {"data_base_dir": "."}, "execute": execute, "modules": modules}
+    config = Config(args=[])
+    config._config = workflow
+    assert scoring_rule(DeepCACRunner(config)) == rule
+
+
 # --- a small input and small networks -----------------------------------------------------------------------
 
 
