@@ -310,7 +310,7 @@ def _evaluations(remarks: Sequence[str]) -> Dataset:
     import highdicom as hd
 
     contains = hd.sr.RelationshipTypeValues.CONTAINS
-    container = hd.sr.ContainerContentItem(name=EVALUATIONS, relationship_type=contains)
+    container: Dataset = hd.sr.ContainerContentItem(name=EVALUATIONS, relationship_type=contains)
     container.ContentSequence = hd.sr.ContentSequence(
         hd.sr.TextContentItem(name=COMMENT, value=text, relationship_type=contains) for text in remarks
     )
