@@ -161,14 +161,14 @@ def test_inspect_prints_them_all(shared_data: Path, capsys: pytest.CaptureFixtur
         assert series["findings"][0]["code"] in out
 
 
-def test_chests_pass_but_for_the_8_mm_one(shared_data: Path) -> None:
+def test_chests_pass_but_for_those_of_8_mm_slices_and_of_4_mm_pixels(shared_data: Path) -> None:
     verdicts = {
         s.slices[0].path.parent.name: s.rejection.code if s.rejection else None
         for s in discover(shared_data / "chest").series
     }
     assert verdicts == {
         "LIDC-IDRI-0306": None,
-        "CIP-64x64": None,
+        "CIP-64x64": "coarse-pixels",
         "Lung_Dx-A0001-B": None,
         "Lung_Dx-A0001-L": None,
         "Lung_Dx-A0002": "too-thick",
