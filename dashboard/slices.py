@@ -87,8 +87,11 @@ class _Cases:
         heart = calcium = np.zeros(hu.shape, dtype=np.bool_)
         frames = self._frames_of(row)
         if request.query_params.get("overlay") == "1" and frames is not None and frames.shape == hu.shape[1:]:
-            heart = frames.masks(ref)["heart"][None]
-            if int(asked) in _counted(self._store.details(row)):
+            masks, details = frames.masks(ref), self._store.details(row)
+            heart = masks["heart"][None]
+            if details.get("score") is None:  # of an exclusion: what it left over
+                calcium = masks["calcium"][None]
+            elif int(asked) in _counted(details):
                 calcium = self._score_of(row).counted[[int(asked)]]
         turned = to_canonical(hu, geometry)
         if turned.order[0] == 0:  # axial, as all that is scored

@@ -293,7 +293,7 @@ class _StoredResults:
         roles = set(self.made_by["weights"])
         if roles & {"screening", "direct"} and "calcium" not in roles:
             raise InputError(f"{folder} holds a run that scored no calcium mask; {COMPARE}")
-        self.folder: Path = folder
+        self.folder = folder
         self.rule = ""
 
     def predict(self, series: Series, volume: Volume | None) -> Prediction:

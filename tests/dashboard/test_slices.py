@@ -106,6 +106,9 @@ def test_the_overlay_is_what_counted_by_the_recorded_rule(
     with pytest.raises(urllib.error.HTTPError) as caught:
         read(f"{other}/{z}.png?overlay=1")
     assert b"the results say" in caught.value.read()
+    details.write_text(json.dumps({**content, "score": None}))  # as an exclusion leaves it: all of the mask
+    marked = (picture(f"{other}/{z}.png?overlay=1") == (255, 60, 60)).all(axis=-1)
+    assert marked.sum() == pytest.approx(mask[z].sum() * scale**2, rel=0.2)
 
 
 def test_masks_slice_by_slice_are_those_of_the_file(viewer_case: Any) -> None:

@@ -37,6 +37,8 @@ from deepcac2.training.calcium import (
     crop_sources,
     export_calcium,
     hard_seeds,
+    held_out_batches,
+    make_batches,
     make_calcium_cache,
     train_calcium,
 )
@@ -461,8 +463,11 @@ def test_recipes_are_read_strictly(tmp_path: Path) -> None:
 def test_crops_are_made_once(scans: Path, work: Path) -> None:
     before = {f.name: f.stat().st_mtime_ns for f in (work / "crops").glob("*.npy")}
     assert len(before) == 3 * 6
-    make_calcium_cache(replace(TINY, steps=99), work / "crops", data=[scans], device=CPU)
+    cache = make_calcium_cache(replace(TINY, steps=99), work / "crops", data=[scans], device=CPU)
     assert {f.name: f.stat().st_mtime_ns for f in (work / "crops").glob("*.npy")} == before
+    narrow, crops = replace(TINY, window_hu=(-100.0, 400.0)), range(len(cache.names))
+    assert make_batches(narrow, cache, crops).window_hu == (-100.0, 400.0)
+    assert held_out_batches(narrow, cache, crops)[0].window_hu == (-100.0, 400.0)
 
 
 def test_backgrounds_become_crops_with_seeds_of_their_own(shared_data):
