@@ -13,7 +13,7 @@ from deepcac2.dicom import discover, read_series
 from deepcac2.imaging import Geometry, Volume
 from deepcac2.imaging.resampling import centred_grid
 from deepcac2.models.calcium import CalciumModel, build_network, crop_grid, normalise, to_crop, window
-from deepcac2.simulation import default_geometry, heart_centre, simulate_patient
+from deepcac2.simulation import default_geometry, heart_centroid, simulate_patient
 from deepcac2.weights import resolve
 
 ARCHITECTURE = {"channels": (8, 16), "strides": (2,), "num_res_units": 1, "norm": "batch"}
@@ -60,7 +60,7 @@ def test_skipping_changes_no_counted_voxel(model: CalciumModel, spacing: tuple[f
 
 def test_noise_that_is_clearly_none_needs_about_half_of_the_patches() -> None:
     model = CalciumModel.load(resolve("bundled", "calcium"), torch.device("cpu"))
-    centre = heart_centre(5)
+    centre = heart_centroid(5)
     grid = centred_grid(default_geometry(5), centre, (2.5, 0.9, 0.9), (60, 160, 160))
     patient = simulate_patient(5, geometry=grid)
     hu, heart = patient.volume.hu.copy(), patient.heart
