@@ -55,7 +55,7 @@ def crop_grid(ct: Geometry, heart_centre: tuple[float, float, float], shape: Sha
 
     Args:
         ct: The CT's grid; the crop is laid parallel to it.
-        heart_centre: LPS point (x, y, z), mm.
+        heart_centre: Middle of the heart's box, LPS (x, y, z), mm.
         shape: Voxels of the crop (z, y, x).
     """
     return centred_grid(ct, heart_centre, CROP_SPACING, shape)
@@ -311,7 +311,7 @@ class CalciumModel:
 
         Args:
             volume: The CT.
-            heart_centre: LPS point (x, y, z), mm; see `HeartPrediction`.
+            heart_centre: Middle of the heart's box, LPS (x, y, z), mm; see `pipeline.stages.heart_centre`.
             region: bool (z, y, x) on the CT's grid; calcium outside it is not looked for. None: the
                 whole crop, as in the paper.
             peak: See `sure_lesions`.

@@ -49,8 +49,11 @@ class SimulatedPatient:
     facts: dict[str, Any] = field(repr=False)
 
 
-def heart_centre(seed: int) -> tuple[float, float, float]:
-    """LPS position (x, y, z), mm, of the heart's centroid, without drawing anything."""
+def heart_centroid(seed: int) -> tuple[float, float, float]:
+    """LPS position (x, y, z), mm, of the heart's centre of gravity, without drawing anything.
+
+    The calcium crop is laid elsewhere: around the middle of the heart's box, `pipeline.stages.heart_centre`.
+    """
     body, size, obesity = sample_body(seed)
     _, centroid = place_heart(seed, body, size, obesity)
     x, y, z = sample_frame(seed).to_lps(centroid)

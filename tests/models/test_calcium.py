@@ -16,7 +16,7 @@ from deepcac2.imaging import Geometry, Volume
 from deepcac2.imaging.resampling import centred_grid
 from deepcac2.imaging.tiling import patch_corners
 from deepcac2.models.calcium import CalciumModel, build_network, crop_grid, normalise, to_crop, window
-from deepcac2.simulation import default_geometry, heart_centre, simulate_patient
+from deepcac2.simulation import default_geometry, heart_centroid, simulate_patient
 from deepcac2.weights import resolve
 
 ARCHITECTURE = {"channels": (8, 16), "strides": (2,), "num_res_units": 1, "norm": "batch"}
@@ -144,7 +144,7 @@ def test_noise_that_is_clearly_none_needs_about_half_of_the_patches() -> None:
 def test_the_bundled_weights_answer_the_same_with_and_without_skipping() -> None:
     bundled = CalciumModel.load(resolve("bundled", "calcium"), CPU)
     model = CalciumModel(bundled.network, device=CPU, crop_shape=(32, 160, 160))
-    centre = heart_centre(5)
+    centre = heart_centroid(5)
     grid = centred_grid(default_geometry(5), centre, (2.5, 0.9, 0.9), (32, 120, 120))
     patient = simulate_patient(5, geometry=grid)
     early = model.predict(patient.volume, centre, region=patient.heart)

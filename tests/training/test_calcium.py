@@ -40,6 +40,7 @@ from deepcac2.training.calcium import (
     held_out_batches,
     make_batches,
     make_calcium_cache,
+    simulated_crop,
     train_calcium,
 )
 from deepcac2.training.calcium_recipe import CalciumRecipe
@@ -147,6 +148,23 @@ def test_simulated_patients_become_crops(tmp_path: Path) -> None:
     assert (label == 1).any()
     assert (label == 2).sum() > (label == 1).sum()
     assert -60 < np.median(hu[label == 2]) < 120
+
+
+def off_centre(label: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """How far the middle of the box of what is in or near the heart lies off the crop's, mm (z, y, x)."""
+    index = np.argwhere(label > 0)
+    return ((index.min(axis=0) + index.max(axis=0)) / 2 - (np.array(label.shape) - 1) / 2) * (2.5, 0.7, 0.7)
+
+
+def test_the_heart_of_a_simulated_patient_lies_in_the_crop_as_at_inference() -> None:
+    """Patient 31's box has its middle 8 and 7 mm off the centre of gravity along y and z."""
+    hu, label = simulated_crop(31, replace(TINY, heart_margin_mm=0.0, centre_jitter_mm=0.0))
+    assert np.abs(off_centre(label)).max() < 1.5
+    faces = [hu.take(i, axis=axis) for axis in range(3) for i in (0, -1)]
+    assert all((face > -1024).any() for face in faces)  # all that the crop holds was drawn
+    _, shifted = simulated_crop(31, replace(TINY, heart_margin_mm=0.0, centre_jitter_mm=6.0))
+    shift = np.random.default_rng([31, 77]).normal(0.0, 6.0, 3)[::-1]
+    np.testing.assert_allclose(off_centre(shifted), -shift, atol=2.5)
 
 
 def test_an_unknown_heart_is_found_by_the_heart_model(

@@ -14,7 +14,7 @@ from deepcac2.dicom import discover
 from deepcac2.errors import TrainingError
 from deepcac2.imaging import Geometry
 from deepcac2.models.heart import HeartModel
-from deepcac2.simulation import heart_centre, simulate_patient
+from deepcac2.simulation import heart_centroid, simulate_patient
 from deepcac2.simulation.anatomy import sample_anatomy
 from deepcac2.training import insertion
 from deepcac2.training.insertion import (
@@ -34,7 +34,7 @@ CROP = {"jitter_mm": 4.0, "label_threshold": 0.25, "margin_mm": 10.0}
 @pytest.fixture(scope="module")
 def background() -> Background:
     """Simulated patient 3's heart at 1.5 × 1 × 1 mm, its calcium taken away, as if it were a real scan."""
-    x, y, z = heart_centre(3)
+    x, y, z = heart_centroid(3)
     shape, spacing = (90, 160, 160), (1.5, 1.0, 1.0)
     origin = (x - 79.5, y - 79.5, z - 66.75)
     patient = simulate_patient(3, geometry=Geometry(shape=shape, spacing=spacing, origin=origin))
@@ -93,6 +93,18 @@ def test_crops_are_what_the_network_sees_and_the_same_every_time(background):
     assert np.median(hu[label == 1]) > 130
     other, _ = inserted_crop(background, 12, **CROP)
     assert not np.array_equal(hu, other)
+
+
+def test_the_heart_lies_in_the_crop_as_at_inference(background):
+    """A thin rod to the right widens the heart's box, but hardly moves its centre of gravity."""
+    heart = background.heart.copy()
+    z, y, x = (int(c) for c in np.argwhere(heart).mean(axis=0))
+    edge = np.flatnonzero(heart.any(axis=(0, 1)))
+    heart[z, y, 10:x] = True
+    moved = (edge[0] - 10) / 2
+    crops = [inserted_crop(replace(background, heart=h), 11, **CROP) for h in (background.heart, heart)]
+    heart_x = [np.argwhere(label > 0)[:, 2].mean() * 0.7 for _, label in crops]
+    assert heart_x[1] - heart_x[0] == pytest.approx(moved, abs=0.35 * moved)
 
 
 def test_a_background_is_cut_to_the_surroundings_of_its_heart(background, shared_data: Path):
