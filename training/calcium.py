@@ -112,8 +112,8 @@ def region_around(geometry: Geometry, centre: tuple[float, float, float], margin
 
 
 CENTRE_APART_MM = 15.0
-"""How far along x, y or z the middle of a simulated heart's box may lie from its centre of gravity; of the first
-60 seeds none lies further than 10.6 mm away."""
+"""How far along x, y or z the middle of a simulated heart's box may lie from its centre of gravity; in the
+first 60 seeds it lies at most 10.6 mm away."""
 
 
 def _shift(recipe: CalciumRecipe, rng: np.random.Generator) -> npt.NDArray[np.float64]:
