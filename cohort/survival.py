@@ -156,8 +156,8 @@ def build_cohort(
             f"no person is in both tables: the results have {persons['patient_id'].iloc[0]!r}, the clinical "
             f"table has {clinical[patient].iloc[0]!r} in {patient}"
         )
-    columns: dict[str, Any] = {event: events, "patient_id": clinical[patient].str.strip()}
-    wanted = clinical.assign(**columns)
+    own: dict[str, Any] = {event: events, "patient_id": clinical[patient].str.strip()}
+    wanted = clinical.assign(**own)
     wanted = wanted[list(dict.fromkeys(["patient_id", time, event, *covariates]))]
     frame = joined[["patient_id", "agatston_score"]].merge(wanted, on="patient_id", how="left")
     frame = numbers(frame, time, flow, minimum=0)

@@ -235,7 +235,7 @@ def test_facts_that_differ_have_no_single_value(ct, hu: HU, tmp_path: Path) -> N
     (series,) = discover(tmp_path).series
     assert (series.kvp, series.kernel) == (None, "")
     assert (series.kvps, series.kernels) == ((80.0, 120.0), ("LUNG", "STANDARD"))
-    row = result_row(Case(series=series), status="scored")
+    row = result_row(Case(series=series))
     assert (row.kvp, row.kernel) == (None, "")
     messages = [f.message for f in series.findings]
     assert any("80 and 120 kV" in m for m in messages)

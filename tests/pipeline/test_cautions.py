@@ -42,7 +42,7 @@ def test_a_zero_from_thick_slices_says_what_it_may_miss(
     assert case.score.total == 0
     codes = [f.code for f in case.findings]
     assert codes == (["zero-at-thick-slices"] if said else [])
-    row = result_row(case, status="scored")
+    row = result_row(case)
     assert ("small calcium may be missed" in row.caution) == said
     assert details(case, PROVENANCE)["cautions"] == ([row.caution] if said else [])
     assert ("zero-at-thick-slices" in row.warnings) == said
@@ -59,18 +59,18 @@ def test_calcium_found_in_thick_slices_needs_no_caution() -> None:
     assert case.score is not None
     assert case.score.total > 0
     assert cautions(case) == ()
-    assert result_row(case, status="scored").caution == ""
+    assert result_row(case).caution == ""
 
 
 def test_a_result_that_a_gate_would_have_refused_is_marked() -> None:
     allowed = make_finding("coarse-pixels", "pixels are 2.8 mm", allow=["coarse-pixels"])
     warning = make_finding("kvp", "taken at 140 kV")
     case = scored(1.0, bright=True, findings=(allowed, warning))
-    row = result_row(case, status="scored")
+    row = result_row(case)
     assert row.caution == "in spite of coarse-pixels: pixels are 2.8 mm"
     assert details(case, PROVENANCE)["cautions"] == [row.caution]
     assert _COLUMNS["score"](row) == f"{row.agatston_score:.1f} !"
-    plain = result_row(scored(1.0, bright=True, findings=(warning,)), status="scored")
+    plain = result_row(scored(1.0, bright=True, findings=(warning,)))
     assert plain.caution == ""
     assert _COLUMNS["score"](plain) == f"{plain.agatston_score:.1f}"
 
@@ -79,5 +79,5 @@ def test_without_a_result_there_is_nothing_to_caution_about() -> None:
     allowed = make_finding("coarse-pixels", "pixels are 2.8 mm", allow=["coarse-pixels"])
     case = Case(series=Series(series_uid="1.2"), findings=(allowed,))
     assert cautions(case) == ()
-    row = result_row(replace(case, facts={"direct": {"score": 1.0, "group": 1}}), status="scored")
+    row = result_row(replace(case, facts={"direct": {"score": 1.0, "group": 1}}))
     assert _COLUMNS["direct"](row) == "1.0 !"
