@@ -490,7 +490,7 @@ def test_crops_are_made_once(scans: Path, work: Path) -> None:
 
 def test_backgrounds_become_crops_with_seeds_of_their_own(shared_data):
     recipe = replace(TINY, patients=2, insertions=3)
-    folder = shared_data / "chest" / "CIP-64x64"
+    folder = shared_data / "chest" / "Lung_Dx-A0001-B"
     sources = crop_sources(recipe, [], [folder], HeartFinder("bundled", CPU))
     assert [s.name for s in sources[2:]] == [f"inserted-CIP-64x64-0-{i}" for i in range(3)]
     assert {s.patient for s in sources[2:]} == {"CIP-64x64-0"}

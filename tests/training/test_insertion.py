@@ -109,7 +109,7 @@ def test_the_heart_lies_in_the_crop_as_at_inference(background):
 
 def test_a_background_is_cut_to_the_surroundings_of_its_heart(background, shared_data: Path):
     model = HeartModel.load(resolve("bundled", "heart"), torch.device("cpu"))
-    folder = shared_data / "chest" / "CIP-64x64"
+    folder = shared_data / "chest" / "Lung_Dx-A0001-B"
     (source,) = background_sources(folder)
     found = load_background(source, lambda name, volume: model.predict(volume).mask)
     (series,) = discover(folder).series

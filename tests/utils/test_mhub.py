@@ -276,7 +276,6 @@ def workflow_file(path: Path, *, weights: str) -> Path:
             "heart-cut-off",
             "heart-implausible",
         ]
-        content["modules"]["HeartRunner"]["weights"] = str(heart_set(path.parent / "heart"))
         content["modules"]["DeepCACRunner"] = {
             "weights": str(calcium_set(path.parent / "calcium")),
             "heart_margin_mm": 10.0,
