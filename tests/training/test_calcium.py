@@ -492,8 +492,8 @@ def test_backgrounds_become_crops_with_seeds_of_their_own(shared_data):
     recipe = replace(TINY, patients=2, insertions=3)
     folder = shared_data / "chest" / "Lung_Dx-A0001-B"
     sources = crop_sources(recipe, [], [folder], HeartFinder("bundled", CPU))
-    assert [s.name for s in sources[2:]] == [f"inserted-CIP-64x64-0-{i}" for i in range(3)]
-    assert {s.patient for s in sources[2:]} == {"CIP-64x64-0"}
+    assert [s.name for s in sources[2:]] == [f"inserted-Lung_Dx-A0001-B-0-{i}" for i in range(3)]
+    assert {s.patient for s in sources[2:]} == {"Lung_Dx-A0001-B-0"}
     crops = [s.make() for s in sources[2:]]
     assert all(hu.shape == (58, 256, 256) for hu, _ in crops)
     assert not np.array_equal(crops[0][0], crops[1][0])
