@@ -73,7 +73,7 @@ def test_parts_hold_whole_series_and_verify_together(results: Path, tmp_path: Pa
         assert not verify(release).problems
     with Release(*built.parts[:-1]) as release:
         assert [p.message for p in verify(release).problems] == [
-            f"{built.series} series were scored and {built.series - 1} are here: give all parts"
+            f"{built.series} series were scored and {built.series - 1} are here: give all its parts"
         ]
     with pytest.raises(InputError, match="there twice"):
         Release(built.parts[0], built.parts[0])
