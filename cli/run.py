@@ -374,6 +374,7 @@ def _report(summary: RunSummary, log_path: Path, *, quiet: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from ..dicom import readable
     from ..pipeline.cautions import MARK
     from ..pipeline.outputs import PREVIEW_NAME
     from ..pipeline.results import CSV
@@ -398,12 +399,12 @@ def _report(summary: RunSummary, log_path: Path, *, quiet: bool) -> None:
             console.print(f"  and {summary.done - len(shown)} more in the table")
         preview = next((p for r in shown if (p := summary.output / r.folder / PREVIEW_NAME).is_file()), None)
         if preview is not None:
-            console.print(f"preview: {preview}")
+            console.print(f"preview: {readable(preview)}")
     counts = ", ".join(f"{summary.count(s)} {s}" for s in ("scored", "rejected", "failed"))
-    where = str(summary.output / CSV) if summary.table else "written by the last shard to end"
+    where = readable(summary.output / CSV) if summary.table else "written by the last shard to end"
     if not quiet and summary.statistics.series > 1:
         console.print(_speed(summary.statistics))
-    console.print(f"{counts}; table: {where}; log: {log_path}")
+    console.print(f"{counts}; table: {where}; log: {readable(log_path)}")
 
 
 def _speed(statistics: Statistics) -> str:

@@ -79,7 +79,11 @@ def write_index(path: Path, discovery: Discovery) -> int:
     rows: Iterator[dict[str, Any]] = map(index_row, discovery.series)
     count = 0
     try:
-        with atomic_path(path) as temporary, parquet.ParquetWriter(temporary, schema) as writer:
+        with (
+            atomic_path(path) as temporary,
+            temporary.open("wb") as file,
+            parquet.ParquetWriter(file, schema) as writer,
+        ):
             while batch := list(islice(rows, _AT_ONCE)):
                 writer.write_table(pa.Table.from_pylist(batch, schema=schema))
                 count += len(batch)

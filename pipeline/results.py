@@ -192,7 +192,12 @@ def write_parquet(path: Path, rows: Iterable[ResultRow]) -> None:
     kinds = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
     schema = pa.schema([(f.name, kinds[str(f.type).split(" ")[0]]) for f in fields(ResultRow)])
     left = iter(rows)
-    with atomic_path(path) as temporary, parquet.ParquetWriter(temporary, schema) as writer:
+    # an open file, because pyarrow takes no path that is no UTF-8
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("wb") as file,
+        parquet.ParquetWriter(file, schema) as writer,
+    ):
         while part := list(islice(left, _ROWS_AT_ONCE)):
             columns = {name: [getattr(row, name) for row in part] for name in COLUMNS}
             writer.write_table(pa.table(columns, schema=schema))
@@ -208,7 +213,7 @@ def read_parquet(path: Path) -> Iterator[ResultRow]:
     from pyarrow import parquet
 
     try:
-        with parquet.ParquetFile(path) as file:
+        with path.open("rb") as opened, parquet.ParquetFile(opened) as file:
             for batch in file.iter_batches(_ROWS_AT_ONCE):
                 for row in batch.to_pylist():
                     yield ResultRow(**row)

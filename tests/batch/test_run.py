@@ -118,17 +118,18 @@ def test_odd_names_and_objects_among_the_images_keep_the_table(simulated: Path, 
     scout.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
     scout.SOPInstanceUID = "1.2.3"
     scout.save_as(source / "scout")
+    output = tmp_path / os.fsdecode(b"r\xe9sultats")
     for _ in range(2):
-        summary, _ = run(source, tmp_path / "out")
+        summary, _ = run(source, output)
         assert [(r.status, r.code) for r in summary.rows] == [
             ("failed", "unreadable-file"),
             ("rejected", "too-few-slices"),
         ]
         assert "br\\xe4ked.dcm" in summary.rows[0].reason
         assert "stray-images" in summary.rows[1].warnings
-    with (tmp_path / "out" / "results.csv").open(newline="", encoding="utf-8") as handle:
+    with (output / "results.csv").open(newline="", encoding="utf-8") as handle:
         assert len(list(csv.DictReader(handle))) == 2
-    details = json.loads((tmp_path / "out" / summary.rows[1].folder / "details.json").read_text())
+    details = json.loads((output / summary.rows[1].folder / "details.json").read_text())
     assert (details["series"]["n_slices"], details["series"]["left_out"]) == (6, 1)
 
 

@@ -123,4 +123,6 @@ def test_a_background_is_cut_to_the_surroundings_of_its_heart(background, shared
     assert np.allclose(centre, whole.centre_lps, atol=0.1)
     with pytest.raises(TrainingError, match="no series that can be a background"):
         background_sources(shared_data / "chest" / "Lung_Dx-A0002")
-    assert make_background("x", background.volume, background.heart, series).kernel == "STANDARD"
+    assert make_background("x", background.volume, background.heart, series).kernel == "B"
+    nameless = replace(series, kernel="")
+    assert make_background("x", background.volume, background.heart, nameless).kernel == "STANDARD"
