@@ -53,6 +53,7 @@ _MEANING = {
     "agatston_score": "Agatston score by the rule in the column rule; no unit",
     "risk_group": "0: score 0; 1: above 0 up to 100; 2: above 100 up to 300; 3: above 300",
     "risk_group_name": "very low, low, moderate, high",
+    "caution": "what must be known with the result: a gate would have refused it, or a zero of thick slices",
     "volume_mm3": "volume of the counted calcium, mm3",
     "mass_mg": "mass of the counted calcium, mg, where a calibration factor was given",
     "n_lesions": "counted lesions",

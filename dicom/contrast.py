@@ -52,6 +52,7 @@ _SPELLINGS = (
     (re.compile(r"\bw ?/"), "with "),
     (re.compile(r"\bn ?/ ?a\b"), "na"),
     (re.compile(r"_"), " "),
+    (re.compile(r"\bnon?[ -]con\b"), "noncontrast"),
 )
 
 _DENIALS = frozenset(
@@ -66,7 +67,7 @@ _DENIALS = frozenset(
 
 _FILLERS = frozenset(
     (
-        "oral", "iv", "intravenous", "or", "nor", "any", "contrast", "con", "contr", "contraste",
+        "oral", "iv", "intravenous", "or", "nor", "any", "contrast", "contr", "contraste", "contrasto",
         "kontrast", "kontrastmittel", "km", "mdc", "agent", "agents", "medium", "media", "dye", "bolus",
         "given", "used", "administered", "injected", "injection", "enhanced", "enhancement", "applicable",
         "scan", "series", "study", "phase", "ct", "chest", "thorax", "ml", "cc",

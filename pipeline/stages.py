@@ -301,7 +301,7 @@ class ScoreDirectly:
         attention = self.model.attention(volume, found) if self.attend else None
         case = replace(case, attention=attention, facts={**case.facts, "direct": facts})
         if facts["group"] == 0:
-            case = replace(case, findings=(*case.findings, *zero_findings(case, "a direct score of 0")))
+            case = replace(case, findings=(*case.findings, *zero_findings(case, "a direct score below 1")))
         return compare(stated(case, self.weights))
 
 
