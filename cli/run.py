@@ -95,7 +95,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     screen.add_argument(
         "--json-progress", action="store_true", help="print one JSON object per series, for other programs"
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, goes_on=True)
 
 
 def count(text: str) -> int:
@@ -165,7 +165,7 @@ def run(args: argparse.Namespace) -> int:
 
 @contextmanager
 def _stoppable(watcher: _Watcher) -> Iterator[Callable[[Engine], None]]:
-    """SIGINT and SIGTERM let what is at work finish; the second one ends it."""
+    """SIGINT and SIGTERM let what is being computed finish; the second one ends it."""
     engines: list[Engine] = []
 
     def stop(number: int, frame: object) -> None:
@@ -173,7 +173,7 @@ def _stoppable(watcher: _Watcher) -> Iterator[Callable[[Engine], None]]:
             raise KeyboardInterrupt
         stopped.append(number)
         engines[0].stop()
-        watcher.say("stopping: the series at work are finished first; once more to end at once")
+        watcher.stopping(engines[0])
 
     stopped: list[int] = []
     before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -247,12 +247,27 @@ class _Watcher:
         self.as_json = as_json
         self._bar: Any = None
         self._task: Any = None
+        self._engine: Engine | None = None
         self._last_line = time.monotonic()
 
     def say(self, text: str) -> None:
         if self.quiet or self.as_json:
             return
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def stopping(self, engine: Engine) -> None:
+        """Say that a run is stopping, and from now on in the bar how many series it finishes first."""
+        self._engine = engine
+        count = engine.finishing
+        what = {0: "nothing is being computed", 1: "the series being computed is finished first"}.get(
+            count, f"the {count} series being computed are finished first"
+        )
+        self.say(f"stopping: {what}; once more to end at once")
+        if self._task is not None:
+            self._bar.update(self._task, description=self._stopping())
+
+    def _stopping(self) -> str:
+        return "" if self._engine is None else f"stopping after {self._engine.finishing} more"
 
     def __enter__(self) -> _Watcher:
         if not self.quiet and not self.as_json and self.console.is_terminal:
@@ -280,7 +295,8 @@ class _Watcher:
             if self._task is None:
                 self._task = self._bar.add_task("series", total=event.total)
             counts = ", ".join(f"{n} {s}" for s, n in event.counts.items() if n)
-            self._bar.update(self._task, completed=event.done, description=counts or "series")
+            words = ", ".join(filter(None, (self._stopping(), counts))) or "series"
+            self._bar.update(self._task, completed=event.done, description=words)
         elif event.row is not None and event.total <= _LINE_EACH:
             self.say(
                 f"{event.done}/{event.total} {_in_words(event.row)}{' (was there)' if event.skipped else ''}"

@@ -45,9 +45,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--trial",
         action="store_true",
         help="a small trial instead: up to three visits a person, two kernels each, some series unfit, with "
-        "clinical.csv and truth.csv",
+        "clinical.csv and truth.csv; OUT appears when it is complete",
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, goes_on=True)
 
 
 def run(args: argparse.Namespace) -> int:

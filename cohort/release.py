@@ -74,7 +74,6 @@ _MEANING = {
     "n_slices": "slices",
     "noise_hu": "standard deviation measured inside the heart, HU",
     "off_domain": "in what the scan is unlike those that the weights were trained on, joined by ;",
-    "caution": "why the result must be read with care: a gate that was allowed, a zero from thick slices",
     "warnings": "codes of findings that did not reject the series, joined by ;",
     "seconds": "time it took",
     "folder": "folder of the series in this release and in the run's output",

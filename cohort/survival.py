@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -156,8 +155,7 @@ def build_cohort(
             f"no person is in both tables: the results have {persons['patient_id'].iloc[0]!r}, the clinical "
             f"table has {clinical[patient].iloc[0]!r} in {patient}"
         )
-    own: dict[str, Any] = {event: events, "patient_id": clinical[patient].str.strip()}
-    wanted = clinical.assign(**own)
+    wanted = clinical.assign(**{event: events}).assign(patient_id=clinical[patient].str.strip())
     wanted = wanted[list(dict.fromkeys(["patient_id", time, event, *covariates]))]
     frame = joined[["patient_id", "agatston_score"]].merge(wanted, on="patient_id", how="left")
     frame = numbers(frame, time, flow, minimum=0)

@@ -39,6 +39,7 @@ from .datasets import AnnotatedSource, annotated_sources
 from .domain import simulated_domain
 from .export import write_networks
 from .insertion import Background, background_sources, inserted_crop, load_background
+from .loop import interruptible_steps, leave_where_told
 from .mining import find_mistakes, load_mistakes, save_mistakes
 from .monitor import RunLog, Speed
 from .patches import (
@@ -112,8 +113,8 @@ def region_around(geometry: Geometry, centre: tuple[float, float, float], margin
 
 
 CENTRE_APART_MM = 15.0
-"""How far along x, y or z the middle of a simulated heart's box may lie from its centre of gravity; in the
-first 60 seeds it lies at most 10.6 mm away."""
+"""How far along x, y or z the middle of a simulated heart's box may lie from its centre of gravity; of the
+first 60 seeds none lies further than 10.6 mm away."""
 
 
 def _shift(recipe: CalciumRecipe, rng: np.random.Generator) -> npt.NDArray[np.float64]:
@@ -461,7 +462,7 @@ def _run(
         return None
     run_log, speed = RunLog(work, trainer.step), Speed()
     pending = 0
-    with GpuMeter(device) as meter:
+    with GpuMeter(device) as meter, interruptible_steps() as signals:
         speed.resume()
         for image, label in _stream(trainer, batches, speed, work):
             rate = trainer.learning_rate
@@ -472,6 +473,7 @@ def _run(
             logging_now = validating or step % recipe.log_every == 0
             saving = last or step % recipe.checkpoint_every == 0
             if not (logging_now or saving):
+                leave_where_told(signals, checkpoint, trainer)
                 continue
             loss = trainer.mean_loss() if logging_now else None
             speed.pause(pending)
@@ -500,6 +502,7 @@ def _run(
                 )
             if saving:
                 checkpoint.save(trainer)
+            leave_where_told(signals, checkpoint, trainer)
             meter.since_last()
             speed.resume()
     run_log.close()

@@ -197,6 +197,33 @@ def losses(folder: Path) -> list[dict[str, str]]:
     return [{k: v for k, v in r.items() if k not in ("patches_per_second", "gpu_utilisation")} for r in rows]
 
 
+def test_an_interrupted_run_writes_a_checkpoint_and_goes_on_to_the_same_weights(
+    scans: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGINT far from any checkpoint of the recipe's, against a run that nobody touched, bit for bit."""
+    shutil.copytree(work / "crops", tmp_path / "crops")
+    recipe = replace(TINY, checkpoint_every=1000)
+    train = Trainer.train
+
+    def interrupted(self: Trainer, *batch: torch.Tensor) -> None:
+        if self.step == 5:
+            signal.raise_signal(signal.SIGINT)
+        train(self, *batch)
+
+    handler = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(Trainer, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_calcium(recipe, tmp_path, device=CPU, data=[scans])
+    monkeypatch.undo()
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert torch.load(tmp_path / "checkpoint.pt")["step"] == 6
+    train_calcium(recipe, tmp_path, device=CPU, data=[scans])
+    networks = [CalciumModel.load(resolve(f / "weights", "calcium"), CPU).network for f in (tmp_path, work)]
+    after, unbroken = (dict(network.state_dict()) for network in networks)
+    assert all(torch.equal(after[name], unbroken[name]) for name in unbroken)
+    assert losses(tmp_path) == losses(work)
+
+
 CHILD = """
 import json, os, signal, sys
 from pathlib import Path
