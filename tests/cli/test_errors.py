@@ -163,11 +163,14 @@ def test_an_interrupted_command_promises_to_go_on_where_it_does(
     os.mkfifo(tmp_path / "table.csv")
     words = {"folder": tmp_path, "pipe": tmp_path / "table.csv"}
     timer = threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGINT))
+    # A test run in the background ignores SIGINT, and so would the command.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer.start()
     try:
         assert main([c.format(**words) for c in command]) == 130
     finally:
         timer.cancel()
+        signal.signal(signal.SIGINT, before)
     text = capsys.readouterr().err
     assert text.startswith("interrupted")
     assert ("the same command goes on" in text) == goes_on
