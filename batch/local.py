@@ -10,6 +10,7 @@ import shutil
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from pebble import ProcessPool
+from pebble.pool.process import WORKERS_NAME
 
 from ..dicom import Series
 from ..pipeline.chain import PHASES
@@ -30,6 +32,9 @@ log = logging.getLogger(__name__)
 
 LOADING_SECONDS = 900.0
 """A worker that has not loaded its models after this time hangs; a cold network drive may take minutes."""
+
+START_SECONDS = 30.0
+"""For a worker process from its start to its first own line; a cold network drive may take some."""
 
 Outcome = Handed | Finished | NotBegun | BaseException
 """Of a task: what a worker says, or what ended it."""
@@ -195,6 +200,7 @@ class _Pool:
         self.count = count
         self.waiting = 0
         self._counting = threading.Lock()
+        self._role = role
         self._init = (job, role, os.getpid())
         self._pool: ProcessPool | None = None
 
@@ -236,9 +242,24 @@ class _Pool:
 
     def stop(self) -> None:
         if self._pool is not None:
+            _await_start(self._role.scratch)
             self._pool.stop()  # type: ignore[no-untyped-call]
             self._pool.join()
             self._pool = None
+
+
+def _await_start(scratch: Path) -> None:
+    """Wait until no worker process is still starting, `START_SECONDS` at most.
+
+    One that is started takes over locks of its pool; a pool that is stopped earlier has removed them, and
+    Python ends the process with a traceback on the terminal.
+    """
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and any(
+        child.name == WORKERS_NAME and not worker.started_file(scratch, child.pid).exists()
+        for child in multiprocessing.active_children()
+    ):
+        time.sleep(0.05)
 
 
 class Scratch:

@@ -179,6 +179,7 @@ _worker: Worker | None = None
 def start(job: Job, role: Role, parent: int) -> None:
     """Make this process a worker of the process `parent`, and let it die with it."""
     global _worker
+    started_file(role.scratch, os.getpid()).touch()
     # Terminals and schedulers tell all processes of a run; the parent decides, and says so by a file.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if (role.scratch / STOP).exists() else None)
@@ -188,6 +189,11 @@ def start(job: Job, role: Role, parent: int) -> None:
     if role.log_path is not None:
         add_log_file(role.log_path)
     _worker = Worker(job, role)
+
+
+def started_file(scratch: Path, pid: int | None) -> Path:
+    """It is there as soon as the worker process `pid` has all that it takes over from its parent."""
+    return scratch / f"started-{pid}"
 
 
 def silence_libraries() -> None:
