@@ -169,6 +169,7 @@ def test_the_help_of_every_command_loads_nothing_heavy() -> None:
     assert not HEAVY & set(loaded.split())
 
 
+@pytest.mark.slow
 def test_nothing_needs_torchvision() -> None:
     """timm brings it, but its usual build does not import beside a CPU build of torch."""
     python(

@@ -65,7 +65,7 @@ def test_whatever_kills_a_worker_costs_one_series_at_most(tmp_path: Path, prefet
 
 @pytest.mark.parametrize("fault", [pytest.param("hang", marks=pytest.mark.slow), "deaf"])
 def test_a_worker_that_hangs_is_stopped(tmp_path: Path, fault: str) -> None:
-    summary = run(tmp_path / "out", 4, {1: fault}, timeout=30.0, retries=0)
+    summary = run(tmp_path / "out", 4, {1: fault}, timeout=15.0, retries=0)
     rows = outcomes(summary)
     assert rows.pop("1.2.1") == ("failed", "timeout")
     assert set(rows.values()) == {("scored", "")}
@@ -109,6 +109,7 @@ def test_two_runs_on_one_output_refuse_each_other(tmp_path: Path) -> None:
     assert set(outcomes(run(output, 3, {})).values()) == {("scored", "")}
 
 
+@pytest.mark.slow
 def test_shards_share_an_output(tmp_path: Path) -> None:
     """One shard after the other, and the table is whole after the last; the same shard twice is refused."""
     output = tmp_path / "out"
@@ -148,7 +149,7 @@ def test_a_run_that_was_killed_is_not_finished(tmp_path: Path) -> None:
     assert said == {"found": 3, "selected": 3, "finished": False}
 
 
-@pytest.mark.parametrize("prefetch", [0, 1])
+@pytest.mark.parametrize("prefetch", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_stop_finishes_what_is_computed_and_begins_nothing(tmp_path: Path, prefetch: int) -> None:
     """Of eight slow series, stopped when the first is done: what is computed by then follows, no more."""
     output, slow, engines, finishing = tmp_path / "out", dict.fromkeys(range(8), "slow"), [], []
@@ -193,7 +194,7 @@ def check_killed_run(tmp_path: Path, count: int, kills: int) -> None:
 
 
 def test_a_run_killed_again_and_again_loses_nothing(tmp_path: Path) -> None:
-    check_killed_run(tmp_path, count=60, kills=4)
+    check_killed_run(tmp_path, count=40, kills=3)
 
 
 @pytest.mark.slow

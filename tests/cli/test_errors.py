@@ -130,9 +130,6 @@ def test_a_full_disk(simulated: Path, tmp_path: Path) -> None:
     assert "error: no space left" in done.stderr
     assert "Traceback" not in done.stderr
     assert not [p for p in (tmp_path / "out").rglob("*") if p.name.startswith(".")]
-    again = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
-    assert len(list((tmp_path / "out").rglob("cac.seg.dcm"))) == 1
 
 
 def test_no_command_and_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,7 +33,8 @@ def run(data: Path, out: Path, *options: str) -> list[Row]:
     """The rows of a run in a process of its own, which must not end in a traceback."""
     command = [sys.executable, "-m", "deepcac2", "run", str(data), str(out), "--devices", "cpu", *options]
     result = subprocess.run(command, capture_output=True, text=True)
-    text = result.stdout + result.stderr + (out / "run.log").read_text()
+    logs = "".join(path.read_text() for path in (out / "logs").iterdir())
+    text = result.stdout + result.stderr + logs
     assert "Traceback" not in text, text
     assert result.returncode in (0, 1), text
     with (out / "results.csv").open(newline="") as file:

@@ -143,6 +143,7 @@ def test_a_quiet_scan_shows_calcium_at_130_hu_and_more(fine: SimulatedPatient) -
     assert np.percentile(quiet.volume.hu[soft], 99.9) < 100
 
 
+@pytest.mark.slow
 def test_a_breath_moves_picture_and_truth_together(fine: SimulatedPatient) -> None:
     """Where slices are displaced, the masks follow: calcium is bright, and the heart stays as large."""
     geometry = fine.volume.geometry
@@ -206,6 +207,7 @@ def test_padding_outside_the_circle() -> None:
     assert (hu[:, 32, 32] > -1024).any()
 
 
+@pytest.mark.slow
 def test_real_and_simulated_hearts_look_alike(shared_data: Path) -> None:
     """Volume, extents and HU of two labelled chests lie within the simulated range."""
     import SimpleITK as sitk

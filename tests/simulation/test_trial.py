@@ -41,6 +41,7 @@ def test_an_interrupted_trial_goes_on_with_the_next_person(tmp_path: Path) -> No
     assert content(tmp_path / "unbroken") == content(tmp_path / "trial")
 
 
+@pytest.mark.slow
 def test_what_another_call_has_begun_is_not_taken(tmp_path: Path) -> None:
     def interrupt(line: str) -> None:
         raise KeyboardInterrupt

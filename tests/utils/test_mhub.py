@@ -359,7 +359,7 @@ def details_of(folder: Path, uid: str) -> dict[str, Any]:
     return like(json.loads(path.read_text()))
 
 
-@pytest.fixture(scope="module", params=["random", "bundled"])
+@pytest.fixture(scope="module", params=[pytest.param("random", marks=pytest.mark.slow), "bundled"])
 def both(request: pytest.FixtureRequest, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Both:
     if request.param == "bundled":
         try:
