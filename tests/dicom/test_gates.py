@@ -140,6 +140,8 @@ CASES: dict[str, tuple[Any, dict[str, Any], str | None, set[str]]] = {
     "zero spacing": (put(PixelSpacing=[0, 0]), {}, "no-geometry", set()),
     "two sizes": (smaller, {}, "mixed-size", set()),
     "two spacings": (put(half, PixelSpacing=[0.9, 0.7]), {}, "mixed-spacing", set()),
+    "half a pixel over 512": (put(half, PixelSpacing=[0.8, 0.701]), {}, "mixed-spacing", set()),
+    "a third of a pixel": (put(half, PixelSpacing=[0.8, 0.7005]), {}, None, set()),
     "two orientations": (put(half, ImageOrientationPatient=TURNED), {}, "mixed-orientation", set()),
     "rounded orientation": (put(half, ImageOrientationPatient=[1, 0.001, 0, -0.001, 1, 0]), {}, None, set()),
     "tilted gantry": (tilted, {}, "gantry-tilt", set()),
