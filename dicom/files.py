@@ -41,17 +41,19 @@ HEAD_BYTES = 1 << 15
 """Read at once, which is faster than element by element; headers of single-frame CT mostly end before. The
 data set must begin within it: what comes before is a few hundred bytes (PS3.10 7.1)."""
 
-MAX_HEADER_BYTES = 64 << 20
-"""Values of a header that are read. The headers of 5000 frames of a multi-frame file are about 15 MB."""
+MAX_HEADER_BYTES = 32 << 20
+"""Values of a header that are read. The headers of 5000 frames of a multi-frame file are about 15 MB; several
+files are read at once."""
 
 MAX_UNPACKED_HEADER_BYTES = 16 << 20
-"""The same where all that comes before a value must be unpacked to reach it; several files are at once."""
+"""The same where all that comes before a value must be unpacked to reach it."""
 
-MAX_STEPS = 1_000_000
-"""Reads of one header, of which an element takes two or three: some seconds. Headers of single-frame CT take
-up to 760, those of 5000 frames half a million."""
+FREE_STEPS, BYTES_A_STEP, MAX_STEPS = 100_000, 256, 4_000_000
+"""Reads of one header, of which an element takes two or three and an item five: so many, and one more for so
+many bytes on disk. Headers of single-frame CT take up to 760; those of many frames about 100 a frame, and the
+frame's pixels 50 kilobytes or more. A step costs 5 to 20 µs."""
 
-MAX_ELEMENTS = 1 << 16
+MAX_ELEMENTS = 1 << 14
 """Elements at the top level of a data set; CT have some 100 to 300."""
 
 MAX_FALLS = 32
@@ -64,6 +66,12 @@ MAX_DEPTH = 32
 MAX_RATIO, ALWAYS_BYTES = 200, 32 << 20
 """What a file claims to hold unpacked, or unpacks to, over its own size; any file may hold so many bytes.
 Lossless compression of CT reaches 2 to 4, lossy 50; a blank slice of 512² comes to a few hundred bytes."""
+
+MAX_CELLS = 1 << 28
+"""Pixels of one image, 16,384²: those of CT have 512² to 2048²."""
+
+_BYTES_A_CELL = 16
+"""Bytes that pixels which are not compressed may have: 3 values of 4 bytes, and some padding."""
 
 ZIP_MAGIC = b"PK\x03\x04"
 
@@ -187,13 +195,13 @@ def read_slice(
 
     Args:
         ref: The image.
-        pixels: Whether to read the pixel data too; what follows them is never read.
+        pixels: Whether to read the pixel data, if it has any, too; what follows them is never read.
         tags: Keywords of the elements wanted, None for all.
         archive: The zip archive that holds it, if it is open already.
 
     Raises:
         InputUnreadable: The file has gone.
-        InputDamaged: It is damaged, or claims more than it holds; it has no pixels where they are asked for.
+        InputDamaged: It is damaged, or claims more than it holds.
     """
     with ExitStack() as stack:
         if ref.member is None:
@@ -224,13 +232,12 @@ def read_dicom(
         file: The file, after its head.
         head: Its first `HEAD_BYTES`, or all where it is shorter.
         tags: Keywords of the elements wanted, None for all.
-        pixels: Whether to read the pixel data too. What follows them is never read.
+        pixels: Whether to read the pixel data, if it has any, too. What follows them is never read.
         packed_size: Bytes that a member of a zip archive takes there; None for a file.
 
     Raises:
         InputUnreadable: It cannot be read any further.
-        InputDamaged: It is no DICOM, is cut short or damaged, or claims more than `most_unpacked`; with
-            `pixels`, it has none.
+        InputDamaged: It is no DICOM, is cut short or damaged, or claims more than `most_unpacked`.
     """
     try:
         return _read(file, head, _tags(tuple(tags)) if tags else None, pixels, packed_size)
@@ -243,7 +250,12 @@ def read_dicom(
 def _read(
     file: IO[bytes], head: bytes, tags: list[BaseTag | int] | None, pixels: bool, packed_size: int | None
 ) -> FileDataset:
-    stored = os.fstat(file.fileno()).st_size if packed_size is None else packed_size
+    if packed_size is None:
+        status = os.fstat(file.fileno())
+        stored, on_disk = status.st_size, min(status.st_size, 512 * status.st_blocks)  # it may have holes
+    else:
+        stored = on_disk = packed_size
+    steps = min(MAX_STEPS, FREE_STEPS + on_disk // BYTES_A_STEP)
     deflated = _DEFLATED in head and _is_deflated(head)
     if deflated:
         file = cast(IO[bytes], io.BufferedReader(_Inflated(head, file)))
@@ -256,7 +268,8 @@ def _read(
             raise InputDamaged(f"unpacks from {stored} to more than {most} bytes, which no image does")
         file, head, sought = io.BytesIO(content), content[:HEAD_BYTES], True
 
-    walk, meter = _Walk(pixels), _Meter(MAX_STEPS, MAX_HEADER_BYTES)
+    every = pixels or tags is None
+    walk, meter = _Walk(every), _Meter(steps, MAX_HEADER_BYTES)
     stream: BinaryIO = io.BytesIO(head)
     partial = len(head) == HEAD_BYTES
     ds = None
@@ -275,7 +288,7 @@ def _read(
             stream.seek(0)
         else:
             stream = io.BytesIO(head + taken(file, MAX_UNPACKED_HEADER_BYTES - len(head)))
-        walk = _Walk(pixels)
+        walk = _Walk(every)
         ds = read_partial(cast(Any, _Metered(stream, meter)), walk, force=True, specific_tags=tags)
         if not sought and not walk.ended and stream.tell() >= MAX_UNPACKED_HEADER_BYTES:
             raise InputDamaged(f"its header is longer than {MAX_UNPACKED_HEADER_BYTES} bytes")
@@ -285,9 +298,7 @@ def _read(
     if deflated:
         ds.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     _check_claims(ds, walk, stored)
-    if pixels:
-        if walk.tag != _PIXEL_DATA:
-            raise InputDamaged("the file has no pixels or is cut short")
+    if pixels and walk.tag == _PIXEL_DATA:
         source = file if partial else stream
         source.seek(stream.tell())
         _add_pixels(ds, source, walk, most_unpacked(stored))
@@ -296,8 +307,9 @@ def _read(
 
 def _mapped(error: Exception, what: str) -> Exception:
     """The one of our two errors that an error of reading foreign data means; a lack of memory is neither."""
-    if isinstance(error, (InputUnreadable, MemoryError)):
-        return error
+    for known in (error, error.__context__):  # pydicom raises an error of its own over some
+        if isinstance(known, (InputUnreadable, MemoryError)):
+            return known
     if isinstance(error, OSError) and error.errno is not None:
         return InputUnreadable(f"cannot be read: {error.strerror or error}")
     said = readable(" ".join(str(error).split())[:200])
@@ -319,10 +331,10 @@ class _Walk:
         implicit: Whether elements have no VR there.
     """
 
-    __slots__ = ("_falls", "_pixels", "count", "ended", "implicit", "length", "tag")
+    __slots__ = ("_every", "_falls", "count", "ended", "implicit", "length", "tag")
 
-    def __init__(self, pixels: bool) -> None:
-        self._pixels, self._falls, self.count = pixels, 0, 0
+    def __init__(self, every: bool) -> None:
+        self._every, self._falls, self.count = every, 0, 0
         self.ended, self.tag, self.length, self.implicit = False, -1, 0, True
 
     def __call__(self, tag: BaseTag, vr: str | None, length: int) -> bool:
@@ -334,7 +346,7 @@ class _Walk:
         if self.count > MAX_ELEMENTS:
             raise InputDamaged(f"it has more than {MAX_ELEMENTS} elements")
         self.tag = int(tag)
-        if _FIRST_PIXELS <= tag <= _PIXEL_DATA or (tag in _NO_IMAGE and not self._pixels):
+        if _FIRST_PIXELS <= tag <= _PIXEL_DATA or (tag in _NO_IMAGE and not self._every):
             self.ended, self.length, self.implicit = True, length, vr is None
         return self.ended
 
@@ -437,10 +449,14 @@ def _check_claims(ds: Dataset, walk: _Walk, stored: int) -> None:
     rows, columns, frames = (whole(ds, keyword) for keyword in ("Rows", "Columns", "NumberOfFrames"))
     cells = max(0, rows or 0) * max(0, columns or 0) * max(1, frames or 1)
     length = walk.length if walk.tag == _PIXEL_DATA and walk.length != _UNDEFINED else 0
-    if max(cells, length) > most_unpacked(stored):
+    if max(cells, length) > most_unpacked(stored) or cells > MAX_CELLS * max(1, frames or 1):
         raise InputDamaged(
             f"claims {frames or 1} images of {rows} x {columns} in {length or 'compressed'} bytes of pixels, "
             f"more than a file of {stored} bytes can hold"
+        )
+    if length > max(ALWAYS_BYTES, _BYTES_A_CELL * cells):
+        raise InputDamaged(
+            f"claims {length} bytes of pixels, more than {frames or 1} images of {rows} x {columns} take"
         )
 
 

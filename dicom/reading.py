@@ -67,6 +67,10 @@ _NOT_HU = ("OD", "MGML", "Z_EFF", "ED", "EDW", "PCT")
 _SMALL_BYTES = 1 << 28
 """Series whose size is believed without a look at their files: 500 slices of 512²."""
 
+_MOST_OVERHEAD = 1 << 16
+"""Bytes that a compressed image may take beside twice those that it takes without compression. None takes as
+many, and a codestream of another image's size may unpack to 64 times its own."""
+
 _MAX_TILES = 4096
 """Tiles of a JPEG 2000 image; each costs its decoder some kilobytes. CT have one, or some of 64² or more."""
 
@@ -296,6 +300,8 @@ def _read_file(
     seen: list[_Seen] = []
     try:
         ds = read_slice(ref, pixels=True, tags=_TAGS, archive=archives.get(ref.path))
+        if "PixelData" not in ds:
+            raise ValueError("the file has no pixels or is cut short")
         frames = _decode(ds, [slices[i].frame for i in indices])
         for index, cells in zip(indices, frames, strict=True):
             if cells.shape != hu.shape[1:]:
@@ -333,8 +339,12 @@ def _decode(ds: Dataset, frames: list[int | None]) -> Iterator[npt.NDArray[Any]]
         ds.file_meta.TransferSyntaxUID = known
     if (samples := ds.get("SamplesPerPixel") or 1) != 1:
         raise ValueError(f"{samples} values a pixel, not one")
+    count = int(ds.get("NumberOfFrames") or 1)
+    raw = ds.Rows * ds.Columns * -(-ds.BitsAllocated // 8)
+    if syntax and UID(syntax).is_encapsulated and len(ds.PixelData) > count * (2 * raw + _MOST_OVERHEAD):
+        raise ValueError(f"{len(ds.PixelData)} bytes of compressed pixels, more than without compression")
     if _JPEG_FAMILY.fullmatch(syntax):
-        streams = list(generate_frames(ds.PixelData, number_of_frames=int(ds.get("NumberOfFrames") or 1)))
+        streams = list(generate_frames(ds.PixelData, number_of_frames=count))
         for stream in streams:
             if (size := _size_of(stream)) != (ds.Rows, ds.Columns):
                 raise ValueError(f"the compressed pixels are {size}, not {(ds.Rows, ds.Columns)}")
