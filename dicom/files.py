@@ -78,7 +78,7 @@ ZIP_MAGIC = b"PK\x03\x04"
 _PIXEL_DATA = 0x7FE00010
 _FIRST_PIXELS = 0x7FE00008
 """FloatPixelData; DoubleFloatPixelData and PixelData follow."""
-_NO_IMAGE = (0x0040A730, 0x30060010, 0x30060020, 0x30060039)
+_NO_IMAGE = frozenset((0x0040A730, 0x30060010, 0x30060020, 0x30060039))
 """Begin what may be long and belongs to reports and structure sets: ContentSequence, and group 3006."""
 _UNDEFINED = 0xFFFFFFFF
 _DEFLATED = DeflatedExplicitVRLittleEndian.encode("ascii")
@@ -297,8 +297,9 @@ def _read(
         _settle(ds, meter)
     if deflated:
         ds.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
-    _check_claims(ds, walk, stored)
-    if pixels and walk.tag == _PIXEL_DATA:
+    if not pixels:
+        _check_claims(ds, walk, stored)
+    elif walk.tag == _PIXEL_DATA:
         source = file if partial else stream
         source.seek(stream.tell())
         _add_pixels(ds, source, walk, most_unpacked(stored))
@@ -338,15 +339,16 @@ class _Walk:
         self.ended, self.tag, self.length, self.implicit = False, -1, 0, True
 
     def __call__(self, tag: BaseTag, vr: str | None, length: int) -> bool:
+        here = int(tag)  # pydicom compares its own tags slowly
         self.count += 1
-        if tag <= self.tag:
+        if here <= self.tag:
             self._falls += 1
             if self._falls > MAX_FALLS:
                 raise InputDamaged("its elements are in no order: this is no data set")
         if self.count > MAX_ELEMENTS:
             raise InputDamaged(f"it has more than {MAX_ELEMENTS} elements")
-        self.tag = int(tag)
-        if _FIRST_PIXELS <= tag <= _PIXEL_DATA or (tag in _NO_IMAGE and not self._every):
+        self.tag = here
+        if _FIRST_PIXELS <= here <= _PIXEL_DATA or (here in _NO_IMAGE and not self._every):
             self.ended, self.length, self.implicit = True, length, vr is None
         return self.ended
 

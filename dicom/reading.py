@@ -302,6 +302,9 @@ def _read_file(
         ds = read_slice(ref, pixels=True, tags=_TAGS, archive=archives.get(ref.path))
         if "PixelData" not in ds:
             raise ValueError("the file has no pixels or is cut short")
+        size = int(ds.get("NumberOfFrames") or 1), ds.Rows, ds.Columns
+        if size != (ref.frames, *hu.shape[1:]):  # a decoder makes room for what is claimed
+            raise ValueError(f"it was replaced: it claims {size}, not {(ref.frames, *hu.shape[1:])}")
         frames = _decode(ds, [slices[i].frame for i in indices])
         for index, cells in zip(indices, frames, strict=True):
             if cells.shape != hu.shape[1:]:
@@ -340,9 +343,10 @@ def _decode(ds: Dataset, frames: list[int | None]) -> Iterator[npt.NDArray[Any]]
     if (samples := ds.get("SamplesPerPixel") or 1) != 1:
         raise ValueError(f"{samples} values a pixel, not one")
     count = int(ds.get("NumberOfFrames") or 1)
-    raw = ds.Rows * ds.Columns * -(-ds.BitsAllocated // 8)
-    if syntax and UID(syntax).is_encapsulated and len(ds.PixelData) > count * (2 * raw + _MOST_OVERHEAD):
-        raise ValueError(f"{len(ds.PixelData)} bytes of compressed pixels, more than without compression")
+    if syntax and UID(syntax).is_encapsulated:
+        plain = ds.Rows * ds.Columns * -(-ds.BitsAllocated // 8)
+        if len(ds.PixelData) > count * (2 * plain + _MOST_OVERHEAD):
+            raise ValueError(f"{len(ds.PixelData)} bytes of compressed pixels, more than without compression")
     if _JPEG_FAMILY.fullmatch(syntax):
         streams = list(generate_frames(ds.PixelData, number_of_frames=count))
         for stream in streams:
