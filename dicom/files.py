@@ -188,7 +188,7 @@ def read_slice(
     ref: SliceRef,
     *,
     pixels: bool,
-    tags: Sequence[str] | None = None,
+    tags: Sequence[str | int] | None = None,
     archive: zipfile.ZipFile | None = None,
 ) -> FileDataset:
     """The DICOM data set of an image, or the named elements of it.
@@ -196,7 +196,7 @@ def read_slice(
     Args:
         ref: The image.
         pixels: Whether to read the pixel data, if it has any, too; what follows them is never read.
-        tags: Keywords of the elements wanted, None for all.
+        tags: Keywords or tags of the elements wanted, None for all.
         archive: The zip archive that holds it, if it is open already.
 
     Raises:
@@ -220,7 +220,7 @@ def read_dicom(
     file: IO[bytes],
     head: bytes,
     *,
-    tags: Sequence[str] | None = None,
+    tags: Sequence[str | int] | None = None,
     pixels: bool = False,
     packed_size: int | None = None,
 ) -> FileDataset:
@@ -231,7 +231,7 @@ def read_dicom(
     Args:
         file: The file, after its head.
         head: Its first `HEAD_BYTES`, or all where it is shorter.
-        tags: Keywords of the elements wanted, None for all.
+        tags: Keywords or tags of the elements wanted, None for all.
         pixels: Whether to read the pixel data, if it has any, too. What follows them is never read.
         packed_size: Bytes that a member of a zip archive takes there; None for a file.
 
@@ -318,7 +318,7 @@ def _mapped(error: Exception, what: str) -> Exception:
 
 
 @lru_cache(maxsize=16)
-def _tags(keywords: tuple[str, ...]) -> list[BaseTag | int]:
+def _tags(keywords: tuple[str | int, ...]) -> list[BaseTag | int]:
     return [Tag(keyword) for keyword in keywords]
 
 
