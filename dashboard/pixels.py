@@ -18,11 +18,13 @@ from pydicom.errors import InvalidDicomError
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from ..dicom.files import read_slice
 from ..dicom.headers import number, quiet_pydicom, text, texts, whole
 from ..dicom.series import SliceRef
+from ..errors import InputUnreadable
 from . import media
 
-READ_ERRORS = (OSError, EOFError, KeyError, zipfile.BadZipFile, InvalidDicomError)
+READ_ERRORS = (InputUnreadable, OSError, EOFError, KeyError, zipfile.BadZipFile, InvalidDicomError)
 PIXEL_ERRORS = (
     ValueError,
     TypeError,
@@ -83,11 +85,10 @@ def opened(ref: SliceRef, *, pixels: bool = False, tags: Sequence[int] | None = 
     """The data set of a file, with a file meta header even where the file has none.
 
     Raises:
-        OSError, KeyError, zipfile.BadZipFile, InvalidDicomError: It has gone or is broken.
+        InputUnreadable: It has gone or is damaged.
     """
     with quiet_pydicom():
-        wanted = None if tags is None else [*tags]
-        ds = pydicom.dcmread(_source(ref), stop_before_pixels=not pixels, specific_tags=wanted, force=True)
+        ds = read_slice(ref, pixels=pixels, tags=tags)
     if "TransferSyntaxUID" not in ds.file_meta:
         ds.file_meta.TransferSyntaxUID = _encoding(ds)
     if "MediaStorageSOPClassUID" not in ds.file_meta:

@@ -1,14 +1,173 @@
-"""Opening the file behind a `SliceRef`, wherever it lies."""
+"""The one door through which DICOM comes in: files, and members of zip archives, read within limits.
+
+Whatever a file claims, reading it costs no more time and memory than its size accounts for. The limits are
+of bytes and steps rather than of seconds, so that a slow disk or a busy machine loses no file, and the same
+file always ends alike. What goes wrong with a file is one of two errors, and never another: `InputUnreadable`
+where it has gone, `InputDamaged` where it is no whole DICOM.
+"""
 
 from __future__ import annotations
 
 import io
+import os
+import stat
 import zipfile
+import zlib
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any, BinaryIO, cast
 
-import pydicom
-from pydicom.dataset import FileDataset
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
+from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.dataset import Dataset, FileDataset
+from pydicom.filereader import (
+    data_element_generator,
+    read_dataset,
+    read_partial,
+    read_preamble,
+    read_sequence,
+)
+from pydicom.tag import BaseTag, Tag
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
+from ..errors import InputDamaged, InputUnreadable
+from .headers import whole
+from .names import readable
 from .series import SliceRef
+
+HEAD_BYTES = 1 << 15
+"""Read at once, which is faster than element by element; headers of single-frame CT mostly end before. The
+data set must begin within it: what comes before is a few hundred bytes (PS3.10 7.1)."""
+
+MAX_HEADER_BYTES = 32 << 20
+"""Values of a header that are read. The headers of 5000 frames of a multi-frame file are about 15 MB; several
+files are read at once."""
+
+MAX_UNPACKED_HEADER_BYTES = 16 << 20
+"""The same where all that comes before a value must be unpacked to reach it."""
+
+FREE_STEPS, BYTES_A_STEP, MAX_STEPS = 100_000, 256, 4_000_000
+"""Reads of one header, of which an element takes two or three and an item five: so many, and one more for so
+many bytes on disk. Headers of single-frame CT take up to 760; those of many frames about 100 a frame, and the
+frame's pixels 50 kilobytes or more. A step costs 5 to 20 µs."""
+
+MAX_ELEMENTS = 1 << 14
+"""Elements at the top level of a data set; CT have some 100 to 300."""
+
+MAX_FALLS = 32
+"""Elements at the top level whose tag is not above the one before. The standard knows none (PS3.5 7.1), some
+programs append what they add; thousands of zeros are no data set."""
+
+MAX_DEPTH = 32
+"""Sequences inside sequences; CT have up to 4."""
+
+MAX_RATIO, ALWAYS_BYTES = 200, 32 << 20
+"""What a file claims to hold unpacked, or unpacks to, over its own size; any file may hold so many bytes.
+Lossless compression of CT reaches 2 to 4, lossy 50; a blank slice of 512² comes to a few hundred bytes."""
+
+MAX_CELLS = 1 << 28
+"""Pixels of one image, 16,384²: those of CT have 512² to 2048²."""
+
+_BYTES_A_CELL = 16
+"""Bytes that pixels which are not compressed may have: 3 values of 4 bytes, and some padding."""
+
+ZIP_MAGIC = b"PK\x03\x04"
+
+_PIXEL_DATA = 0x7FE00010
+_FIRST_PIXELS = 0x7FE00008
+"""FloatPixelData; DoubleFloatPixelData and PixelData follow."""
+_NO_IMAGE = frozenset((0x0040A730, 0x30060010, 0x30060020, 0x30060039))
+"""Begin what may be long and belongs to reports and structure sets: ContentSequence, and group 3006."""
+_UNDEFINED = 0xFFFFFFFF
+_DEFLATED = DeflatedExplicitVRLittleEndian.encode("ascii")
+
+
+def most_unpacked(stored: int) -> int:
+    """Bytes that a file of so many bytes may hold unpacked."""
+    return max(ALWAYS_BYTES, MAX_RATIO * stored)
+
+
+def open_file(path: Path) -> IO[bytes]:
+    """Open a regular file; never waits, as opening a pipe or a device would.
+
+    Raises:
+        InputUnreadable: It is not there, may not be read, or is no regular file.
+    """
+    try:
+        file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 - the caller closes it
+    except OSError as error:
+        raise InputUnreadable(f"cannot be read: {error.strerror or error}") from error
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise InputUnreadable("cannot be read: it is no regular file")
+    return file
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def open_archive(path: Path) -> zipfile.ZipFile:
+    """Open a zip archive.
+
+    Raises:
+        InputUnreadable: It has gone.
+        InputDamaged: It is no whole archive.
+    """
+    file = open_file(path)
+    try:
+        return _Archive(file)
+    except Exception as error:  # what zipfile raises on damaged archives is not documented
+        file.close()
+        raise _mapped(error, "damaged zip archive") from error
+
+
+class _Archive(zipfile.ZipFile):
+    """A zip archive that closes the file that it was given."""
+
+    def close(self) -> None:
+        file = self.fp
+        super().close()
+        if file is not None:
+            file.close()
+
+
+def open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
+    """Open a member of a zip archive.
+
+    Raises:
+        InputUnreadable: The archive has gone.
+        InputDamaged: It is damaged, encrypted, or claims to unpack to more than `most_unpacked`.
+    """
+    if info.flag_bits & 0x1:
+        raise InputDamaged("encrypted in the zip archive; unpack it first")
+    stored = packed_size(archive, info)
+    if info.file_size > most_unpacked(stored):
+        raise InputDamaged(f"unpacks from {stored} to {info.file_size} bytes, which no image does")
+    try:
+        return archive.open(info)
+    except Exception as error:  # zlib, lzma, struct, zipfile
+        raise _mapped(error, "damaged in the zip archive") from error
+
+
+def packed_size(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
+    """Bytes that a member takes in its archive: what it claims, but no more than are there."""
+    there = os.fstat(archive.fp.fileno()).st_size if archive.fp else 0
+    return min(info.compress_size, there)
+
+
+def taken(file: IO[bytes], count: int) -> bytes:
+    """The next bytes of a file or of a member of an archive, fewer at its end.
+
+    Raises:
+        InputUnreadable, InputDamaged: They cannot be read or unpacked.
+    """
+    try:
+        return file.read(count) or b""
+    except Exception as error:  # zlib, lzma, struct, zipfile
+        raise _mapped(error, "damaged where it is packed") from error
 
 
 def open_slice(ref: SliceRef, *, pixels: bool = False) -> FileDataset:
@@ -19,11 +178,301 @@ def open_slice(ref: SliceRef, *, pixels: bool = False) -> FileDataset:
         pixels: Whether to read the pixel data too.
 
     Raises:
-        OSError, zipfile.BadZipFile, KeyError, pydicom.errors.InvalidDicomError: the file is gone or
-            broken since it was discovered.
+        InputUnreadable: The file has gone.
+        InputDamaged: It is damaged, or claims more than it holds.
     """
-    if ref.member is None:
-        return pydicom.dcmread(ref.path, stop_before_pixels=not pixels, force=True)
-    with zipfile.ZipFile(ref.path) as archive:
-        data = io.BytesIO(archive.read(ref.member))
-    return pydicom.dcmread(data, stop_before_pixels=not pixels, force=True)
+    return read_slice(ref, pixels=pixels)
+
+
+def read_slice(
+    ref: SliceRef,
+    *,
+    pixels: bool,
+    tags: Sequence[str | int] | None = None,
+    archive: zipfile.ZipFile | None = None,
+) -> FileDataset:
+    """The DICOM data set of an image, or the named elements of it.
+
+    Args:
+        ref: The image.
+        pixels: Whether to read the pixel data, if it has any, too; what follows them is never read.
+        tags: Keywords or tags of the elements wanted, None for all.
+        archive: The zip archive that holds it, if it is open already.
+
+    Raises:
+        InputUnreadable: The file has gone.
+        InputDamaged: It is damaged, or claims more than it holds.
+    """
+    with ExitStack() as stack:
+        if ref.member is None:
+            file, size = stack.enter_context(open_file(ref.path)), None
+        else:
+            archive = archive or stack.enter_context(open_archive(ref.path))
+            try:
+                info = archive.getinfo(ref.member)
+            except KeyError as error:
+                raise InputUnreadable("is no longer in the zip archive") from error
+            file, size = stack.enter_context(open_member(archive, info)), packed_size(archive, info)
+        return read_dicom(file, taken(file, HEAD_BYTES), tags=tags, pixels=pixels, packed_size=size)
+
+
+def read_dicom(
+    file: IO[bytes],
+    head: bytes,
+    *,
+    tags: Sequence[str | int] | None = None,
+    pixels: bool = False,
+    packed_size: int | None = None,
+) -> FileDataset:
+    """Read a DICOM data set up to its pixels, or with them.
+
+    A Deflated data set comes out as if it were not compressed, but for the transfer syntax that it names.
+
+    Args:
+        file: The file, after its head.
+        head: Its first `HEAD_BYTES`, or all where it is shorter.
+        tags: Keywords or tags of the elements wanted, None for all.
+        pixels: Whether to read the pixel data, if it has any, too. What follows them is never read.
+        packed_size: Bytes that a member of a zip archive takes there; None for a file.
+
+    Raises:
+        InputUnreadable: It cannot be read any further.
+        InputDamaged: It is no DICOM, is cut short or damaged, or claims more than `most_unpacked`.
+    """
+    try:
+        return _read(file, head, _tags(tuple(tags)) if tags else None, pixels, packed_size)
+    except (
+        Exception
+    ) as error:  # pydicom raises nearly anything on damaged files; this is the place that maps it
+        raise _mapped(error, "its DICOM header cannot be parsed") from error
+
+
+def _read(
+    file: IO[bytes], head: bytes, tags: list[BaseTag | int] | None, pixels: bool, packed_size: int | None
+) -> FileDataset:
+    if packed_size is None:
+        status = os.fstat(file.fileno())
+        stored, on_disk = status.st_size, min(status.st_size, 512 * status.st_blocks)  # it may have holes
+    else:
+        stored = on_disk = packed_size
+    steps = min(MAX_STEPS, FREE_STEPS + on_disk // BYTES_A_STEP)
+    deflated = _DEFLATED in head and _is_deflated(head)
+    if deflated:
+        file = cast(IO[bytes], io.BufferedReader(_Inflated(head, file)))
+        head = taken(file, HEAD_BYTES)
+    sought = packed_size is None and not deflated
+    if pixels and not sought:
+        most = most_unpacked(stored)
+        content = head + taken(file, most + 1 - len(head))
+        if len(content) > most:
+            raise InputDamaged(f"unpacks from {stored} to more than {most} bytes, which no image does")
+        file, head, sought = io.BytesIO(content), content[:HEAD_BYTES], True
+
+    every = pixels or tags is None
+    walk, meter = _Walk(every), _Meter(steps, MAX_HEADER_BYTES)
+    stream: BinaryIO = io.BytesIO(head)
+    partial = len(head) == HEAD_BYTES
+    ds = None
+    try:
+        ds = read_partial(stream, walk, force=True, specific_tags=tags)
+    except (InputDamaged, RecursionError):
+        raise
+    except Exception:
+        if not partial:
+            raise
+    if partial and walk.count == 0:
+        raise InputDamaged(f"no data set begins within its first {HEAD_BYTES} bytes")
+    if ds is None or (partial and not walk.ended):
+        if sought:
+            stream = cast(BinaryIO, file)
+            stream.seek(0)
+        else:
+            stream = io.BytesIO(head + taken(file, MAX_UNPACKED_HEADER_BYTES - len(head)))
+        walk = _Walk(every)
+        ds = read_partial(cast(Any, _Metered(stream, meter)), walk, force=True, specific_tags=tags)
+        if not sought and not walk.ended and stream.tell() >= MAX_UNPACKED_HEADER_BYTES:
+            raise InputDamaged(f"its header is longer than {MAX_UNPACKED_HEADER_BYTES} bytes")
+        _settle(ds, meter)
+    elif tags is None:
+        _settle(ds, meter)
+    if deflated:
+        ds.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    if not pixels:
+        _check_claims(ds, walk, stored)
+    elif walk.tag == _PIXEL_DATA:
+        source = file if partial else stream
+        source.seek(stream.tell())
+        _add_pixels(ds, source, walk, most_unpacked(stored))
+    return ds
+
+
+def _mapped(error: Exception, what: str) -> Exception:
+    """The one of our two errors that an error of reading foreign data means; a lack of memory is neither."""
+    for known in (error, error.__context__):  # pydicom raises an error of its own over some
+        if isinstance(known, (InputUnreadable, MemoryError)):
+            return known
+    if isinstance(error, OSError) and error.errno is not None:
+        return InputUnreadable(f"cannot be read: {error.strerror or error}")
+    said = readable(" ".join(str(error).split())[:200])
+    return InputDamaged(": ".join(filter(None, (what, type(error).__name__, said))))
+
+
+@lru_cache(maxsize=16)
+def _tags(keywords: tuple[str | int, ...]) -> list[BaseTag | int]:
+    return [Tag(keyword) for keyword in keywords]
+
+
+class _Walk:
+    """Watches the top level of a data set go by, and says where to stop.
+
+    Attributes:
+        count: Elements seen.
+        ended: Whether the end of what is wanted was reached.
+        tag, length: Of the element there; length as the file claims it.
+        implicit: Whether elements have no VR there.
+    """
+
+    __slots__ = ("_every", "_falls", "count", "ended", "implicit", "length", "tag")
+
+    def __init__(self, every: bool) -> None:
+        self._every, self._falls, self.count = every, 0, 0
+        self.ended, self.tag, self.length, self.implicit = False, -1, 0, True
+
+    def __call__(self, tag: BaseTag, vr: str | None, length: int) -> bool:
+        here = int(tag)  # pydicom compares its own tags slowly
+        self.count += 1
+        if here <= self.tag:
+            self._falls += 1
+            if self._falls > MAX_FALLS:
+                raise InputDamaged("its elements are in no order: this is no data set")
+        if self.count > MAX_ELEMENTS:
+            raise InputDamaged(f"it has more than {MAX_ELEMENTS} elements")
+        self.tag = here
+        if _FIRST_PIXELS <= here <= _PIXEL_DATA or (here in _NO_IMAGE and not self._every):
+            self.ended, self.length, self.implicit = True, length, vr is None
+        return self.ended
+
+
+class _Meter:
+    """Steps and bytes that are left to one file."""
+
+    __slots__ = ("bytes", "steps")
+
+    def __init__(self, steps: int, bytes_: int) -> None:
+        self.steps, self.bytes = steps, bytes_
+
+    def spend(self, steps: int, bytes_: int) -> None:
+        self.steps -= steps
+        self.bytes -= bytes_
+        if self.steps < 0 or self.bytes < 0:
+            raise InputDamaged("it holds more elements, or longer ones, than any image has")
+
+
+class _Metered:
+    """A stream whose reads count, and never ask for more memory than is left to them."""
+
+    def __init__(self, stream: IO[bytes], meter: _Meter) -> None:
+        self._stream, self._meter = stream, meter
+        self.seek, self.tell = stream.seek, stream.tell
+
+    def read(self, size: int = -1) -> bytes:
+        most = self._meter.bytes + 1
+        content = self._stream.read(most if size < 0 or size > most else size)
+        self._meter.spend(1, len(content))
+        return content
+
+
+class _Inflated(io.RawIOBase):
+    """A Deflated DICOM file as the same file in Explicit VR Little Endian, unpacked as far as it is read."""
+
+    def __init__(self, head: bytes, file: IO[bytes]) -> None:
+        start = _start_of_data_set(head)[1]
+        plain = ExplicitVRLittleEndian.encode("ascii").ljust(len(_DEFLATED), b"\0")
+        self._ready, self._packed = head[:start].replace(_DEFLATED, plain), head[start:]
+        self._file, self._inflate = file, zlib.decompressobj(-zlib.MAX_WBITS)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            if self._inflate.eof:
+                return 0
+            packed = self._packed or self._file.read(1 << 16)
+            if not packed:
+                raise InputDamaged("its deflated data set is cut short")
+            self._ready = self._inflate.decompress(packed, 1 << 16)
+            self._packed = self._inflate.unconsumed_tail
+        content = self._ready[: len(buffer)]
+        self._ready = self._ready[len(content) :]
+        buffer[: len(content)] = content
+        return len(content)
+
+
+def _start_of_data_set(head: bytes) -> tuple[Dataset, int]:
+    """The file meta header, and where it ends."""
+    stream = io.BytesIO(head)
+    read_preamble(stream, force=True)
+    meta = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
+    return meta, stream.tell()
+
+
+def _is_deflated(head: bytes) -> bool:
+    return str(_start_of_data_set(head)[0].get("TransferSyntaxUID", "")) == DeflatedExplicitVRLittleEndian
+
+
+def _settle(ds: Dataset, meter: _Meter, depth: int = 0) -> None:
+    """Parse all sequences that pydicom would parse when they are asked for, within the file's limits."""
+    if depth > MAX_DEPTH:
+        raise InputDamaged(f"it has sequences inside sequences, more than {MAX_DEPTH} deep")
+    for tag in list(ds.keys()):
+        element = ds.get_item(tag)
+        if isinstance(element, RawDataElement):
+            value = element.value
+            known = dictionary_VR(tag) if dictionary_has_tag(tag) else None
+            if not isinstance(value, bytes) or "SQ" not in (element.VR, known):
+                continue
+            if element.VR not in ("SQ", None):  # pydicom has rules of its own for these
+                meter.spend(len(value) // 8, len(value))
+                continue
+            stream = cast(Any, _Metered(io.BytesIO(value), meter))
+            encoding = ds.original_character_set
+            sequence = read_sequence(
+                stream, element.is_implicit_VR, element.is_little_endian, len(value), encoding
+            )
+            element = ds[tag] = DataElement(tag, "SQ", sequence, element.value_tell)
+        if element.VR == "SQ":
+            for item in cast(Iterable[Dataset], element.value):
+                _settle(item, meter, depth + 1)
+
+
+def _check_claims(ds: Dataset, walk: _Walk, stored: int) -> None:
+    """Refuse an image that claims to be larger than its file can hold, before memory is asked for."""
+    rows, columns, frames = (whole(ds, keyword) for keyword in ("Rows", "Columns", "NumberOfFrames"))
+    cells = max(0, rows or 0) * max(0, columns or 0) * max(1, frames or 1)
+    length = walk.length if walk.tag == _PIXEL_DATA and walk.length != _UNDEFINED else 0
+    if max(cells, length) > most_unpacked(stored) or cells > MAX_CELLS * max(1, frames or 1):
+        raise InputDamaged(
+            f"claims {frames or 1} images of {rows} x {columns} in {length or 'compressed'} bytes of pixels, "
+            f"more than a file of {stored} bytes can hold"
+        )
+    if length > max(ALWAYS_BYTES, _BYTES_A_CELL * cells):
+        raise InputDamaged(
+            f"claims {length} bytes of pixels, more than {frames or 1} images of {rows} x {columns} take"
+        )
+
+
+def _add_pixels(ds: FileDataset, source: IO[bytes], walk: _Walk, most: int) -> None:
+    """Add the pixel data, which begin where the source stands."""
+    stream = cast(Any, _Metered(source, _Meter(MAX_STEPS, most)))
+    element = next(data_element_generator(stream, walk.implicit, ds.original_encoding[1] is not False), None)
+    if not isinstance(element, RawDataElement) or element.tag != _PIXEL_DATA:
+        raise InputDamaged("the file has no pixels or is cut short")
+    there = len(element.value or b"")
+    if element.length == _UNDEFINED:
+        syntax = str(ds.file_meta.get("TransferSyntaxUID", ""))
+        if not syntax or not UID(syntax).is_encapsulated:
+            raise InputDamaged("its pixels are in fragments, but not compressed")
+    elif there < element.length:
+        raise InputDamaged(f"its pixels are cut short: {there} of {element.length} bytes")
+    ds[element.tag] = element

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -420,8 +419,8 @@ def _header(ref: SliceRef, series: Series) -> tuple[Dataset, tuple[str, str]]:
     """
     try:
         header = open_slice(ref)
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, InvalidDicomError) as error:
-        raise InputUnreadable(
+    except InputUnreadable as error:
+        raise type(error)(
             f"Cannot read {ref.path} again ({error}): check that the CT is still there"
         ) from error
     copied = Dataset()
