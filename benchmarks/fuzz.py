@@ -28,16 +28,16 @@ import tempfile
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 SECONDS, PEAK_MB, ADDRESS_SPACE, OUTPUT_BYTES = 30.0, 1500, 6 << 30, 4 << 20
 RUN_SECONDS, RUN_PEAK_MB = 300.0, 2500
-"""Limits of a try, and of one that is a whole run; the address space keeps the machine alive, the peak is what is judged."""
+"""Limits of a try, and of one that is a whole run. The address space keeps the machine alive, the peak is
+what is judged."""
 SECRET = "not-for-anybodys-eyes"
-TOKEN = "0123456789abcdef-fuzz"
 EXIT_CODES = {0, 1, 2, 9, *range(10, 15), *range(20, 25), 30, *range(40, 44), 50, 60, *range(70, 73)}
 """docs/errors.md, and argparse's 2."""
 UNKNOWABLE = {"7fe00010", "00281052", "00281053", "00280120"}
@@ -273,6 +273,7 @@ class Fuzzer:
             shutil.copy(made / name, folder.parent)
         state = {"network_weights": {"a.weight": torch.zeros(2, 1, 1, 1, 1)}, "trainer_name": "nnUNetTrainer"}
         torch.save(state | {"init_args": {"configuration": "3d_lowres"}}, folder / "checkpoint_final.pth")
+        (self.corpus / "done").touch()
 
     def report(self, attack: str, place: Path, result: Result, what: str) -> None:
         """Keep and tell a finding, once a kind."""
@@ -614,25 +615,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Feed the program hostile input and watch it.")
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("runs/fuzz"), help="empty or new folder")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/fuzz"), help="new folder, or an earlier call's"
+    )
     parser.add_argument("--only", default="", help="attacks whose name holds this word")
     args = parser.parse_args()
-    if args.out.exists() and any(args.out.iterdir()):
-        parser.error(f"{args.out} is not empty")
     fuzzer = Fuzzer(args.out.resolve(), random.Random(args.seed))
-    prepare: Callable[[], None] = fuzzer.prepare
-    if child := os.fork():  # torch has threads; what forks later must have none
-        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
-            return 1
-    else:
-        try:
-            prepare()
-        except BaseException:
-            import traceback
+    if not (fuzzer.corpus / "done").exists():
+        if args.out.exists() and any(args.out.iterdir()):
+            parser.error(f"{args.out} is neither empty nor an earlier call's")
+        if child := os.fork():  # torch has threads; what forks later must have none
+            if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+                return 1
+        else:
+            try:
+                fuzzer.prepare()
+            except BaseException:
+                import traceback
 
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
     import deepcac2.cli.main
     import deepcac2.dicom  # noqa: F401
 
