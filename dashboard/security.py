@@ -18,7 +18,8 @@ import ipaddress
 import logging
 import socket
 import traceback
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
@@ -58,6 +59,34 @@ _HEADERS = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
 _UNLESS_SET = {"Content-Security-Policy": POLICY, "Cache-Control": "no-store"}
+
+
+class Refused(Exception):
+    """A request that is answered with a status and one line.
+
+    Args:
+        status: HTTP status.
+        message: One line without line breaks.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@contextmanager
+def foreign(status: int, message: str) -> Iterator[None]:
+    """A door through which data from elsewhere comes: whatever goes wrong with it is one answer.
+
+    Raises:
+        Refused: With this status and message, whatever was raised within.
+    """
+    try:
+        yield
+    except Refused:
+        raise
+    except Exception as error:
+        raise Refused(status, message) from error
 
 
 def every_answer() -> dict[str, str]:
@@ -147,6 +176,8 @@ class Guard:
             await self.app({**scope, "method": "GET"} if head else scope, receive, answer)
         except ClientDisconnect:
             logger.debug("a client went away")
+        except Refused as error:  # in the middle of an answer: the server cuts it short
+            logger.warning("an answer was cut short: %s", error)
         except Exception as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
             logger.error(

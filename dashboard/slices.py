@@ -19,7 +19,8 @@ from ..errors import DeepCACError
 from ..imaging.orientation import to_canonical
 from ..pipeline.previews import plane_picture
 from ..scoring import CalciumScore, Rule, score
-from .dicomweb import Refused, TextErrorRoute, checked_uid
+from .dicomweb import TextErrorRoute, checked_uid
+from .security import Refused
 from .store import DicomStore, Row, StoredSeries
 
 _SIDE = 640
