@@ -80,10 +80,11 @@ def foreign(status: int, message: str) -> Iterator[None]:
 
     Raises:
         Refused: With this status and message, whatever was raised within.
+        TimeoutError: As it was.
     """
     try:
         yield
-    except Refused:
+    except (Refused, TimeoutError):  # not found yet is not wrong
         raise
     except Exception as error:
         raise Refused(status, message) from error
