@@ -19,7 +19,7 @@ from ..errors import DeepCACError, InputError, InputUnreadable
 from . import dicomweb, slices, viewer, views
 from .fetch import VEGA, VENDOR
 from .files import read_json
-from .security import SQL_PATH, Access, Guard, Refused
+from .security import SQL_PATH, Access, Guard
 from .sql import LENGTH, run_query
 from .store import DicomStore
 from .table import Results, Selection, parse_selection
@@ -89,10 +89,6 @@ def create_app(
     async def wrong(request: Request, error: InputError) -> Response:
         return _json({"error": str(error)}, status=422)
 
-    @app.exception_handler(Refused)
-    async def refused(request: Request, error: Refused) -> Response:
-        return _json({"error": str(error)}, status=error.status)
-
     def page() -> Response:
         return FileResponse(assets["index.html"], headers={"Cache-Control": "no-cache"})
 
@@ -156,7 +152,7 @@ def create_app(
         async for part in request.stream():
             body += part
             if len(body) > 4 * LENGTH:
-                raise Refused(413, f"the statement is longer than {LENGTH} characters")
+                return _json({"error": f"the statement is longer than {LENGTH} characters"}, status=413)
         try:
             sql = orjson.loads(bytes(body))["sql"]
         except (orjson.JSONDecodeError, KeyError, TypeError) as error:

@@ -177,8 +177,11 @@ class Guard:
             await self.app({**scope, "method": "GET"} if head else scope, receive, answer)
         except ClientDisconnect:
             logger.debug("a client went away")
-        except Refused as error:  # in the middle of an answer: the server cuts it short
-            logger.warning("an answer was cut short: %s", error)
+        except Refused as error:
+            if started:  # the server cuts it short
+                logger.warning("an answer was cut short: %s", error)
+            else:
+                await PlainTextResponse(f"{error}\n", error.status)(scope, receive, answer)
         except Exception as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
             logger.error(

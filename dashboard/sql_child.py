@@ -16,6 +16,7 @@ import os
 import resource
 import sys
 import uuid
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -28,9 +29,9 @@ PROCESS_MB = 2048
 
 def main() -> int:
     request = json.loads(sys.stdin.read())
-    database = os.path.realpath(request["database"])
+    database = Path(request["database"]).resolve()
     connection = duckdb.connect(
-        database,
+        str(database),
         read_only=True,
         config={
             "threads": 2,
@@ -52,7 +53,7 @@ def main() -> int:
         answer = {"error": str(error).strip() or type(error).__name__}
         if "pytz" in answer["error"]:  # what DuckDB would need to hand over a time with a zone
             answer["error"] = "times with a time zone cannot be shown; cast them to VARCHAR or TIMESTAMP"
-    sys.stdout.write(json.dumps(_without(os.path.dirname(database), answer)))
+    sys.stdout.write(json.dumps(_without(str(database.parent), answer)))
     sys.stdout.flush()
     return 0
 
