@@ -168,12 +168,12 @@ class Guard:
                 message = {**message, "body": b""}
             await send(message)
 
-        refused = await self._refused(scope)
-        if refused is not None:
-            await refused(scope, receive, answer)
-            return
-        scope.setdefault("state", {})[ADMITTED] = True
         try:
+            refused = await self._refused(scope)
+            if refused is not None:
+                await refused(scope, receive, answer)
+                return
+            scope.setdefault("state", {})[ADMITTED] = True
             await self.app({**scope, "method": "GET"} if head else scope, receive, answer)
         except ClientDisconnect:
             logger.debug("a client went away")

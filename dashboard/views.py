@@ -228,7 +228,10 @@ def export(results: Results, selection: Selection) -> Iterator[str]:
 def case_folder(folder: Path, row: dict[str, Any]) -> Path | None:
     """The folder of a series' files, None where there is none; see `pipeline.results.series_folder`."""
     place = series_folder(folder.resolve(), row["folder"] or "")
-    return place if place is not None and place.is_dir() else None
+    try:
+        return place if place is not None and place.is_dir() else None
+    except OSError:  # a name too long
+        return None
 
 
 def picture(folder: Path, row: dict[str, Any]) -> Path | None:

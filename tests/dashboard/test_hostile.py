@@ -27,6 +27,7 @@ from starlette.testclient import TestClient
 from deepcac2.dashboard.app import create_app
 from deepcac2.dashboard.files import read_json
 from deepcac2.dashboard.security import Access, Guard, Refused, check_address
+from deepcac2.dashboard.views import case_folder, picture
 from deepcac2.errors import InputError, InputUnreadable
 from deepcac2.pipeline.results import ResultRow, write_parquet
 
@@ -137,6 +138,16 @@ def test_a_file_that_is_none_of_the_results(folder: Folder, client: TestClient, 
         assert found["segmentation"] is None
         assert found["details"] == ({"outputs": ["a.dcm"]} if name == "a.dcm" else None)
         assert client.get(f"/dicomweb/studies/{n}").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "place", ["a\0b", "n" * 300, "loop", "loop/x", "\n", "/dev/fd/0", "results.parquet", "x/" * 3000]
+)
+def test_a_folder_that_is_no_path(tmp_path: Path, place: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    row = {"folder": place}
+    assert case_folder(tmp_path, row) is None
+    assert picture(tmp_path, row) is None
 
 
 def test_a_link_within_the_results_is_followed(folder: Folder, client: TestClient) -> None:

@@ -264,6 +264,7 @@ def test_lines_that_come_again_are_counted() -> None:
     assert len(lines.found) == 2
 
 
+@pytest.mark.slow
 def test_files_do_not_run_out(small: Path, clients: Callable[[int, bytes], socket.socket]) -> None:
     """The whole program with 256 files, and 200 half-sent requests; then every place taken by who may."""
     server = subprocess.Popen(
