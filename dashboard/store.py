@@ -19,11 +19,11 @@ from ..dicom.segmentation import SEGMENTATION_SOP_CLASSES
 from ..dicom.series import SliceRef
 from ..errors import InputError, InputUnreadable
 from ..imaging.inside import regular_inside
-from ..pipeline.results import PARQUET, series_folder
+from ..pipeline.results import series_folder
 from .files import read_details
 from .pixels import GONE
 from .security import Refused, foreign
-from .table import literal, no_space, typed
+from .table import literal, no_space, table_of, typed
 
 _COLUMNS = "series_uid, study_uid, patient_id, study_date, status, n_slices, folder"
 _AT_ONCE = 5000
@@ -94,7 +94,7 @@ class DicomStore:
         self.made_from = lru_cache(maxsize=_KEPT)(self._made_from)
         temporary = Path(tempfile.gettempdir())  # where SQLite's is, too
         try:
-            self._fill(regular_inside(results / PARQUET, results))
+            self._fill(table_of(results))
         except sqlite3.OperationalError as error:
             if "full" not in str(error):  # SQLITE_FULL
                 raise

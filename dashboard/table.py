@@ -158,16 +158,7 @@ class Results:
         patient: str = "patient_id",
         show_phi: bool = False,
     ) -> None:
-        path = folder / PARQUET
-        if not path.is_file():
-            ended = (folder / "run.json").is_file() or any(folder.glob("*/*/details.json"))
-            hint = (
-                "the run has not ended: give the same 'deepcac2 run' command again, it writes the table"
-                if ended
-                else "give the output folder of 'deepcac2 run'"
-            )
-            raise InputUnreadable(f"{folder} has no {PARQUET}; {hint}")
-        path = regular_inside(path, folder)
+        path = table_of(folder)
         self._scratch = tempfile.TemporaryDirectory(prefix="deepcac2-dashboard-")
         self.database = Path(self._scratch.name) / DATABASE
         try:
@@ -258,6 +249,24 @@ class Results:
                 yield Filter(name=f"c.{name}", label=name, column=name, kind="range")
             elif different <= MOST_VALUES:
                 yield Filter(name=f"c.{name}", label=name, column=name, ordered=True, number=number)
+
+
+def table_of(folder: Path) -> Path:
+    """The table of a run.
+
+    Raises:
+        InputUnreadable: It is not there, or leads out of the folder.
+    """
+    path = folder / PARQUET
+    if not path.is_file():
+        ended = (folder / "run.json").is_file() or any(folder.glob("*/*/details.json"))
+        hint = (
+            "the run has not ended: give the same 'deepcac2 run' command again, it writes the table"
+            if ended
+            else "give the output folder of 'deepcac2 run'"
+        )
+        raise InputUnreadable(f"{folder} has no {PARQUET}; {hint}")
+    return regular_inside(path, folder)
 
 
 def quoted(name: str) -> str:
