@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import stat
+import sys
 import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,27 +17,30 @@ import pydicom
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.encaps import get_frame
-from pydicom.errors import InvalidDicomError
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 from ..dicom.files import read_slice
 from ..dicom.headers import number, quiet_pydicom, text, texts, whole
 from ..dicom.series import SliceRef
-from ..errors import InputUnreadable
 from . import media
+from .security import Refused, foreign
 
-READ_ERRORS = (InputUnreadable, OSError, EOFError, KeyError, zipfile.BadZipFile, InvalidDicomError)
-PIXEL_ERRORS = (
-    ValueError,
-    TypeError,
-    AttributeError,
-    IndexError,
-    NotImplementedError,
-    RuntimeError,
-    *READ_ERRORS,
-)
-"""What decoders raise on pixels that they cannot make anything of."""
+MOST_BYTES = 512 << 20
+"""Largest file, or member of an archive, that is read whole: 1,000 slices of 512² in one. Chosen."""
+_MOST_DEFLATED = 1 << 20
+"""Largest file of a deflated transfer syntax: it may be 1,000 times as large. Chosen."""
+MOST_PIXELS = 4096 * 4096
+"""Largest frame that is decoded, in values. Chosen."""
+
+GONE = (404, "the file is no longer there or cannot be read")
+NO_FRAME = (406, "the pixels cannot be decoded; ask for them as they are stored")
 
 DEFAULT_WINDOW = (40.0, 400.0)
 """Level and width, HU, of a CT that names none: the usual mediastinal setting."""
@@ -65,35 +71,51 @@ _DEFERRED = 4096
 """Pixels of files that hold more than this many bytes stay on disk until a frame is asked for. Chosen."""
 
 
-def _source(ref: SliceRef) -> str | io.BytesIO:
-    return str(ref.path) if ref.member is None else io.BytesIO(bytes_of(ref))
+def _regular(ref: SliceRef, most: int) -> Path:
+    """The path of a file that can be read to its end: no pipe, no device, not larger than `most` bytes."""
+    found = ref.path.stat()
+    if not stat.S_ISREG(found.st_mode) or found.st_size > most:
+        raise Refused(*GONE)
+    return ref.path
+
+
+def _source(ref: SliceRef, most: int = MOST_BYTES) -> str | io.BytesIO:
+    if ref.member is not None:
+        return io.BytesIO(bytes_of(ref))
+    deflated = ref.transfer_syntax_uid == DeflatedExplicitVRLittleEndian
+    return str(_regular(ref, _MOST_DEFLATED if deflated else most))
 
 
 def bytes_of(ref: SliceRef) -> bytes:
     """The file as it is.
 
     Raises:
-        OSError, KeyError, zipfile.BadZipFile: It has gone.
+        Refused: 404: it has gone, is broken or too large.
     """
-    if ref.member is None:
-        return ref.path.read_bytes()
-    with zipfile.ZipFile(ref.path) as archive:
-        return archive.read(ref.member)
+    with foreign(*GONE):
+        if ref.member is None:
+            return _regular(ref, MOST_BYTES).read_bytes()
+        with zipfile.ZipFile(_regular(ref, sys.maxsize)) as archive:
+            if archive.getinfo(ref.member).file_size > MOST_BYTES:
+                raise Refused(*GONE)
+            return archive.read(ref.member)
 
 
 def opened(ref: SliceRef, *, pixels: bool = False, tags: Sequence[int] | None = None) -> FileDataset:
     """The data set of a file, with a file meta header even where the file has none.
 
     Raises:
-        InputUnreadable: It has gone or is damaged.
+        Refused: 404: it has gone, is broken, or too large to be read with its pixels.
     """
-    with quiet_pydicom():
+    with foreign(*GONE), quiet_pydicom():
+        if ref.member is None:
+            _regular(ref, MOST_BYTES if pixels else sys.maxsize)
         ds = read_slice(ref, pixels=pixels, tags=tags)
-    if "TransferSyntaxUID" not in ds.file_meta:
-        ds.file_meta.TransferSyntaxUID = _encoding(ds)
-    if "MediaStorageSOPClassUID" not in ds.file_meta:
-        ds.file_meta.MediaStorageSOPClassUID = UID(ref.sop_class_uid)
-        ds.file_meta.MediaStorageSOPInstanceUID = UID(ref.sop_instance_uid)
+        if "TransferSyntaxUID" not in ds.file_meta:
+            ds.file_meta.TransferSyntaxUID = _encoding(ds)
+        if "MediaStorageSOPClassUID" not in ds.file_meta:
+            ds.file_meta.MediaStorageSOPClassUID = UID(ref.sop_class_uid)
+            ds.file_meta.MediaStorageSOPInstanceUID = UID(ref.sop_instance_uid)
     return ds
 
 
@@ -110,21 +132,21 @@ class FileFrames:
         """Read what says where the frames are.
 
         Raises:
-            OSError, KeyError, zipfile.BadZipFile, InvalidDicomError: The file has gone or holds no pixels.
+            Refused: 404: the file has gone, is broken, holds no pixels, or is compressed and too large.
         """
         self._ref = ref
         plain_file = ref.member is None and ref.transfer_syntax_uid in _NATIVE
-        with quiet_pydicom():
+        with foreign(*GONE), quiet_pydicom():
             self._ds = pydicom.dcmread(
-                _source(ref),
+                _source(ref, sys.maxsize if plain_file else MOST_BYTES),
                 specific_tags=_FRAME_TAGS,
                 force=True,
                 defer_size=_DEFERRED if plain_file else None,
             )
-        if "PixelData" not in self._ds:
-            raise KeyError("PixelData")
-        stored = self._ds.file_meta.get("TransferSyntaxUID") or _encoding(self._ds)
-        self._native = not UID(stored).is_encapsulated
+            if "PixelData" not in self._ds:
+                raise Refused(*GONE)
+            stored = self._ds.file_meta.get("TransferSyntaxUID") or _encoding(self._ds)
+            self._native = not UID(stored).is_encapsulated
         self._swapped = stored == ExplicitVRBigEndian
         self.syntax = media.NATIVE if self._native else str(stored)
         """Transfer syntax of `stored`; frames of any file that is not compressed are the same in all."""
@@ -134,8 +156,12 @@ class FileFrames:
         """A frame as it is stored, in little endian; bits of a binary mask begin at the first.
 
         Raises:
-            ValueError: The file is cut short.
+            Refused: 406: the file is cut short, or is none that holds this frame.
         """
+        with foreign(*NO_FRAME):
+            return self._stored(index)
+
+    def _stored(self, index: int) -> bytes:
         ds = self._ds
         if not self._native:
             offsets = ds.get("ExtendedOffsetTable"), ds.get("ExtendedOffsetTableLengths")
@@ -164,7 +190,7 @@ class FileFrames:
         """Bytes of the pixel data."""
         raw = self._ds.get_item("PixelData", keep_deferred=True)
         if isinstance(raw, RawDataElement) and raw.value is None:
-            with self._ref.path.open("rb") as file:
+            with _regular(self._ref, sys.maxsize).open("rb") as file:
                 file.seek(raw.value_tell + start)
                 content = file.read(stop - start)
         else:
@@ -177,14 +203,22 @@ class FileFrames:
         """A frame without compression, little endian.
 
         Raises:
-            ValueError, RuntimeError, and what decoders raise: see `PIXEL_ERRORS`.
+            Refused: 406: it cannot be decoded, or is larger than `MOST_PIXELS`.
         """
         if self._native:
             return self.stored(index)
-        with quiet_pydicom():
+        with foreign(*NO_FRAME), quiet_pydicom():
+            _check_size(self._ds)
             array = pixel_array(_source(self._ref), index=index, raw=True)
-        plain: bytes = array.astype(array.dtype.newbyteorder("<")).tobytes()
+            plain: bytes = array.astype(array.dtype.newbyteorder("<")).tobytes()
         return plain
+
+
+def _check_size(ds: Dataset) -> None:
+    """Whether a frame may be decoded."""
+    values = (whole(ds, "Rows") or 0) * (whole(ds, "Columns") or 0) * (whole(ds, "SamplesPerPixel") or 1)
+    if values > MOST_PIXELS:
+        raise Refused(406, f"frames of more than {MOST_PIXELS} values are not decoded")
 
 
 def as_seen(ref: SliceRef, index: int, window: tuple[float, float] | None = None) -> npt.NDArray[np.uint8]:
@@ -199,19 +233,20 @@ def as_seen(ref: SliceRef, index: int, window: tuple[float, float] | None = None
         uint8 (rows, columns) or (rows, columns, 3).
 
     Raises:
-        ValueError, RuntimeError, and what decoders raise: see `PIXEL_ERRORS`.
+        Refused: 406: it cannot be decoded, or is larger than `MOST_PIXELS`.
     """
-    header = opened(ref)
-    with quiet_pydicom():
+    with foreign(*NO_FRAME), quiet_pydicom(), np.errstate(all="ignore"):
+        header = opened(ref)
+        _check_size(header)
         values = pixel_array(_source(ref), index=index)
-    grey: npt.NDArray[Any]
-    if values.ndim == 3:
-        grey = values
-    elif whole(header, "BitsAllocated") == 1:
-        grey = values * 255
-    else:
-        grey = _windowed(values, header, index, window)
-    return grey.astype(np.uint8)
+        grey: npt.NDArray[Any]
+        if values.ndim == 3:
+            grey = values
+        elif whole(header, "BitsAllocated") == 1:
+            grey = values * 255
+        else:
+            grey = np.nan_to_num(_windowed(values, header, index, window))
+        return grey.astype(np.uint8)
 
 
 def _windowed(

@@ -222,11 +222,15 @@ def read_parquet(path: Path) -> Iterator[ResultRow]:
 
 
 def series_folder(root: Path, folder: str) -> Path | None:
-    """Where a row's files are; None where it has none, or where they would lie outside the results.
+    """Where a row's files are; None where it has none, where they would lie outside the results, or where it
+    is no path.
 
     Args:
         root: Output folder of a run, resolved (`Path.resolve`): once, not for every row.
         folder: `ResultRow.folder`: a table may come from elsewhere, so it is checked.
     """
-    place = (root / folder).resolve()
+    try:
+        place = (root / folder).resolve()
+    except (OSError, RuntimeError, ValueError):  # links in a circle; a NUL
+        return None
     return place if place != root and place.is_relative_to(root) else None
