@@ -48,3 +48,15 @@ def readable(path: Path | str) -> str:
     'scan-\\\\xe4.dcm'
     """
     return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def printable(text: str) -> str:
+    """Text from outside as one line that can neither steer a terminal nor pass for several lines or columns.
+
+    Whatever does not print becomes ``?``: escape sequences of one byte or two, line ends and tabs, what turns
+    the direction of writing round, spaces that are none.
+
+    >>> printable("A\\x1b[2J\\tB\\n0 problems"), printable("Müller, 1 mm³ …")
+    ('A?[2J?B?0 problems', 'Müller, 1 mm³ …')
+    """
+    return "".join(c if c.isprintable() else "?" for c in readable(text))

@@ -10,7 +10,8 @@ import hashlib
 import logging
 import re
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -27,6 +28,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from ..errors import InputError, InputUnreadable, MaskMismatch
 from ..imaging import Geometry
 from ..imaging.atomic import write_whole
+from ..imaging.foreign import foreign
 from .files import open_slice
 from .headers import quiet_pydicom
 from .series import Series, SliceRef
@@ -253,8 +255,12 @@ def read_segmentation(path: Path, geometry: Geometry) -> dict[str, BoolArray]:
         InputError: it describes neither a heart nor coronary calcium.
         MaskMismatch: its frames do not lie on the grid.
     """
-    with quiet_pydicom():
-        dataset = _read(path)
+    with open_segmentation(path) as dataset:
+        return _masks(dataset, path, geometry)
+
+
+def _masks(dataset: Dataset, path: Path, geometry: Geometry) -> dict[str, BoolArray]:
+    """See `read_segmentation`."""
     segments = list(dataset.get("SegmentSequence", []))
     kinds = {int(item.SegmentNumber): kind for item in segments if (kind := _kind(item)) is not None}
     if not kinds:
@@ -270,12 +276,11 @@ def read_segmentation(path: Path, geometry: Geometry) -> dict[str, BoolArray]:
             _labels(unclear),
         )
     result = {kind: np.zeros(geometry.shape, dtype=np.bool_) for kind in sorted(set(kinds.values()))}
-    try:
+    with foreign(f"the pixels of {path}", fault="cannot be decoded", advice="write the SEG again"):
+        pixels = int(dataset.get("NumberOfFrames") or 1) * int(dataset.Rows) * int(dataset.Columns)
+        if pixels > MAX_PIXELS:
+            raise ValueError(f"it says that they are {pixels}, {MAX_PIXELS} at most are read")
         frames = dataset.pixel_array
-    except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        raise InputUnreadable(
-            f"The pixels of {path} cannot be decoded ({error}): write the SEG again"
-        ) from error
     frames = frames.reshape(-1, frames.shape[-2], frames.shape[-1])
     label_map = dataset.get("SegmentationType") == "LABELMAP"
     minimum = 1
@@ -297,10 +302,11 @@ def read_segmentation(path: Path, geometry: Geometry) -> dict[str, BoolArray]:
 def is_segmentation(path: Path) -> bool:
     """Whether the file is a DICOM SEG (of either storage class)."""
     try:
-        dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"])
-    except (InvalidDicomError, OSError, EOFError, ValueError):
+        with quiet_pydicom(), foreign(str(path)):
+            dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"])
+            return dataset.get("SOPClassUID") in SEGMENTATION_SOP_CLASSES
+    except InputUnreadable:
         return False
-    return dataset.get("SOPClassUID") in SEGMENTATION_SOP_CLASSES
 
 
 def referenced_series(path: Path) -> str:
@@ -309,9 +315,9 @@ def referenced_series(path: Path) -> str:
     Raises:
         InputUnreadable: not a DICOM SEG.
     """
-    with quiet_pydicom():
-        series = _read(path).get("ReferencedSeriesSequence")
-    return str(series[0].get("SeriesInstanceUID", "")) if series else ""
+    with open_segmentation(path, defer_size=_DEFERRED) as dataset:
+        series = dataset.get("ReferencedSeriesSequence")
+        return str(series[0].get("SeriesInstanceUID", "")) if series else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -373,21 +379,20 @@ def segment_frames(path: Path) -> SegmentFrames:
     Raises:
         InputUnreadable: not a DICOM SEG as `write_segmentation` writes it.
     """
-    with quiet_pydicom():
-        dataset = _read(path, defer_size=1024)
+    with open_segmentation(path, defer_size=_DEFERRED) as dataset:
         pixels = dataset.get_item("PixelData", keep_deferred=True)
-    offset = getattr(pixels, "value_tell", 0)
-    if dataset.get("BitsAllocated") != 1 or dataset.file_meta.TransferSyntaxUID.is_compressed or not offset:
-        raise InputUnreadable(f"{path} is not BINARY or is compressed: give the SEG that the run wrote")
-    kinds = {int(item.SegmentNumber): _kind(item) for item in dataset.SegmentSequence}
-    frames: dict[tuple[str, int], tuple[tuple[str, int], ...]] = {}
-    for number, groups in enumerate(dataset.PerFrameFunctionalGroupsSequence):
-        kind = kinds.get(int(groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber))
-        source = groups.DerivationImageSequence[0].SourceImageSequence[0]
-        key = str(source.ReferencedSOPInstanceUID), int(source.get("ReferencedFrameNumber") or 1)
-        if kind is not None:
-            frames[key] = (*frames.get(key, ()), (kind, number))
-    return SegmentFrames(path=path, shape=(dataset.Rows, dataset.Columns), offset=offset, frames=frames)
+        offset = getattr(pixels, "value_tell", 0)
+        if dataset.get("BitsAllocated") != 1 or dataset.file_meta.TransferSyntaxUID.is_compressed or not offset:
+            raise InputUnreadable(f"{path} is not BINARY or is compressed: give the SEG that the run wrote")
+        kinds = {int(item.SegmentNumber): _kind(item) for item in dataset.SegmentSequence}
+        frames: dict[tuple[str, int], tuple[tuple[str, int], ...]] = {}
+        for number, groups in enumerate(dataset.PerFrameFunctionalGroupsSequence):
+            kind = kinds.get(int(groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber))
+            source = groups.DerivationImageSequence[0].SourceImageSequence[0]
+            key = str(source.ReferencedSOPInstanceUID), int(source.get("ReferencedFrameNumber") or 1)
+            if kind is not None:
+                frames[key] = (*frames.get(key, ()), (kind, number))
+        return SegmentFrames(path=path, shape=(dataset.Rows, dataset.Columns), offset=offset, frames=frames)
 
 
 # Writing
@@ -588,16 +593,45 @@ def reference_to(ref: SliceRef) -> Dataset:
 # Reading
 
 
-def _read(path: Path, defer_size: int | None = None) -> Dataset:
-    try:
+MAX_ITEMS = 1 << 20
+"""Items of sequences that a SEG may have; chosen: a frame has about ten, and each takes a thousand times the
+memory of its eight bytes in the file."""
+MAX_PIXELS = 1 << 32
+"""Pixels of all frames that are decoded; chosen: 16,000 frames of 512²."""
+_DEFERRED = 1024
+"""Bytes from which on a value stays in the file until it is asked for."""
+_ITEM_TAGS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
+"""How an item begins, little and big endian (PS3.5 7.5)."""
+_CHUNK = 1 << 20
+
+
+@contextmanager
+def open_segmentation(path: Path, *, what: str = "", defer_size: int | None = None) -> Iterator[Dataset]:
+    """The one door for DICOM SEGs of others.
+
+    pydicom converts a value when it is asked for, so what is wrong with one shows only then: whatever is
+    done with the data set inside the block and fails is `InputUnreadable`.
+
+    Args:
+        path: The file.
+        what: What it is called in messages; "": its path.
+        defer_size: Bytes from which on a value stays in the file until it is asked for; None: all are read.
+
+    Raises:
+        InputUnreadable: Not a DICOM SEG, or one that is not as it should be.
+    """
+    what = what or str(path)
+    with quiet_pydicom(), foreign(what, fault="is no DICOM SEG that can be read", advice="give another SEG"):
+        with path.open("rb") as file:
+            items = sum(block.count(tag) for block in iter(lambda: file.read(_CHUNK), b"") for tag in _ITEM_TAGS)
+        if items > MAX_ITEMS:
+            raise ValueError(f"it has {items} items, {MAX_ITEMS} at most are read")
         dataset = pydicom.dcmread(path, defer_size=defer_size)
-    except (InvalidDicomError, OSError, EOFError, ValueError) as error:
-        raise InputUnreadable(f"Cannot read {path} as DICOM ({error}): give a DICOM SEG") from error
-    if dataset.get("SOPClassUID") not in SEGMENTATION_SOP_CLASSES:
-        raise InputUnreadable(
-            f"{path} is DICOM but no SEG (SOP class {dataset.get('SOPClassUID')}): give a SEG"
-        )
-    return dataset
+        if dataset.get("SOPClassUID") not in SEGMENTATION_SOP_CLASSES:
+            raise InputUnreadable(
+                f"{what} is DICOM but no SEG (SOP class {dataset.get('SOPClassUID')}): give a SEG"
+            )
+        yield dataset
 
 
 def _codes(item: Dataset, keyword: str) -> set[str]:
