@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import socket
-import sys
 from pathlib import Path
+
+from .screen import note
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -72,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
         )
         config = uvicorn.Config(
             app,
+            log_config=None,  # ours: `guard_log`
             log_level="warning",
             access_log=False,  # an address may hold the token
             server_header=False,
@@ -81,14 +83,13 @@ def run(args: argparse.Namespace) -> int:
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         token = f"?token=${TOKEN_VARIABLE}" if access.token else ""
-        sys.stderr.write(f"dashboard: http://{shown}:{port}/{token}  (Ctrl-C ends it)\n")
+        note(f"dashboard: http://{shown}:{port}/{token}  (Ctrl-C ends it)")
         if access.any_address:
-            sys.stderr.write("note: not encrypted; put a server with TLS before it on a network you share\n")
-        sys.stderr.flush()
+            note("note: not encrypted; put a server with TLS before it on a network you share")
         try:
             uvicorn.Server(config).run(sockets=[listening])
         except KeyboardInterrupt:
-            sys.stderr.write("\n")
+            note("")
     return 0
 
 

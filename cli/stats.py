@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from .screen import note, say, say_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -134,7 +133,7 @@ def run_agreement(args: argparse.Namespace) -> int:
             confusion=study.result.confusion.tolist(),
         )
     else:
-        _print([*study.flow.lines(), *summary_lines(agreement_rows(study.result))])
+        say(*study.flow.lines(), *summary_lines(agreement_rows(study.result)))
     if args.report is not None:
         _write(args, agreement_page(study, title=args.title))
     return 0
@@ -177,7 +176,7 @@ def run_survival(args: argparse.Namespace) -> int:
             for h in result.hazards
         ]
         lines += [f"c-index {c.value:.3f} ({c.low:.3f} to {c.high:.3f})", *cohort.notes]
-        _print(lines)
+        say(*lines)
     if args.report is not None:
         _write(args, survival_page(cohort, result, unit=args.unit, title=args.title))
     return 0
@@ -204,7 +203,7 @@ def run_report(args: argparse.Namespace) -> int:
         survival = survival_parts(cohort, analyse(cohort), unit=args.unit)
     followed = progression(scans, cuts=args.cuts)
     pairs = kernel_pairs(scans, cuts=args.cuts)
-    _print(scans.flow.lines())
+    say(*scans.flow.lines())
     _write(
         args,
         cohort_page(results, scans, followed, pairs, survival=survival, cuts=args.cuts, title=args.title),
@@ -231,12 +230,8 @@ def _write(args: argparse.Namespace, page: Page) -> None:
     from ..training.page import write_page
 
     path = write_page(args.report, *page)
-    sys.stderr.write(f"report: {path}\n")
-
-
-def _print(lines: list[str]) -> None:
-    sys.stdout.write("\n".join(lines) + "\n")
+    note(f"report: {path}")
 
 
 def _print_json(**content: Any) -> None:
-    sys.stdout.write(json.dumps(content, indent=2) + "\n")
+    say_json(content)

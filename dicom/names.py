@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from pathlib import Path
+from typing import Any
 
 MAX_LENGTH = 120
 """Longest component, characters: file systems allow 255 bytes, and temporary names need some of them."""
@@ -60,3 +62,13 @@ def printable(text: str) -> str:
     ('A?[2J?B?0 problems', 'Müller, 1 mm³ …')
     """
     return "".join(c if c.isprintable() else "?" for c in readable(text))
+
+
+class OneLine(logging.Formatter):
+    """Formats a record of a log as one line, and an error's traceback below it, all of it `printable`."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        return "\n".join(map(printable, super().formatException(ei).split("\n")))

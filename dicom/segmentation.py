@@ -10,6 +10,7 @@ import hashlib
 import logging
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,8 +23,14 @@ import numpy.typing as npt
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_file_meta_info
 from pydicom.sr.coding import Code
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import (
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    generate_uid,
+)
 
 from ..errors import InputError, InputUnreadable, MaskMismatch
 from ..imaging import Geometry
@@ -276,12 +283,7 @@ def _masks(dataset: Dataset, path: Path, geometry: Geometry) -> dict[str, BoolAr
             _labels(unclear),
         )
     result = {kind: np.zeros(geometry.shape, dtype=np.bool_) for kind in sorted(set(kinds.values()))}
-    with foreign(f"the pixels of {path}", fault="cannot be decoded", advice="write the SEG again"):
-        pixels = int(dataset.get("NumberOfFrames") or 1) * int(dataset.Rows) * int(dataset.Columns)
-        if pixels > MAX_PIXELS:
-            raise ValueError(f"it says that they are {pixels}, {MAX_PIXELS} at most are read")
-        frames = dataset.pixel_array
-    frames = frames.reshape(-1, frames.shape[-2], frames.shape[-1])
+    frames = decoded_frames(dataset, str(path))
     label_map = dataset.get("SegmentationType") == "LABELMAP"
     minimum = 1
     if dataset.get("SegmentationType") == "FRACTIONAL":
@@ -382,7 +384,11 @@ def segment_frames(path: Path) -> SegmentFrames:
     with open_segmentation(path, defer_size=_DEFERRED) as dataset:
         pixels = dataset.get_item("PixelData", keep_deferred=True)
         offset = getattr(pixels, "value_tell", 0)
-        if dataset.get("BitsAllocated") != 1 or dataset.file_meta.TransferSyntaxUID.is_compressed or not offset:
+        if (
+            dataset.get("BitsAllocated") != 1
+            or dataset.file_meta.TransferSyntaxUID.is_compressed
+            or not offset
+        ):
             raise InputUnreadable(f"{path} is not BINARY or is compressed: give the SEG that the run wrote")
         kinds = {int(item.SegmentNumber): _kind(item) for item in dataset.SegmentSequence}
         frames: dict[tuple[str, int], tuple[tuple[str, int], ...]] = {}
@@ -602,6 +608,10 @@ _DEFERRED = 1024
 """Bytes from which on a value stays in the file until it is asked for."""
 _ITEM_TAGS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
 """How an item begins, little and big endian (PS3.5 7.5)."""
+MAX_INFLATED = 1 << 30
+"""Bytes that a deflated file inflates to at most; chosen."""
+_BEFORE_META = 144
+"""Bytes before the file meta information that its group length counts (PS3.10 7.1)."""
 _CHUNK = 1 << 20
 
 
@@ -622,16 +632,61 @@ def open_segmentation(path: Path, *, what: str = "", defer_size: int | None = No
     """
     what = what or str(path)
     with quiet_pydicom(), foreign(what, fault="is no DICOM SEG that can be read", advice="give another SEG"):
-        with path.open("rb") as file:
-            items = sum(block.count(tag) for block in iter(lambda: file.read(_CHUNK), b"") for tag in _ITEM_TAGS)
-        if items > MAX_ITEMS:
-            raise ValueError(f"it has {items} items, {MAX_ITEMS} at most are read")
+        items = 0
+        for block in _plain_blocks(path):
+            items += sum(block.count(tag) for tag in _ITEM_TAGS)
+            if items > MAX_ITEMS:
+                raise ValueError(f"it has more than {MAX_ITEMS} items")
         dataset = pydicom.dcmread(path, defer_size=defer_size)
         if dataset.get("SOPClassUID") not in SEGMENTATION_SOP_CLASSES:
             raise InputUnreadable(
                 f"{what} is DICOM but no SEG (SOP class {dataset.get('SOPClassUID')}): give a SEG"
             )
         yield dataset
+
+
+def _plain_blocks(path: Path) -> Iterator[bytes]:
+    """The content of a DICOM file block by block; that of a deflated one (PS3.5 A.5) as it is in memory."""
+    meta = read_file_meta_info(path)
+    with path.open("rb") as file:
+        if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+            yield from iter(lambda: file.read(_CHUNK), b"")
+            return
+        file.seek(_BEFORE_META + meta.FileMetaInformationGroupLength)
+        inflater, size, packed = zlib.decompressobj(-zlib.MAX_WBITS), 0, file.read(_CHUNK)
+        while packed:
+            block = inflater.decompress(packed, _CHUNK)
+            yield block
+            if (size := size + len(block)) > MAX_INFLATED:
+                raise ValueError(f"it inflates to more than {MAX_INFLATED >> 20} MB")
+            packed = inflater.unconsumed_tail or file.read(_CHUNK)
+
+
+def stored_bytes(dataset: Dataset, path: Path) -> int:
+    """Bytes of the pixel data that are in the file, be they read or not."""
+    pixels = dataset.get_item("PixelData", keep_deferred=True)
+    if pixels is None:
+        return 0
+    if pixels.value is not None:
+        return len(pixels.value)
+    return min(int(pixels.length), path.stat().st_size - int(pixels.value_tell))
+
+
+def decoded_frames(dataset: Dataset, what: str) -> npt.NDArray[Any]:
+    """The pixels of a SEG's frames (frames, rows, columns).
+
+    Args:
+        what: What the SEG is called in messages.
+
+    Raises:
+        InputUnreadable: They cannot be decoded, or are more than `MAX_PIXELS`.
+    """
+    with foreign(f"the pixels of {what}", fault="cannot be decoded", advice="write the SEG again"):
+        pixels = int(dataset.get("NumberOfFrames") or 1) * int(dataset.Rows) * int(dataset.Columns)
+        if pixels > MAX_PIXELS:
+            raise ValueError(f"it says that they are {pixels}, {MAX_PIXELS} at most are read")
+        frames: npt.NDArray[Any] = dataset.pixel_array
+        return frames.reshape(-1, frames.shape[-2], frames.shape[-1])
 
 
 def _codes(item: Dataset, keyword: str) -> set[str]:

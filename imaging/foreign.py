@@ -15,10 +15,12 @@ from typing import Any
 
 from ..errors import DeepCACError, InputUnreadable
 
-MAX_TEXT = 256 << 20
-"""Bytes of a JSON file that are read at most; chosen: a ``run.json`` of a million missing series has 70 MB."""
+MAX_JSON = 64 << 20
+"""Bytes of a JSON file that are read at most; chosen: a ``run.json`` with 900,000 missing series has as many,
+and the emptiest objects take 25 times their text in memory."""
 MAX_YAML = 1 << 20
 """Bytes of a YAML file that are read at most; chosen: the longest workflow has a few thousand."""
+_NO_JSON = "is no JSON that can be read"
 _REASON = 160
 """Characters of a library's own words that a message repeats at most; chosen."""
 
@@ -80,17 +82,17 @@ def parse_json(data: bytes | str, what: str, *, error: type[DeepCACError] = Inpu
     >>> parse_json(b"[" * 100_000, "an answer")
     Traceback (most recent call last):
     ...
-    deepcac2.errors.InputUnreadable: an answer cannot be read (depth limit exceeded: line 1 column 1026 (char
-    1025))
+    deepcac2.errors.InputUnreadable: an answer is no JSON that can be read (depth limit exceeded: line 1
+    column 1026 (char 1025))
     """
     import orjson
 
-    with foreign(what, error=error):
+    with foreign(what, error=error, fault=_NO_JSON):
         return orjson.loads(data)
 
 
 def read_bytes(
-    path: Path, *, most: int = MAX_TEXT, error: type[DeepCACError] = InputUnreadable, advice: str = ""
+    path: Path, *, most: int = MAX_JSON, error: type[DeepCACError] = InputUnreadable, advice: str = ""
 ) -> bytes:
     """The content of a regular file of limited size. A pipe or a device is refused and never opened.
 
@@ -122,7 +124,7 @@ def read_json(path: Path, *, error: type[DeepCACError] = InputUnreadable, advice
     import orjson
 
     data = read_bytes(path, error=error, advice=advice)
-    with foreign(str(path), error=error, advice=advice):
+    with foreign(str(path), error=error, fault=_NO_JSON, advice=advice):
         return orjson.loads(data)
 
 
