@@ -122,8 +122,13 @@ def run_agreement(args: argparse.Namespace) -> int:
     from ..cohort.pages import agreement_page, agreement_rows, estimates_of, summary_lines
     from ..cohort.tables import read_table
 
+    columns = [c for c in (args.ai, args.reference, args.patient) if c]
     study = compare_columns(
-        read_table(args.table), ai=args.ai, reference=args.reference, patient=args.patient, cuts=args.cuts
+        read_table(args.table, needed=columns, only=()),
+        ai=args.ai,
+        reference=args.reference,
+        patient=args.patient,
+        cuts=args.cuts,
     )
     if args.json:
         _print_json(

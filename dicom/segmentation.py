@@ -16,11 +16,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import pydicom
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
@@ -669,7 +670,8 @@ def stored_bytes(dataset: Dataset, path: Path) -> int:
         return 0
     if pixels.value is not None:
         return len(pixels.value)
-    return min(int(pixels.length), path.stat().st_size - int(pixels.value_tell))
+    raw = cast(RawDataElement, pixels)  # what is deferred has not been converted
+    return min(raw.length, path.stat().st_size - raw.value_tell)
 
 
 def decoded_frames(dataset: Dataset, what: str) -> npt.NDArray[Any]:

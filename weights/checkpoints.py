@@ -2,8 +2,8 @@
 
 A pickle is a program for a small machine that calls what it names. Here it may name a few things only, and
 these are ours: they build strings, sets and NumPy arrays out of bytes that stand in the file, and never more
-than `_BUDGET` of them. Checkpoints are read by torch's own restricted unpickler, after a look at the archive and
-before one at the tensors, so that neither can be much larger than the file.
+than `_BUDGET` of them. Checkpoints are read by torch's own restricted unpickler, after a look at the archive
+and before one at the tensors, so that neither can be much larger than the file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 MAX_PICKLE = 16 << 20
-"""Bytes of a pickle of plain data that are read at most; chosen: nnU-Net v1's plans of 1,000 cases have 1 MB."""
+"""Bytes of a pickle of plain data that are read at most; chosen: nnU-Net v1's plans of 1,000 cases have 1."""
 _BUDGET = 256 << 20
 """Bytes that a pickle may build by calls, which can use what stands in the file once again and again."""
 _NOT_DATA = "holds more than plain data"
@@ -38,7 +38,7 @@ class _Dtype:
     def __init__(self, code: str, align: object = False, copy: object = False) -> None:
         if not isinstance(code, str) or not re.fullmatch(r"[biufc]\d{1,2}|[SU]\d{1,4}", code):
             raise pickle.UnpicklingError(f"numpy.dtype {code!r:.20}")
-        self._code, self._order = code, "="
+        self._code, self._order = code, ""
 
     def __setstate__(self, state: Any) -> None:
         if state[1] in ("<", ">"):
@@ -49,7 +49,7 @@ class _Dtype:
         """The dtype itself."""
         import numpy as np
 
-        return np.dtype(self._code).newbyteorder(self._order)
+        return np.dtype(self._order + self._code)
 
 
 @cache
@@ -57,13 +57,14 @@ def _array_class() -> type:
     """NumPy arrays that take their content from a pickle only where it is all there."""
     import numpy as np
 
-    class Array(np.ndarray):  # type: ignore[type-arg]
+    class Array(np.ndarray):
         def __setstate__(self, state: Any) -> None:
             _, shape, dtype, fortran, data = state
             size = prod(int(n) for n in shape) * dtype.real.itemsize
             if not isinstance(data, bytes) or len(data) != size or any(n < 0 for n in shape):
                 raise pickle.UnpicklingError("a NumPy array without its data")
-            super().__setstate__((1, shape, dtype.real, bool(fortran), data))  # type: ignore[misc]
+            state = (1, shape, dtype.real, bool(fortran), data)
+            super().__setstate__(state)  # type: ignore[arg-type]
 
     return Array
 
@@ -94,6 +95,7 @@ class _PlainUnpickler(pickle._Unpickler):
     """
 
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+    stack: list[Any]  # the library's
 
     def __init__(self, data: bytes) -> None:
         super().__init__(io.BytesIO(data))
@@ -139,27 +141,28 @@ class _PlainUnpickler(pickle._Unpickler):
         return known[module, name]
 
     def load_build(self) -> None:
-        state = self.stack.pop()  # type: ignore[has-type]
-        inst = self.stack[-1]  # type: ignore[has-type]
-        if not isinstance(inst, (_Dtype, _array_class())):
+        state = self.stack.pop()
+        inst = self.stack[-1]
+        known: tuple[Any, ...] = (_Dtype, _array_class())
+        if not isinstance(inst, known):
             raise pickle.UnpicklingError(f"a state for a {type(inst).__name__}")
         if isinstance(state, tuple) and isinstance(state[-1], bytes):
             self._spend(len(state[-1]))
         inst.__setstate__(state)
 
     def load_setitem(self) -> None:
-        _key(self.stack[-2])  # type: ignore[has-type]
-        super().load_setitem()  # type: ignore[misc]
+        _key(self.stack[-2])
+        super().load_setitem()
 
     def load_setitems(self) -> None:
-        for key in self.stack[::2]:  # type: ignore[has-type]
+        for key in self.stack[::2]:
             _key(key)
-        super().load_setitems()  # type: ignore[misc]
+        super().load_setitems()
 
     def load_additems(self) -> None:
-        for item in self.stack:  # type: ignore[has-type]
+        for item in self.stack:
             _key(item)
-        super().load_additems()  # type: ignore[misc]
+        super().load_additems()
 
     dispatch[pickle.BUILD[0]] = load_build
     dispatch[pickle.SETITEM[0]] = load_setitem
