@@ -150,8 +150,9 @@ def run_survival(args: argparse.Namespace) -> int:
     from ..cohort.survival import analyse
     from ..cohort.survival_figures import p_value
     from ..cohort.tables import read_table
+    from ..pipeline.results import COLUMNS
 
-    cohort = _cohort(args, read_table(args.results))
+    cohort = _cohort(args, read_table(args.results, only=COLUMNS))
     result = analyse(cohort)
     lines = [line for flow in cohort.flow for line in flow.lines()]
     chi2, degrees, p = result.log_rank
@@ -194,13 +195,14 @@ def run_report(args: argparse.Namespace) -> int:
     from ..cohort.scans import scored
     from ..cohort.survival import analyse
     from ..cohort.tables import read_table
+    from ..pipeline.results import COLUMNS
 
     given = [n for n in ("time", "event", "covariates", "unit") if getattr(args, n)]
     if args.clinical is None and given:
         raise InputError(f"--{given[0]} goes with --clinical TABLE")
     if args.clinical is not None and not (args.time and args.event):
         raise InputError("--clinical needs --time COLUMN and --event COLUMN")
-    results = read_table(args.results)
+    results = read_table(args.results, only=COLUMNS)
     scans = scored(results)
     survival = None
     if args.clinical is not None:
@@ -220,12 +222,13 @@ def _cohort(args: argparse.Namespace, results: pd.DataFrame) -> Any:
     from ..cohort.survival import build_cohort
     from ..cohort.tables import read_table
 
+    covariates = [c.strip() for c in args.covariates.split(",") if c.strip()]
     return build_cohort(
         results,
-        read_table(args.clinical),
+        read_table(args.clinical, needed=[args.patient, args.time, args.event, *covariates], only=()),
         time=args.time,
         event=args.event,
-        covariates=[c.strip() for c in args.covariates.split(",") if c.strip()],
+        covariates=covariates,
         patient=args.patient,
         cuts=args.cuts,
     )

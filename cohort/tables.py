@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import difflib
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, InputUnreadable
 from ..imaging.foreign import foreign
 
 if TYPE_CHECKING:
@@ -96,36 +96,22 @@ def read_table(
     kind = path.suffix.lower()
     if kind not in (*_SEPARATORS, PARQUET):
         raise InputError(f"{path} is no .csv, .tsv or .parquet file")
+    if not path.is_file():
+        raise InputUnreadable(f"cannot read {path}: there is no such regular file")
     with foreign(str(path), fault="is no table that can be read"):
-        if not path.is_file():
-            raise ValueError("there is no such regular file")
         names = _column_names(path)
         twice = sorted(n for n, times in Counter(names).items() if times > 1)
         if twice or "" in names:
-            raise InputError(
-                f"{path}: "
-                + (
-                    f"column {twice[0]!r} stands there twice"
-                    if twice and twice[0]
-                    else "a column has no name"
-                )
+            fault = (
+                f"column {twice[0]!r} stands there twice" if twice and twice[0] else "a column has no name"
             )
-        _need(names, needed, "the table")
+            raise InputError(f"{path}: {fault}")
+        _need(names, needed, str(path))
         places = [i for i, n in enumerate(names) if only is None or n in only or n in needed]
         if kind == PARQUET:
             frame = _as_text(pd.read_parquet(path, columns=[names[i] for i in places]))
-        elif not places:
-            frame = pd.DataFrame()
         else:
-            frame = pd.read_csv(
-                path, sep=_SEPARATORS[kind], dtype=str, keep_default_na=False, header=None,
-                names=range(len(names)), usecols=places, skipinitialspace=True, encoding="utf-8-sig",
-                index_col=False, nrows=MAX_ROWS + 1, on_bad_lines="error",
-            )  # fmt: skip
-            frame.columns = pd.Index([names[i] for i in places])
-            frame = frame.iloc[1:].reset_index(drop=True)
-        if len(frame) >= MAX_ROWS:
-            raise ValueError(f"it has {MAX_ROWS} rows or more")
+            frame = _read_text(path, names, places)
     if not len(frame):
         raise InputError(f"{path} has no rows")
     return frame
@@ -140,13 +126,35 @@ def _column_names(path: Path) -> list[str]:
             if file.metadata.num_rows >= MAX_ROWS:
                 raise ValueError(f"it has {MAX_ROWS} rows or more")
             return list(file.schema_arrow.names)
-    separator = _SEPARATORS[path.suffix.lower()]
     with path.open(encoding="utf-8-sig", newline="") as text:
-        # blank lines before the first are none, as for pandas
-        first: list[str] = next(
-            filter(None, csv.reader(text, delimiter=separator, skipinitialspace=True)), []
-        )
-    return [name.strip() for name in first]
+        names = [name.strip() for name in next(_rows(text, path), [])]
+    if not names:
+        raise ValueError("it is empty")
+    return names
+
+
+def _rows(text: IO[str], path: Path) -> Iterator[list[str]]:
+    """The rows of a CSV or TSV file, without blank lines; an open quotation is an error."""
+    kind = _SEPARATORS[path.suffix.lower()]
+    return filter(None, csv.reader(text, delimiter=kind, skipinitialspace=True, strict=True))
+
+
+def _read_text(path: Path, names: Sequence[str], places: Sequence[int]) -> pd.DataFrame:
+    """The columns of a CSV or TSV file that stand at these places; values that are missing are ""."""
+    import pandas as pd
+
+    columns: list[list[str]] = [[] for _ in places]
+    with path.open(encoding="utf-8-sig", newline="") as text:
+        rows = _rows(text, path)
+        next(rows)
+        for number, row in enumerate(rows, start=1):
+            if len(row) > len(names):
+                raise ValueError(f"row {number} has {len(row)} values, the first line {len(names)}")
+            if number >= MAX_ROWS:
+                raise ValueError(f"it has {MAX_ROWS} rows or more")
+            for values, place in zip(columns, places, strict=True):
+                values.append(row[place] if place < len(row) else "")
+    return pd.DataFrame({names[place]: values for place, values in zip(places, columns, strict=True)})
 
 
 def _as_text(frame: pd.DataFrame) -> pd.DataFrame:

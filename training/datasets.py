@@ -133,13 +133,10 @@ def _nnunet(folder: Path) -> Iterator[AnnotatedSource]:
     if not (folder / "labelsTr").is_dir():
         return
     description = folder / "dataset.json"
-    with foreign(
-        str(description),
-        error=TrainingError,
-        fault="does not say what the labels mean",
-        advice='write one with "labels": {"background": 0, "heart": 1, "calcium": 2}',
-    ):
-        content = read_json(description, error=TrainingError)
+    advice = 'write one with "labels": {"background": 0, "heart": 1, "calcium": 2}'
+    content = read_json(description, error=TrainingError, advice=advice)
+    fault = "does not say what the labels mean"
+    with foreign(str(description), error=TrainingError, fault=fault, advice=advice):
         heart, calcium = _label_values(content["labels"])
     if not heart and not calcium:
         raise TrainingError(

@@ -11,9 +11,10 @@ from __future__ import annotations
 import io
 import pickle
 import re
+import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -64,7 +65,7 @@ def _array_class() -> type:
             if not isinstance(data, bytes) or len(data) != size or any(n < 0 for n in shape):
                 raise pickle.UnpicklingError("a NumPy array without its data")
             state = (1, shape, dtype.real, bool(fortran), data)
-            super().__setstate__(state)  # type: ignore[arg-type]
+            super().__setstate__(state)
 
     return Array
 
@@ -95,7 +96,9 @@ class _PlainUnpickler(pickle._Unpickler):
     """
 
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
-    stack: list[Any]  # the library's
+    stack: list[Any]  # these three are the library's
+    read: Callable[[int], bytes]
+    append: Callable[[Any], None]
 
     def __init__(self, data: bytes) -> None:
         super().__init__(io.BytesIO(data))
@@ -150,26 +153,33 @@ class _PlainUnpickler(pickle._Unpickler):
             self._spend(len(state[-1]))
         inst.__setstate__(state)
 
+    def load_bytearray8(self) -> None:
+        (size,) = struct.unpack("<Q", self.read(8))
+        data = self.read(min(size, MAX_PICKLE))
+        if len(data) != size:
+            raise pickle.UnpicklingError("bytes that are not there")
+        self.append(bytearray(data))
+
     def load_setitem(self) -> None:
         _key(self.stack[-2])
-        super().load_setitem()
+        _by_library(pickle.SETITEM, self)
 
     def load_setitems(self) -> None:
         for key in self.stack[::2]:
             _key(key)
-        super().load_setitems()
+        _by_library(pickle.SETITEMS, self)
 
     def load_additems(self) -> None:
         for item in self.stack:
             _key(item)
-        super().load_additems()
+        _by_library(pickle.ADDITEMS, self)
 
     dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
     dispatch[pickle.SETITEM[0]] = load_setitem
     dispatch[pickle.SETITEMS[0]] = load_setitems
     dispatch[pickle.ADDITEMS[0]] = load_additems
     for _opcode in (
-        pickle.BYTEARRAY8,
         pickle.FROZENSET,
         pickle.NEWOBJ,
         pickle.NEWOBJ_EX,
@@ -177,6 +187,11 @@ class _PlainUnpickler(pickle._Unpickler):
         pickle.OBJ,
     ):
         del dispatch[_opcode[0]]
+
+
+def _by_library(opcode: bytes, unpickler: Any) -> None:
+    """What the library's own unpickler does."""
+    pickle._Unpickler.dispatch[opcode[0]](unpickler)
 
 
 def _key(value: Any) -> Any:

@@ -228,9 +228,7 @@ def test_a_member_twice(files: Files, tmp_path: Path, capsys: pytest.CaptureFixt
     assert said == f"error: {name} is there twice\n"
 
 
-def test_ct_that_is_of_no_series(
-    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ct_that_is_of_no_series(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_patient(simulate_patient(4, geometry=default_geometry(4, size=32, slices=8)), tmp_path / "other")
     code, said = verified(capsys, pack(tmp_path / "a.zip", files), "--ct", tmp_path / "other")
     assert code == 1
