@@ -15,6 +15,10 @@ _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456
 _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
 
 
+_HALVES = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+"""Surrogates without those by which Python writes bytes that are no UTF-8."""
+
+
 def safe_name(identifier: str) -> str:
     """A single path component for any string; different strings get different names.
 
@@ -46,10 +50,13 @@ def safe_name(identifier: str) -> str:
 def readable(path: Path | str) -> str:
     """A path as text that every file and screen takes: bytes of it that are no UTF-8 become ``\\xNN``.
 
+    Halves of surrogate pairs, which no path has and text from elsewhere may, become U+FFFD.
+
     >>> readable("scan-\\udce4.dcm")
     'scan-\\\\xe4.dcm'
     """
-    return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    whole = _HALVES.sub("\ufffd", str(path))
+    return whole.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def printable(text: str) -> str:

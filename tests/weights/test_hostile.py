@@ -45,7 +45,8 @@ PICKLES = {
     "set of a range": call("builtins", "set", b"cbuiltins\nrange\n(" + HUGE + b"tR"),
     "array of 10 TB": call("numpy", "ndarray", b"(" + HUGE + b"t"),
     "array state without data": b"\x80\x04cnumpy.core.multiarray\n_reconstruct\n("
-    + b"cnumpy\nndarray\n(K\x00tC\x01btR" + b"(K\x01(" + HUGE + b"tcnumpy\ndtype\n(" + named("f8") + b"tR\x89C\x00tb.",
+    + b"cnumpy\nndarray\n(K\x00tC\x01btR(K\x01(" + HUGE + b"tcnumpy\ndtype\n(" + named("f8")
+    + b"tR\x89C\x00tb.",
     "array of objects": call("numpy", "dtype", named("O8") + b"\x89\x88"),
     "dtype of 10 TB": call("numpy", "dtype", named("V9999999999999")),
     "foreign codec": call("_codecs", "encode", named("x") + named("rot13")),
