@@ -18,8 +18,10 @@ from ..errors import DeepCACError, InputUnreadable
 MAX_JSON = 64 << 20
 """Bytes of a JSON file that are read at most; chosen: a ``run.json`` with 900,000 missing series has as many,
 and the emptiest objects take 25 times their text in memory."""
-MAX_YAML = 1 << 20
+MAX_YAML = 1 << 18
 """Bytes of a YAML file that are read at most; chosen: the longest workflow has a few thousand."""
+_MOST_LEVELS = 50
+"""Of a YAML text; chosen: a workflow has six."""
 _NO_JSON = "is no JSON that can be read"
 _REASON = 160
 """Characters of a library's own words that a message repeats at most; chosen."""
@@ -143,8 +145,12 @@ def parse_yaml(data: bytes | str, what: str, *, error: type[DeepCACError] = Inpu
 
     with foreign(what, error=error, fault="is not valid YAML"):
         if len(data) > MAX_YAML:
-            raise ValueError(f"it is larger than {MAX_YAML >> 20} MB")
+            raise ValueError(f"it is larger than {MAX_YAML >> 10} kB")
+        depth = 0
         for event in yaml.parse(data, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _MOST_LEVELS:  # here, as each token within n brackets takes a time of n
+                raise ValueError(f"it has more than {_MOST_LEVELS} levels")
             if isinstance(event, yaml.AliasEvent):
                 raise ValueError(f"it refers to {event.anchor!r} by an alias: write it out")
         return yaml.safe_load(data)

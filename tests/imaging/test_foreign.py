@@ -29,7 +29,7 @@ NO_JSON = (
 
 @pytest.mark.parametrize("data", NO_JSON, ids=lambda data: repr(data[:8]))
 def test_json(tmp_path: Path, data: bytes) -> None:
-    with pytest.raises(InputUnreadable, match="^an answer is no JSON") as caught:
+    with pytest.raises(InputUnreadable, match=r"^an answer is no JSON") as caught:
         parse_json(data, "an answer")
     assert "\n" not in str(caught.value)
     (tmp_path / "a.json").write_bytes(data)
@@ -47,9 +47,20 @@ def test_json_that_is_fine() -> None:
     assert parse_json(text, "x") == {"a": [1, 2.5, None, True, "ä😀"]}
 
 
-@pytest.mark.parametrize("row", ["[]", "{}", '{"row": 1}', '{"row": {"patient_id": 1}, "outputs": []}',
-    '{"row": {"patient_id": "", "study_uid": "", "series_uid": "", "status": "scored", "folder": []}, "outputs": []}',
-    '{"row": {"patient_id": "", "study_uid": "", "series_uid": "", "status": "scored"}, "outputs": 5}'])  # fmt: skip
+ROW = '"patient_id": "", "study_uid": "", "series_uid": "", "status": "scored"'
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "[]",
+        "{}",
+        '{"row": 1}',
+        '{"row": {"patient_id": 1}, "outputs": []}',
+        f'{{"row": {{{ROW}, "folder": []}}, "outputs": []}}',
+        f'{{"row": {{{ROW}}}, "outputs": 5}}',
+    ],
+)
 def test_details_that_are_no_row(tmp_path: Path, row: str) -> None:
     (tmp_path / "details.json").write_text(row)
     assert stored_row(tmp_path) is None
@@ -61,8 +72,20 @@ BOMB = "a: &a [x,x,x,x]\n" + "".join(
 """A billion laughs: 1 kB that hold 10**12 values, once somebody looks at them."""
 
 
-@pytest.mark.parametrize("text", ["[" * 20_000, "a: 2001-99-99", "? [a]\n: {? {b: 1} : c}", BOMB, "a: [", "\x07", "!!python/object:os.system {}",
-    "x" * (MAX_YAML + 1)], ids=lambda text: repr(text[:8]))  # fmt: skip
+NO_YAML = (
+    "[" * 200_000,
+    "- " * 1000,
+    "a: 2001-99-99",
+    "? [a]\n: {? {b: 1} : c}",
+    BOMB,
+    "a: [",
+    "\x07",
+    "!!python/object:os.system {}",
+    "x" * (MAX_YAML + 1),
+)
+
+
+@pytest.mark.parametrize("text", NO_YAML, ids=lambda text: repr(text[:8]))
 def test_yaml(tmp_path: Path, text: str) -> None:
     with pytest.raises(InputUnreadable) as caught:
         parse_yaml(text, "a recipe")
@@ -75,9 +98,15 @@ def test_yaml(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["execute: [[a]]", "execute: [{module: {}}]", "general: []\nexecute: [DicomImporter]", "execute: [1]\nmodules: {1: 2}",
-    "execute: [DicomImporter]\nmodules: {DicomImporter: 5}"]
-)  # fmt: skip
+    "text",
+    [
+        "execute: [[a]]",
+        "execute: [{module: {}}]",
+        "general: []\nexecute: [DicomImporter]",
+        "execute: [1]\nmodules: {1: 2}",
+        "execute: [DicomImporter]\nmodules: {DicomImporter: 5}",
+    ],
+)
 def test_workflows_of_wrong_types(text: str) -> None:
     assert yaml.safe_load(text)
     with pytest.raises(WorkflowError):
