@@ -252,12 +252,19 @@ def _bomb(path: Path, files: Files, name: str, megabytes: int, manifest: bytes) 
 
 
 def test_a_member_larger_than_its_line_is_not_unpacked(files: Files, place: str, tmp_path: Path) -> None:
-    """Full size: 2 MB that hold 2 GB took 4.3 GB and had no end. Here 300 MB, with 400 MB of memory more."""
-    name = f"{place}/{SEG_NAME}"
-    _bomb(tmp_path / "a.zip", files, name, 300, manifest_of(files))
-    code, said = _limited(tmp_path / "a.zip", 1.5)
+    """Full size: 2 MB that hold 2 GB took 4.3 GB and had no end. Here 300 MB, with 250 MB of memory more.
+
+    Its packed bytes are spoilt, too, which nobody notices who does not unpack them.
+    """
+    name, path = f"{place}/{SEG_NAME}", tmp_path / "a.zip"
+    _bomb(path, files, name, 300, manifest_of(files))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)
+    code, said = _limited(path)
     assert code == 1, said
     assert f"{name}: differs from the manifest" in said
+    assert "cannot be read" not in said
 
 
 def test_a_large_member_is_hashed_in_blocks(files: Files, tmp_path: Path) -> None:
@@ -267,24 +274,21 @@ def test_a_large_member_is_hashed_in_blocks(files: Files, tmp_path: Path) -> Non
         digest.update(_ZEROS)
     line = f"big.bin,{300 << 20},{digest.hexdigest()}\n".encode()
     _bomb(tmp_path / "a.zip", files, "big.bin", 300, manifest_of(files) + line)
-    code, said = _limited(tmp_path / "a.zip", 30)
+    code, said = _limited(tmp_path / "a.zip")
     assert code == 0, said
     assert "3 checksums compared" in said
 
 
-def _limited(path: Path, seconds: float) -> tuple[int, str]:
+def _limited(path: Path) -> tuple[int, str]:
     """`release verify` in a process that may take 250 MB more than it has when it begins to read."""
     code = f"""
-import resource, sys, time
+import resource, sys
 from deepcac2.cli.main import main
 import deepcac2.cohort.verify, pydicom, pydicom.pixels  # what is loaded counts before
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (250 << 20),) * 2)
 resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
-start = time.process_time()
-code = main(["release", "verify", {str(path)!r}])
-assert time.process_time() - start < {seconds}, time.process_time() - start
-sys.exit(code)
+sys.exit(main(["release", "verify", {str(path)!r}]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     return done.returncode, done.stdout + done.stderr
