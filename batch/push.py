@@ -10,16 +10,15 @@ import fcntl
 import logging
 import sqlite3
 import time
-import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydicom.errors import InvalidDicomError
-
 from ..dicom import Discovery, Series, chosen, discover, safe_name
 from ..dicom.sending import ALREADY_THERE, Destination, Instance, part10
-from ..errors import DestinationUnreachable, InputError, OutputBusy
+from ..errors import DestinationUnreachable, InputError, InputUnreadable, OutputBusy
+from ..imaging.foreign import foreign
+from ..imaging.inside import regular_inside
 from ..pipeline.results import PARQUET, read_parquet, series_folder
 from ..pipeline.run import stored_row
 from ..weights.description import sha256_of
@@ -79,11 +78,14 @@ class PushJournal:
 
     Raises:
         OutputBusy: Another process is sending to this destination from here.
+        InputUnreadable: What has its name is no regular file inside the results.
         DiskFull, OutputUnwritable: It cannot be written.
     """
 
     def __init__(self, results: Path, name: str) -> None:
         self.path = results / FOLDER / f"push-{safe_name(name)}.jsonl"
+        if self.path.exists():
+            regular_inside(self.path, results)
         lock = take_lock(self.path, fcntl.LOCK_EX)
         if lock is None:
             raise OutputBusy(f"another push from {results} to {name} is at work; wait for it")
@@ -191,7 +193,7 @@ def push(
                     sender.problem(Problem(series_uid=uid, reason="its CT is not in the folder of --ct"))
                 else:
                     sender.send(uid, _instances(series))
-            sender.send(uid, _outputs(folder, uid, sender.problem))
+            sender.send(uid, _outputs(folder, results, uid, sender.problem))
             after = (summary.sent, summary.present, summary.problems)
             log.info(
                 "series %s: %d sent, %d there already, %d not sent",
@@ -241,16 +243,24 @@ def _instances(series: Series) -> Iterator[Instance]:
             yield Instance.of_slice(ref)
 
 
-def _outputs(folder: Path, uid: str, problem: Callable[[Problem], None]) -> Iterator[Instance]:
+def _outputs(folder: Path, results: Path, uid: str, problem: Callable[[Problem], None]) -> Iterator[Instance]:
     """The DICOM files of a series' results, by name: the SEG stands before the SR that refers to it."""
     if stored_row(folder) is None:
         problem(Problem(series_uid=uid, reason="files of its results are missing; run the series again"))
     for path in sorted(folder.glob("[!.]*.dcm")):
         try:
-            yield Instance.of_file(path)
-        except (OSError, InvalidDicomError) as error:
-            reason = f"{path.name} cannot be read ({type(error).__name__}); run the series again"
+            with foreign(path.name):
+                instance = Instance.of_file(regular_inside(path, results))
+        except InputUnreadable as error:
+            reason = f"{path.name} cannot be read ({_cause(error)}); run the series again"
             problem(Problem(series_uid=uid, reason=reason))
+        else:
+            yield instance
+
+
+def _cause(error: InputUnreadable) -> str:
+    """Why a file cannot be read, without its path."""
+    return "no regular file inside the results" if error.__cause__ is None else type(error.__cause__).__name__
 
 
 class _Sender:
@@ -284,9 +294,10 @@ class _Sender:
         """
         for instance in instances:
             try:
-                reason = self._send(series_uid, instance)
-            except (OSError, zipfile.BadZipFile, KeyError, InvalidDicomError, ValueError) as error:
-                reason = f"its file cannot be read ({type(error).__name__})"
+                with foreign("its file"):
+                    reason = self._send(series_uid, instance)
+            except InputUnreadable as error:
+                reason = f"its file cannot be read ({_cause(error)})"
             if reason:
                 uid = instance.sop_instance_uid
                 self.problem(Problem(series_uid=series_uid, instance_uid=uid, reason=reason))

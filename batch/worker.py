@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from ..dicom import Series
+from ..dicom.names import OneLine
 from ..imaging.atomic import output_errors
 from ..pipeline.case import Case
 from ..pipeline.chain import PHASES, Chain
@@ -225,7 +226,7 @@ def _started() -> Worker:
 def add_log_file(path: Path) -> logging.Handler:
     """Log to a file as all processes of a run do: lines are appended whole."""
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"))
+    handler.setFormatter(OneLine("%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"))
     logger = logging.getLogger(__name__.partition(".batch")[0])
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from pathlib import Path
 
 from .run import add_allow
+from .screen import say, say_json
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -62,7 +61,10 @@ def run(args: argparse.Namespace) -> int:
                 f"{p['specificity']:.3f} |\n"
             )
     everything = {"methods": to_dict(results), "operating_points": points}
-    sys.stdout.write(json.dumps(everything, indent=2) + "\n" if args.json else text)
+    if args.json:
+        say_json(everything)
+    else:
+        say(*text.rstrip("\n").split("\n"))
     if args.report is not None:
         write_json(args.report / "methods.json", everything)
         figures = write_figures(results, args.report)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import socket
-import sys
 from pathlib import Path
+
+from .screen import note
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -74,15 +75,14 @@ def run(args: argparse.Namespace) -> int:
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         token = f"?token=${TOKEN_VARIABLE}" if access.token else ""
-        sys.stderr.write(f"dashboard: http://{shown}:{port}/{token}  (Ctrl-C ends it)\n")
+        note(f"dashboard: http://{shown}:{port}/{token}  (Ctrl-C ends it)")
         if access.any_address:
-            sys.stderr.write("note: not encrypted; put a server with TLS before it on a network you share\n")
-        sys.stderr.flush()
+            note("note: not encrypted; put a server with TLS before it on a network you share")
         try:
             with counted_log():
                 server.run(sockets=[listening])
         except KeyboardInterrupt:
-            sys.stderr.write("\n")
+            note("")
     return 0
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from .run import add_choices, chosen_workflow
-from .screen import counter
+from .screen import counter, note, say, say_json
 
 if TYPE_CHECKING:
     from ..training.evaluation import Evaluation
@@ -72,14 +70,14 @@ def run(args: argparse.Namespace) -> int:
     summary = summarise(evaluation)
     if args.json:
         everything = {**to_dict(evaluation), **summary_to_dict(summary)}
-        sys.stdout.write(json.dumps(everything, indent=2) + "\n")
+        say_json(everything)
     else:
-        sys.stdout.write(_in_words(evaluation, summary))
+        say(*_in_words(evaluation, summary))
     if args.report is not None:
         from ..training.report import write_report
 
         page = write_report(evaluation, summary, args.report, title=args.title or "", note=args.note or "")
-        (sys.stderr if args.json else sys.stdout).write(f"report: {page}\n")
+        (note if args.json else say)(f"report: {page}")
     return 0
 
 
@@ -130,7 +128,7 @@ _LINES = (
 """Label, statistic and digits of what is printed; the report has more."""
 
 
-def _in_words(evaluation: Evaluation, summary: Summary) -> str:
+def _in_words(evaluation: Evaluation, summary: Summary) -> list[str]:
     from ..training.evaluation import STATUSES
     from ..training.report import kind_of, seen_in_training
 
@@ -149,4 +147,4 @@ def _in_words(evaluation: Evaluation, summary: Summary) -> str:
         if estimate.low is not None:
             text += f"  [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
         lines.append(f"{text}  n = {estimate.n}")
-    return "\n".join(lines) + "\n"
+    return lines

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .run import count, duration, log_file, quiet_libraries
-from .screen import counter, say
+from .screen import counter, note, say
 
 if TYPE_CHECKING:
     from ..batch.push import Problem
@@ -110,11 +109,11 @@ def run(args: argparse.Namespace) -> int:
             destination.close()
     for problem in problems:
         what = f"instance {problem.instance_uid}" if problem.instance_uid else f"series {problem.series_uid}"
-        sys.stderr.write(f"{what}: {problem.reason}\n")
+        note(f"{what}: {problem.reason}")
     if summary.problems > len(problems):
-        sys.stderr.write(f"and {summary.problems - len(problems)} more in the log\n")
+        note(f"and {summary.problems - len(problems)} more in the log")
     if summary.not_scored:
-        sys.stderr.write(f"{summary.not_scored} series of --only are not scored in {args.results}\n")
+        note(f"{summary.not_scored} series of --only are not scored in {args.results}")
     say(
         f"{summary.sent} sent, {summary.present} already there, {summary.problems} not sent, of "
         f"{summary.series} series to {destination.name}; log: {log_path}"

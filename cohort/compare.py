@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pydicom
-from pydicom.errors import InvalidDicomError
 
-from ..dicom.headers import quiet_pydicom
+from ..dicom.segmentation import decoded_frames, open_segmentation
 from ..errors import InputError, InputUnreadable
+from ..imaging.foreign import parse_json
 from ..pipeline.outputs import REPORT_NAME
 from ..scoring.agreement import Agreement, agreement
 from .agreement import MIN_SCORES, POSITIVE_ABOVE, POSITIVE_FROM, resamples_for
@@ -115,10 +113,13 @@ def _pair(place: str, first: Release, second: Release) -> Pair:
         files = release.series[place]
         scores.append(_score(release, files.get(REPORT_NAME)))
         try:
-            masks.append(_frames(release.read(files[SEG_NAME])))
-        except (KeyError, InputUnreadable) as error:
+            if SEG_NAME not in files:
+                raise InputUnreadable(f"{SEG_NAME} is missing")
+            with release.unpacked(files[SEG_NAME]) as path:
+                masks.append(_frames(path))
+        except InputUnreadable as error:
             masks.append(None)
-            notes.append(f"{SEG_NAME} is missing" if isinstance(error, KeyError) else str(error))
+            notes.append(str(error))
     dice: dict[str, float | None] = dict.fromkeys(SEGMENTS)
     a, b = masks
     if a is not None and b is not None:
@@ -130,42 +131,32 @@ def _score(release: Release, name: str | None) -> float | None:
     if name is None:
         return None
     try:
-        return float(json.loads(release.read(name))[KEYS[0]])
-    except (InputUnreadable, ValueError, KeyError, TypeError):
+        content = parse_json(release.read(name), REPORT_NAME)
+    except InputUnreadable:
         return None
+    value = content.get(KEYS[0]) if isinstance(content, dict) else None
+    return float(value) if isinstance(value, (int, float)) else None
 
 
 _Frames = dict[tuple[int, str], npt.NDArray[np.uint8]]
 
 
-def _frames(data: bytes) -> _Frames:
+def _frames(path: Path) -> _Frames:
     """Frames by segment number and image that they lie on.
 
     Raises:
         InputUnreadable: No SEG, or it does not say what its frames lie on.
     """
-    try:
-        with quiet_pydicom():
-            ds = pydicom.dcmread(io.BytesIO(data))
-        pixels = ds.pixel_array.reshape(-1, int(ds.Rows), int(ds.Columns))
+    with open_segmentation(path, what=SEG_NAME) as ds:
         frames: _Frames = {}
-        for frame, groups in zip(pixels, ds.PerFrameFunctionalGroupsSequence, strict=True):
+        for frame, groups in zip(
+            decoded_frames(ds, SEG_NAME), ds.PerFrameFunctionalGroupsSequence, strict=True
+        ):
             number = int(groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
             image = groups.DerivationImageSequence[0].SourceImageSequence[0]
             place = f"{image.ReferencedSOPInstanceUID}/{image.get('ReferencedFrameNumber', '')}"
             frames[number, place] = frame
-    except (
-        InvalidDicomError,
-        AttributeError,
-        IndexError,
-        KeyError,
-        OSError,
-        EOFError,
-        ValueError,
-        RuntimeError,
-    ) as error:
-        raise InputUnreadable(f"{SEG_NAME} cannot be read: {error}") from error
-    return frames
+        return frames
 
 
 def _dice(a: _Frames, b: _Frames, number: int) -> float | None:

@@ -11,9 +11,10 @@ import hashlib
 import io
 import json
 import re
+import stat
+import unicodedata
 import zipfile
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -21,8 +22,11 @@ from tempfile import TemporaryDirectory
 from typing import IO, Any
 
 from .. import __version__
+from ..dicom import readable
 from ..errors import InputError, InputUnreadable
 from ..imaging.atomic import atomic_path
+from ..imaging.foreign import MAX_JSON, foreign, parse_json, read_json
+from ..imaging.inside import regular_inside
 from ..pipeline.outputs import REPORT_NAME
 from ..pipeline.results import PARQUET, ResultRow, read_parquet
 from ..pipeline.run import RUN_FILE
@@ -118,10 +122,10 @@ class Selected:
     def of_run(cls, results: Path) -> Selected | None:
         """From the ``run.json`` of a run's output folder; see `of`. Of a run at work nothing is known."""
         try:
-            content = json.loads((results / RUN_FILE).read_bytes())
-            return cls.of(content["series"])
-        except (OSError, ValueError, KeyError, TypeError):
+            content = read_json(results / RUN_FILE)
+        except InputUnreadable:
             return None
+        return cls.of(content.get("series")) if isinstance(content, dict) else None
 
     def sentence(self) -> str:
         """In words."""
@@ -213,10 +217,11 @@ def build_release(
         DiskFull, OutputUnwritable: It cannot be written.
     """
     table = results / PARQUET
-    if not table.is_file():
+    if not table.exists():
         raise InputError(f"{results} holds no {PARQUET}; give the output folder of a finished 'deepcac2 run'")
     if out.suffix.lower() != ".zip":
         raise InputError(f"{out} must end in .zip")
+    regular_inside(table, results)
     selected = Selected.of_run(results)
     if not unfinished:
         _check_finished(selected, results)
@@ -232,11 +237,14 @@ def build_release(
                     "made of a run with the workflow 'default'"
                 )
             for name in FILES:
-                if not (results / row.folder / name).is_file():
+                if not (results / row.folder / name).exists():
                     raise InputError(
                         f"{row.folder}/{name} is missing in {results}: give the same 'deepcac2 run' again, "
                         "which makes what is missing"
                     )
+                if name_fault(f"{row.folder}/{name}"):
+                    raise InputError(f"{table} names the folder {row.folder!r}; it is no run's table")
+                regular_inside(results / row.folder / name, results)
     if not series:
         raise InputError(f"nothing is scored in {results}")
     if selected is not None and (known, series) != (selected.selected - selected.missing, selected.scored):
@@ -266,14 +274,11 @@ def build_release(
                     for uid in () if selected is None else selected.missing_series:
                         current.lacks(uid)
                     current.add(DICTIONARY, io.BytesIO(_dictionary().encode()))
-                    with table.open("rb") as source:
+                    with regular_inside(table, results).open("rb") as source:
                         current.add(PARQUET, source)
             for name in FILES:
-                try:
-                    with (results / row.folder / name).open("rb") as source:
-                        current.add(f"{row.folder}/{name}", source)
-                except FileNotFoundError as error:
-                    raise InputError(f"{row.folder}/{name} disappeared while the release was made") from error
+                with regular_inside(results / row.folder / name, results).open("rb") as source:
+                    current.add(f"{row.folder}/{name}", source)
             if part_bytes is not None and current.bytes >= part_bytes:
                 total += current.bytes
                 current.close()
@@ -343,19 +348,58 @@ def _csv(lines: Iterable[Sequence[str]]) -> str:
 
 # Reading
 
-_PLACE = re.compile(r"(?P<patient>[^/\\]+)/(?P<series>[^/\\]+)/(?P<name>[^/\\]+)")
+_PLACE = re.compile(r"(?P<patient>[^/]+)/(?P<series>[^/]+)/(?P<name>[^/]+)")
+LARGEST = {SEG_NAME: 1 << 30, REPORT_NAME: 1 << 20}
+"""Bytes of a series' files that are read at most; chosen: a SEG of 1,000 slices of 512² has 70 MB, a report
+200 bytes."""
+_LARGEST_OTHER = 1 << 30
+_MOST_MANIFEST = 256 << 20
+"""Bytes of a manifest that are read at most; chosen: that of 127,776 scans has 50 MB."""
+_MOST_LINES = 1_000_000
+"""Lines of a manifest that are read at most; chosen: the release of 127,776 scans has twice as many."""
+_PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""How members may be packed: deflate makes at most 1032 bytes of one, others millions."""
+
+
+def name_fault(name: str) -> str:
+    """Why a name is none for a file of a release: it leads out of the folder it is unpacked to, or hides.
+
+    >>> name_fault("P/1.2/cac.seg.dcm"), name_fault("a/../../b")
+    ('', 'its name leads elsewhere: names are relative, with / between plain parts')
+    """
+    parts = name.split("/")
+    if not parts[0] or "\\" in name or re.match("[A-Za-z]:", name) or {"", ".", ".."} & set(parts):
+        return "its name leads elsewhere: names are relative, with / between plain parts"
+    return "" if readable(name).isprintable() else "its name holds characters that do not print"
+
+
+def _member_fault(info: zipfile.ZipInfo) -> str:
+    """Why a member of a zip file is not taken; "" where it is."""
+    if fault := name_fault(info.orig_filename.removesuffix("/")):
+        return fault
+    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+        return "is a link or a device, no file"
+    if info.flag_bits & 1:
+        return "is encrypted"
+    if info.compress_type not in _PACKED:
+        return f"is packed by the method {info.compress_type}: pack it with deflate"
+    return ""
 
 
 class Release:
     """The files of a release: zip files, or the output folder of a run.
 
+    Whatever cannot be trusted is left out, with a word in `broken`: names that lead out of the folder, links,
+    encrypted members. Nothing is read before it is asked for, and then block by block.
+
     Attributes:
         series: The files of each series by name, by its place.
         other: Names of the other files.
-        manifest: Size in bytes and SHA-256 by name.
+        manifest: Size in bytes and SHA-256 by name; None where there is no manifest, which is something else
+            than one that names nothing.
         selected: Which series it is of; None: it does not say.
         missing: SeriesInstanceUIDs that the manifest calls missing.
-        broken: What cannot be read, in words.
+        broken: What cannot be read or trusted: the place and why.
 
     Args:
         paths: The parts, or one folder.
@@ -367,10 +411,11 @@ class Release:
 
     def __init__(self, *paths: Path) -> None:
         self._stack = ExitStack()
-        self._where: dict[str, zipfile.ZipFile | Path] = {}
-        self.manifest: dict[str, tuple[int, str]] = {}
+        self._where: dict[str, _Member | Path] = {}
+        self._folded: dict[str, str] = {}
+        self.manifest: dict[str, tuple[int, str]] | None = None
         self.missing: list[str] = []
-        self.broken: list[str] = []
+        self.broken: list[tuple[str, str]] = []
         self.selected: Selected | None = None
         for path in paths:
             if path.is_dir():
@@ -384,7 +429,7 @@ class Release:
         self.other: list[str] = []
         for name in sorted(self._where):
             match = _PLACE.fullmatch(name)
-            if match is None or match["patient"] in (".", "..") or match["series"] in (".", ".."):
+            if match is None:
                 self.other.append(name)
             else:
                 self.series.setdefault(f"{match['patient']}/{match['series']}", {})[match["name"]] = name
@@ -397,67 +442,175 @@ class Release:
 
     def _add_folder(self, folder: Path) -> None:
         for path in sorted(folder.glob("*/*/*")):
-            if path.name in FILES and path.is_file():
-                self._put(path.relative_to(folder).as_posix(), path)
+            if path.name in FILES:
+                name = path.relative_to(folder).as_posix()
+                try:
+                    self._put(name, regular_inside(path, folder))
+                except InputUnreadable as error:
+                    self.broken.append((name, str(error)))
 
     def _add_zip(self, path: Path) -> None:
-        try:
+        if not path.exists():
+            raise InputUnreadable(f"{path} does not exist")
+        with foreign(str(path), fault="is no whole zip file"):
+            if not path.is_file():
+                raise ValueError("it is no regular file")
             archive = self._stack.enter_context(zipfile.ZipFile(path))
-        except FileNotFoundError as error:
-            raise InputUnreadable(f"{path} does not exist") from error
-        except (OSError, zipfile.BadZipFile) as error:
-            raise InputUnreadable(f"{path} is no whole zip file ({error})") from error
         for info in archive.infolist():
-            if info.is_dir():
+            if fault := _member_fault(info):
+                self.broken.append((info.filename, fault))
+            elif info.is_dir():
                 continue
-            if info.filename == MANIFEST:
-                self._read_manifest(archive)
+            elif info.filename == MANIFEST:
+                self._read_manifest(_Member(archive, info))
             else:
-                self._put(info.filename, archive)
+                self._put(info.filename, _Member(archive, info))
 
-    def _read_manifest(self, archive: zipfile.ZipFile) -> None:
-        with archive.open(MANIFEST) as file:
-            for row in csv.DictReader(io.TextIOWrapper(file, "utf-8")):
-                try:
-                    if row["sha256"] == MISSING:
-                        self.missing.append(row["path"])
-                        continue
-                    self.manifest[row["path"]] = (int(row["bytes"]), row["sha256"])
-                except (KeyError, TypeError, ValueError):
-                    self.broken.append(f"{MANIFEST}: a line cannot be read: {row}")
+    def _read_manifest(self, member: _Member) -> None:
+        known = self.manifest = {} if self.manifest is None else self.manifest
+
+        def line(number: int, row: dict[str, str]) -> None:
+            path, digest = row["path"], row["sha256"]
+            if digest == MISSING:
+                self.missing.append(path)
+            elif path in known:
+                self.broken.append((MANIFEST, f"{path} stands in it twice"))
+            elif row["bytes"].isdecimal() and len(row["bytes"]) < _DIGITS:
+                known[path] = int(row["bytes"]), digest
+            else:
+                self.broken.append((MANIFEST, f"line {number} gives no size in bytes"))
+
+        try:
+            with foreign(MANIFEST), io.TextIOWrapper(io.BufferedReader(_Stream(member)), "utf-8") as file:
+                rows = csv.DictReader(file)
+                if absent := [c for c in MANIFEST_COLUMNS if c not in (rows.fieldnames or ())]:
+                    raise ValueError(f"it has no column {absent[0]}")
+                for number, row in enumerate(rows, start=2):
+                    if number > _MOST_LINES:
+                        raise ValueError(f"it has more than {_MOST_LINES} lines")
+                    if None in row or None in row.values():
+                        self.broken.append((MANIFEST, f"line {number} has not the columns of the first"))
+                    else:
+                        line(number, row)
+        except InputUnreadable as error:
+            self.broken.append((MANIFEST, str(error)))
 
     def _read_selection(self) -> Selected | None:
         try:
-            content = json.loads(self.read(SELECTION))
-        except (InputUnreadable, ValueError):
-            content = {}
-        found = Selected.of(content)
+            found = Selected.of(parse_json(self.read(SELECTION), SELECTION))
+        except InputUnreadable as error:
+            self.broken.append((SELECTION, str(error)))
+            return None
         if found is None:
-            self.broken.append(f"{SELECTION}: {_UNKNOWN}")
+            self.broken.append((SELECTION, f"{SELECTION}: {_UNKNOWN}"))
         return found
 
-    def _put(self, name: str, where: zipfile.ZipFile | Path) -> None:
+    def _put(self, name: str, where: _Member | Path) -> None:
         if name in self._where:
             raise InputError(f"{name} is there twice")
+        same = self._folded.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+        if same != name:
+            self.broken.append((name, f"is {same} where case does not count: one would replace the other"))
         self._where[name] = where
 
-    def read(self, name: str) -> bytes:
-        """The content of a file.
+    def size(self, name: str) -> int:
+        """Bytes of a file, as its archive or the disk says.
 
         Raises:
-            InputUnreadable: It cannot be read: cut off, or its checksum is wrong.
+            InputUnreadable: It has gone.
         """
         where = self._where[name]
-        try:
-            return where.read_bytes() if isinstance(where, Path) else where.read(name)
-        except (OSError, zipfile.BadZipFile, EOFError, zlib.error) as error:
-            raise InputUnreadable(f"{name} cannot be read ({error})") from error
+        with foreign(name):
+            return where.stat().st_size if isinstance(where, Path) else where.info.file_size
+
+    def blocks(self, name: str) -> Iterator[bytes]:
+        """The content of a file, block by block.
+
+        Raises:
+            InputUnreadable: It cannot be read: cut off, its checksum is wrong, or it is larger than any file
+                of its name (`LARGEST`).
+        """
+        most = LARGEST.get(name.rpartition("/")[2], _LARGEST_OTHER)
+        if (self.manifest is None or name.rpartition("/")[2] in LARGEST) and self.size(name) > most:
+            raise InputUnreadable(f"{name} says that it has more than {most >> 20} MB; it was not read")
+        where = self._where[name]
+        if not isinstance(where, Path):
+            yield from where.blocks()
+            return
+        with foreign(name), where.open("rb") as file:
+            while data := file.read(_CHUNK):
+                yield data
+
+    def read(self, name: str) -> bytes:
+        """The content of a JSON file.
+
+        Raises:
+            InputUnreadable: See `blocks`; or it has more than `MAX_JSON` bytes.
+        """
+        if self.size(name) > MAX_JSON:
+            raise InputUnreadable(f"{name} has more than {MAX_JSON >> 20} MB; it was not read")
+        return b"".join(self.blocks(name))
+
+    @contextmanager
+    def unpacked(self, name: str, *, seen: Callable[[bytes], None] = lambda block: None) -> Iterator[Path]:
+        """A file for readers that want one: itself in a folder, else a temporary one.
+
+        Args:
+            seen: Called with each block that is unpacked.
+
+        Raises:
+            InputUnreadable: See `blocks`.
+        """
+        where = self._where[name]
+        if isinstance(where, Path):
+            yield where
+            return
+        with TemporaryDirectory(prefix="deepcac2-") as folder:
+            path = Path(folder) / name.rpartition("/")[2]
+            with path.open("wb") as file:
+                for block in self.blocks(name):
+                    seen(block)
+                    file.write(block)
+            yield path
 
 
-@contextmanager
-def seg_file(data: bytes) -> Iterator[Path]:
-    """A SEG's content as a temporary file, for readers that want one."""
-    with TemporaryDirectory(prefix="deepcac2-") as folder:
-        path = Path(folder) / SEG_NAME
-        path.write_bytes(data)
-        yield path
+_DIGITS = 16
+"""Of a size in a manifest, fewer than these."""
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A file in a zip archive."""
+
+    archive: zipfile.ZipFile
+    info: zipfile.ZipInfo
+
+    def blocks(self) -> Iterator[bytes]:
+        """The one door for members of zip files: their content, block by block.
+
+        Raises:
+            InputUnreadable: It cannot be unpacked.
+        """
+        with foreign(self.info.filename), self.archive.open(self.info) as source:
+            while data := source.read(_CHUNK):
+                yield data
+
+
+class _Stream(io.RawIOBase):
+    """A member as a stream, for readers of text; no more than `_MOST_MANIFEST` bytes of it."""
+
+    def __init__(self, member: _Member) -> None:
+        self._blocks, self._left, self._size = member.blocks(), b"", 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._left:
+            self._left = next(self._blocks, b"")
+            self._size += len(self._left)
+            if self._size > _MOST_MANIFEST:
+                raise ValueError(f"it has more than {_MOST_MANIFEST >> 20} MB")
+        count = min(len(buffer), len(self._left))
+        buffer[:count], self._left = self._left[:count], self._left[count:]
+        return count

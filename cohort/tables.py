@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import InputError, InputUnreadable
+from ..imaging.foreign import foreign
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,6 +21,10 @@ if TYPE_CHECKING:
 _SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 PARQUET = ".parquet"
 _YES, _NO = frozenset({"1", "1.0", "true", "yes"}), frozenset({"0", "0.0", "false", "no"})
+MAX_ROWS = 20_000_000
+"""Rows of a table that are read, fewer than these; chosen: a hundred times the largest cohort."""
+_COMPARED = 1000
+"""Names of columns that a misspelt one is compared with at most; chosen."""
 _NAMED = 5
 """Different values that an error names at most; chosen."""
 
@@ -68,46 +75,86 @@ class Flow:
         return [*out, f"  = {self.left} used"]
 
 
-def read_table(path: Path) -> pd.DataFrame:
+def read_table(
+    path: Path, *, needed: Sequence[str] = (), only: Collection[str] | None = None
+) -> pd.DataFrame:
     """A CSV, TSV or Parquet file with every value as text ("" where it is missing), columns as named there.
 
     Nothing is guessed: an identifier keeps its leading zeros, and what is a number is decided column by
     column (`numbers`).
 
+    Args:
+        needed: Columns that it must have.
+        only: Leave the other columns unread; None: read all.
+
     Raises:
-        InputUnreadable: It is missing, no table, or not UTF-8.
-        InputError: It has no rows, a column without a name, or one name twice.
+        InputUnreadable: It is missing, no table, too long (`MAX_ROWS`), or not UTF-8.
+        InputError: It has no rows, a column without a name or one name twice, or lacks a needed one.
     """
     import pandas as pd
 
     kind = path.suffix.lower()
     if kind not in (*_SEPARATORS, PARQUET):
         raise InputError(f"{path} is no .csv, .tsv or .parquet file")
-    try:
+    if not path.is_file():
+        raise InputUnreadable(f"cannot read {path}: there is no such regular file")
+    with foreign(str(path), fault="is no table that can be read"):
+        names = _column_names(path)
+        twice = sorted(n for n, times in Counter(names).items() if times > 1)
+        if twice or "" in names:
+            fault = (
+                f"column {twice[0]!r} stands there twice" if twice and twice[0] else "a column has no name"
+            )
+            raise InputError(f"{path}: {fault}")
+        _need(names, needed, str(path))
+        places = [i for i, n in enumerate(names) if only is None or n in only or n in needed]
         if kind == PARQUET:
-            frame = _as_text(pd.read_parquet(path))
+            frame = _as_text(pd.read_parquet(path, columns=[names[i] for i in places]))
         else:
-            frame = pd.read_csv(
-                path, sep=_SEPARATORS[kind], dtype=str, keep_default_na=False, header=None,
-                skipinitialspace=True, encoding="utf-8-sig",
-            )  # fmt: skip
-            frame.columns = pd.Index([str(n).strip() for n in frame.iloc[0]])
-            frame = frame.iloc[1:].reset_index(drop=True)
-    except OSError as error:
-        raise InputUnreadable(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, IndexError) as error:  # parser, encoding and Parquet errors are ValueErrors
-        reason = str(error).splitlines()[0]
-        raise InputUnreadable(f"{path} is no table that can be read ({reason})") from error
-    names = list(frame.columns)
-    twice = sorted({n for n in names if names.count(n) > 1})
-    if twice or "" in names:
-        raise InputError(
-            f"{path}: "
-            + (f"column {twice[0]!r} stands there twice" if twice and twice[0] else "a column has no name")
-        )
-    if frame.empty:
+            frame = _read_text(path, names, places)
+    if not len(frame):
         raise InputError(f"{path} has no rows")
     return frame
+
+
+def _column_names(path: Path) -> list[str]:
+    """The names in a table's first line, or in a Parquet file's schema."""
+    if path.suffix.lower() == PARQUET:
+        from pyarrow import parquet
+
+        with path.open("rb") as opened, parquet.ParquetFile(opened) as file:
+            if file.metadata.num_rows >= MAX_ROWS:
+                raise ValueError(f"it has {MAX_ROWS} rows or more")
+            return list(file.schema_arrow.names)
+    with path.open(encoding="utf-8-sig", newline="") as text:
+        names = [name.strip() for name in next(_rows(text, path), [])]
+    if not names:
+        raise ValueError("it is empty")
+    return names
+
+
+def _rows(text: IO[str], path: Path) -> Iterator[list[str]]:
+    """The rows of a CSV or TSV file, without blank lines; an open quotation is an error."""
+    kind = _SEPARATORS[path.suffix.lower()]
+    return filter(None, csv.reader(text, delimiter=kind, skipinitialspace=True, strict=True))
+
+
+def _read_text(path: Path, names: Sequence[str], places: Sequence[int]) -> pd.DataFrame:
+    """The columns of a CSV or TSV file that stand at these places; values that are missing are ""."""
+    import pandas as pd
+
+    columns: list[list[str]] = [[] for _ in places]
+    with path.open(encoding="utf-8-sig", newline="") as text:
+        rows = _rows(text, path)
+        next(rows)
+        for number, row in enumerate(rows, start=1):
+            if len(row) > len(names):
+                raise ValueError(f"row {number} has {len(row)} values, the first line {len(names)}")
+            if number >= MAX_ROWS:
+                raise ValueError(f"it has {MAX_ROWS} rows or more")
+            for values, place in zip(columns, places, strict=True):
+                values.append(row[place] if place < len(row) else "")
+    return pd.DataFrame({names[place]: values for place, values in zip(places, columns, strict=True)})
 
 
 def _as_text(frame: pd.DataFrame) -> pd.DataFrame:
@@ -133,10 +180,15 @@ def need(frame: pd.DataFrame, names: Sequence[str], table: str) -> None:
     Raises:
         InputError: One is missing; the nearest name is proposed.
     """
+    _need(list(frame.columns), names, table)
+
+
+def _need(there: Sequence[str], names: Sequence[str], table: str) -> None:
+    known = set(there)
     for name in names:
-        if name not in frame.columns:
-            near = difflib.get_close_matches(name, list(frame.columns), n=1, cutoff=0.5)
-            hint = f"; perhaps you meant {near[0]!r}" if near else f"; it has {', '.join(frame.columns[:12])}"
+        if name not in known:
+            near = difflib.get_close_matches(name, there[:_COMPARED], n=1, cutoff=0.5)
+            hint = f"; perhaps you meant {near[0]!r}" if near else f"; it has {', '.join(there[:12])}"
             raise InputError(f"{table} has no column {name!r}{hint}")
 
 
@@ -148,8 +200,7 @@ def selected_series(path: Path) -> frozenset[str]:
         InputError: It has no column ``series_uid``, a value of ``selected`` is no answer (`yes_no`) or
             missing, or it selects nothing.
     """
-    frame = read_table(path)
-    need(frame, ["series_uid"], str(path))
+    frame = read_table(path, needed=["series_uid"], only=["selected"])
     if "selected" in frame:
         chosen = yes_no(frame, "selected", str(path))
         if chosen.isna().any():

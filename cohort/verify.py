@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pydicom
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
 
 from ..dicom import Series, discover, read_segmentation, read_series
-from ..dicom.headers import quiet_pydicom
 from ..dicom.names import safe_name
-from ..dicom.segmentation import SEGMENTATION_SOP_CLASSES
+from ..dicom.segmentation import open_segmentation, stored_bytes
 from ..errors import DeepCACError, InputError, InputUnreadable
+from ..imaging.foreign import parse_json
 from ..pipeline.outputs import REPORT_NAME
+from ..pipeline.results import PARQUET
 from ..scoring import RULES, risk_group, score
-from .release import FILES, SEG_NAME, SELECTION, Release, Selected, seg_file
+from .release import DICTIONARY, FILES, MANIFEST, SEG_NAME, SELECTION, Release, Selected
 
 KEYS = ("Predicted Agatston Score", "Predicted Risk Group", "SeriesInstanceUID")
 """Keys of a report in the published release."""
@@ -32,6 +30,15 @@ SAME_SCORE = 0.01
 """Scores that differ by less than this, or by less than this share of the score, are the same: reports are
 rounded, and so are spacings in headers."""
 SAME_SHARE = 1e-4
+
+
+OURS = frozenset({SELECTION, PARQUET, DICTIONARY})
+"""Files that a release of `build_release` has beside its series, and the published one has not."""
+_DIFFERS = "differs from the manifest"
+_DEFERRED = 1024
+"""Bytes of a value in a SEG from which on it is not read."""
+_SHOWN = 300
+"""Characters of a place and of a message in the summary at most; names may have 65,535."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,37 +121,40 @@ def verify(
     """
     if not release.series:
         raise InputError("no <PatientID>/<SeriesInstanceUID>/ folders in it: this is no release")
-    problems = [Problem(code="structure", place=b.split(":")[0], message=b) for b in release.broken]
+    problems = [Problem(code="structure", place=place, message=m) for place, m in release.broken]
     problems += _selection(release)
-    present = {name for files in release.series.values() for name in files.values()} | set(release.other)
-    for name in release.manifest:
-        if name not in present:
-            problems.append(Problem(code="checksum", place=name, message="is in the manifest and not there"))
+    problems += _manifest(release)
     scans = None if ct is None else discover(ct)
     where = {} if scans is None else {series_uid: i for i, series_uid in enumerate(scans.uids)}
-    checked = with_ct = 0
+    checker = _Checker(release, problems)
+    with_ct = 0
     for name in release.other:
-        data = _read(release, name, problems)
-        checked += _checksum(release, name, data, problems)
+        checker.content(name)
     stored: dict[str, float] = {}
     computed: dict[str, dict[str, float]] = {}
     for done, (place, files) in enumerate(release.series.items(), start=1):
-        contents = {n: _read(release, full, problems) for n, full in sorted(files.items())}
-        for n, data in contents.items():
-            checked += _checksum(release, files[n], data, problems)
         for n in FILES:
             if n not in files:
                 problems.append(Problem(code="structure", place=place, message=f"has no {n}"))
-        found = _report(place, contents.get(REPORT_NAME), problems)
-        uid, images = _seg(place, contents.get(SEG_NAME), problems)
-        scan = scans.series[where[uid]] if scans is not None and uid in where else None
-        if scan is not None and (data := contents.get(SEG_NAME)) is not None:
-            with_ct += 1
-            computed[place] = dict(_scores(place, data, images, scan, problems))
-            if found is not None:
-                stored[place] = found
+        for n, name in sorted(files.items()):
+            if n not in FILES:
+                checker.content(name)
+        report = checker.content(files[REPORT_NAME], keep=True) if REPORT_NAME in files else None
+        found = _report(place, report, problems)
+        if SEG_NAME in files:
+            with checker.file(files[SEG_NAME]) as path:
+                uid, images = _seg(place, path, problems)
+                scan = scans.series[where[uid]] if scans is not None and uid in where else None
+                if scan is not None and path is not None:
+                    with_ct += 1
+                    computed[place] = dict(_scores(place, path, images, scan, problems))
+                    if found is not None:
+                        stored[place] = found
         if watch is not None:
             watch(done, len(release.series))
+    if ct is not None and not with_ct:
+        message = "none of the release's series is in it, so no score was computed again"
+        problems.append(Problem(code="ct", place=str(ct), message=message))
     rules = _fits(stored, computed)
     best = rules[0] if rules and rules[0].same else None
     if best is not None:
@@ -155,7 +165,7 @@ def verify(
                 problems.append(Problem(code="score", place=place, message=message))
     return Verification(
         series=len(release.series),
-        checksums=checked,
+        checksums=checker.checksums,
         with_ct=with_ct,
         problems=tuple(problems),
         selected=release.selected,
@@ -177,25 +187,91 @@ def _selection(release: Release) -> Iterator[Problem]:
         yield Problem(code="missing", place=SELECTION, message=message)
 
 
-def _read(release: Release, name: str, problems: list[Problem]) -> bytes | None:
-    try:
-        return release.read(name)
-    except InputUnreadable as error:
-        problems.append(Problem(code="structure", place=name, message=str(error)))
-        return None
+def _manifest(release: Release) -> Iterator[Problem]:
+    """What the manifest names and is not there; and that a release of ours has none."""
+    if release.manifest is None:
+        if OURS.intersection(release.other):
+            message = (
+                "is missing, though the release has others of our files: whether any was changed is unknown"
+            )
+            yield Problem(code="checksum", place=MANIFEST, message=message)
+        return
+    present = {name for files in release.series.values() for name in files.values()} | set(release.other)
+    for name in release.manifest:
+        if name not in present:
+            yield Problem(code="checksum", place=name, message="is in the manifest and not there")
 
 
-def _checksum(release: Release, name: str, data: bytes | None, problems: list[Problem]) -> int:
-    """1 where a checksum was compared."""
-    if not release.manifest or data is None:
-        return 0
-    if name not in release.manifest:
-        problems.append(Problem(code="checksum", place=name, message="is not in the manifest"))
-        return 0
-    size, digest = release.manifest[name]
-    if len(data) != size or hashlib.sha256(data).hexdigest() != digest:
-        problems.append(Problem(code="checksum", place=name, message="differs from the manifest"))
-    return 1
+class _Checker:
+    """Reads the files of a release, each once and block by block, and compares them with the manifest.
+
+    Args:
+        release: Opened.
+        problems: Where what is found goes.
+
+    Attributes:
+        checksums: How many were compared.
+    """
+
+    def __init__(self, release: Release, problems: list[Problem]) -> None:
+        self._release, self._problems = release, problems
+        self.checksums = 0
+
+    def _expected(self, name: str) -> tuple[bool, str]:
+        """Whether to read a file, and its SHA-256 in the manifest, "" where it names none."""
+        manifest = self._release.manifest
+        if manifest is None:
+            return True, ""
+        if name not in manifest:
+            self._problem(name, "is not in the manifest")
+            return name.rpartition("/")[2] in FILES, ""
+        size, digest = manifest[name]
+        if self._release.size(name) != size:
+            self.checksums += 1
+            self._problem(name, _DIFFERS)
+            return False, ""
+        return True, digest
+
+    def _problem(self, name: str, message: str, code: str = "checksum") -> None:
+        self._problems.append(Problem(code=code, place=name, message=message))
+
+    def _compare(self, name: str, found: str, expected: str) -> None:
+        if expected:
+            self.checksums += 1
+            if found != expected:
+                self._problem(name, _DIFFERS)
+
+    def content(self, name: str, *, keep: bool = False) -> bytes | None:
+        """Check a file; its content where it is to be kept, None where it cannot be read."""
+        try:
+            read, expected = self._expected(name)
+            if not read:
+                return None
+            digest, kept = hashlib.sha256(), []
+            for block in self._release.blocks(name):
+                digest.update(block)
+                if keep:
+                    kept.append(block)
+        except InputUnreadable as error:
+            self._problem(name, str(error), "structure")
+            return None
+        self._compare(name, digest.hexdigest(), expected)
+        return b"".join(kept)
+
+    @contextmanager
+    def file(self, name: str) -> Iterator[Path | None]:
+        """Check a file; a path with its content, None where it cannot be read."""
+        digest, stack = hashlib.sha256(), ExitStack()
+        path: Path | None = None
+        with stack:
+            try:
+                read, expected = self._expected(name)
+                if read:
+                    path = stack.enter_context(self._release.unpacked(name, seen=digest.update))
+                    self._compare(name, digest.hexdigest(), expected)
+            except InputUnreadable as error:
+                self._problem(name, str(error), "structure")
+            yield path
 
 
 def _report(place: str, data: bytes | None, problems: list[Problem]) -> float | None:
@@ -207,9 +283,9 @@ def _report(place: str, data: bytes | None, problems: list[Problem]) -> float | 
         problems.append(Problem(code=code, place=place, message=message))
 
     try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        wrong(f"{REPORT_NAME} is no JSON ({error})")
+        content = parse_json(data, REPORT_NAME)
+    except InputUnreadable as error:
+        wrong(str(error))
         return None
     if not isinstance(content, dict) or set(content) != set(KEYS):
         names = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
@@ -227,41 +303,38 @@ def _report(place: str, data: bytes | None, problems: list[Problem]) -> float | 
     return float(value)
 
 
-def _seg(place: str, data: bytes | None, problems: list[Problem]) -> tuple[str | None, set[str]]:
+def _seg(place: str, path: Path | None, problems: list[Problem]) -> tuple[str | None, set[str]]:
     """SeriesInstanceUID of the CT that the SEG names, and the SOPInstanceUIDs of its source images."""
-    if data is None:
+    if path is None:
         return None, set()
 
     def wrong(message: str) -> None:
         problems.append(Problem(code="seg", place=place, message=message))
 
     try:
-        with quiet_pydicom():
-            ds = pydicom.dcmread(io.BytesIO(data))
-    except (InvalidDicomError, OSError, EOFError, ValueError) as error:
-        wrong(f"{SEG_NAME} is no DICOM ({error})")
+        with open_segmentation(path, what=SEG_NAME, defer_size=_DEFERRED) as ds:
+            segments = [str(s.get("SegmentLabel", "")) for s in ds.get("SegmentSequence", [])]
+            if len(segments) != 2:
+                listed = ", ".join(segments) or "none"
+                wrong(f"has the segments {listed} instead of heart and coronary calcium")
+            frames = int(ds.get("NumberOfFrames", 0) or 0)
+            own = ds.get("PerFrameFunctionalGroupsSequence") or []
+            if not frames or len(own) != frames:
+                wrong(f"says {frames} frames and describes {len(own)}")
+            expected = frames * int(ds.get("Rows", 0) or 0) * int(ds.get("Columns", 0) or 0)
+            one_bit = ds.get("BitsAllocated") == 1 and not ds.file_meta.TransferSyntaxUID.is_compressed
+            if one_bit and stored_bytes(ds, path) * 8 < expected:
+                wrong("its pixel data is cut off")
+            if safe_name(str(ds.get("PatientID", ""))) != place.split("/")[0]:
+                wrong("its PatientID is another than the folder's")
+            series = ds.get("ReferencedSeriesSequence")
+            uid = str(series[0].get("SeriesInstanceUID", "")) if series else ""
+            if safe_name(uid) != place.split("/")[1]:
+                wrong(f"refers to the CT series {uid or 'none'}, the folder is another's")
+            return uid or None, set(_images(own))
+    except InputUnreadable as error:
+        wrong(str(error))
         return None, set()
-    if ds.get("SOPClassUID") not in SEGMENTATION_SOP_CLASSES:
-        wrong(f"{SEG_NAME} is no segmentation")
-        return None, set()
-    segments = [str(s.get("SegmentLabel", "")) for s in ds.get("SegmentSequence", [])]
-    if len(segments) != 2:
-        wrong(f"has the segments {', '.join(segments) or 'none'} instead of heart and coronary calcium")
-    frames = int(ds.get("NumberOfFrames", 0) or 0)
-    own = ds.get("PerFrameFunctionalGroupsSequence") or []
-    if not frames or len(own) != frames:
-        wrong(f"says {frames} frames and describes {len(own)}")
-    expected = frames * int(ds.get("Rows", 0) or 0) * int(ds.get("Columns", 0) or 0)
-    bits = len(ds.get("PixelData", b"")) * 8
-    if ds.get("BitsAllocated") == 1 and not ds.file_meta.TransferSyntaxUID.is_compressed and bits < expected:
-        wrong("its pixel data is cut off")
-    if safe_name(str(ds.get("PatientID", ""))) != place.split("/")[0]:
-        wrong("its PatientID is another than the folder's")
-    series = ds.get("ReferencedSeriesSequence")
-    uid = str(series[0].get("SeriesInstanceUID", "")) if series else ""
-    if safe_name(uid) != place.split("/")[1]:
-        wrong(f"refers to the CT series {uid or 'none'}, the folder is another's")
-    return uid or None, set(_images(own))
 
 
 def _images(frames: Iterable[Dataset]) -> Iterator[str]:
@@ -272,7 +345,7 @@ def _images(frames: Iterable[Dataset]) -> Iterator[str]:
 
 
 def _scores(
-    place: str, data: bytes, images: set[str], scan: Series, problems: list[Problem]
+    place: str, path: Path, images: set[str], scan: Series, problems: list[Problem]
 ) -> Iterator[tuple[str, float]]:
     """The score by every rule that can be computed; also checks that the SEG refers to the CT's images."""
 
@@ -281,8 +354,7 @@ def _scores(
 
     try:
         reading = read_series(scan)
-        with seg_file(data) as path:
-            masks = read_segmentation(path, reading.volume.geometry)
+        masks = read_segmentation(path, reading.volume.geometry)
     except DeepCACError as error:
         wrong(f"cannot be scored again: {error}")
         return
@@ -337,7 +409,7 @@ def summary(found: Verification, *, most: int = 20) -> list[str]:
     for code, count in kinds.items():
         lines.append(f"{code}: {count}")
         own = [p for p in found.problems if p.code == code]
-        lines += [f"  {p.place}: {p.message}" for p in own[:most]]
+        lines += [f"  {p.place[:_SHOWN]}: {p.message[:_SHOWN]}" for p in own[:most]]
         lines += [f"  … and {count - most} more"] if count > most else []
     if found.rules:
         lines.append("which scoring rule gives the stored scores:")
@@ -346,7 +418,10 @@ def summary(found: Verification, *, most: int = 20) -> list[str]:
             missing = f", {fit.not_computed} not computed" if fit.not_computed else ""
             lines.append(f"  {fit.rule:12s} {fit.same} of {fit.compared}, median difference {error}{missing}")
         lines.append(f"rule: {found.rule}" if found.rule else "rule: cannot be told apart on these series")
-    lines.append("nothing differs" if not found.problems else f"{len(found.problems)} problems")
+    same = (
+        "nothing differs" if found.checksums else "nothing differs, as far as that shows without a manifest"
+    )
+    lines.append(same if not found.problems else f"{len(found.problems)} problems")
     return lines
 
 

@@ -219,6 +219,7 @@ def make_server(app: ASGIApp, protocol: type[LimitedProtocol] = LimitedProtocol)
         http=protocol,
         loop="asyncio",
         ws="none",
+        log_config=None,  # the command line's
         log_level="warning",
         access_log=False,  # an address may hold the token
         server_header=False,

@@ -9,23 +9,32 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import pydicom
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_file_meta_info
 from pydicom.sr.coding import Code
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import (
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    generate_uid,
+)
 
 from ..errors import InputError, InputUnreadable, MaskMismatch
 from ..imaging import Geometry
 from ..imaging.atomic import write_whole
+from ..imaging.foreign import foreign
 from .files import open_slice
 from .headers import quiet_pydicom
 from .series import Series, SliceRef
@@ -252,8 +261,12 @@ def read_segmentation(path: Path, geometry: Geometry) -> dict[str, BoolArray]:
         InputError: it describes neither a heart nor coronary calcium.
         MaskMismatch: its frames do not lie on the grid.
     """
-    with quiet_pydicom():
-        dataset = _read(path)
+    with open_segmentation(path) as dataset:
+        return _masks(dataset, path, geometry)
+
+
+def _masks(dataset: Dataset, path: Path, geometry: Geometry) -> dict[str, BoolArray]:
+    """See `read_segmentation`."""
     segments = list(dataset.get("SegmentSequence", []))
     kinds = {int(item.SegmentNumber): kind for item in segments if (kind := _kind(item)) is not None}
     if not kinds:
@@ -269,13 +282,7 @@ def read_segmentation(path: Path, geometry: Geometry) -> dict[str, BoolArray]:
             _labels(unclear),
         )
     result = {kind: np.zeros(geometry.shape, dtype=np.bool_) for kind in sorted(set(kinds.values()))}
-    try:
-        frames = dataset.pixel_array
-    except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        raise InputUnreadable(
-            f"The pixels of {path} cannot be decoded ({error}): write the SEG again"
-        ) from error
-    frames = frames.reshape(-1, frames.shape[-2], frames.shape[-1])
+    frames = decoded_frames(dataset, str(path))
     label_map = dataset.get("SegmentationType") == "LABELMAP"
     minimum = 1
     if dataset.get("SegmentationType") == "FRACTIONAL":
@@ -296,10 +303,11 @@ def read_segmentation(path: Path, geometry: Geometry) -> dict[str, BoolArray]:
 def is_segmentation(path: Path) -> bool:
     """Whether the file is a DICOM SEG (of either storage class)."""
     try:
-        dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"])
-    except (InvalidDicomError, OSError, EOFError, ValueError):
+        with quiet_pydicom(), foreign(str(path)):
+            dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"])
+            return dataset.get("SOPClassUID") in SEGMENTATION_SOP_CLASSES
+    except InputUnreadable:
         return False
-    return dataset.get("SOPClassUID") in SEGMENTATION_SOP_CLASSES
 
 
 def referenced_series(path: Path) -> str:
@@ -308,9 +316,9 @@ def referenced_series(path: Path) -> str:
     Raises:
         InputUnreadable: not a DICOM SEG.
     """
-    with quiet_pydicom():
-        series = _read(path).get("ReferencedSeriesSequence")
-    return str(series[0].get("SeriesInstanceUID", "")) if series else ""
+    with open_segmentation(path, defer_size=_DEFERRED) as dataset:
+        series = dataset.get("ReferencedSeriesSequence")
+        return str(series[0].get("SeriesInstanceUID", "")) if series else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -372,21 +380,24 @@ def segment_frames(path: Path) -> SegmentFrames:
     Raises:
         InputUnreadable: not a DICOM SEG as `write_segmentation` writes it.
     """
-    with quiet_pydicom():
-        dataset = _read(path, defer_size=1024)
+    with open_segmentation(path, defer_size=_DEFERRED) as dataset:
         pixels = dataset.get_item("PixelData", keep_deferred=True)
-    offset = getattr(pixels, "value_tell", 0)
-    if dataset.get("BitsAllocated") != 1 or dataset.file_meta.TransferSyntaxUID.is_compressed or not offset:
-        raise InputUnreadable(f"{path} is not BINARY or is compressed: give the SEG that the run wrote")
-    kinds = {int(item.SegmentNumber): _kind(item) for item in dataset.SegmentSequence}
-    frames: dict[tuple[str, int], tuple[tuple[str, int], ...]] = {}
-    for number, groups in enumerate(dataset.PerFrameFunctionalGroupsSequence):
-        kind = kinds.get(int(groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber))
-        source = groups.DerivationImageSequence[0].SourceImageSequence[0]
-        key = str(source.ReferencedSOPInstanceUID), int(source.get("ReferencedFrameNumber") or 1)
-        if kind is not None:
-            frames[key] = (*frames.get(key, ()), (kind, number))
-    return SegmentFrames(path=path, shape=(dataset.Rows, dataset.Columns), offset=offset, frames=frames)
+        offset = getattr(pixels, "value_tell", 0)
+        if (
+            dataset.get("BitsAllocated") != 1
+            or dataset.file_meta.TransferSyntaxUID.is_compressed
+            or not offset
+        ):
+            raise InputUnreadable(f"{path} is not BINARY or is compressed: give the SEG that the run wrote")
+        kinds = {int(item.SegmentNumber): _kind(item) for item in dataset.SegmentSequence}
+        frames: dict[tuple[str, int], tuple[tuple[str, int], ...]] = {}
+        for number, groups in enumerate(dataset.PerFrameFunctionalGroupsSequence):
+            kind = kinds.get(int(groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber))
+            source = groups.DerivationImageSequence[0].SourceImageSequence[0]
+            key = str(source.ReferencedSOPInstanceUID), int(source.get("ReferencedFrameNumber") or 1)
+            if kind is not None:
+                frames[key] = (*frames.get(key, ()), (kind, number))
+        return SegmentFrames(path=path, shape=(dataset.Rows, dataset.Columns), offset=offset, frames=frames)
 
 
 # Writing
@@ -587,16 +598,95 @@ def reference_to(ref: SliceRef) -> Dataset:
 # Reading
 
 
-def _read(path: Path, defer_size: int | None = None) -> Dataset:
-    try:
+MAX_ITEMS = 1 << 20
+"""Items of sequences that a SEG may have; chosen: a frame has about ten, and each takes a thousand times the
+memory of its eight bytes in the file."""
+MAX_PIXELS = 1 << 32
+"""Pixels of all frames that are decoded; chosen: 16,000 frames of 512²."""
+_DEFERRED = 1024
+"""Bytes from which on a value stays in the file until it is asked for."""
+_ITEM_TAGS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
+"""How an item begins, little and big endian (PS3.5 7.5)."""
+MAX_INFLATED = 1 << 30
+"""Bytes that a deflated file inflates to at most; chosen."""
+_BEFORE_META = 144
+"""Bytes before the file meta information that its group length counts (PS3.10 7.1)."""
+_CHUNK = 1 << 20
+
+
+@contextmanager
+def open_segmentation(path: Path, *, what: str = "", defer_size: int | None = None) -> Iterator[Dataset]:
+    """The one door for DICOM SEGs of others.
+
+    pydicom converts a value when it is asked for, so what is wrong with one shows only then: whatever is
+    done with the data set inside the block and fails is `InputUnreadable`.
+
+    Args:
+        path: The file.
+        what: What it is called in messages; "": its path.
+        defer_size: Bytes from which on a value stays in the file until it is asked for; None: all are read.
+
+    Raises:
+        InputUnreadable: Not a DICOM SEG, or one that is not as it should be.
+    """
+    what = what or str(path)
+    with quiet_pydicom(), foreign(what, fault="is no DICOM SEG that can be read", advice="give another SEG"):
+        items = 0
+        for block in _plain_blocks(path):
+            items += sum(block.count(tag) for tag in _ITEM_TAGS)
+            if items > MAX_ITEMS:
+                raise ValueError(f"it has more than {MAX_ITEMS} items")
         dataset = pydicom.dcmread(path, defer_size=defer_size)
-    except (InvalidDicomError, OSError, EOFError, ValueError) as error:
-        raise InputUnreadable(f"Cannot read {path} as DICOM ({error}): give a DICOM SEG") from error
-    if dataset.get("SOPClassUID") not in SEGMENTATION_SOP_CLASSES:
-        raise InputUnreadable(
-            f"{path} is DICOM but no SEG (SOP class {dataset.get('SOPClassUID')}): give a SEG"
-        )
-    return dataset
+        if dataset.get("SOPClassUID") not in SEGMENTATION_SOP_CLASSES:
+            raise InputUnreadable(
+                f"{what} is DICOM but no SEG (SOP class {dataset.get('SOPClassUID')}): give a SEG"
+            )
+        yield dataset
+
+
+def _plain_blocks(path: Path) -> Iterator[bytes]:
+    """The content of a DICOM file block by block; that of a deflated one (PS3.5 A.5) as it is in memory."""
+    meta = read_file_meta_info(path)
+    with path.open("rb") as file:
+        if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+            yield from iter(lambda: file.read(_CHUNK), b"")
+            return
+        file.seek(_BEFORE_META + meta.FileMetaInformationGroupLength)
+        inflater, size, packed = zlib.decompressobj(-zlib.MAX_WBITS), 0, file.read(_CHUNK)
+        while packed:
+            block = inflater.decompress(packed, _CHUNK)
+            yield block
+            if (size := size + len(block)) > MAX_INFLATED:
+                raise ValueError(f"it inflates to more than {MAX_INFLATED >> 20} MB")
+            packed = inflater.unconsumed_tail or file.read(_CHUNK)
+
+
+def stored_bytes(dataset: Dataset, path: Path) -> int:
+    """Bytes of the pixel data that are in the file, be they read or not."""
+    pixels = dataset.get_item("PixelData", keep_deferred=True)
+    if pixels is None:
+        return 0
+    if pixels.value is not None:
+        return len(pixels.value)
+    raw = cast(RawDataElement, pixels)  # what is deferred has not been converted
+    return min(raw.length, path.stat().st_size - raw.value_tell)
+
+
+def decoded_frames(dataset: Dataset, what: str) -> npt.NDArray[Any]:
+    """The pixels of a SEG's frames (frames, rows, columns).
+
+    Args:
+        what: What the SEG is called in messages.
+
+    Raises:
+        InputUnreadable: They cannot be decoded, or are more than `MAX_PIXELS`.
+    """
+    with foreign(f"the pixels of {what}", fault="cannot be decoded", advice="write the SEG again"):
+        pixels = int(dataset.get("NumberOfFrames") or 1) * int(dataset.Rows) * int(dataset.Columns)
+        if pixels > MAX_PIXELS:
+            raise ValueError(f"it says that they are {pixels}, {MAX_PIXELS} at most are read")
+        frames: npt.NDArray[Any] = dataset.pixel_array
+        return frames.reshape(-1, frames.shape[-2], frames.shape[-1])
 
 
 def _codes(item: Dataset, keyword: str) -> set[str]:

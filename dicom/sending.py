@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import ipaddress
-import json
 import logging
 import re
 import shutil
@@ -18,7 +17,7 @@ import ssl
 import uuid
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -29,7 +28,8 @@ import pydicom
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from ..errors import DestinationRefused, DestinationUnreachable, InputError
+from ..errors import DestinationRefused, DestinationUnreachable, InputError, InputUnreadable
+from ..imaging.foreign import foreign, parse_json
 from .series import SliceRef
 
 log = logging.getLogger(__name__)
@@ -400,22 +400,20 @@ class DicomWeb:
 
     def _outcome(self, uid: str, status: int, content: bytes) -> str:
         """What an answer says of the one instance that was sent: "" or why it was not taken."""
-        try:
-            answer = json.loads(content)
+        failed: dict[Any, Any] = {}
+        stored: dict[Any, Any] = {}
+        with suppress(InputUnreadable), foreign("the answer"):
+            answer = parse_json(content, "the answer")
             failed = {_value(i, "00081155"): i for i in _items(answer, "00081198")}
             stored = {_value(i, "00081155"): i for i in _items(answer, "00081199")}
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
-            failed, stored = {}, {}
         if uid in failed:
-            code = _value(failed[uid], "00081197")
+            code = _number(failed[uid], "00081197")
             if code in _DUPLICATE:
                 return ALREADY_THERE
-            return (
-                f"refused: {failure_in_words(code)}" if isinstance(code, int) else "refused without a reason"
-            )
+            return "refused without a reason" if code is None else f"refused: {failure_in_words(code)}"
         if uid in stored and status < 300:
-            warning = _value(stored[uid], "00081196")
-            if isinstance(warning, int):
+            warning = _number(stored[uid], "00081196")
+            if warning is not None:
                 log.warning("instance %s: stored, with the warning 0x%04X", uid, warning)
             return ""
         if status == 413:
@@ -476,6 +474,14 @@ def _value(item: Any, tag: str) -> Any:
     """First value of an attribute in the DICOM JSON model, None where it is absent."""
     values = item.get(tag, {}).get("Value")
     return values[0] if values else None
+
+
+def _number(item: Any, tag: str) -> int | None:
+    """A status in the DICOM JSON model, None where it is absent or none."""
+    with suppress(InputUnreadable), foreign("the answer"):
+        value = _value(item, tag)
+        return value if isinstance(value, int) and 0 <= value <= 0xFFFF else None
+    return None
 
 
 def failure_in_words(code: int) -> str:

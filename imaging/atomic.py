@@ -99,4 +99,9 @@ def write_json(path: Path, content: Any) -> None:
     Raises:
         DiskFull, OutputUnwritable: See `output_errors`.
     """
-    write_whole(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    write_whole(path, json_bytes(content))
+
+
+def json_bytes(content: Any) -> bytes:
+    """What `write_json` writes."""
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

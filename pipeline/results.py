@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 from ..dicom import readable
 from ..errors import InputError
 from ..imaging.atomic import atomic_path
+from ..imaging.foreign import foreign
 from .case import Case
 from .cautions import cautions
 
@@ -209,16 +212,47 @@ def read_parquet(path: Path) -> Iterator[ResultRow]:
     Raises:
         InputError: It is not there or not such a table.
     """
-    import pyarrow as pa
     from pyarrow import parquet
 
-    try:
-        with path.open("rb") as opened, parquet.ParquetFile(opened) as file:
-            for batch in file.iter_batches(_ROWS_AT_ONCE):
-                for row in batch.to_pylist():
-                    yield ResultRow(**row)
-    except (OSError, TypeError, pa.ArrowException) as error:
-        raise InputError(f"cannot read {path}: {error}; give the output folder of 'deepcac2 run'") from error
+    advice = "give the output folder of 'deepcac2 run'"
+    with ExitStack() as stack:
+        with foreign(str(path), error=InputError, advice=advice):
+            if not path.is_file():
+                raise ValueError("there is no such regular file")
+            file = stack.enter_context(parquet.ParquetFile(stack.enter_context(path.open("rb"))))
+            batches = file.iter_batches(_ROWS_AT_ONCE)
+        while True:
+            with foreign(str(path), error=InputError, advice=advice):
+                batch = next(batches, None)
+                rows = [] if batch is None else [checked_row(row) for row in batch.to_pylist()]
+            if batch is None:
+                return
+            yield from rows
+
+
+_KINDS: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (float, int), "bool": (bool,)}
+
+
+@cache
+def _types() -> dict[str, tuple[type, ...]]:
+    """The types that a column's values may have."""
+    none = type(None)
+    return {
+        f.name: (*_KINDS[str(f.type).split(" ")[0]], *((none,) if "None" in str(f.type) else ()))
+        for f in fields(ResultRow)
+    }
+
+
+def checked_row(values: dict[str, Any]) -> ResultRow:
+    """A row from outside.
+
+    Raises:
+        TypeError: A column is unknown or missing, or holds another type than its own.
+    """
+    for name, kinds in _types().items():
+        if name in values and not isinstance(values[name], kinds):
+            raise TypeError(f"{name} holds a {type(values[name]).__name__}")
+    return ResultRow(**values)
 
 
 def series_folder(root: Path, folder: str) -> Path | None:

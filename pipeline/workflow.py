@@ -18,9 +18,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
 from ..errors import WorkflowError
+from ..imaging.foreign import MAX_YAML, foreign, parse_yaml, read_bytes
 from .options import nearest
 
 
@@ -270,10 +269,7 @@ class Workflow:
         """
         path = Path(name_or_path)
         if path.suffix in (".yml", ".yaml"):
-            try:
-                text = path.read_text()
-            except OSError as error:
-                raise WorkflowError(f"cannot read the workflow {path}: {error.strerror}") from error
+            text: str | bytes = read_bytes(path, most=MAX_YAML, error=WorkflowError)
             name = path.stem
         else:
             name = str(name_or_path)
@@ -285,18 +281,19 @@ class Workflow:
         return cls.parse(text, name=name)
 
     @classmethod
-    def parse(cls, text: str, *, name: str) -> Workflow:
+    def parse(cls, text: str | bytes, *, name: str) -> Workflow:
         """Read a workflow from YAML text.
 
         Raises:
             WorkflowError: As in `load`.
         """
-        try:
-            content = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise WorkflowError(
-                f"the workflow {name!r} is not valid YAML: {str(error).splitlines()[0]}"
-            ) from error
+        what = f"the workflow {name!r}"
+        content = parse_yaml(text, what, error=WorkflowError)
+        with foreign(what, error=WorkflowError, fault="is none that is understood"):
+            return cls._of(content, name)
+
+    @classmethod
+    def _of(cls, content: Any, name: str) -> Workflow:
         if not isinstance(content, dict) or not isinstance(content.get("execute"), list):
             raise WorkflowError(f"the workflow {name!r} needs a list 'execute' of module names")
         for key in content:

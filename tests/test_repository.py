@@ -324,3 +324,31 @@ def test_decision_records_have_their_four_parts() -> None:
     for record in records:
         headings = re.findall(r"^## (\w+)", record.read_text(encoding="utf-8"), re.MULTILINE)
         assert headings == ["Status", "Motivation", "Decision", "Alternatives"], record.name
+
+
+# --- the image --------------------------------------------------------------------------------------------
+
+
+def test_the_image_takes_only_what_the_package_is_made_of() -> None:
+    """Whatever lies in the checkout beside it, patients' folders too, stays out: `.dockerignore` is a list of
+    what goes in."""
+    lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    first, *rules = [line for line in lines if line and not line.startswith("#")]
+    assert first == "*"
+    taken = {rule[1:] for rule in rules if rule.startswith("!")}
+    assert all(rule.startswith("!") or rule.startswith("**/") for rule in rules)
+    assert not any(character in name for name in taken for character in "*?[/")
+    packages = {p.partition(".")[2].split(".")[0] for p in listed()["packages"]}
+    files = {path.name for path in ROOT.iterdir() if path.is_file()}
+    assert taken - files == (packages - {""}) | {"container"}
+    assert {"__init__.py", "__main__.py", "errors.py", "LICENSE", "README.md"} <= taken <= taken | files
+    copied = re.findall(r"^COPY (?:--\S+ )*(\S+) ", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.M)
+    assert "." in copied
+    assert set(copied) - {"."} <= taken
+
+
+def test_no_layer_of_the_image_changes_modes_of_another() -> None:
+    """Changing a file's mode in a later layer stores the file a second time; `COPY --chmod` does not."""
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    assert not re.search(r"^RUN.*(\\\n.*)*\bch(mod|own)\b", text, re.M)
+    assert re.search(r"^COPY --chmod=755 \. ", text, re.M)

@@ -7,7 +7,6 @@ of `deepcac2 run` (`evaluate_results`), or what the same stages find now, in mem
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -29,6 +28,7 @@ from ..errors import (
     WorkflowError,
 )
 from ..imaging import Geometry, Volume
+from ..imaging.foreign import foreign, read_json
 from ..imaging.noise import noise_sd
 from ..pipeline.case import Case
 from ..pipeline.chain import ROLES, Chain, build_chain, series_folder
@@ -283,14 +283,10 @@ class _StoredResults:
 
     def __init__(self, folder: Path) -> None:
         path = folder / "run.json"
-        try:
-            self.made_by = json.loads(path.read_text())["made_with"]
+        with foreign(str(path), advice="give the output folder of 'deepcac2 run'"):
+            self.made_by = read_json(path)["made_with"]
             self.allow = frozenset(self.made_by["allowed_gates"])
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(
-                f"cannot read {path}: {error}; give the output folder of 'deepcac2 run'"
-            ) from error
-        roles = set(self.made_by["weights"])
+            roles = set(self.made_by["weights"])
         if roles & {"screening", "direct"} and "calcium" not in roles:
             raise InputError(f"{folder} holds a run that scored no calcium mask; {COMPARE}")
         self.folder = folder
@@ -394,11 +390,9 @@ def _simulations(truth: Path) -> dict[str, dict[str, Any]]:
     """Every ``truth.json`` of `deepcac2 simulate` below a folder, by SeriesInstanceUID."""
     found = {}
     for path in _files(truth, "truth.json"):
-        try:
-            content = json.loads(path.read_text())
+        with foreign(str(path), advice="simulate that patient again"):
+            content = read_json(path)
             found[str(content["series_uid"])] = content
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"cannot read {path}: {error}; simulate that patient again") from error
     return found
 
 

@@ -28,7 +28,7 @@ from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_p
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-from ..weights.nnunet_v2 import read_checkpoint
+from ..weights.checkpoints import read_checkpoint
 from .heart import CONFIGURATION, PROGRESS, HeartRecipe
 from .recipe import build
 

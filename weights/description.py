@@ -8,7 +8,6 @@ Converters and training write it; loading checks against it.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from ..errors import WeightsError, WeightsMissing
 from ..imaging.atomic import write_json
+from ..imaging.foreign import read_json
 
 DESCRIPTION = "weights.json"
 ROLES = ("heart", "calcium", "screening", "direct")
@@ -215,14 +215,11 @@ def read_description(path: Path) -> dict[str, Any]:
         WeightsMissing: There is none.
         WeightsError: It cannot be used.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         raise WeightsMissing(
             f"no {path.name} in {path.parent}; give the folder of a converted set (deepcac2 weights --help)"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path} cannot be read: {error}; convert or train the set again") from error
+        )
+    content = read_json(path, error=WeightsError, advice="convert or train the set again")
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise WeightsError(
             f"{path} is not a description of weights in format {_FORMAT}; convert the set again"

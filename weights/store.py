@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import WeightsAltered, WeightsError, WeightsMissing, WeightsUnsupported
+from ..imaging.foreign import parse_json
 from .description import DESCRIPTION, Domain, Range, WeightSet, describe, sha256_of
 from .manifest import PACKAGE_FOLDER, default_entry, load_manifest, user_folder
 
@@ -170,8 +170,9 @@ def load_json(weights: WeightSet, name: str) -> Any:
 
     Raises:
         WeightsMissing, WeightsAltered: As `verify`.
+        WeightsUnsupported: Not JSON.
     """
-    return json.loads(_read(weights, name))
+    return parse_json(_read(weights, name), str(weights.path / name), error=WeightsUnsupported)
 
 
 def load_tensors(weights: WeightSet, name: str) -> dict[str, torch.Tensor]:

@@ -132,3 +132,31 @@ def test_one_scan_of_a_person_is_the_first_then_by_kernel_slices_and_uid() -> No
 def test_a_table_without_scores_is_an_error() -> None:
     with pytest.raises(InputError, match="no scan of the results table is scored"):
         scored(results([("p", "s", "u", "failed", "", "", "", "")]))
+
+
+def test_only_what_is_asked_for_is_read(tmp_path: Path) -> None:
+    """20,000 columns took half a minute and a million had no end; here the time is that of the bytes."""
+    names = ["id", "a", *(f"c{i}" for i in range(20_000)), "b"]
+    rows = [[f"{i}", f"a{i}", *("x" * 20_000), f"b{i}"] for i in range(3)]
+    path = table(tmp_path / "wide.csv", "\n".join(",".join(r) for r in (names, *rows)))
+    frame = read_table(path, needed=["b", "a"], only=["id", "nowhere"])
+    wanted = {"id": ["0", "1", "2"], "a": ["a0", "a1", "a2"], "b": ["b0", "b1", "b2"]}
+    assert frame.to_dict("list") == wanted
+    with pytest.raises(InputError, match="has no column 'd'"):
+        read_table(path, needed=["d"])
+    frame.assign(other=1).to_parquet(tmp_path / "a.parquet")
+    assert read_table(tmp_path / "a.parquet", needed=["a"], only=()).to_dict("list") == {"a": wanted["a"]}
+
+
+@pytest.mark.parametrize(
+    "content", ["a,b\n1,2\n3,4,5\n", 'a,b\n1,"2\n3,4\n', f"a,b\n{'x' * 200_000},1\n", "\n\n"]
+)
+def test_a_row_that_cannot_be_told_apart_is_an_error(tmp_path: Path, content: str) -> None:
+    for only in (None, ["a"]):
+        with pytest.raises(InputUnreadable, match="no table that can be read"):
+            read_table(table(tmp_path / "a.csv", content), only=only)
+
+
+def test_rows_that_are_short_and_blank_lines(tmp_path: Path) -> None:
+    frame = read_table(table(tmp_path / "a.csv", "a,b\n1\n\n2, 3\n"))
+    assert frame.to_dict("list") == {"a": ["1", "2"], "b": ["", "3"]}

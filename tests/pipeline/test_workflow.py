@@ -63,7 +63,7 @@ def test_mistakes_are_one_line_with_help(old: str, new: str, message: str) -> No
 def test_unknown_name_and_missing_file() -> None:
     with pytest.raises(WorkflowError, match="Perhaps you meant 'default'"):
         Workflow.load("defualt")
-    with pytest.raises(WorkflowError, match="cannot read the workflow"):
+    with pytest.raises(WorkflowError, match=r"mine\.yml cannot be read"):
         Workflow.load("/nowhere/mine.yml")
 
 

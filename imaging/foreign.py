@@ -1,0 +1,156 @@
+"""The doors through which data from outside comes in: JSON, YAML, and whatever else a library takes apart.
+
+A parser meets a file from elsewhere with a long and changing list of errors (a `RecursionError` of nested
+brackets, a `UnicodeDecodeError`, a `MemoryError`, its own). Here all of them become one of ours, once, at the
+place where the data enters.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import DeepCACError, InputUnreadable
+
+MAX_JSON = 64 << 20
+"""Bytes of a JSON file that are read at most; chosen: a ``run.json`` with 900,000 missing series has as many,
+and the emptiest objects take 25 times their text in memory."""
+MAX_YAML = 1 << 18
+"""Bytes of a YAML file that are read at most; chosen: the longest workflow has a few thousand."""
+_MOST_LEVELS = 50
+"""Of a YAML text; chosen: a workflow has six."""
+_NO_JSON = "is no JSON that can be read"
+_REASON = 160
+"""Characters of a library's own words that a message repeats at most; chosen."""
+
+
+@contextmanager
+def foreign(
+    what: str,
+    *,
+    error: type[DeepCACError] = InputUnreadable,
+    fault: str = "cannot be read",
+    advice: str = "",
+) -> Iterator[None]:
+    """Around a library that takes apart what came from outside: whatever it raises is one error of ours.
+
+    Args:
+        what: What is read, for the message: ``"{what} cannot be read (…)"``.
+        error: Class of the error.
+        fault: What is wrong with it, for the message.
+        advice: What to do, after a semicolon; "" where nothing can be done.
+
+    Raises:
+        DeepCACError: Of the class `error`; errors that are ours already pass.
+    """
+    try:
+        yield
+    except DeepCACError:
+        raise
+    except Exception as cause:  # no library says what it raises on what it was never meant to read
+        raise error(f"{what} {fault} ({reason(cause)}){advice and f'; {advice}'}") from cause
+
+
+def reason(error: BaseException) -> str:
+    """An error in a few words of one line, such as ``KeyError: 'labels'``.
+
+    >>> reason(KeyError("labels")), reason(RecursionError()), reason(OSError(2, "No such file", "x"))
+    ("KeyError: 'labels'", 'RecursionError', 'No such file')
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    first = next(iter(str(error).strip().splitlines()), "")
+    if isinstance(error, ValueError) and first:
+        return first[:_REASON]
+    return f"{type(error).__name__}: {first[:_REASON]}" if first else type(error).__name__
+
+
+def parse_json(data: bytes | str, what: str, *, error: type[DeepCACError] = InputUnreadable) -> Any:
+    """The content of a JSON text from outside.
+
+    Stricter than the standard library: UTF-8 alone, no NaN, no number that a float cannot hold, no half of a
+    surrogate pair, at most 1024 levels.
+
+    Args:
+        what: What it is, for the message.
+        error: Class of the error.
+
+    Raises:
+        DeepCACError: Of the class `error`: it is no such JSON.
+
+    >>> parse_json(b"[" * 100_000, "an answer")
+    Traceback (most recent call last):
+    ...
+    deepcac2.errors.InputUnreadable: an answer is no JSON that can be read (depth limit exceeded: line 1
+    column 1026 (char 1025))
+    """
+    import orjson
+
+    with foreign(what, error=error, fault=_NO_JSON):
+        return orjson.loads(data)
+
+
+def read_bytes(
+    path: Path, *, most: int = MAX_JSON, error: type[DeepCACError] = InputUnreadable, advice: str = ""
+) -> bytes:
+    """The content of a regular file of limited size. A pipe or a device is refused and never opened.
+
+    Args:
+        most: Bytes that it may have.
+        error: Class of the error.
+        advice: See `foreign`.
+
+    Raises:
+        DeepCACError: Of the class `error`: it is not there, cannot be read, is no regular file or too large.
+    """
+    with foreign(str(path), error=error, advice=advice):
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is no regular file")
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+        if len(data) > most:
+            raise ValueError(f"it is larger than {most >> 20} MB")
+        return data
+
+
+def read_json(path: Path, *, error: type[DeepCACError] = InputUnreadable, advice: str = "") -> Any:
+    """The content of a JSON file from outside; see `parse_json` and `read_bytes`.
+
+    Raises:
+        DeepCACError: Of the class `error`.
+    """
+    import orjson
+
+    data = read_bytes(path, error=error, advice=advice)
+    with foreign(str(path), error=error, fault=_NO_JSON, advice=advice):
+        return orjson.loads(data)
+
+
+def parse_yaml(data: bytes | str, what: str, *, error: type[DeepCACError] = InputUnreadable) -> Any:
+    """The content of a YAML text from outside: plain values, no aliases, which can hold more than memory.
+
+    Raises:
+        DeepCACError: Of the class `error`: it is no such YAML.
+
+    >>> parse_yaml("a: &x [1]\\nb: *x", "a recipe")
+    Traceback (most recent call last):
+    ...
+    deepcac2.errors.InputUnreadable: a recipe is not valid YAML (it refers to 'x' by an alias: write it out)
+    """
+    import yaml
+
+    with foreign(what, error=error, fault="is not valid YAML"):
+        if len(data) > MAX_YAML:
+            raise ValueError(f"it is larger than {MAX_YAML >> 10} kB")
+        depth = 0
+        for event in yaml.parse(data, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _MOST_LEVELS:  # here, as each token within n brackets takes a time of n
+                raise ValueError(f"it has more than {_MOST_LEVELS} levels")
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError(f"it refers to {event.anchor!r} by an alias: write it out")
+        return yaml.safe_load(data)
