@@ -499,7 +499,7 @@ class Fuzzer:
                 what = what or self._request(port, place)
                 self.tries["dashboard"] += 1
             good = f"GET /api/about HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n"
-            answer = _send(port, good.encode())
+            answer = _send(port, good.encode(), whole=True)
             if not answer.startswith(b"HTTP/1.1"):
                 what = what or "a dashboard that does not answer any more"
             status = Path(f"/proc/{server.pid}/status").read_text()
@@ -564,12 +564,15 @@ class Fuzzer:
         return changed(self.rng, data)[0] if self.rng.random() < 0.6 else data
 
 
-def _send(port: int, data: bytes) -> bytes:
-    """A request as it stands; what comes back within the time of a try, at most 4 MB of it."""
+def _send(port: int, data: bytes, *, whole: bool = False) -> bytes:
+    """A request as it stands; what comes back within the time of a try, at most 4 MB of it.
+
+    One that is not whole is ended, or the answer would come when the time for it is over.
+    """
     answer = b""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=SECONDS) as line:
         line.sendall(data)
-        with contextlib.suppress(OSError):
+        if not whole:
             line.shutdown(socket.SHUT_WR)
         while len(answer) < OUTPUT_BYTES and (part := line.recv(1 << 16)):
             answer += part

@@ -84,6 +84,8 @@ def test_each_gate_has_its_code() -> None:
     assert code_of(sausage, chest(sausage)) == "heart-implausible"
     low = ball(50, (0.0, 135.0, 135.0))
     assert code_of(low, chest(low, liver_mm=-1.0)) == "heart-cut-off"
+    high = ball(50, (177.0, 135.0, 135.0))
+    assert code_of(high, chest(high)) == "heart-cut-off"
     side = ball(60, (90.0, 135.0, 20.0))
     assert code_of(side, chest(side)) == "heart-cut-off"
     assert code_of(ball(50), chest(ball(50), blood=180)) == "contrast-measured"
