@@ -207,6 +207,9 @@ def test_the_preview_marks_what_counted_where_it_is(upside_down: bool) -> None:
     for column, z in enumerate(chosen):
         tile = red[64:424, 360 * column : 360 * (column + 1)]
         assert tile.sum() == ((4 * 6) ** 2 if z == 2 else 0)  # a pixel of 60 is 6 of 360
+    for column in range(2):  # coronal and sagittal: the head is up, and a slice is 30 of 360 pixels
+        rows = np.flatnonzero(red[424:784, 360 * column : 360 * (column + 1)].any(axis=1))
+        assert (rows[0], rows[-1]) == ((60, 89) if upside_down else (270, 299))
 
 
 def test_the_details_do_not_hold_the_counted_voxels(case: Case) -> None:
