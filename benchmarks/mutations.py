@@ -33,7 +33,9 @@ class Mutation:
 
 
 SCORE, GATES, CALCIUM = "tests/scoring", "tests/dicom/test_gates.py", "tests/models/test_calcium.py"
-READING, SEG, STAGES = "tests/dicom/test_reading.py", "tests/dicom/test_segmentation.py", "tests/pipeline"
+READING, SEG = "tests/dicom/test_reading.py", "tests/dicom/test_segmentation.py"
+STAGES, ANATOMY = "tests/pipeline/test_stages.py", "tests/pipeline/test_anatomy.py"
+CAUTIONS, OUTPUTS, RESULTS = (f"tests/pipeline/test_{name}.py" for name in ("cautions", "outputs", "results"))
 
 MUTATIONS = (
     Mutation(
@@ -139,7 +141,7 @@ MUTATIONS = (
         "dicom/gates.py",
         "thickness_mm >= THICK_MM - THICKNESS_TOLERANCE_MM",
         "thickness_mm > THICK_MM + THICKNESS_TOLERANCE_MM",
-        STAGES,
+        CAUTIONS,
     ),
     Mutation(
         "calcium: bound of the patch skipping",
@@ -216,34 +218,38 @@ MUTATIONS = (
         "pipeline/anatomy.py",
         "return float(above - below)",
         "return float(below - above)",
-        STAGES,
+        ANATOMY,
     ),
     Mutation(
         "anatomy: air around the body",
         "pipeline/anatomy.py",
         "lung[z] &= ~within",
         "lung[z] &= within | ~within",
-        STAGES,
+        ANATOMY,
     ),
     Mutation(
         "anatomy: one lung is not enough",
         "pipeline/anatomy.py",
         "if max(right, left) < MIN_LUNG_AT_ALL",
         "if min(right, left) < -1",
-        STAGES,
+        ANATOMY,
     ),
     Mutation(
-        "previews: coronal z-flip", "pipeline/previews.py", "projected[0][::-1]", "projected[0]", STAGES
+        "previews: coronal z-flip", "pipeline/previews.py", "projected[0][::-1]", "projected[0]", OUTPUTS
     ),
     Mutation(
         "previews: what counted",
         "pipeline/previews.py",
         "marked=score.counted,",
         "marked=case.calcium,",
-        STAGES,
+        OUTPUTS,
     ),
     Mutation(
-        "results: CSV formulas", "pipeline/results.py", '("=", "+", "-", "@", "\\t", "\\r")', '("=",)', STAGES
+        "results: CSV formulas",
+        "pipeline/results.py",
+        '("=", "+", "-", "@", "\\t", "\\r")',
+        '("=",)',
+        RESULTS,
     ),
     Mutation(
         "reading: padding above -900 HU",
