@@ -22,6 +22,8 @@ MAX_YAML = 1 << 18
 """Bytes of a YAML file that are read at most; chosen: the longest workflow has a few thousand."""
 _MOST_LEVELS = 50
 """Of a YAML text; chosen: a workflow has six."""
+_MOST_NODES = 100_000
+"""Of a YAML text, its aliases written out; chosen: the longest recipe has some 200."""
 _NO_JSON = "is no JSON that can be read"
 _REASON = 160
 """Characters of a library's own words that a message repeats at most; chosen."""
@@ -131,15 +133,17 @@ def read_json(path: Path, *, error: type[DeepCACError] = InputUnreadable, advice
 
 
 def parse_yaml(data: bytes | str, what: str, *, error: type[DeepCACError] = InputUnreadable) -> Any:
-    """The content of a YAML text from outside: plain values, no aliases, which can hold more than memory.
+    """The content of a YAML text from outside: plain values. Its aliases are counted as if written out.
 
     Raises:
         DeepCACError: Of the class `error`: it is no such YAML.
 
     >>> parse_yaml("a: &x [1]\\nb: *x", "a recipe")
+    {'a': [1], 'b': [1]}
+    >>> parse_yaml("&x [*x]", "a recipe")
     Traceback (most recent call last):
     ...
-    deepcac2.errors.InputUnreadable: a recipe is not valid YAML (it refers to 'x' by an alias: write it out)
+    deepcac2.errors.InputUnreadable: a recipe is not valid YAML (something in it holds itself)
     """
     import yaml
 
@@ -151,6 +155,24 @@ def parse_yaml(data: bytes | str, what: str, *, error: type[DeepCACError] = Inpu
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > _MOST_LEVELS:  # here, as each token within n brackets takes a time of n
                 raise ValueError(f"it has more than {_MOST_LEVELS} levels")
-            if isinstance(event, yaml.AliasEvent):
-                raise ValueError(f"it refers to {event.anchor!r} by an alias: write it out")
+        count, levels = _written_out(yaml.compose(data, Loader=yaml.SafeLoader), {})
+        if count > _MOST_NODES or levels > _MOST_LEVELS:
+            raise ValueError(f"its aliases written out, it has {count} values in {levels} levels")
         return yaml.safe_load(data)
+
+
+def _written_out(node: Any, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """Values and containers below a node of YAML, what aliases refer to counted each time; and its levels."""
+    import yaml
+
+    if not isinstance(node, yaml.CollectionNode):
+        return 1, 0
+    if id(node) not in known:
+        known[id(node)] = 0, 0  # not known yet
+        pairs = isinstance(node, yaml.MappingNode)
+        parts = [part for pair in node.value for part in pair] if pairs else node.value
+        below = [_written_out(part, known) for part in parts]
+        known[id(node)] = 1 + sum(n for n, _ in below), 1 + max((levels for _, levels in below), default=0)
+    if not known[id(node)][0]:
+        raise ValueError("something in it holds itself")
+    return known[id(node)]

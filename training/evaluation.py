@@ -283,8 +283,9 @@ class _StoredResults:
 
     def __init__(self, folder: Path) -> None:
         path = folder / "run.json"
-        with foreign(str(path), advice="give the output folder of 'deepcac2 run'"):
-            self.made_by = read_json(path)["made_with"]
+        advice = "give the output folder of 'deepcac2 run'"
+        with foreign(str(path), advice=advice):
+            self.made_by = read_json(path, advice=advice)["made_with"]
             self.allow = frozenset(self.made_by["allowed_gates"])
             roles = set(self.made_by["weights"])
         if roles & {"screening", "direct"} and "calcium" not in roles:

@@ -111,7 +111,7 @@ def _write(folder: Path, plans: dict, folds: list[dict[str, torch.Tensor]], **me
         dataset={"channel_names": {"0": "CT"}, "labels": LABELS, "numTraining": 1, "file_ending": ".nii.gz"},
         folds={f"fold_{i}.safetensors": unique_tensors(s) for i, s in enumerate(folds)},
         configuration=CONFIGURATION,
-        mirror_axes=metadata.pop("mirror_axes", None),
+        mirror_axes=metadata.pop("mirror_axes", ()),
         labels=(1,),
         source={},
         **metadata,
