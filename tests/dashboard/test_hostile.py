@@ -191,7 +191,6 @@ DETAILS = [
     b"[" * 100_000,
     b'{"a":' * 400 + b"1" + b"}" * 400,
     b'{"a": "\\ud800"}',
-    b'{"a": 1' + b"0" * 30 + b"}",
     b'{"a": 1' + b"0" * 5000 + b"}",
     b"[1]",
     b"7",
@@ -224,10 +223,14 @@ def test_details_of_any_size(folder: Folder, client: TestClient) -> None:
     assert everything(client, n)["details"] is None
 
 
-def test_details_with_numbers_that_json_does_not_know(folder: Folder, client: TestClient) -> None:
+@pytest.mark.parametrize("number", ["NaN", "1e999", "-Infinity"])
+def test_details_with_numbers_that_json_does_not_know(
+    folder: Folder, client: TestClient, number: str
+) -> None:
+    """None, as for the run itself, which scores such a series again."""
     n, home = folder.take()
-    (home / "details.json").write_text('{"seconds": {"a": NaN, "b": 1e999}, "score": null}')
-    assert everything(client, n)["details"] == {"seconds": {"a": None, "b": None}, "score": None}
+    (home / "details.json").write_text(f'{{"seconds": {{"a": {number}}}, "score": null}}')
+    assert everything(client, n)["details"] is None
 
 
 TEXTS: dict[str, Any] = {

@@ -35,7 +35,7 @@ from pydicom.uid import (
 )
 
 from deepcac2.dicom import Series, discover, read_series
-from deepcac2.dicom.files import HEAD_BYTES, open_slice, read_dicom
+from deepcac2.dicom.files import HEAD_BYTES, Upto, open_slice, read_dicom
 from deepcac2.errors import InputDamaged, InputUnreadable, SeriesFailed
 
 HU = npt.NDArray[np.int16]
@@ -265,7 +265,7 @@ def test_deflated_and_zipped_headers_are_the_plain_ones(ct, hu: HU, tmp_path: Pa
     expected = pydicom.dcmread(plain)
     for root in (plain, tmp_path / "packed", tmp_path / "twice.zip"):
         ref = find(root).slices[0]
-        read = open_slice(ref, pixels=True)
+        read = open_slice(ref, upto=Upto.PIXELS)
         assert {e.tag: e.value for e in read} == {e.tag: e.value for e in expected}
         assert read.file_meta.TransferSyntaxUID == ref.transfer_syntax_uid
         assert "PixelData" not in open_slice(ref)
@@ -390,7 +390,7 @@ def test_every_error_of_a_damaged_file_is_one_of_two(ct, hu: HU, tmp_path: Path)
             damaged[at] = rng.integers(256)
         damaged = damaged[: rng.integers(132, 2 * len(damaged))]
         try:
-            read_dicom(io.BytesIO(), bytes(damaged), pixels=True, packed_size=len(damaged))
+            read_dicom(io.BytesIO(), bytes(damaged), upto=Upto.PIXELS, packed_size=len(damaged))
             ends.add("read")
         except InputUnreadable as error:
             ends.add(error.code if "\n" not in str(error) else "several lines")
