@@ -119,6 +119,7 @@ class Limits:
         free_steps, bytes_a_step: Reads of its elements, of which an element takes two or three and an item
             five: so many, and one more for so many bytes on disk; never more than `max_steps`. A step costs
             5 to 20 µs, and 8 bytes may be an item, which takes a kilobyte of memory.
+        deflated_bytes_a_step: The same where the data set is Deflated.
         max_steps: See there.
         header_bytes: Values before the pixels that are read.
         unpacked_header_bytes: The same where all that comes before a value must be unpacked to reach it.
@@ -129,16 +130,18 @@ class Limits:
 
     free_steps: int
     bytes_a_step: int
-    max_steps: int = 4_000_000
-    header_bytes: int = 32 << 20
+    deflated_bytes_a_step: int
+    max_steps: int
+    header_bytes: int
     unpacked_header_bytes: int
     ratio: int = 200
     always_bytes: int
     held_bytes: int = sys.maxsize
 
-    def steps(self, on_disk: int) -> int:
+    def steps(self, on_disk: int, deflated: bool) -> int:
         """Reads that a file takes at most which takes so many bytes on disk."""
-        return min(self.max_steps, self.free_steps + on_disk // self.bytes_a_step)
+        bytes_a_step = self.deflated_bytes_a_step if deflated else self.bytes_a_step
+        return min(self.max_steps, self.free_steps + on_disk // bytes_a_step)
 
     def unpacked(self, stored: int) -> int:
         """Bytes that a file of so many bytes may hold unpacked."""
@@ -149,15 +152,31 @@ class Limits:
         return min(self.held_bytes, self.unpacked(stored))
 
 
-IMAGE = Limits(free_steps=100_000, bytes_a_step=256, unpacked_header_bytes=16 << 20, always_bytes=32 << 20)
+IMAGE = Limits(
+    free_steps=100_000,
+    bytes_a_step=256,
+    deflated_bytes_a_step=256,
+    max_steps=4_000_000,
+    header_bytes=32 << 20,
+    unpacked_header_bytes=16 << 20,
+    always_bytes=32 << 20,
+)
 """CT. Headers of single-frame CT take up to 760 steps; those of many frames about 100 a frame, and the
 frame's pixels 50 kilobytes or more; 5000 frames have headers of 15 MB, and several files are read at once.
 Lossless compression of CT reaches 2 to 4, lossy 50; a blank slice of 512² comes to a few hundred bytes."""
 
-DERIVED = Limits(free_steps=400_000, bytes_a_step=4, unpacked_header_bytes=32 << 20, always_bytes=1 << 28)
+DERIVED = Limits(
+    free_steps=200_000,
+    bytes_a_step=8,
+    deflated_bytes_a_step=4,
+    max_steps=6_000_000,
+    header_bytes=64 << 20,
+    unpacked_header_bytes=32 << 20,
+    always_bytes=1 << 28,
+)
 """SEG and SR, which are mostly items. A frame of a SEG takes some 140 steps and 1.5 kB beside its pixels,
-Deflated 100 bytes with few of the pixels set; 1000 frames of 512² have 2^28 of them, which blank come to a
-thousandth."""
+Deflated with them 170 bytes where few are set; 100 structures on 300 slices are 30,000 frames. 1000 frames of
+512² have 2^28 pixels, which blank come to a thousandth."""
 
 
 def limits_of(sop_class_uid: str) -> Limits:
@@ -176,10 +195,8 @@ def open_file(path: Path) -> IO[bytes]:
     Raises:
         InputUnreadable: It is not there, may not be read, or is no regular file.
     """
-    try:
+    with _mapping("cannot be read"):
         return open_regular(path)
-    except OSError as error:
-        raise InputUnreadable(f"cannot be read: {error.strerror or error}") from error
 
 
 def open_archive(path: Path) -> zipfile.ZipFile:
@@ -189,12 +206,11 @@ def open_archive(path: Path) -> zipfile.ZipFile:
         InputUnreadable: It has gone.
         InputDamaged: It is no whole archive.
     """
-    file = open_file(path)
-    try:
-        return _Archive(file)
-    except Exception as error:  # what zipfile raises on damaged archives is not documented
-        file.close()
-        raise _mapped(error, "damaged zip archive") from error
+    with ExitStack() as stack, _mapping("damaged zip archive"):
+        file = stack.enter_context(open_file(path))
+        archive = _Archive(file)
+        stack.pop_all()
+        return archive
 
 
 class _Archive(zipfile.ZipFile):
@@ -219,10 +235,8 @@ def open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
     stored = packed_size(archive, info)
     if info.file_size > most_unpacked(stored):
         raise InputDamaged(f"unpacks from {stored} to {info.file_size} bytes, which no image does")
-    try:
+    with _mapping("damaged in the zip archive"):
         return archive.open(info)
-    except Exception as error:  # zlib, lzma, struct, zipfile
-        raise _mapped(error, "damaged in the zip archive") from error
 
 
 @contextmanager
@@ -276,13 +290,11 @@ def taken(file: IO[bytes], count: int) -> bytes:
         InputUnreadable, InputDamaged: They cannot be read or unpacked.
     """
     blocks = []
-    try:
+    with _mapping("damaged where it is packed"):
         while count > 0 and (block := file.read(min(count, _BLOCK))):
             blocks.append(block)
             count -= len(block)
-        return b"".join(blocks)
-    except Exception as error:  # zlib, lzma, struct, zipfile
-        raise _mapped(error, "damaged where it is packed") from error
+    return b"".join(blocks)
 
 
 def open_slice(ref: SliceRef, *, upto: Upto = Upto.HEADER) -> FileDataset:
@@ -351,12 +363,8 @@ def read_dicom(
         InputDamaged: It is no DICOM, is cut short or damaged, names twice what a score depends on, or claims
             more than its size accounts for.
     """
-    try:
+    with _mapping("its DICOM header cannot be parsed"):
         return _read(file, head, _tags(tuple(tags)) if tags else None, upto, packed_size, limits)
-    except (
-        Exception
-    ) as error:  # pydicom raises nearly anything on damaged files; this is the place that maps it
-        raise _mapped(error, "its DICOM header cannot be parsed") from error
 
 
 def placed(ds: Dataset) -> tuple[int, int] | None:
@@ -400,7 +408,7 @@ def _read(
     end = upto is Upto.END
     every = upto is not Upto.HEADER or tags is None
     most = limits.held(stored) if end else limits.header_bytes if sought else limits.unpacked_header_bytes
-    walk, meter = _Walk(every, end), _Meter(limits.steps(on_disk), max(most, limits.header_bytes))
+    walk, meter = _Walk(every, end), _Meter(limits.steps(on_disk, deflated), max(most, limits.header_bytes))
     stream: BinaryIO = io.BytesIO(head)
     partial = len(head) == HEAD_BYTES
     ds = None
@@ -445,15 +453,20 @@ def _read(
     return ds
 
 
-def _mapped(error: Exception, what: str) -> Exception:
-    """The one of our two errors that an error of reading foreign data means; a lack of memory is neither."""
-    for known in (error, error.__context__):  # pydicom raises an error of its own over some
-        if isinstance(known, (InputUnreadable, MemoryError)):
-            return known
-    if isinstance(error, OSError) and error.errno is not None:
-        return InputUnreadable(f"cannot be read: {error.strerror or error}")
-    said = readable(" ".join(str(error).split())[:200])
-    return InputDamaged(": ".join(filter(None, (what, type(error).__name__, said))))
+@contextmanager
+def _mapping(what: str) -> Iterator[None]:
+    """Around what reads foreign data: whatever is raised is one of our two errors, or a lack of memory."""
+    try:
+        yield
+    except (InputUnreadable, MemoryError):
+        raise
+    except Exception as error:  # pydicom, zipfile, zlib raise nearly anything on damaged files
+        if isinstance(error.__context__, (InputUnreadable, MemoryError)):  # pydicom's own error over one
+            raise error.__context__ from None
+        if isinstance(error, OSError) and error.errno is not None:
+            raise InputUnreadable(f"cannot be read: {error.strerror or error}") from error
+        said = readable(" ".join(str(error).split())[:200])
+        raise InputDamaged(": ".join(filter(None, (what, type(error).__name__, said)))) from error
 
 
 @lru_cache(maxsize=16)

@@ -27,7 +27,7 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from ..errors import DestinationRefused, DestinationUnreachable, InputError, InputUnreadable
+from ..errors import DestinationRefused, DestinationUnreachable, InputDamaged, InputError, InputUnreadable
 from ..imaging.foreign import foreign, parse_json
 from .files import (
     DERIVED,
@@ -83,6 +83,8 @@ class Instance:
             meta = read_slice(
                 SliceRef(path=path), upto=Upto.HEADER, tags=["SOPClassUID"], limits=DERIVED
             ).file_meta
+        if not meta:
+            raise InputDamaged("it has no file meta information")
         return cls(
             path=path,
             sop_class_uid=str(meta.get("MediaStorageSOPClassUID", "")),
