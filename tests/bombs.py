@@ -11,12 +11,13 @@ _FRAMES = b"\x00\x52\x30\x92SQ"
 _EMPTY_ITEM = b"\xfe\xff\x00\xe0" + bytes(4)
 
 
-def deflated_segs(seg: bytes, megabytes: int) -> dict[str, bytes]:
+def deflated_segs(seg: bytes, megabytes: int, *kinds: str) -> dict[str, bytes]:
     """A SEG and, of it, hostile forms by where what they unpack to stands.
 
     Args:
         seg: A whole one, Explicit VR Little Endian.
         megabytes: To unpack to.
+        kinds: Which of them; none: all.
 
     Returns:
         Under ``plain`` the SEG itself, Deflated; all others hold too much.
@@ -46,4 +47,4 @@ def deflated_segs(seg: bytes, megabytes: int) -> dict[str, bytes]:
         packer = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)
         return b"".join([*map(packer.compress, parts), packer.flush()])
 
-    return {name: head + packed(parts) for name, parts in made.items()}
+    return {name: head + packed(parts) for name, parts in made.items() if name in (kinds or made)}

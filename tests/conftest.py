@@ -199,7 +199,7 @@ def small_seg(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def deflated_segs() -> Callable[[bytes, int], dict[str, bytes]]:
+def deflated_segs() -> Callable[..., dict[str, bytes]]:
     """See `bombs.deflated_segs`."""
-    made: Callable[[bytes, int], dict[str, bytes]] = _beside("bombs").deflated_segs
+    made: Callable[..., dict[str, bytes]] = _beside("bombs").deflated_segs
     return made

@@ -299,7 +299,7 @@ def test_a_seg_that_unpacks_to_more_than_it_is(
 ) -> None:
     """Its line in the manifest is right; with 250 MB of memory more. In full size 1 GB, which took 2 GB."""
     name = f"{place}/{SEG_NAME}"
-    seg = deflated_segs(files[name], 300)["private"]
+    seg = deflated_segs(files[name], 300, "private")["private"]
     code, said = _limited(pack(tmp_path / "a.zip", {**files, name: seg}))
     assert code == 1, said
     assert "is no DICOM SEG that can be read" in said
