@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..dicom import Discovery, Series, chosen, discover, safe_name
 from ..dicom.sending import ALREADY_THERE, Destination, Instance, part10
-from ..errors import DestinationUnreachable, InputError, InputUnreadable, OutputBusy
+from ..errors import DestinationUnreachable, InputDamaged, InputError, InputUnreadable, OutputBusy
 from ..imaging.foreign import foreign
 from ..imaging.inside import regular_inside
 from ..pipeline.results import PARQUET, read_parquet, series_folder
@@ -259,8 +259,12 @@ def _outputs(folder: Path, results: Path, uid: str, problem: Callable[[Problem],
 
 
 def _cause(error: InputUnreadable) -> str:
-    """Why a file cannot be read, without its path."""
-    return "no regular file inside the results" if error.__cause__ is None else type(error.__cause__).__name__
+    """Why a file cannot be read, without its path and without what is in it."""
+    if isinstance(error.__cause__, InputUnreadable):
+        return _cause(error.__cause__)
+    if error.__cause__ is not None:
+        return type(error.__cause__).__name__
+    return str(error) if isinstance(error, InputDamaged) else "no regular file inside the results"
 
 
 class _Sender:

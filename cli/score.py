@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError, InputUnreadable, MaskMismatch
+from ..errors import InputDamaged, InputError, InputUnreadable, MaskMismatch
 from .screen import add_row, new_console, new_table, note, say_json
 
 if TYPE_CHECKING:
@@ -112,7 +112,11 @@ def _read_ct(args: argparse.Namespace) -> tuple[Volume, Series | None]:
 
     from ..dicom import discover, read_series
 
-    series = _choose_series(discover(args.ct).series, args)
+    found = discover(args.ct)
+    if not found.series:
+        first = found.unreadable[0]
+        raise InputDamaged(f"{first.path} is no scan: {first.reason}; copy it again from its source")
+    series = _choose_series(found.series, args)
     if series.rejection is not None:
         note(f"warning: 'run' would reject this series: {series.rejection.message}")
     return read_series(series).volume, series
@@ -164,7 +168,8 @@ def _read_mask(args: argparse.Namespace, volume: Volume) -> npt.NDArray[np.bool_
         return segments[wanted]
     if not is_image(args.mask):
         raise InputUnreadable(
-            f"{args.mask} is neither a DICOM SEG nor an image ({', '.join(IMAGE_ENDINGS)}): convert it"
+            f"{args.mask} is neither a DICOM SEG that can be read nor an image "
+            f"({', '.join(IMAGE_ENDINGS)}): convert it"
         )
     if args.segment is not None:
         raise InputError("--segment is for DICOM SEG: use --label N with a label map")

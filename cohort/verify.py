@@ -15,6 +15,7 @@ from typing import Any
 from pydicom.dataset import Dataset
 
 from ..dicom import Series, discover, read_segmentation, read_series
+from ..dicom.files import Upto
 from ..dicom.names import safe_name
 from ..dicom.segmentation import open_segmentation, stored_bytes
 from ..errors import DeepCACError, InputError, InputUnreadable
@@ -35,8 +36,6 @@ SAME_SHARE = 1e-4
 OURS = frozenset({SELECTION, PARQUET, DICTIONARY})
 """Files that a release of `build_release` has beside its series, and the published one has not."""
 _DIFFERS = "differs from the manifest"
-_DEFERRED = 1024
-"""Bytes of a value in a SEG from which on it is not read."""
 _SHOWN = 300
 """Characters of a place and of a message in the summary at most; names may have 65,535."""
 
@@ -312,7 +311,7 @@ def _seg(place: str, path: Path | None, problems: list[Problem]) -> tuple[str | 
         problems.append(Problem(code="seg", place=place, message=message))
 
     try:
-        with open_segmentation(path, what=SEG_NAME, defer_size=_DEFERRED) as ds:
+        with open_segmentation(path, what=SEG_NAME, upto=Upto.PLACE) as ds:
             segments = [str(s.get("SegmentLabel", "")) for s in ds.get("SegmentSequence", [])]
             if len(segments) != 2:
                 listed = ", ".join(segments) or "none"

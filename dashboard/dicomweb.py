@@ -27,6 +27,7 @@ from PIL import Image
 from pydicom.datadict import tag_for_keyword
 from pydicom.uid import ImplicitVRLittleEndian
 
+from ..dicom.files import Upto
 from ..dicom.headers import quiet_pydicom
 from ..dicom.series import SliceRef
 from . import media
@@ -317,7 +318,7 @@ class _Service:
         if self._store.show_phi:
             return bytes_of(ref)
         with foreign(*GONE), quiet_pydicom():
-            ds = opened(ref, pixels=True)
+            ds = opened(ref, upto=Upto.PIXELS)
             hide(ds)
             ds.preamble = b"\0" * 128  # may hold anything
             buffer = io.BytesIO()
@@ -348,7 +349,7 @@ class _Service:
             raise Refused(400, "an element is eight hexadecimal digits")
         tag = int(name, 16)
         with foreign(*GONE):
-            ds = opened(ref, pixels=tag == PIXEL_DATA)
+            ds = opened(ref, upto=Upto.PIXELS if tag == PIXEL_DATA else Upto.HEADER)
             if not self._store.show_phi:
                 hide(ds)
             found = ds.get(tag)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from ..errors import InputUnreadable
+from ..imaging import foreign
 from ..imaging.inside import regular_inside
 from ..pipeline.outputs import DETAILS_NAME
 
@@ -40,18 +40,13 @@ def read_json(path: Path, root: Path) -> Any:
 
     Raises:
         InputUnreadable: It is not there, a link to elsewhere, too large, or no JSON that others can read
-            (nested too deep, half a character, a whole number of more than 64 bits).
+            (see `parse_json`), or it has more than 254 levels.
     """
-    real = regular_inside(path, root)
-    try:
-        if real.stat().st_size > _MOST_BYTES:
-            raise ValueError(f"it has more than {_MOST_BYTES} bytes")
-        return orjson.loads(orjson.dumps(json.loads(real.read_bytes())))
-    except Exception as error:  # whatever is in it
-        reason = str(error).partition("\n")[0]
-        raise InputUnreadable(
-            f"cannot read {path.name!r} in {root}: {reason}; run the series again"
-        ) from error
+    real, again = regular_inside(path, root), "run the series again"
+    content = foreign.read_json(real, most=_MOST_BYTES, advice=again)
+    with foreign.foreign(str(real), advice=again):
+        orjson.dumps(content)
+    return content
 
 
 def read_details(folder: Path, root: Path) -> dict[str, Any]:

@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
-import io
-import stat
-import sys
-import zipfile
+import os
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pydicom
-from pydicom.dataelem import RawDataElement
-from pydicom.dataset import Dataset, FileDataset
-from pydicom.encaps import get_frame
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import (
-    UID,
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-)
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian
 
-from ..dicom.files import read_slice
+from ..dicom import files
+from ..dicom.files import Upto
 from ..dicom.headers import number, quiet_pydicom, text, texts, whole
 from ..dicom.series import SliceRef
 from . import media
 from .security import Refused, foreign
 
 MOST_BYTES = 512 << 20
-"""Largest file, or member of an archive, that is read whole: 1,000 slices of 512² in one. Chosen."""
-_MOST_DEFLATED = 1 << 20
-"""Largest file of a deflated transfer syntax: it may be 1,000 times as large. Chosen."""
+"""Pixels that are read, and largest file, or member of an archive, that is read whole: 1,000 slices of 512²
+in one. Chosen."""
 MOST_PIXELS = 4096 * 4096
 """Largest frame that is decoded, in values. Chosen."""
 
@@ -44,8 +33,6 @@ NO_FRAME = (406, "the pixels cannot be decoded; ask for them as they are stored"
 
 DEFAULT_WINDOW = (40.0, 400.0)
 """Level and width, HU, of a CT that names none: the usual mediastinal setting."""
-
-_NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
 
 _MEDIA_TYPES = {
     "1.2.840.10008.1.2.4.50": "image/jpeg",
@@ -65,25 +52,11 @@ _MEDIA_TYPES = {
 }
 """Media type of a compressed frame by transfer syntax: PS3.18 table 8.7.3-5."""
 
-_FRAME_TAGS = ["Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "NumberOfFrames", "PixelData",
-               "ExtendedOffsetTable", "ExtendedOffsetTableLengths"]  # fmt: skip
-_DEFERRED = 4096
-"""Pixels of files that hold more than this many bytes stay on disk until a frame is asked for. Chosen."""
-
-
-def _regular(ref: SliceRef, most: int) -> Path:
-    """The path of a file that can be read to its end: no pipe, no device, not larger than `most` bytes."""
-    found = ref.path.stat()
-    if not stat.S_ISREG(found.st_mode) or found.st_size > most:
-        raise Refused(*GONE)
-    return ref.path
-
-
-def _source(ref: SliceRef, most: int = MOST_BYTES) -> str | io.BytesIO:
-    if ref.member is not None:
-        return io.BytesIO(bytes_of(ref))
-    deflated = ref.transfer_syntax_uid == DeflatedExplicitVRLittleEndian
-    return str(_regular(ref, _MOST_DEFLATED if deflated else most))
+_IMAGE_TAGS = ["Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration",
+               "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"]  # fmt: skip
+"""What a frame cannot be decoded without (PS3.3 C.7.6.3)."""
+_FRAME_TAGS = [*_IMAGE_TAGS, "NumberOfFrames", "PixelData", "ExtendedOffsetTable",
+               "ExtendedOffsetTableLengths"]  # fmt: skip
 
 
 def bytes_of(ref: SliceRef) -> bytes:
@@ -92,37 +65,29 @@ def bytes_of(ref: SliceRef) -> bytes:
     Raises:
         Refused: 404: it has gone, is broken or too large.
     """
-    with foreign(*GONE):
-        if ref.member is None:
-            return _regular(ref, MOST_BYTES).read_bytes()
-        with zipfile.ZipFile(_regular(ref, sys.maxsize)) as archive:
-            if archive.getinfo(ref.member).file_size > MOST_BYTES:
-                raise Refused(*GONE)
-            return archive.read(ref.member)
+    with foreign(*GONE), files.opened(ref.path, ref.member) as (file, _):
+        content = files.taken(file, MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise Refused(*GONE)
+    return content
 
 
-def opened(ref: SliceRef, *, pixels: bool = False, tags: Sequence[int] | None = None) -> FileDataset:
+def opened(
+    ref: SliceRef, *, upto: Upto = Upto.HEADER, tags: Sequence[str | int] | None = None
+) -> FileDataset:
     """The data set of a file, with a file meta header even where the file has none.
 
     Raises:
-        Refused: 404: it has gone, is broken, or too large to be read with its pixels.
+        Refused: 404: it has gone, is broken, or its pixels are too many to be read.
     """
+    limits = replace(files.limits_of(ref.sop_class_uid), held_bytes=MOST_BYTES)
     with foreign(*GONE), quiet_pydicom():
-        if ref.member is None:
-            _regular(ref, MOST_BYTES if pixels else sys.maxsize)
-        ds = read_slice(ref, pixels=pixels, tags=tags)
-        if "TransferSyntaxUID" not in ds.file_meta:
-            ds.file_meta.TransferSyntaxUID = _encoding(ds)
+        ds = files.read_slice(ref, upto=upto, tags=tags, limits=limits)
+        ds.file_meta.TransferSyntaxUID = files.encoding_of(ds)
         if "MediaStorageSOPClassUID" not in ds.file_meta:
             ds.file_meta.MediaStorageSOPClassUID = UID(ref.sop_class_uid)
             ds.file_meta.MediaStorageSOPInstanceUID = UID(ref.sop_instance_uid)
     return ds
-
-
-def _encoding(ds: FileDataset) -> UID:
-    """Transfer syntax of a data set without a file meta header: pydicom found out how it is encoded."""
-    implicit, little = ds.original_encoding
-    return ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
 
 
 class FileFrames:
@@ -135,18 +100,12 @@ class FileFrames:
             Refused: 404: the file has gone, is broken, holds no pixels, or is compressed and too large.
         """
         self._ref = ref
-        plain_file = ref.member is None and ref.transfer_syntax_uid in _NATIVE
-        with foreign(*GONE), quiet_pydicom():
-            self._ds = pydicom.dcmread(
-                _source(ref, sys.maxsize if plain_file else MOST_BYTES),
-                specific_tags=_FRAME_TAGS,
-                force=True,
-                defer_size=_DEFERRED if plain_file else None,
-            )
-            if "PixelData" not in self._ds:
-                raise Refused(*GONE)
-            stored = self._ds.file_meta.get("TransferSyntaxUID") or _encoding(self._ds)
-            self._native = not UID(stored).is_encapsulated
+        self._ds = opened(ref, upto=Upto.PLACE, tags=_FRAME_TAGS)
+        if "PixelData" not in self._ds:
+            raise Refused(*GONE)
+        self._place = files.placed(self._ds)
+        stored = UID(self._ds.file_meta.TransferSyntaxUID)
+        self._native = not stored.is_encapsulated
         self._swapped = stored == ExplicitVRBigEndian
         self.syntax = media.NATIVE if self._native else str(stored)
         """Transfer syntax of `stored`; frames of any file that is not compressed are the same in all."""
@@ -174,7 +133,7 @@ class FileFrames:
             )
             return frame
         depth = int(ds.BitsAllocated)
-        bits = int(ds.Rows) * int(ds.Columns) * int(ds.get("SamplesPerPixel") or 1) * depth
+        bits = int(ds.Rows) * int(ds.Columns) * _values_a_pixel(ds) * depth
         first, last = index * bits, (index + 1) * bits
         content = self._part(first // 8, -(-last // 8))
         if first % 8:
@@ -188,13 +147,14 @@ class FileFrames:
 
     def _part(self, start: int, stop: int) -> bytes:
         """Bytes of the pixel data."""
-        raw = self._ds.get_item("PixelData", keep_deferred=True)
-        if isinstance(raw, RawDataElement) and raw.value is None:
-            with _regular(self._ref, sys.maxsize).open("rb") as file:
-                file.seek(raw.value_tell + start)
-                content = file.read(stop - start)
-        else:
+        if self._place is None:
             content = bytes(self._ds.PixelData[start:stop])
+        else:
+            begin, length = self._place
+            with files.open_file(self._ref.path) as file:
+                there = min(length, os.fstat(file.fileno()).st_size - begin)
+                file.seek(begin + start)
+                content = files.taken(file, max(0, min(stop, there) - start))
         if len(content) < stop - start:
             raise ValueError("the pixels are cut short")
         return content
@@ -207,11 +167,37 @@ class FileFrames:
         """
         if self._native:
             return self.stored(index)
+        array = self.pixels(index, raw=True)
+        plain: bytes = array.astype(array.dtype.newbyteorder("<")).tobytes()
+        return plain
+
+    def pixels(self, index: int, *, raw: bool = False) -> npt.NDArray[Any]:
+        """A frame as an array (rows, columns), or (rows, columns, values) of colours.
+
+        Args:
+            index: Of the frame, from 0.
+            raw: Leave colours as they are stored; False: RGB.
+
+        Raises:
+            Refused: See `decoded`.
+        """
         with foreign(*NO_FRAME), quiet_pydicom():
             _check_size(self._ds)
-            array = pixel_array(_source(self._ref), index=index, raw=True)
-            plain: bytes = array.astype(array.dtype.newbyteorder("<")).tobytes()
-        return plain
+            stored = self._stored(index)
+            one = Dataset()
+            for keyword in _IMAGE_TAGS:
+                if keyword in self._ds:
+                    one[keyword] = self._ds[keyword]
+            one.NumberOfFrames = 1
+            one.file_meta = FileMetaDataset()
+            one.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian if self._native else UID(self.syntax)
+            one.PixelData = stored + bytes(len(stored) % 2) if self._native else encapsulate([stored])
+            return pixel_array(one, index=0, raw=raw)
+
+
+def _values_a_pixel(ds: Dataset) -> int:
+    """Values that are stored of a pixel where there is no compression."""
+    return 2 if text(ds, "PhotometricInterpretation") == "YBR_FULL_422" else whole(ds, "SamplesPerPixel") or 1
 
 
 def _check_size(ds: Dataset) -> None:
@@ -238,7 +224,7 @@ def as_seen(ref: SliceRef, index: int, window: tuple[float, float] | None = None
     with foreign(*NO_FRAME), quiet_pydicom(), np.errstate(all="ignore"):
         header = opened(ref)
         _check_size(header)
-        values = pixel_array(_source(ref), index=index)
+        values = FileFrames(ref).pixels(index)
         grey: npt.NDArray[Any]
         if values.ndim == 3:
             grey = values

@@ -76,7 +76,10 @@ class Refused(Exception):
 
 @contextmanager
 def foreign(status: int, message: str) -> Iterator[None]:
-    """A door through which data from elsewhere comes: whatever goes wrong with it is one answer.
+    """Around what is answered out of data from elsewhere: whatever goes wrong with it is one answer.
+
+    Unlike `imaging.foreign.foreign`, which says what is wrong with a file, it says nothing of the file: the
+    answer goes out.
 
     Raises:
         Refused: With this status and message, whatever was raised within.

@@ -11,8 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import pydicom
-
+from ..dicom.files import DERIVED, Upto, read_slice
 from ..dicom.headers import quiet_pydicom, text, whole
 from ..dicom.locate import SeriesLocator
 from ..dicom.segmentation import SEGMENTATION_SOP_CLASSES
@@ -291,7 +290,7 @@ def _made(row: Row, path: Path, root: Path) -> StoredSeries | None:
     try:
         with foreign(*GONE), quiet_pydicom():
             path = regular_inside(path, root)
-            ds = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
+            ds = read_slice(SliceRef(path=path), upto=Upto.HEADER, tags=_TAGS, limits=DERIVED)
     except Refused:
         return None
     if text(ds, "StudyInstanceUID") != row.study_uid:

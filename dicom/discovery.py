@@ -156,6 +156,11 @@ def discover(root: Path, *, workers: int | None = None, allow: Collection[str] =
         raise InputUnreadable(f"{root} does not exist; give a folder, a DICOM file or a zip archive")
     if not (root.is_dir() or root.is_file()):
         raise InputUnreadable(f"{root} is a pipe or a device; give a folder, a DICOM file or a zip archive")
+    if root.is_file():
+        try:
+            open_file(root).close()
+        except InputUnreadable as error:
+            raise InputUnreadable(f"{root} {error}; check path and permissions") from error
     unreadable: list[UnreadableFile] = []
     store = SeriesStore()
     count = ignored = 0
@@ -171,8 +176,8 @@ def discover(root: Path, *, workers: int | None = None, allow: Collection[str] =
             for series_uid, images in groups.items():
                 count += len(images)
                 store.collect(series_uid, images)
-    if any(u.path == root and u.member is None for u in unreadable) and not count:
-        raise InputUnreadable(f"{root} cannot be read: {unreadable[0].reason}; check path and permissions")
+    if any(u.path == root for u in unreadable) and root.is_dir():
+        raise InputUnreadable(f"{root} {unreadable[0].reason}; check path and permissions")
     if not count and not unreadable:
         what = f"{ignored} other files" if ignored else "it is empty"
         raise NoDicomFound(f"no DICOM found in {root} ({what}); give the folder that holds the scans")

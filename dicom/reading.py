@@ -31,7 +31,7 @@ from pydicom.uid import (
 
 from ..errors import InputDamaged, InputUnreadable, SeriesFailed, SeriesRejected
 from ..imaging.volume import PADDING_HU, Geometry, Volume
-from .files import most_unpacked, open_archive, read_slice
+from .files import Upto, most_unpacked, open_archive, read_slice
 from .gates import MIN_COVERAGE_MM, MIN_SLICES, make_finding
 from .headers import CT_IMAGE, quiet_pydicom, stated, text
 from .names import readable
@@ -299,7 +299,7 @@ def _read_file(
     ref = slices[indices[0]]
     seen: list[_Seen] = []
     try:
-        ds = read_slice(ref, pixels=True, tags=_TAGS, archive=archives.get(ref.path))
+        ds = read_slice(ref, upto=Upto.PIXELS, tags=_TAGS, archive=archives.get(ref.path))
         if "PixelData" not in ds:
             raise ValueError("the file has no pixels or is cut short")
         size = int(ds.get("NumberOfFrames") or 1), ds.Rows, ds.Columns

@@ -9,33 +9,25 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pydicom
-from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
-from pydicom.filereader import read_file_meta_info
 from pydicom.sr.coding import Code
-from pydicom.uid import (
-    CTImageStorage,
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRLittleEndian,
-    generate_uid,
-)
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from ..errors import InputError, InputUnreadable, MaskMismatch
 from ..imaging import Geometry
 from ..imaging.atomic import write_whole
 from ..imaging.foreign import foreign
-from .files import open_slice
+from .files import DERIVED, Upto, open_slice, placed, read_slice
 from .headers import quiet_pydicom
 from .series import Series, SliceRef
 
@@ -303,9 +295,8 @@ def _masks(dataset: Dataset, path: Path, geometry: Geometry) -> dict[str, BoolAr
 def is_segmentation(path: Path) -> bool:
     """Whether the file is a DICOM SEG (of either storage class)."""
     try:
-        with quiet_pydicom(), foreign(str(path)):
-            dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"])
-            return dataset.get("SOPClassUID") in SEGMENTATION_SOP_CLASSES
+        with open_segmentation(path, upto=Upto.HEADER, tags=["SOPClassUID"]):
+            return True
     except InputUnreadable:
         return False
 
@@ -316,7 +307,9 @@ def referenced_series(path: Path) -> str:
     Raises:
         InputUnreadable: not a DICOM SEG.
     """
-    with open_segmentation(path, defer_size=_DEFERRED) as dataset:
+    with open_segmentation(
+        path, upto=Upto.HEADER, tags=["SOPClassUID", "ReferencedSeriesSequence"]
+    ) as dataset:
         series = dataset.get("ReferencedSeriesSequence")
         return str(series[0].get("SeriesInstanceUID", "")) if series else ""
 
@@ -380,14 +373,9 @@ def segment_frames(path: Path) -> SegmentFrames:
     Raises:
         InputUnreadable: not a DICOM SEG as `write_segmentation` writes it.
     """
-    with open_segmentation(path, defer_size=_DEFERRED) as dataset:
-        pixels = dataset.get_item("PixelData", keep_deferred=True)
-        offset = getattr(pixels, "value_tell", 0)
-        if (
-            dataset.get("BitsAllocated") != 1
-            or dataset.file_meta.TransferSyntaxUID.is_compressed
-            or not offset
-        ):
+    with open_segmentation(path, upto=Upto.PLACE) as dataset:
+        place = placed(dataset)
+        if dataset.get("BitsAllocated") != 1 or place is None:
             raise InputUnreadable(f"{path} is not BINARY or is compressed: give the SEG that the run wrote")
         kinds = {int(item.SegmentNumber): _kind(item) for item in dataset.SegmentSequence}
         frames: dict[tuple[str, int], tuple[tuple[str, int], ...]] = {}
@@ -397,7 +385,7 @@ def segment_frames(path: Path) -> SegmentFrames:
             key = str(source.ReferencedSOPInstanceUID), int(source.get("ReferencedFrameNumber") or 1)
             if kind is not None:
                 frames[key] = (*frames.get(key, ()), (kind, number))
-        return SegmentFrames(path=path, shape=(dataset.Rows, dataset.Columns), offset=offset, frames=frames)
+        return SegmentFrames(path=path, shape=(dataset.Rows, dataset.Columns), offset=place[0], frames=frames)
 
 
 # Writing
@@ -598,24 +586,14 @@ def reference_to(ref: SliceRef) -> Dataset:
 # Reading
 
 
-MAX_ITEMS = 1 << 20
-"""Items of sequences that a SEG may have; chosen: a frame has about ten, and each takes a thousand times the
-memory of its eight bytes in the file."""
 MAX_PIXELS = 1 << 32
 """Pixels of all frames that are decoded; chosen: 16,000 frames of 512²."""
-_DEFERRED = 1024
-"""Bytes from which on a value stays in the file until it is asked for."""
-_ITEM_TAGS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
-"""How an item begins, little and big endian (PS3.5 7.5)."""
-MAX_INFLATED = 1 << 30
-"""Bytes that a deflated file inflates to at most; chosen."""
-_BEFORE_META = 144
-"""Bytes before the file meta information that its group length counts (PS3.10 7.1)."""
-_CHUNK = 1 << 20
 
 
 @contextmanager
-def open_segmentation(path: Path, *, what: str = "", defer_size: int | None = None) -> Iterator[Dataset]:
+def open_segmentation(
+    path: Path, *, what: str = "", upto: Upto = Upto.PIXELS, tags: Sequence[str] | None = None
+) -> Iterator[Dataset]:
     """The one door for DICOM SEGs of others.
 
     pydicom converts a value when it is asked for, so what is wrong with one shows only then: whatever is
@@ -624,19 +602,18 @@ def open_segmentation(path: Path, *, what: str = "", defer_size: int | None = No
     Args:
         path: The file.
         what: What it is called in messages; "": its path.
-        defer_size: Bytes from which on a value stays in the file until it is asked for; None: all are read.
+        upto: How far it is read.
+        tags: Keywords of the elements wanted, SOPClassUID among them; None: all.
 
     Raises:
         InputUnreadable: Not a DICOM SEG, or one that is not as it should be.
     """
     what = what or str(path)
-    with quiet_pydicom(), foreign(what, fault="is no DICOM SEG that can be read", advice="give another SEG"):
-        items = 0
-        for block in _plain_blocks(path):
-            items += sum(block.count(tag) for tag in _ITEM_TAGS)
-            if items > MAX_ITEMS:
-                raise ValueError(f"it has more than {MAX_ITEMS} items")
-        dataset = pydicom.dcmread(path, defer_size=defer_size)
+    with quiet_pydicom(), foreign(what, fault=_NO_SEG, advice=_ANOTHER):
+        try:
+            dataset = read_slice(SliceRef(path=path), upto=upto, tags=tags, limits=DERIVED)
+        except InputUnreadable as error:
+            raise type(error)(f"{what} {_NO_SEG} ({error}); {_ANOTHER}") from error
         if dataset.get("SOPClassUID") not in SEGMENTATION_SOP_CLASSES:
             raise InputUnreadable(
                 f"{what} is DICOM but no SEG (SOP class {dataset.get('SOPClassUID')}): give a SEG"
@@ -644,32 +621,16 @@ def open_segmentation(path: Path, *, what: str = "", defer_size: int | None = No
         yield dataset
 
 
-def _plain_blocks(path: Path) -> Iterator[bytes]:
-    """The content of a DICOM file block by block; that of a deflated one (PS3.5 A.5) as it is in memory."""
-    meta = read_file_meta_info(path)
-    with path.open("rb") as file:
-        if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
-            yield from iter(lambda: file.read(_CHUNK), b"")
-            return
-        file.seek(_BEFORE_META + meta.FileMetaInformationGroupLength)
-        inflater, size, packed = zlib.decompressobj(-zlib.MAX_WBITS), 0, file.read(_CHUNK)
-        while packed:
-            block = inflater.decompress(packed, _CHUNK)
-            yield block
-            if (size := size + len(block)) > MAX_INFLATED:
-                raise ValueError(f"it inflates to more than {MAX_INFLATED >> 20} MB")
-            packed = inflater.unconsumed_tail or file.read(_CHUNK)
+_NO_SEG, _ANOTHER = "is no DICOM SEG that can be read", "give another SEG"
 
 
 def stored_bytes(dataset: Dataset, path: Path) -> int:
     """Bytes of the pixel data that are in the file, be they read or not."""
-    pixels = dataset.get_item("PixelData", keep_deferred=True)
-    if pixels is None:
-        return 0
-    if pixels.value is not None:
-        return len(pixels.value)
-    raw = cast(RawDataElement, pixels)  # what is deferred has not been converted
-    return min(raw.length, path.stat().st_size - raw.value_tell)
+    place = placed(dataset)
+    if place is None:
+        return len(dataset.get("PixelData") or b"")
+    start, length = place
+    return min(length, path.stat().st_size - start)
 
 
 def decoded_frames(dataset: Dataset, what: str) -> npt.NDArray[Any]:

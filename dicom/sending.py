@@ -11,11 +11,9 @@ import base64
 import ipaddress
 import logging
 import re
-import shutil
 import socket
 import ssl
 import uuid
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -25,11 +23,25 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import pydicom
-from pydicom.filereader import read_file_meta_info
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from ..errors import DestinationRefused, DestinationUnreachable, InputError, InputUnreadable
+from ..errors import DestinationRefused, DestinationUnreachable, InputDamaged, InputError, InputUnreadable
 from ..imaging.foreign import foreign, parse_json
+from .files import (
+    DERIVED,
+    HEAD_BYTES,
+    Upto,
+    copied,
+    encoding_of,
+    limits_of,
+    opened,
+    read_slice,
+    start_of_data_set,
+    taken,
+)
+from .headers import quiet_pydicom, text
 from .series import SliceRef
 
 log = logging.getLogger(__name__)
@@ -65,9 +77,14 @@ class Instance:
         """A DICOM file, by its file meta information.
 
         Raises:
-            OSError, pydicom.errors.InvalidDicomError: It cannot be read or is no such file.
+            InputUnreadable: It cannot be read or is no such file.
         """
-        meta = read_file_meta_info(path)
+        with quiet_pydicom():
+            meta = read_slice(
+                SliceRef(path=path), upto=Upto.HEADER, tags=["SOPClassUID"], limits=DERIVED
+            ).file_meta
+        if not meta:
+            raise InputDamaged("it has no file meta information")
         return cls(
             path=path,
             sop_class_uid=str(meta.get("MediaStorageSOPClassUID", "")),
@@ -94,31 +111,39 @@ def part10(instance: Instance) -> Iterator[Path]:
     Members of a zip archive are unpacked, and data sets without a preamble get one.
 
     Raises:
-        OSError, zipfile.BadZipFile, KeyError, pydicom.errors.InvalidDicomError: The file is gone or broken.
+        InputUnreadable: The file is gone or broken.
+        OSError: There is no room for a temporary one.
     """
-    if instance.member is None and _has_preamble(instance.path):
-        yield instance.path
-        return
-    with NamedTemporaryFile(suffix=".dcm") as temporary:
-        path = Path(temporary.name)
-        if instance.member is None:
-            shutil.copyfile(instance.path, path)
-        else:
-            with zipfile.ZipFile(instance.path) as archive, archive.open(instance.member) as source:
-                shutil.copyfileobj(source, temporary, _BLOCK)
+    with opened(instance.path, instance.member) as (source, _):
+        head = taken(source, HEAD_BYTES)
+        complete = head[128:132] == b"DICM"
+        if complete and instance.member is None:
+            yield instance.path
+            return
+        with NamedTemporaryFile(suffix=".dcm") as temporary:
+            temporary.write(head if complete else _with_preamble(instance, head))
+            copied(source, temporary)
             temporary.flush()
-        if not _has_preamble(path):
-            ds = pydicom.dcmread(path, force=True)
-            implicit = ds.original_encoding[0]
-            syntax = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
-            ds.file_meta.setdefault("TransferSyntaxUID", syntax)
-            ds.save_as(path, enforce_file_format=True)
-        yield path
+            yield Path(temporary.name)
 
 
-def _has_preamble(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
+def _with_preamble(instance: Instance, head: bytes) -> bytes:
+    """The head of a file that lacks a preamble, with one; the data set stays as it is."""
+    ref = SliceRef(path=instance.path, member=instance.member)
+    with quiet_pydicom():
+        ds = read_slice(
+            ref,
+            upto=Upto.HEADER,
+            tags=["SOPClassUID", "SOPInstanceUID"],
+            limits=limits_of(instance.sop_class_uid),
+        )
+        meta = ds.file_meta
+        meta.TransferSyntaxUID = encoding_of(ds)
+        meta.MediaStorageSOPClassUID = UID(text(ds, "SOPClassUID"))
+        meta.MediaStorageSOPInstanceUID = UID(text(ds, "SOPInstanceUID"))
+        written = DicomBytesIO()
+        write_file_meta_info(written, meta)
+    return bytes(128) + b"DICM" + written.getvalue() + head[start_of_data_set(head)[1] :]
 
 
 class Destination(Protocol):
@@ -576,13 +601,15 @@ class Dimse:
             self.close()
             known = self._proposed if len(self._proposed) < _MOST_CONTEXTS else []
             self._associate([*known, *contexts])
-        taken = self._accepted.intersection(contexts)
-        if not taken:
+        accepted = self._accepted.intersection(contexts)
+        if not accepted:
             return f"refused: {UID(own[0]).name} in {UID(own[1]).name} is not taken there"
         if self._association is None or not self._association.is_established:
             self._associate(self._proposed)
         try:
-            whole = path if own in taken else pydicom.dcmread(path)
+            whole: Path | pydicom.Dataset = path
+            if own not in accepted:
+                whole = read_slice(SliceRef(path=path), upto=Upto.END, limits=limits_of(own[0]))
             self._waiting = True
             status = self._association.send_c_store(whole)
             self._waiting = False

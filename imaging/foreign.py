@@ -7,11 +7,13 @@ place where the data enters.
 
 from __future__ import annotations
 
+import errno
+import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..errors import DeepCACError, InputUnreadable
 
@@ -95,10 +97,35 @@ def parse_json(data: bytes | str, what: str, *, error: type[DeepCACError] = Inpu
         return orjson.loads(data)
 
 
+def open_regular(path: Path) -> IO[bytes]:
+    """Open a regular file to read. A pipe or a device is not opened, and never waited for.
+
+    Raises:
+        OSError: It is not there, may not be read, or is no regular file.
+    """
+    _check_regular(path.stat())
+    file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 - the caller closes it
+    try:
+        _check_regular(os.fstat(file.fileno()))  # it may have been replaced
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def _check_regular(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file")
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def read_bytes(
     path: Path, *, most: int = MAX_JSON, error: type[DeepCACError] = InputUnreadable, advice: str = ""
 ) -> bytes:
-    """The content of a regular file of limited size. A pipe or a device is refused and never opened.
+    """The content of a regular file of limited size; see `open_regular`.
 
     Args:
         most: Bytes that it may have.
@@ -109,17 +136,16 @@ def read_bytes(
         DeepCACError: Of the class `error`: it is not there, cannot be read, is no regular file or too large.
     """
     with foreign(str(path), error=error, advice=advice):
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("it is no regular file")
-        with path.open("rb") as file:
-            data = file.read(most + 1)
+        with open_regular(path) as file:
+            data = file.read(min(most, os.fstat(file.fileno()).st_size) + 1)  # room is made for as many
         if len(data) > most:
             raise ValueError(f"it is larger than {most >> 20} MB")
         return data
 
 
-def read_json(path: Path, *, error: type[DeepCACError] = InputUnreadable, advice: str = "") -> Any:
+def read_json(
+    path: Path, *, most: int = MAX_JSON, error: type[DeepCACError] = InputUnreadable, advice: str = ""
+) -> Any:
     """The content of a JSON file from outside; see `parse_json` and `read_bytes`.
 
     Raises:
@@ -127,7 +153,7 @@ def read_json(path: Path, *, error: type[DeepCACError] = InputUnreadable, advice
     """
     import orjson
 
-    data = read_bytes(path, error=error, advice=advice)
+    data = read_bytes(path, most=most, error=error, advice=advice)
     with foreign(str(path), error=error, fault=_NO_JSON, advice=advice):
         return orjson.loads(data)
 

@@ -72,7 +72,12 @@ def quick_results(simulated: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def orthanc_module() -> ModuleType:
     """`orthanc.py` beside this file: a real Orthanc for tests."""
-    spec = importlib.util.spec_from_file_location("orthanc", Path(__file__).with_name("orthanc.py"))
+    return _beside("orthanc")
+
+
+def _beside(name: str) -> ModuleType:
+    """A module beside this file, which no test can import."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -180,3 +185,21 @@ def dashboard_results(simulated: Path, tmp_path_factory: pytest.TempPathFactory)
     )
     write_parquet(folder / "results.parquet", [*rows, unreadable])
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_seg(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The true SEG of a small simulated patient."""
+    from deepcac2.simulation import default_geometry, simulate_patient
+    from deepcac2.simulation.dicom import write_patient
+
+    folder = tmp_path_factory.mktemp("seg")
+    write_patient(simulate_patient(3, geometry=default_geometry(3, size=32, slices=8)), folder)
+    return next(folder.rglob("truth.seg.dcm"))
+
+
+@pytest.fixture(scope="session")
+def deflated_segs() -> Callable[..., dict[str, bytes]]:
+    """See `bombs.deflated_segs`."""
+    made: Callable[..., dict[str, bytes]] = _beside("bombs").deflated_segs
+    return made

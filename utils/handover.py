@@ -25,6 +25,7 @@ import yaml
 from mhubio.core import IO, Config, Instance, Module
 
 from ..dicom import Finding, Series, safe_name
+from ..dicom.names import printable
 from ..errors import DeepCACError, MaskMismatch, WorkflowError
 from ..imaging import Geometry, Volume
 from ..imaging.atomic import write_whole
@@ -99,7 +100,7 @@ def log_stop(module: Module, case: Case) -> None:
         return
     level = "WARNING" if stop.status == "rejected" else "ERROR"
     where = safe_name(case.series.series_uid)
-    module.log(f"series {where}: {stop.status}, {stop.code}: {stop.reason}", level=level)
+    module.log(printable(f"series {where}: {stop.status}, {stop.code}: {stop.reason}"), level=level)
 
 
 def workflow_of(config: Config) -> Workflow:

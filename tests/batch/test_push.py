@@ -225,7 +225,7 @@ def test_results_that_are_not_whole_are_told(quick_results: Path, orthanc: Any) 
     assert counts(push(quick_results, orthanc, tell=told.append)) == (1, 0, 0)
     assert [t.reason.split(";")[0] for t in told] == [
         "files of its results are missing",
-        "cac.seg.dcm cannot be read (InvalidDicomError)",
+        "cac.seg.dcm cannot be read (it has no file meta information)",
     ]
 
 

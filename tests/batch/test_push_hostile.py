@@ -16,15 +16,11 @@ from deepcac2.batch.push import Problem, PushSummary, push
 from deepcac2.dicom.sending import Credentials, DicomWeb, tls_context
 from deepcac2.errors import InputUnreadable
 from deepcac2.pipeline.results import ResultRow, write_parquet
-from deepcac2.simulation import default_geometry, simulate_patient
-from deepcac2.simulation.dicom import write_patient
 
 
-@pytest.fixture(scope="module")
-def seg(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("seg")
-    write_patient(simulate_patient(3, geometry=default_geometry(3, size=32, slices=8)), folder)
-    return next(folder.rglob("truth.seg.dcm"))
+@pytest.fixture
+def seg(small_seg: Path) -> Path:
+    return small_seg
 
 
 @pytest.fixture
@@ -177,3 +173,18 @@ def test_a_table_and_a_journal_that_have_no_end(
     journal.symlink_to(seg)
     with pytest.raises(InputUnreadable, match="link to a file outside"):
         pushed(results, destination)
+
+
+def test_a_file_that_unpacks_to_more_than_it_is(
+    results: Path, archive: Callable[[Answer], DicomWeb], deflated_segs
+) -> None:
+    """Each is a problem in one line, and the other series is sent."""
+    file = results / "a" / "1" / "cac.seg.dcm"
+    made = deflated_segs(file.read_bytes(), 50)
+    del made["plain"], made["open"]
+    for content in made.values():
+        file.write_bytes(content)
+        summary, (problem,) = pushed(results, archive(stored))
+        assert summary.sent + summary.present == 1
+        assert problem.reason.startswith("cac.seg.dcm cannot be read (")
+        assert len(problem.reason) < 250

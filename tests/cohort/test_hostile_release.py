@@ -294,6 +294,18 @@ sys.exit(main(["release", "verify", {str(path)!r}]))
     return done.returncode, done.stdout + done.stderr
 
 
+def test_a_seg_that_unpacks_to_more_than_it_is(
+    files: Files, place: str, tmp_path: Path, deflated_segs
+) -> None:
+    """Its line in the manifest is right; with 250 MB of memory more. In full size 1 GB, which took 2 GB."""
+    name = f"{place}/{SEG_NAME}"
+    seg = deflated_segs(files[name], 300, "private")["private"]
+    code, said = _limited(pack(tmp_path / "a.zip", {**files, name: seg}))
+    assert code == 1, said
+    assert "is no DICOM SEG that can be read" in said
+    assert "MemoryError" not in said
+
+
 @pytest.mark.parametrize("name", [SEG_NAME, REPORT_NAME])
 def test_without_a_manifest_sizes_have_an_end(
     files: Files, place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str

@@ -34,8 +34,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from deepcac2.dicom import Series, discover, read_series
-from deepcac2.dicom.files import HEAD_BYTES, open_slice, read_dicom
+from deepcac2.dicom import Series, SliceRef, discover, read_series
+from deepcac2.dicom.files import HEAD_BYTES, Upto, open_slice, placed, read_dicom
 from deepcac2.errors import InputDamaged, InputUnreadable, SeriesFailed
 
 HU = npt.NDArray[np.int16]
@@ -265,7 +265,7 @@ def test_deflated_and_zipped_headers_are_the_plain_ones(ct, hu: HU, tmp_path: Pa
     expected = pydicom.dcmread(plain)
     for root in (plain, tmp_path / "packed", tmp_path / "twice.zip"):
         ref = find(root).slices[0]
-        read = open_slice(ref, pixels=True)
+        read = open_slice(ref, upto=Upto.PIXELS)
         assert {e.tag: e.value for e in read} == {e.tag: e.value for e in expected}
         assert read.file_meta.TransferSyntaxUID == ref.transfer_syntax_uid
         assert "PixelData" not in open_slice(ref)
@@ -390,8 +390,71 @@ def test_every_error_of_a_damaged_file_is_one_of_two(ct, hu: HU, tmp_path: Path)
             damaged[at] = rng.integers(256)
         damaged = damaged[: rng.integers(132, 2 * len(damaged))]
         try:
-            read_dicom(io.BytesIO(), bytes(damaged), pixels=True, packed_size=len(damaged))
+            read_dicom(io.BytesIO(), bytes(damaged), upto=Upto.PIXELS, packed_size=len(damaged))
             ends.add("read")
         except InputUnreadable as error:
             ends.add(error.code if "\n" not in str(error) else "several lines")
     assert ends == {"read", "undecodable"}
+
+
+@pytest.mark.parametrize(
+    "keyword",
+    [
+        "RescaleIntercept",
+        "RescaleSlope",
+        "PixelSpacing",
+        "ImagePositionPatient",
+        "Rows",
+        "PixelRepresentation",
+    ],
+)
+@pytest.mark.parametrize("extra", [0, 2 * HEAD_BYTES])
+def test_what_a_score_depends_on_stands_once(keyword: str, extra: int, ct, hu: HU, tmp_path: Path) -> None:
+    """Twice, even with one value, and beyond the first reading: nobody knows which of two is meant."""
+    paths = ct.write(tmp_path / "in", hu)
+    content = paths[0].read_bytes()
+    ds = pydicom.dcmread(paths[0])
+    alone = Dataset()
+    alone[keyword] = ds[keyword]
+    written = io.BytesIO()
+    pydicom.dcmwrite(written, alone, implicit_vr=False, little_endian=True)
+    at = content.index(PIXELS)
+    filler = struct.pack("<HH2s2xL", 0x29, 0x1001, b"OB", extra) + bytes(extra)
+    paths[0].write_bytes(content[:at] + filler + written.getvalue() + content[at:])
+    found = discover(tmp_path / "in")
+    assert [(u.path, u.reason.split(":")[0]) for u in found.unreadable] == [
+        (paths[0], f"{keyword} stands in it twice")
+    ]
+    with pytest.raises(InputDamaged, match=f"{keyword} stands in it twice"):
+        open_slice(SliceRef(path=paths[0]), upto=Upto.PIXELS)
+    paths[0].write_bytes(content[:at] + filler + filler + content[at:])  # nothing depends on these
+    assert not discover(tmp_path / "in").unreadable
+
+
+def test_how_far_a_file_is_read(ct, hu: HU, tmp_path: Path) -> None:
+    """Plain, Deflated and as a member of an archive: pydicom says what there is."""
+    (path,) = ct.write(tmp_path, hu[:1])
+    ds = pydicom.dcmread(path)
+    ds.DataSetTrailingPadding = b"behind"
+    ds.save_as(path)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.write(path, "a")
+    ds.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    ds.save_as(tmp_path / "deflated")
+    for ref in (
+        SliceRef(path=path),
+        SliceRef(path=tmp_path / "deflated"),
+        SliceRef(path=tmp_path / "a.zip", member="a"),
+    ):
+        header, pixels, end = (open_slice(ref, upto=u) for u in (Upto.HEADER, Upto.PIXELS, Upto.END))
+        assert ("PixelData" in header, "PixelData" in pixels) == (False, True)
+        assert ("DataSetTrailingPadding" in pixels, "DataSetTrailingPadding" in end) == (False, True)
+        assert end == pydicom.dcmread(path if ref.member else ref.path)
+        place = placed(open_slice(ref, upto=Upto.PLACE))
+        assert (place is None) == (ref.path != path)
+        if place is not None:
+            start, length = place
+            assert path.read_bytes()[start : start + length] == ds.PixelData
+    path.write_bytes(path.read_bytes()[: start + 100])
+    with pytest.raises(InputDamaged, match="cut short"):
+        open_slice(SliceRef(path=path), upto=Upto.END)

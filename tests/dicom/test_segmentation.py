@@ -7,6 +7,8 @@ import itertools
 import json
 import re
 import shutil
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -728,3 +730,47 @@ def test_on_a_real_scan(
     np.testing.assert_array_equal(by_dcmqi["Heart"], heart)
     np.testing.assert_array_equal(by_dcmqi["Coronary calcium"], calcium)
     np.testing.assert_array_equal(read_segmentation(path, geometry)["calcium"], calcium)
+
+
+BOMBS = """
+import resource, sys, time
+from pathlib import Path
+from deepcac2.dicom.segmentation import (
+    decoded_frames, is_segmentation, open_segmentation, referenced_series, segment_frames
+)
+from deepcac2.errors import InputUnreadable
+import pydicom.pixels
+def pixels(path):
+    with open_segmentation(path) as ds:
+        return decoded_frames(ds, path.name).shape
+def most():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+plain = Path(sys.argv[1])
+print(pixels(plain), is_segmentation(plain), bool(referenced_series(plain)))
+before = most()
+resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
+for name in sys.argv[2:]:
+    for read in (pixels, referenced_series, segment_frames)[: 1 if name == "open" else 3]:
+        try:
+            print(name, read.__name__, read(Path(name)))
+        except InputUnreadable as error:
+            assert "\\n" not in str(error) and len(str(error)) < 400, error
+print(most() - before)
+"""
+
+
+def test_segmentations_that_unpack_to_more_than_they_are(
+    small_seg: Path, tmp_path: Path, deflated_segs
+) -> None:
+    """In full size, 1 MB that is 1 GB: 2 GB of memory and 35 s, or no end. Here 150 MB, however read."""
+    made = deflated_segs(small_seg.read_bytes(), 150)
+    for name, content in made.items():
+        (tmp_path / name).write_bytes(content)
+    done = subprocess.run(
+        [sys.executable, "-c", BOMBS, *made], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-500:]
+    first, *_, megabytes = done.stdout.splitlines()
+    assert first == f"{pydicom.dcmread(small_seg).pixel_array.shape} True True"
+    assert len(done.stdout.splitlines()) == 2  # of the others nothing was taken
+    assert int(megabytes) < 150

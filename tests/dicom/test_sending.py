@@ -21,13 +21,15 @@ from typing import Any
 import pydicom
 import pytest
 from pydicom.uid import (
+    UID,
     CTImageStorage,
+    ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     SegmentationStorage,
 )
 
-from deepcac2.dicom import discover
+from deepcac2.dicom import SliceRef, discover
 from deepcac2.dicom.sending import (
     ALREADY_THERE,
     Credentials,
@@ -658,6 +660,25 @@ def test_certificates_that_cannot_be_used(certificates: dict[str, Path], tmp_pat
     ):
         with pytest.raises(InputError, match="DEEPCAC2_C"):
             tls_context(environment)
+
+
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian])
+def test_a_preamble_is_put_before_what_lacks_one(syntax: UID, small_seg: Path, tmp_path: Path) -> None:
+    """The data set stays byte for byte, with what follows its pixels; also in an archive."""
+    ds = pydicom.dcmread(small_seg)
+    uids = ds.SOPClassUID, ds.SOPInstanceUID
+    ds.DataSetTrailingPadding = b"behind"
+    del ds.file_meta, ds.preamble
+    bare = tmp_path / "bare"
+    pydicom.dcmwrite(bare, ds, implicit_vr=syntax.is_implicit_VR, little_endian=syntax.is_little_endian)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.write(bare, "bare")
+    for ref in (SliceRef(path=bare), SliceRef(path=tmp_path / "a.zip", member="bare")):
+        with part10(Instance.of_slice(ref)) as path:
+            assert path.read_bytes().endswith(bare.read_bytes())
+            meta = pydicom.dcmread(path).file_meta
+    assert meta.TransferSyntaxUID == syntax
+    assert (meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID) == uids
 
 
 def test_uids_of_a_file_and_of_a_slice_agree(instances: list[Instance]) -> None:

@@ -790,6 +790,19 @@ def test_members_of_an_archive_are_unpacked(source: Path, tmp_path: Path) -> Non
     assert read.geometry == plain.geometry
 
 
+def test_names_and_reasons_are_one_line_of_the_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A name that clears the screen, ends the line and is no UTF-8."""
+    (tmp_path / "input_data").mkdir()
+    Path(os.fsdecode(bytes(tmp_path / "input_data") + b"/a\x1b[2J\nb\xe4.dcm")).write_text("no DICOM")
+    module = importer(tmp_path)
+    module.execute()
+    said = capsys.readouterr().out + "".join(p.read_text() for p in tmp_path.rglob("*.log"))
+    assert "a?[2J?b\\xe4.dcm: named like DICOM" in said
+    assert "\x1b[2J" not in said
+
+
 def test_a_folder_of_something_else_is_not_removed(tmp_path: Path) -> None:
     from deepcac2.utils.DicomImporter import _clear
 
