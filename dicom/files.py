@@ -167,7 +167,7 @@ Lossless compression of CT reaches 2 to 4, lossy 50; a blank slice of 512² come
 
 DERIVED = Limits(
     free_steps=200_000,
-    bytes_a_step=8,
+    bytes_a_step=16,
     deflated_bytes_a_step=4,
     max_steps=6_000_000,
     header_bytes=64 << 20,
@@ -524,7 +524,7 @@ class _Meter:
         self.steps -= steps
         self.bytes -= bytes_
         if self.steps < 0 or self.bytes < 0:
-            raise InputDamaged("it holds more elements, or longer ones, than any image has")
+            raise InputDamaged("it holds more elements, or longer ones, than a file of its size may")
 
 
 class _Metered:

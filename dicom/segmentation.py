@@ -614,6 +614,8 @@ def open_segmentation(
             dataset = read_slice(SliceRef(path=path), upto=upto, tags=tags, limits=DERIVED)
         except InputUnreadable as error:
             raise type(error)(f"{what} {_NO_SEG} ({error}); {_ANOTHER}") from error
+        if "SOPClassUID" not in dataset:
+            raise ValueError("it names no SOP class")
         if dataset.get("SOPClassUID") not in SEGMENTATION_SOP_CLASSES:
             raise InputUnreadable(
                 f"{what} is DICOM but no SEG (SOP class {dataset.get('SOPClassUID')}): give a SEG"

@@ -40,7 +40,6 @@ def deflated_segs(seg: bytes, megabytes: int, *kinds: str) -> dict[str, bytes]:
         "private": [before, b"\x29\x00\x01\x10OB\0\0" + length, *zeros, frames, pixels],
         "pixels": [body, _PIXELS + b"B\0\0" + length, *zeros],
         "items": [before, _FRAMES + b"\0\0" + length, *items, pixels],
-        "open": [before, _FRAMES + b"\0\0" + b"\xff" * 4, *items, pixels],
     }
 
     def packed(parts: list[bytes]) -> bytes:
