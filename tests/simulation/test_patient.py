@@ -158,6 +158,7 @@ def test_a_breath_moves_picture_and_truth_together(fine: SimulatedPatient) -> No
     np.testing.assert_array_equal(moved.calcium[~changed], still.calcium[~changed])
 
 
+@pytest.mark.slow
 def test_calcium_and_bone_are_brighter_at_100_kvp(fine: SimulatedPatient) -> None:
     geometry = fine.volume.geometry
     scan = replace(sample_acquisition(SEED), kernel="B30f", noise_sd=0.01, hardening=0.0, kvp=120.0)

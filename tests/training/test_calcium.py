@@ -356,6 +356,7 @@ def test_the_window_of_a_recipe_is_that_of_its_set(work: Path, tmp_path: Path) -
         replace(TINY, window_hu=(400.0, -100.0))
 
 
+@pytest.mark.slow
 def test_hard_patients_have_what_is_rare() -> None:
     recipe = replace(TINY, patients=1, first_seed=500, hard_patients=2)
     seeds = list(hard_seeds(recipe))
