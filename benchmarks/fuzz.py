@@ -33,13 +33,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from deepcac2.errors import DeepCACError
+
 SECONDS, PEAK_MB, ADDRESS_SPACE, OUTPUT_BYTES = 30.0, 1500, 6 << 30, 4 << 20
 RUN_SECONDS, RUN_PEAK_MB = 300.0, 2500
 """Limits of a try, and of one that is a whole run. The address space keeps the machine alive, the peak is
 what is judged."""
 SECRET = "not-for-anybodys-eyes"
-EXIT_CODES = {0, 1, 2, 9, *range(10, 15), *range(20, 25), 30, *range(40, 44), 50, 60, *range(70, 73)}
-"""docs/errors.md, and argparse's 2."""
 UNKNOWABLE = {"7fe00010", "00281052", "00281053", "00280120"}
 """Pixels, rescale and padding: what stands there in a slice is its own business, right or wrong."""
 EVIL = (
@@ -176,6 +176,13 @@ def attempt(argv: list[str], place: Path) -> Result:
     return Result(code=code, seconds=seconds, peak_mb=peak, out=texts[0], err=texts[1], run=argv[0] == "run")
 
 
+def _exit_codes(error: type[DeepCACError]) -> Iterator[int]:
+    """Of a class of `deepcac2.errors` and of those below it."""
+    yield error.exit_code
+    for below in error.__subclasses__():
+        yield from _exit_codes(below)
+
+
 def wrong(result: Result) -> str:
     """What is wrong with an answer, "" for nothing."""
     seconds, peak_mb = (RUN_SECONDS, RUN_PEAK_MB) if result.run else (SECONDS, PEAK_MB)
@@ -189,7 +196,7 @@ def wrong(result: Result) -> str:
         return "hang"
     if result.code < 0:
         return f"signal {-result.code}"
-    if result.code not in EXIT_CODES:
+    if result.code not in {0, 1, 2, *_exit_codes(DeepCACError)}:  # 2 is argparse's
         return f"exit code {result.code}"
     if result.peak_mb > peak_mb:
         return "memory"
@@ -217,6 +224,11 @@ class Fuzzer:
     @property
     def corpus(self) -> Path:
         return self.out / "corpus"
+
+    @cached_property
+    def seg(self) -> Path:
+        """The segmentation among the clean results."""
+        return next((self.corpus / "results").rglob("cac.seg.dcm"))
 
     @cached_property
     def study(self) -> str:
@@ -311,9 +323,9 @@ class Fuzzer:
 
     # What is changed. Each lays the changed files into its place and yields command lines.
 
-    def _series(self, place: Path, source: str = "ct") -> tuple[Path, str]:
-        """The series with one file changed, and which element was, "" where that is not known."""
-        files = sorted((self.corpus / source).iterdir())
+    def _series(self, place: Path) -> bool:
+        """The series below ``ct`` with one file changed; whether that was at an `UNKNOWABLE` element."""
+        files = sorted((self.corpus / "ct").iterdir())
         target = self.rng.choice(files)
         (place / "ct").mkdir()
         for path in files:
@@ -326,7 +338,7 @@ class Fuzzer:
         if self.rng.random() < 0.1:
             self._special_file(copy)
         touched = {tag for tag, a, b in elements(data) if a < max(end, start + 1) and start < b}
-        return place / "ct", "unknowable" if touched & UNKNOWABLE else ""
+        return bool(touched & UNKNOWABLE)
 
     def _special_file(self, path: Path) -> None:
         path.unlink()
@@ -351,8 +363,8 @@ class Fuzzer:
 
     def try_score(self, place: Path) -> Iterator[list[str]]:
         """A CT series with the mask of the clean one: no other score without a word."""
-        _, unknowable = self._series(place)
-        mask = str(next((self.corpus / "results").rglob("cac.seg.dcm")))
+        unknowable = self._series(place)
+        mask = str(self.seg)
         scores = []
         for ct in (str(self.corpus / "ct"), "ct"):
             result = attempt(["score", ct, mask, "--json"], place)
@@ -372,7 +384,7 @@ class Fuzzer:
 
     def try_seg(self, place: Path) -> Iterator[list[str]]:
         """A segmentation."""
-        data = next((self.corpus / "results").rglob("cac.seg.dcm")).read_bytes()
+        data = self.seg.read_bytes()
         change = self.rng.choice([changed, changed_element])
         (place / "mask.dcm").write_bytes(change(self.rng, data)[0])
         yield ["score", str(self.corpus / "ct"), "mask.dcm"]
@@ -531,7 +543,7 @@ class Fuzzer:
 
     def _request_bytes(self, port: int) -> bytes:
         """A request to one of the addresses, most often changed."""
-        row = next((self.corpus / "results").rglob("cac.seg.dcm")).parent
+        row = self.seg.parent
         series = row.name
         dicom = f"/dicomweb/studies/{self.study}/series/{series}"
         instance = f"{dicom}/instances/{self.instance}"

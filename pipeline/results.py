@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -183,6 +183,11 @@ def no_formula(value: Any) -> Any:
 _ROWS_AT_ONCE = 5000
 
 
+def _kind(column: Field[Any]) -> str:
+    """What a column of `ResultRow` holds where it holds something: ``"float"`` of ``float | None``."""
+    return str(column.type).split(" ")[0]
+
+
 def write_parquet(path: Path, rows: Iterable[ResultRow]) -> None:
     """Write the table as Parquet with the same columns, whole or not at all.
 
@@ -193,7 +198,7 @@ def write_parquet(path: Path, rows: Iterable[ResultRow]) -> None:
     from pyarrow import parquet
 
     kinds = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
-    schema = pa.schema([(f.name, kinds[str(f.type).split(" ")[0]]) for f in fields(ResultRow)])
+    schema = pa.schema([(f.name, kinds[_kind(f)]) for f in fields(ResultRow)])
     left = iter(rows)
     # an open file, because pyarrow takes no path that is no UTF-8
     with (
@@ -238,8 +243,7 @@ def _types() -> dict[str, tuple[type, ...]]:
     """The types that a column's values may have."""
     none = type(None)
     return {
-        f.name: (*_KINDS[str(f.type).split(" ")[0]], *((none,) if "None" in str(f.type) else ()))
-        for f in fields(ResultRow)
+        f.name: (*_KINDS[_kind(f)], *((none,) if "None" in str(f.type) else ())) for f in fields(ResultRow)
     }
 
 

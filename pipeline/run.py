@@ -9,13 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from ..dicom import Series
 from ..errors import InputError, InputUnreadable, OutputInsideInput, OutputMismatch
 from ..imaging import Geometry
 from ..imaging.atomic import output_errors, remove_leftovers, write_json
-from ..imaging.foreign import foreign, read_bytes, read_json
+from ..imaging.foreign import foreign, read_json
 from . import outputs
 from .case import Case, Stop
 from .chain import PHASES, Chain, build_chain, provenance_of, series_folder
@@ -186,7 +184,7 @@ def stored_row(folder: Path) -> ResultRow | None:
     path = folder / outputs.DETAILS_NAME
     try:
         with foreign(str(path)):
-            content = orjson.loads(read_bytes(path))
+            content = read_json(path)
             row = checked_row(content["row"])
             return row if all((folder / name).exists() for name in content["outputs"]) else None
     except InputUnreadable:

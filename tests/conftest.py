@@ -199,6 +199,12 @@ def small_seg(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def zoo() -> ModuleType:
+    """`zoo.py` beside this file: what is no chest."""
+    return _beside("zoo")
+
+
+@pytest.fixture(scope="session")
 def deflated_segs() -> Callable[..., dict[str, bytes]]:
     """See `bombs.deflated_segs`."""
     made: Callable[..., dict[str, bytes]] = _beside("bombs").deflated_segs

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -19,12 +19,6 @@ from deepcac2.simulation import default_geometry, simulate_patient
 from deepcac2.simulation.dicom import patient_id, write_series
 
 pytestmark = pytest.mark.slow
-
-_SPEC = importlib.util.spec_from_file_location("zoo", Path(__file__).parents[1] / "zoo.py")
-assert _SPEC is not None
-assert _SPEC.loader is not None
-zoo = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(zoo)
 
 Row = dict[str, str]
 
@@ -57,7 +51,7 @@ def test_of_all_real_scans_only_the_chests_are_scored(shared_data: Path, tmp_pat
     }
 
 
-def test_of_the_zoo_nothing_is_scored_whatever_is_allowed(tmp_path: Path) -> None:
+def test_of_the_zoo_nothing_is_scored_whatever_is_allowed(zoo: ModuleType, tmp_path: Path) -> None:
     like = simulate_patient(20004, geometry=default_geometry(20004, size=128, slices=70))
 
     def all_of_it() -> Iterator[tuple[str, Volume]]:
