@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate, generate_frames
-from pydicom.pixels.utils import iter_pixels
+from pydicom.pixels.utils import iter_pixels, pixel_array
 from pydicom.uid import (
     UID,
     ExplicitVRBigEndian,
@@ -63,6 +64,9 @@ _JPEG_12_BIT = ("1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.53", "1.2.840.100
 
 _NOT_HU = ("OD", "MGML", "Z_EFF", "ED", "EDW", "PCT")
 """RescaleType terms of PS3.3 C.11.1.1.2 that are no Hounsfield units (e.g. iodine maps, electron density)."""
+
+_THREAD_BYTES = 1 << 24
+"""Bytes of values that are worth another thread: with small images threads only wait for each other."""
 
 _SMALL_BYTES = 1 << 28
 """Series whose size is believed without a look at their files: 500 slices of 512²."""
@@ -119,7 +123,7 @@ def read_series(series: Series, *, workers: int | None = None) -> Reading:
 
     Args:
         series: As discovered, slices ordered along the normal.
-        workers: Threads; default one per CPU core, at most 8.
+        workers: Threads; default one per CPU core, at most 8, fewer for small series.
 
     Returns:
         HU are rounded and clipped to int16. Pixels in PixelPaddingValue … PixelPaddingRangeLimit hold
@@ -144,22 +148,28 @@ def read_series(series: Series, *, workers: int | None = None) -> Reading:
     by_file: dict[tuple[Path, str | None], list[int]] = defaultdict(list)
     for index, ref in enumerate(slices):
         by_file[ref.path, ref.member].append(index)
-    _check_size(2 * len(slices) * first.rows * first.columns, {path for path, _ in by_file})
+    size = 2 * len(slices) * first.rows * first.columns
+    _check_size(size, {path for path, _ in by_file})
+    threads = workers or min(8, os.cpu_count() or 1, 1 + size // _THREAD_BYTES)
     hu = np.empty((len(slices), first.rows, first.columns), dtype=np.int16)
     with (
         quiet_pydicom(),
         ExitStack() as stack,
-        ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool,
+        ThreadPoolExecutor(threads) as pool,
     ):
         archives = {
             path: _open_archive(path, stack) for path in {p for p, member in by_file if member is not None}
         }
         seen: dict[int, _Seen] = {}
         failed: dict[int, SeriesFailed] = {}
-        files = by_file.values()
-        for indices, outcome in zip(
-            files, pool.map(lambda item: _read_file(item, slices, archives, hu), files), strict=True
-        ):
+        files = list(by_file.values())
+        share = -(-len(files) // threads)  # one task a thread: to take turns at small files costs more
+
+        def read(part: list[list[int]]) -> list[list[_Seen] | SeriesFailed]:
+            return [_read_file(indices, slices, archives, hu) for indices in part]
+
+        outcomes = pool.map(read, (files[i : i + share] for i in range(0, len(files), share)))
+        for indices, outcome in zip(files, chain.from_iterable(outcomes), strict=True):
             if isinstance(outcome, SeriesFailed):
                 failed |= dict.fromkeys(indices, outcome)
             else:
@@ -357,12 +367,13 @@ def _decode(ds: Dataset, frames: list[int | None]) -> Iterator[npt.NDArray[Any]]
         if syntax in _JPEG_12_BIT and ds.BitsAllocated == 16:
             yield from (_decode_jpeg_12_bit(streams[frame or 0], ds, syntax) for frame in frames)
             return
-    whole_cells: dict[str, Any] = {"correct_unused_bits": False} if _unused_bits(ds) else {}
+    options: dict[str, Any] = {"view_only": True}  # they are not changed, so no copy
+    if _unused_bits(ds):
+        options["correct_unused_bits"] = False
     if frames == [None]:
-        ds.pixel_array_options(**whole_cells)
-        yield ds.pixel_array
+        yield pixel_array(ds, **options)
     else:
-        yield from iter_pixels(ds, indices=[frame or 0 for frame in frames], **whole_cells)
+        yield from iter_pixels(ds, indices=[frame or 0 for frame in frames], **options)
 
 
 def _size_of(stream: bytes) -> tuple[int, int]:
@@ -459,33 +470,40 @@ def _to_hu(cells: npt.NDArray[Any], ds: Dataset, frame: int | None, out: npt.NDA
         # what does not fit into the stored bits stands in whole cells; of a cell whose further bits hold
         # something else, an old overlay say, the stored ones count
         where = stored if lowest <= low and high <= highest else cells
-        mask = where == low if low == high else (where >= low) & (where <= high)
-        darkest, brightest = sorted((low * slope + intercept, high * slope + intercept))
-        if brightest > PLAUSIBLE_PADDING_HU and darkest <= MAX_CT_HU:
-            refused, mask = bool(mask.any()), None
+        if where is not stored or (low <= largest and smallest <= high):
+            mask = where == low if low == high else (where >= low) & (where <= high)
+            darkest, brightest = sorted((low * slope + intercept, high * slope + intercept))
+            if brightest > PLAUSIBLE_PADDING_HU and darkest <= MAX_CT_HU:
+                refused, mask = bool(mask.any()), None
     if slope == 1 and intercept == int(intercept):
         offset = int(intercept)
         if _INT16.min <= smallest + offset and largest + offset <= _INT16.max:
-            # the sum fits into int16, so wrapping on the way there does no harm
-            np.add(stored.astype(np.int16), np.array(offset).astype(np.int16), out=out)
+            # the sum fits into int16, so wrapping on the way there does no harm; a view needs no memory
+            short = (
+                stored.view(np.int16) if stored.dtype == np.uint16 else stored.astype(np.int16, copy=False)
+            )
+            np.add(short, np.array(offset).astype(np.int16), out=out)
         else:
             np.clip(stored.astype(np.int64) + offset, _INT16.min, _INT16.max, out=out, casting="unsafe")
     else:
         exact = stored.astype(np.float64) * slope + intercept
         np.clip(np.rint(exact), _INT16.min, _INT16.max, out=out, casting="unsafe")
     if mask is not None:
-        out[mask] = PADDING_HU
-    content: npt.NDArray[np.bool_] | bool = True if mask is None else ~mask
+        np.copyto(out, PADDING_HU, where=mask)
     impossible = 0
-    if int(out.max()) > MAX_CT_HU or int(out.min()) < MIN_CT_HU:
+    darkest, brightest = sorted((smallest * slope + intercept, largest * slope + intercept))
+    if brightest > MAX_CT_HU or darkest < MIN_CT_HU:
         impossible = int(np.count_nonzero((out > MAX_CT_HU) | (out < MIN_CT_HU)))
     if stored is not cells and not signed:
         # all unused bits and the highest stored one set: a negative value, without them it looks like tissue
         negative = cells >= (1 << size) - (1 << size - unused - 1)
-        impossible += int(np.count_nonzero(negative & content))
+        impossible += int(np.count_nonzero(negative if mask is None else negative & ~mask))
+    air = 0
+    if rescale is None:
+        air = int(np.count_nonzero((out < _AIR_HU) & (True if mask is None else ~mask)))
     return _Seen(
         rescaled=rescale is not None,
-        air=0 if rescale else int(np.count_nonzero((out < _AIR_HU) & content)),
+        air=air,
         padding_refused=refused,
         impossible=impossible,
         blank=_shows_nothing(out),
