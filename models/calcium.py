@@ -23,6 +23,7 @@ from ..imaging.masks import bounding_box
 from ..imaging.orientation import to_canonical
 from ..imaging.resampling import centred_grid, resample, support
 from ..imaging.tiling import Corner, PatchAverage, corners_touching, majority, patch_corners
+from . import unet
 
 if TYPE_CHECKING:
     from ..weights import WeightSet
@@ -204,7 +205,9 @@ def build_network(architecture: dict[str, Any]) -> torch.nn.Module:
     Returns:
         Network from (n, 1, 16, 64, 64) in [0, 1] to logits of the same shape.
     """
-    from monai.networks.nets import UNet
+    if unet.is_known(architecture):
+        return unet.UNet(**architecture)
+    from monai.networks.nets import UNet  # seconds, and rarely needed
 
     network: torch.nn.Module = UNet(spatial_dims=3, in_channels=1, out_channels=1, **architecture)
     return network
