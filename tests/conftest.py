@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import shutil
@@ -20,6 +21,30 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # side by side, one thread each: torch 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+Maker = Callable[[str, Callable[[Path], None]], Path]
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Maker:
+    """``made_once(name, make)``: a folder that `make` fills, once for all processes of the test run."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def once(name: str, make: Callable[[Path], None]) -> Path:
+        folder = root / f"once-{name}"
+        with (root / f"once-{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                making = root / f"making-{name}"
+                making.mkdir()
+                make(making)
+                making.rename(folder)
+        return folder
+
+    return once
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of public test scans beside the checkout; skips the test where it is absent."""
@@ -29,17 +54,19 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def simulated(made_once: Maker) -> Path:
     """A simulated patient with calcium: ``<folder>/SIM-0003/ct`` and its truth.
 
     Its pixels, 1.2 mm, are the largest that no gate refuses.
     """
-    from deepcac2.simulation import default_geometry, simulate_patient
-    from deepcac2.simulation.dicom import write_patient
 
-    folder = tmp_path_factory.mktemp("simulated")
-    write_patient(simulate_patient(3, geometry=default_geometry(3, size=256, slices=90)), folder)
-    return folder
+    def make(folder: Path) -> None:
+        from deepcac2.simulation import default_geometry, simulate_patient
+        from deepcac2.simulation.dicom import write_patient
+
+        write_patient(simulate_patient(3, geometry=default_geometry(3, size=256, slices=90)), folder)
+
+    return made_once("simulated", make)
 
 
 @pytest.fixture
