@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import InputError, InputUnreadable, OutputBusy
-from ..imaging.atomic import output_errors
-from ..imaging.foreign import parse_json
+from ..system.atomic import output_errors
+from ..system.foreign import parse_json
 
 FOLDER = "logs"
 """Locks and journal lie beside the logs: no patient's folder has this name (`pipeline.chain`)."""

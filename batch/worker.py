@@ -18,16 +18,16 @@ from uuid import uuid4
 
 from ..dicom import Series
 from ..dicom.names import OneLine
-from ..imaging.atomic import output_errors
 from ..pipeline.case import Case
 from ..pipeline.chain import PHASES, Chain
 from ..pipeline.run import Job, Settled
+from ..system.atomic import output_errors
 from .exchange import put, take
 
 if TYPE_CHECKING:
     import torch
 
-    from ..pipeline.gpu import GpuMeter
+    from ..system.gpu import GpuMeter
 
 
 SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM})
@@ -110,7 +110,7 @@ class Worker:
     @cached_property
     def _gpu(self) -> GpuMeter | None:
         """Measures the GPU as long as this process lives; None without one."""
-        from ..pipeline.gpu import GpuMeter
+        from ..system.gpu import GpuMeter
 
         if "compute" not in self.role.phases or self._device().type != "cuda":
             return None

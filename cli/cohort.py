@@ -72,7 +72,7 @@ def run_select(args: argparse.Namespace) -> int:
 def run_download(args: argparse.Namespace) -> int:
     """Download what a table selects."""
     from ..cohort.download import download
-    from ..cohort.tables import selected_series
+    from ..stats.tables import selected_series
 
     uids = sorted(selected_series(args.table))
     download(uids, args.folder, watch=lambda n, total: say(f"{n} of {total} series"))

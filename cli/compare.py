@@ -38,9 +38,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Print the table, and write the report where one is asked for."""
     from ..dicom.gates import check_allowed
-    from ..imaging.atomic import write_json, write_whole
+    from ..evaluation.methods import compare_methods, operating_points, table, to_dict
     from ..pipeline.workflow import Workflow
-    from ..training.methods import compare_methods, operating_points, table, to_dict, write_figures
+    from ..reporting.method_figures import write_method_figures
+    from ..system.atomic import write_json, write_whole
 
     check_allowed(args.allow)
     for method in args.methods:  # a mistake shows before the first scan
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         say(*text.rstrip("\n").split("\n"))
     if args.report is not None:
         write_json(args.report / "methods.json", everything)
-        figures = write_figures(results, args.report)
+        figures = write_method_figures(results, args.report)
         shown = "".join(f"\n![{p.stem}]({p.name})\n" for p in figures)
         write_whole(args.report / "methods.md", ("# Methods on the same scans\n\n" + text + shown).encode())
     return 0

@@ -11,8 +11,8 @@ from .run import count, duration, log_file, quiet_libraries
 from .screen import counter, note, say
 
 if TYPE_CHECKING:
-    from ..batch.push import Problem
-    from ..dicom.sending import Destination
+    from ..delivery.push import Problem
+    from ..delivery.sending import Destination
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -79,9 +79,9 @@ _SHOWN = 20
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0 when everything asked for is there, 1 when something was not taken."""
-    from ..batch.push import push
-    from ..cohort.tables import selected_series
+    from ..delivery.push import push
     from ..errors import InputError
+    from ..stats.tables import selected_series
 
     if not args.results.is_dir():
         raise InputError(f"{args.results} is no folder; give the output folder of 'deepcac2 run'")
@@ -127,7 +127,7 @@ def _destination(args: argparse.Namespace) -> Destination:
     Raises:
         InputError: Address, options or environment do not go together.
     """
-    from ..dicom.sending import Credentials, DicomWeb, Dimse, tls_context
+    from ..delivery.sending import Credentials, DicomWeb, Dimse, tls_context
     from ..errors import InputError
 
     timeout = args.timeout or None

@@ -75,7 +75,7 @@ def _size(text: str) -> int:
 
 def run_build(args: argparse.Namespace) -> int:
     """Build a release."""
-    from ..cohort.release import build_release
+    from ..release.build import build_release
 
     built = build_release(args.results, args.out, part_bytes=args.part_size, unfinished=args.unfinished)
     say(f"{built.series} series of {built.rows} in the table, {built.bytes / 1e6:.1f} MB unpacked")
@@ -89,8 +89,8 @@ def run_build(args: argparse.Namespace) -> int:
 
 def run_verify(args: argparse.Namespace) -> int:
     """Verify a release; 1 where something differs."""
-    from ..cohort.release import Release
-    from ..cohort.verify import summary, to_dict, verify
+    from ..release.build import Release
+    from ..release.verify import summary, to_dict, verify
 
     with Release(*args.release) as release:
         found = verify(release, ct=args.ct, watch=counter("series"))
@@ -103,9 +103,9 @@ def run_verify(args: argparse.Namespace) -> int:
 
 def run_compare(args: argparse.Namespace) -> int:
     """Compare two releases."""
-    from ..cohort.compare import SEGMENTS, compare, to_dict
-    from ..cohort.pages import agreement_rows, summary_lines
-    from ..cohort.release import Release
+    from ..release.build import Release
+    from ..release.compare import SEGMENTS, compare, to_dict
+    from ..reporting.statistics import agreement_rows, summary_lines
 
     with Release(args.first) as first, Release(args.second) as second:
         found = compare(first, second, watch=counter("series"))

@@ -119,10 +119,10 @@ def run(args: argparse.Namespace) -> int:
     from ..batch.cluster import check_ray
     from ..batch.ledger import Shard
     from ..batch.run import Means, find_devices, run_folder
-    from ..cohort.tables import selected_series
     from ..errors import WorkflowError
     from ..pipeline.run import check_folders
     from ..pipeline.workflow import Workflow
+    from ..stats.tables import selected_series
 
     check_folders(args.input, args.output)
     if args.ray:
@@ -214,8 +214,8 @@ def chosen_workflow(args: argparse.Namespace, workflow: Workflow) -> Workflow:
     from ..dicom.gates import check_allowed
     from ..errors import WorkflowError
     from ..pipeline.chain import ROLES as MODULE_ROLES
-    from ..pipeline.options import nearest
     from ..scoring import RULES
+    from ..system.nearest import nearest
     from ..weights import resolve
 
     check_allowed(args.allow)
@@ -472,7 +472,7 @@ _NUMBERS = ("score", "direct", "heart mL", "s")
 def log_file(output: Path, command: str) -> Iterator[Path]:
     """Log to ``OUT/logs/<command>-<UTC time>.log``; it holds UIDs, never patient names or IDs."""
     from ..batch.worker import add_log_file
-    from ..imaging.atomic import output_errors
+    from ..system.atomic import output_errors
 
     path = output / "logs" / f"{command}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.log"
     with output_errors(path):

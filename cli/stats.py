@@ -12,7 +12,7 @@ from .screen import note, say, say_json
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ..cohort.pages import Page
+    from ..reporting.statistics import Page
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -118,9 +118,9 @@ def _cuts(text: str) -> tuple[float, ...]:
 
 def run_agreement(args: argparse.Namespace) -> int:
     """Compare two columns."""
-    from ..cohort.agreement import compare_columns
-    from ..cohort.pages import agreement_page, agreement_rows, estimates_of, summary_lines
-    from ..cohort.tables import read_table
+    from ..reporting.statistics import agreement_page, agreement_rows, estimates_of, summary_lines
+    from ..stats.columns import compare_columns
+    from ..stats.tables import read_table
 
     columns = [c for c in (args.ai, args.reference, args.patient) if c]
     study = compare_columns(
@@ -146,11 +146,11 @@ def run_agreement(args: argparse.Namespace) -> int:
 
 def run_survival(args: argparse.Namespace) -> int:
     """Survival by calcium group."""
-    from ..cohort.pages import survival_page
-    from ..cohort.survival import analyse
-    from ..cohort.survival_figures import p_value
-    from ..cohort.tables import read_table
     from ..pipeline.results import COLUMNS
+    from ..reporting.statistics import survival_page
+    from ..reporting.survival_figures import p_value
+    from ..stats.survival import analyse
+    from ..stats.tables import read_table
 
     cohort = _cohort(args, read_table(args.results, only=COLUMNS))
     result = analyse(cohort)
@@ -190,12 +190,12 @@ def run_survival(args: argparse.Namespace) -> int:
 
 def run_report(args: argparse.Namespace) -> int:
     """One page about a cohort."""
-    from ..cohort.longitudinal import kernel_pairs, progression
-    from ..cohort.pages import cohort_page, survival_parts
-    from ..cohort.scans import scored
-    from ..cohort.survival import analyse
-    from ..cohort.tables import read_table
     from ..pipeline.results import COLUMNS
+    from ..reporting.statistics import cohort_page, survival_parts
+    from ..stats.longitudinal import kernel_pairs, progression
+    from ..stats.scans import scored
+    from ..stats.survival import analyse
+    from ..stats.tables import read_table
 
     given = [n for n in ("time", "event", "covariates", "unit") if getattr(args, n)]
     if args.clinical is None and given:
@@ -219,8 +219,8 @@ def run_report(args: argparse.Namespace) -> int:
 
 
 def _cohort(args: argparse.Namespace, results: pd.DataFrame) -> Any:
-    from ..cohort.survival import build_cohort
-    from ..cohort.tables import read_table
+    from ..stats.survival import build_cohort
+    from ..stats.tables import read_table
 
     covariates = [c.strip() for c in args.covariates.split(",") if c.strip()]
     return build_cohort(
@@ -235,7 +235,7 @@ def _cohort(args: argparse.Namespace, results: pd.DataFrame) -> Any:
 
 
 def _write(args: argparse.Namespace, page: Page) -> None:
-    from ..training.page import write_page
+    from ..reporting.page import write_page
 
     path = write_page(args.report, *page)
     note(f"report: {path}")

@@ -14,8 +14,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from ..errors import InputError, InputUnreadable
-from ..imaging.atomic import atomic_path
-from ..imaging.foreign import foreign
+from ..stats.scans import SURVIVAL_KERNELS
+from ..system.atomic import atomic_path
+from ..system.foreign import foreign
 from .index import COLUMNS
 
 NLST_SQL = Path(__file__).with_name("nlst.sql")
@@ -93,8 +94,6 @@ V1_KERNELS = (
 """Kernels of DeepCAC v1's selection, the preferred first (AIM-Harvard/DeepCAC, stats/README.md)."""
 V1_SPACINGS = (2.5, 2.0, 1.75, 1.25, 1.0)
 """Slice spacings of DeepCAC v1's selection, mm (the same source)."""
-SURVIVAL_KERNELS = ("STANDARD", "B50f", "FC51", "C")
-"""Kernels of the DeepCAC2 paper's survival analysis."""
 
 
 def _listed(values: tuple[str, ...]) -> str:

@@ -8,9 +8,9 @@ from typing import Any
 import orjson
 
 from ..errors import InputUnreadable
-from ..imaging import foreign
-from ..imaging.inside import regular_inside
 from ..pipeline.outputs import DETAILS_NAME
+from ..system import foreign
+from ..system.inside import regular_inside
 
 _MOST_BYTES = 8 << 20
 """Largest JSON file that is read; that of a case with 100 lesions has 0.1 MB. Chosen."""

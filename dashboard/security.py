@@ -78,7 +78,7 @@ class Refused(Exception):
 def foreign(status: int, message: str) -> Iterator[None]:
     """Around what is answered out of data from elsewhere: whatever goes wrong with it is one answer.
 
-    Unlike `imaging.foreign.foreign`, which says what is wrong with a file, it says nothing of the file: the
+    Unlike `system.foreign.foreign`, which says what is wrong with a file, it says nothing of the file: the
     answer goes out.
 
     Raises:

@@ -17,8 +17,8 @@ from ..dicom.locate import SeriesLocator
 from ..dicom.segmentation import SEGMENTATION_SOP_CLASSES
 from ..dicom.series import SliceRef
 from ..errors import InputError, InputUnreadable
-from ..imaging.inside import regular_inside
 from ..pipeline.results import series_folder
+from ..system.inside import regular_inside
 from .files import read_details
 from .pixels import GONE
 from .security import Refused, foreign

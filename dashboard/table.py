@@ -20,9 +20,9 @@ from typing import Any, Literal
 import duckdb
 
 from ..errors import DiskFull, InputError, InputUnreadable
-from ..imaging.inside import regular_inside
-from ..pipeline.options import nearest
 from ..pipeline.results import PARQUET, ResultRow
+from ..system.inside import regular_inside
+from ..system.nearest import nearest
 
 DATABASE = "results.duckdb"
 _TYPES = {"str": "VARCHAR", "int": "BIGINT", "float": "DOUBLE", "bool": "BOOLEAN"}

@@ -11,10 +11,10 @@ from typing import Any
 
 from ..dicom.gates import GATES
 from ..errors import InputUnreadable
-from ..imaging.inside import regular_inside
 from ..pipeline.outputs import PREVIEW_NAME
 from ..pipeline.results import COLUMNS, no_formula, series_folder
 from ..scoring.result import RiskGroup
+from ..system.inside import regular_inside
 from .files import read_details
 from .table import Filter, Results, Selection, literal, literals, quoted, score_labels
 

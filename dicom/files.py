@@ -41,7 +41,7 @@ from pydicom.uid import (
 )
 
 from ..errors import InputDamaged, InputUnreadable
-from ..imaging.foreign import open_regular
+from ..system.foreign import open_regular
 from .headers import CT_IMAGE, ENHANCED_CT, whole
 from .names import readable
 from .series import SliceRef

@@ -25,8 +25,8 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from ..errors import InputError, InputUnreadable, MaskMismatch
 from ..imaging import Geometry
-from ..imaging.atomic import write_whole
-from ..imaging.foreign import foreign
+from ..system.atomic import write_whole
+from ..system.foreign import foreign
 from .files import DERIVED, Upto, open_slice, placed, read_slice
 from .headers import quiet_pydicom
 from .series import Series, SliceRef

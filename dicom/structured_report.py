@@ -29,7 +29,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
 
-from ..imaging.atomic import write_whole
+from ..system.atomic import write_whole
 from .files import Upto
 from .headers import quiet_pydicom
 from .segmentation import (

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..dicom import Series, safe_name, write_segmentation
 from ..errors import DeepCACError, InputError, SeriesError, SeriesRejected
-from ..imaging.atomic import write_json, write_whole
 from ..scoring.rules import find_rule
+from ..system.atomic import write_json, write_whole
 from . import outputs, previews, stages
 from .case import Case, Stop
 from .results import CSV, PARQUET

@@ -9,9 +9,9 @@ from typing import Any
 from ..dicom import MeasuredCalcium, MeasuredLesion, write_structured_report
 from ..errors import WorkflowError
 from ..imaging import Geometry
+from ..system.nearest import nearest
 from .case import Case
 from .cautions import cautions
-from .options import nearest
 
 SEG_NAME = "cac.seg.dcm"
 REPORT_NAME = "DeepCAC.report.json"

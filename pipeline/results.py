@@ -13,8 +13,8 @@ from typing import Any
 
 from ..dicom import readable
 from ..errors import InputError
-from ..imaging.atomic import atomic_path
-from ..imaging.foreign import foreign
+from ..system.atomic import atomic_path
+from ..system.foreign import foreign
 from .case import Case
 from .cautions import cautions
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ..dicom import Series
 from ..errors import InputError, InputUnreadable, OutputInsideInput, OutputMismatch
 from ..imaging import Geometry
-from ..imaging.atomic import output_errors, remove_leftovers, write_json
-from ..imaging.foreign import foreign, read_json
+from ..system.atomic import output_errors, remove_leftovers, write_json
+from ..system.foreign import foreign, read_json
 from . import outputs
 from .case import Case, Stop
 from .chain import PHASES, Chain, build_chain, provenance_of, series_folder

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 from ..errors import WorkflowError
-from ..imaging.foreign import MAX_YAML, foreign, parse_yaml, read_bytes
-from .options import nearest
+from ..system.foreign import MAX_YAML, foreign, parse_yaml, read_bytes
+from ..system.nearest import nearest
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,10 +75,10 @@ def quick_results(simulated: Path, tmp_path: Path) -> Path:
     from dataclasses import asdict
 
     from deepcac2.dicom import discover
-    from deepcac2.imaging.atomic import write_json
     from deepcac2.pipeline.case import Case
     from deepcac2.pipeline.results import result_row, write_parquet
     from deepcac2.pipeline.stages import check_headers
+    from deepcac2.system.atomic import write_json
 
     rows = []
     for series in discover(simulated).series:
@@ -156,12 +156,12 @@ def dashboard_results(simulated: Path, tmp_path_factory: pytest.TempPathFactory)
     """Results to look at: a scored case with its files and a caution, and 700 rows with all that may be in a
     row."""
     from deepcac2.dicom import discover, make_finding, read_segmentation, read_series
-    from deepcac2.imaging.atomic import write_json
     from deepcac2.pipeline import Case
     from deepcac2.pipeline.outputs import DETAILS_NAME, PREVIEW_NAME, details
     from deepcac2.pipeline.previews import preview
     from deepcac2.pipeline.results import ResultRow, result_row, write_parquet
     from deepcac2.scoring import risk_group, score
+    from deepcac2.system.atomic import write_json
 
     folder = tmp_path_factory.mktemp("dashboard")
     series = next(s for s in discover(simulated).series if s.modality == "CT")
@@ -212,6 +212,46 @@ def dashboard_results(simulated: Path, tmp_path_factory: pytest.TempPathFactory)
     )
     write_parquet(folder / "results.parquet", [*rows, unreadable])
     return folder
+
+
+@pytest.fixture(scope="session")
+def trial(made_once: Maker) -> Path:
+    """Two persons with calcium, two visits or three, two kernels; one series of each person is unfit."""
+
+    from deepcac2.cli.main import main
+
+    def make(folder: Path) -> None:
+        command = ["simulate", str(folder / "trial"), "--trial", "--patients", "2", "--seed", "3"]
+        assert main([*command, "--size", "96", "--slices", "64"]) == 0
+
+    return made_once("nlst", make) / "trial"
+
+
+@pytest.fixture(scope="session")
+def cohort(trial: Path, made_once: Maker) -> Path:
+    """The paper's selection of the trial."""
+
+    from deepcac2.cli.main import main
+
+    def make(folder: Path) -> None:
+        index, table = folder / "headers.parquet", folder / "cohort.csv"
+        assert main(["inspect", str(trial / "ct"), "--index", str(index)]) == 0
+        assert main(["cohort", "select", str(index), "-o", str(table)]) == 0
+
+    return made_once("cohort", make) / "cohort.csv"
+
+
+@pytest.fixture(scope="session")
+def results(trial: Path, cohort: Path, made_once: Maker) -> Path:
+    """A run of what was selected."""
+
+    from deepcac2.cli.main import main
+
+    def make(folder: Path) -> None:
+        command = ["run", str(trial / "ct"), str(folder / "results"), "--only", str(cohort)]
+        assert main([*command, "--allow", "coarse-pixels"]) == 0  # a field of 96 pixels, for speed
+
+    return made_once("results", make) / "results"
 
 
 @pytest.fixture(scope="session")

@@ -24,15 +24,15 @@ import torch
 
 from ..errors import TrainingError, WeightsError
 from ..imaging import Geometry, Volume
-from ..imaging.atomic import write_json
 from ..imaging.masks import widened
 from ..imaging.orientation import to_canonical
 from ..imaging.resampling import resample
 from ..models.calcium import WINDOW_HU, CalciumModel, crop_grid, to_crop
 from ..models.heart import HeartModel
 from ..pipeline.chain import describe_device
-from ..pipeline.gpu import GpuMeter
 from ..pipeline.stages import heart_centre
+from ..system.atomic import write_json
+from ..system.gpu import GpuMeter
 from ..weights import WeightSet, resolve, stated_window, write_description
 from .calcium_recipe import CalciumRecipe
 from .datasets import AnnotatedSource, annotated_sources

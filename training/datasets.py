@@ -33,7 +33,7 @@ from ..dicom.segmentation import SEGMENTATION_SOP_CLASSES, read_segmentation, re
 from ..errors import InputError, NoDicomFound, SeriesError, TrainingError
 from ..imaging import Volume
 from ..imaging.files import read_image, volume_from_image
-from ..imaging.foreign import foreign, read_json
+from ..system.foreign import foreign, read_json
 
 log = logging.getLogger(__name__)
 

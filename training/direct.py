@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..imaging.atomic import write_json, write_whole
 from ..imaging.files import read_image
 from ..imaging.orientation import ORIENTATIONS
 from ..models.calcium import WINDOW_HU
 from ..models.direct import BOX_WINDOW_HU, SlicePresence, SliceRegressor, box_input
+from ..system.atomic import write_json, write_whole
 from ..weights import write_description
 from .calcium import crop_origin, make_calcium_cache
 from .domain import simulated_domain

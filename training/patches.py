@@ -27,9 +27,9 @@ import numpy.typing as npt
 import torch
 
 from ..errors import TrainingError
-from ..imaging.atomic import remove_leftovers, write_json, write_whole
 from ..imaging.tiling import Corner, patch_corners
 from ..models.calcium import CANDIDATE_HU, CROP_SHAPE, PATCH_SHAPE, PATCH_STEP, WINDOW_HU, Window
+from ..system.atomic import remove_leftovers, write_json, write_whole
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import WorkflowError
-from ..imaging.foreign import MAX_YAML, parse_yaml, read_bytes
-from ..pipeline.options import nearest
+from ..system.foreign import MAX_YAML, parse_yaml, read_bytes
+from ..system.nearest import nearest
 
 T = TypeVar("T")
 

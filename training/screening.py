@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..imaging.atomic import write_json
 from ..imaging.orientation import ORIENTATIONS
 from ..models.calcium import CANDIDATE_HU, WINDOW_HU
 from ..models.screening import SliceUNet, highest_threshold, joined_probability
+from ..stats.thresholds import highest_keeping
+from ..system.atomic import write_json
 from ..weights import write_description
 from .calcium import crop_origin, make_calcium_cache
 from .calcium_recipe import LOSSES, CalciumRecipe
 from .domain import simulated_domain
 from .export import write_networks
 from .loop import run_steps
-from .metrics import highest_keeping
 from .patches import CALCIUM, CropCache, split_patients
 from .recipe import build
 from .slices import CalciumSlices, SliceLook

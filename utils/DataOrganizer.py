@@ -15,13 +15,13 @@ from mhubio.core import Instance
 from mhubio.modules.organizer.DataOrganizer import DataOrganizer as Organizer
 
 from ..imaging import Geometry
-from ..imaging.atomic import atomic_path
 from ..pipeline.case import Case
 from ..pipeline.chain import Organise, run_stage, target_paths
 from ..pipeline.outputs import DETAILS_NAME
 from ..pipeline.results import CSV, PARQUET, STATUSES, ResultRow, unreadable_row, write_table
 from ..pipeline.run import RUN_FILE, Job, settle_output, write_run
 from ..pipeline.workflow import TARGET_ROLES
+from ..system.atomic import atomic_path
 from .handover import (
     ATTENTION,
     CALCIUM,

@@ -17,11 +17,11 @@ from ..dicom import Discovery, Series, SliceRef, discover, safe_name
 from ..dicom.files import copied, open_archive, open_slice, opened
 from ..dicom.names import printable
 from ..errors import OutputUnwritable
-from ..imaging.atomic import output_errors, write_whole
 from ..pipeline.case import Case
 from ..pipeline.chain import patient_folder, run_stage
 from ..pipeline.run import check_folders
 from ..pipeline.stages import check_headers
+from ..system.atomic import output_errors, write_whole
 from .handover import CASE, CASE_FILE, REJECTED, case_to_json, log_stop, workflow_of, write_case
 
 

@@ -9,10 +9,10 @@ from typing import Any
 from mhubio.core import IO, Instance, InstanceData, Module
 
 from ..errors import WorkflowError
-from ..imaging.atomic import write_json
 from ..pipeline.chain import provenance_of
 from ..pipeline.outputs import SR_NAME, report, write_sr
 from ..pipeline.workflow import ReportExporterOptions
+from ..system.atomic import write_json
 from .handover import CASE, SEGMENTATION, for_each_case, read_case, workflow_of
 
 

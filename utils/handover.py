@@ -28,12 +28,12 @@ from ..dicom import Finding, Series, safe_name
 from ..dicom.names import printable
 from ..errors import DeepCACError, MaskMismatch, WorkflowError
 from ..imaging import Geometry, Volume
-from ..imaging.atomic import write_whole
 from ..imaging.files import read_image, write_image
 from ..pipeline.case import Case, Stop
 from ..pipeline.chain import run_stage
 from ..pipeline.workflow import MODULES, AGSCalculatorOptions, Workflow, is_target
 from ..scoring import CalciumScore
+from ..system.atomic import write_whole
 
 CASE = "json:mod=case"
 CT = "nifti:mod=ct"

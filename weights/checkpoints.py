@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import WeightsMissing, WeightsUnsupported
-from ..imaging.foreign import foreign, read_bytes
+from ..system.foreign import foreign, read_bytes
 
 if TYPE_CHECKING:
     import torch

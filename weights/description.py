@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import WeightsError, WeightsMissing
-from ..imaging.atomic import write_json
-from ..imaging.foreign import read_json
+from ..system.atomic import write_json
+from ..system.foreign import read_json
+from ..system.hashing import sha256_of
 
 DESCRIPTION = "weights.json"
 ROLES = ("heart", "calcium", "screening", "direct")
@@ -128,15 +129,6 @@ class WeightSet:
     def identity(self) -> dict[str, str]:
         """What a result says it was made with; results of equal identities may stand in one folder."""
         return {"name": self.name, "sha256": self.hash, "description_sha256": self.description}
-
-
-def sha256_of(path: Path) -> str:
-    """sha256 of a file's content, 64 lower-case hex digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def set_hash(files: Mapping[str, str]) -> str:

@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import WeightsMissing, WeightsUnsupported
-from ..imaging.foreign import foreign
+from ..system.foreign import foreign
+from ..system.hashing import sha256_of
 from .checkpoints import checked_tensors, read_checkpoint, read_plain_pickle
-from .description import WeightSet, sha256_of
+from .description import WeightSet
 from .nnunet_v2 import heart_labels, text_of, write_heart_set
 
 if TYPE_CHECKING:

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import WeightsError, WeightsMissing, WeightsUnsupported
-from ..imaging.atomic import json_bytes, output_errors, write_whole
-from ..imaging.foreign import foreign, read_json
+from ..system.atomic import json_bytes, output_errors, write_whole
+from ..system.foreign import foreign, read_json
+from ..system.hashing import sha256_of
 from .checkpoints import checked_tensors, read_checkpoint
-from .description import WeightSet, sha256_of, write_description
+from .description import WeightSet, write_description
 
 if TYPE_CHECKING:
     import torch

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import WeightsAltered, WeightsError, WeightsMissing, WeightsUnsupported
-from ..imaging.foreign import parse_json
-from .description import DESCRIPTION, Domain, Range, WeightSet, describe, sha256_of
+from ..system.foreign import parse_json
+from ..system.hashing import sha256_of
+from .description import DESCRIPTION, Domain, Range, WeightSet, describe
 from .manifest import PACKAGE_FOLDER, default_entry, load_manifest, user_folder
 
 if TYPE_CHECKING:

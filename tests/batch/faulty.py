@@ -22,11 +22,11 @@ from deepcac2.batch.ledger import OutputLock, Shard
 from deepcac2.batch.run import Means, RunSummary, run_found
 from deepcac2.dicom import Discovery, Series
 from deepcac2.errors import DiskFull, SeriesRejected
-from deepcac2.imaging.atomic import write_whole
 from deepcac2.pipeline import Workflow
 from deepcac2.pipeline.case import Case
 from deepcac2.pipeline.chain import PHASES, Chain
 from deepcac2.pipeline.run import Job
+from deepcac2.system.atomic import write_whole
 
 PAUSE = 0.02
 

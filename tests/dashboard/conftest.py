@@ -52,12 +52,12 @@ class ViewerCase:
 def viewer_case(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> ViewerCase:
     """A simulated patient, named in every way that headers know, with its true masks as result."""
     from deepcac2.dicom import discover, read_segmentation, read_series, write_segmentation
-    from deepcac2.imaging.atomic import write_json
     from deepcac2.pipeline import Case
     from deepcac2.pipeline.outputs import DETAILS_NAME, details
     from deepcac2.pipeline.results import result_row, write_parquet
     from deepcac2.pipeline.stages import check_headers
     from deepcac2.scoring import score
+    from deepcac2.system.atomic import write_json
 
     home = tmp_path_factory.mktemp("viewer")
     ct, results = home / "ct", home / "results"

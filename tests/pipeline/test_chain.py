@@ -23,10 +23,10 @@ from deepcac2.errors import (
     WeightsMissing,
     WorkflowError,
 )
-from deepcac2.imaging.atomic import write_whole
 from deepcac2.pipeline import Case, Workflow
 from deepcac2.pipeline.chain import Chain, Stage
 from deepcac2.pipeline.run import Job, Settled, finished
+from deepcac2.system.atomic import write_whole
 
 HEADERS = (Finding(code="kvp", message="taken at 100 kV", fatal=False),)
 SERIES = Series(series_uid="1.2.3", patient_id="P1", kvp=100.0, findings=HEADERS)
