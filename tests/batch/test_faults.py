@@ -193,6 +193,7 @@ def check_killed_run(tmp_path: Path, count: int, kills: int) -> None:
     assert left == {p.name for p in (tmp_path / "undisturbed").rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_loses_nothing(tmp_path: Path) -> None:
     check_killed_run(tmp_path, count=40, kills=3)
 

@@ -267,7 +267,13 @@ def test_ball_is_found_and_measured(balls):
     assert scipy.ndimage.label(found.mask)[1] == 1
 
 
-@pytest.mark.parametrize("order", list(permutations(range(3))))
+@pytest.mark.parametrize(
+    "order",
+    [
+        pytest.param(order, marks=() if order in ((0, 1, 2), (2, 0, 1)) else pytest.mark.slow)
+        for order in permutations(range(3))
+    ],
+)
 def test_orientation_does_not_matter(balls, order):
     volume = _scene(_grid(), (20.0, -30.0, 15.0), 40.0)
     reference = balls.predict(volume)

@@ -134,6 +134,7 @@ def test_a_heart_found_elsewhere_in_a_chest_is_refused(
     assert objection(surroundings(patient, moved(heart, (by[0], by[1], by[2])))) is not None, where
 
 
+@pytest.mark.slow
 def test_orientation_of_the_array_does_not_matter(patient: Volume) -> None:
     from dataclasses import replace
 

@@ -15,6 +15,7 @@ def patients() -> list[Anatomy]:
     return [sample_anatomy(s) for s in range(100)]
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_lung_screening() -> None:
     """About a quarter without calcium and a long tail."""
     anatomy = sample_anatomy(1)
@@ -32,6 +33,7 @@ def test_scores_are_those_of_lung_screening() -> None:
     assert shares["LAD"] > shares["RCA"] > shares["LCX"] > shares["LM"] > 0.02
 
 
+@pytest.mark.slow
 def test_plaques_reach_from_dots_to_long_ones_and_from_faint_to_dense() -> None:
     anatomy = sample_anatomy(1)
     lesions = [
@@ -49,6 +51,7 @@ def test_plaques_reach_from_dots_to_long_ones_and_from_faint_to_dense() -> None:
     assert 1000 < hu.max() < METAL_HU
 
 
+@pytest.mark.slow
 def test_plaques_lie_on_their_artery(patients: list[Anatomy]) -> None:
     for patient in patients[:25]:
         for lesion in patient.lesions:

@@ -65,6 +65,7 @@ def test_what_lies_far_outside_the_chest_stays_a_number() -> None:
     assert patient.volume.hu.min() < -900
 
 
+@pytest.mark.slow
 def test_a_drawing_that_is_not_finite_is_refused(coarse: SimulatedPatient) -> None:
     scan = replace(sample_acquisition(SEED), hardening=float("nan"))
     with pytest.raises(ArithmeticError, match=f"patient {SEED} holds values that are not numbers"):
@@ -131,6 +132,7 @@ def test_every_lesion_voxel_is_near_a_listed_lesion(fine: SimulatedPatient) -> N
     assert np.median(distance) < 8
 
 
+@pytest.mark.slow
 def test_a_quiet_scan_shows_calcium_at_130_hu_and_more(fine: SimulatedPatient) -> None:
     scan = Acquisition(
         kernel="B30f", thickness=2.5, increment=2.5, field_of_view=360.0, centre=(0.0, 0.0), below=50.0,

@@ -14,6 +14,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 def test_an_interrupted_trial_goes_on_with_the_next_person(tmp_path: Path) -> None:
     small = {"persons": 2, "seed": 3, "size": 32, "slices": 36}
 

@@ -141,6 +141,7 @@ def test_crops_are_what_inference_sees() -> None:
     np.testing.assert_array_equal(again[1], label)
 
 
+@pytest.mark.slow
 def test_simulated_patients_become_crops(tmp_path: Path) -> None:
     recipe = replace(TINY, patients=1, first_seed=3)
     (source,) = crop_sources(recipe, [], [], HeartFinder("bundled", CPU))
@@ -156,6 +157,7 @@ def off_centre(label: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     return ((index.min(axis=0) + index.max(axis=0)) / 2 - (np.array(label.shape) - 1) / 2) * (2.5, 0.7, 0.7)
 
 
+@pytest.mark.slow
 def test_the_heart_of_a_simulated_patient_lies_in_the_crop_as_at_inference() -> None:
     """Patient 31's box has its middle 8 and 7 mm off the centre of gravity along y and z."""
     hu, label = simulated_crop(31, replace(TINY, heart_margin_mm=0.0, centre_jitter_mm=0.0))
@@ -328,6 +330,7 @@ def test_it_learns(scans: Path, work: Path, tmp_path: Path) -> None:
     assert float(losses(tmp_path)[-1]["validation_dice"]) > 0.1
 
 
+@pytest.mark.slow
 def test_a_training_can_begin_with_weights(scans: Path, work: Path, tmp_path: Path) -> None:
     """With a learning rate of nothing the network stays what it began as."""
     shutil.copytree(work / "crops", tmp_path / "crops")
