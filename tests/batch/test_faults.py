@@ -45,7 +45,8 @@ def files(output: Path) -> dict[str, bytes]:
     return {p.relative_to(output).as_posix(): p.read_bytes() for p in output.rglob("result.txt")}
 
 
-@pytest.mark.parametrize("prefetch", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("prefetch", [0, 1])
 def test_whatever_kills_a_worker_costs_one_series_at_most(tmp_path: Path, prefetch: int) -> None:
     faults = {2: "segfault", 5: "kill", 7: "exit", 9: "memory", 11: "error", 13: "reject", 15: "once-kill"}
     summary = run(tmp_path / "out", 18, faults, prefetch=prefetch)
@@ -63,7 +64,8 @@ def test_whatever_kills_a_worker_costs_one_series_at_most(tmp_path: Path, prefet
     assert summary.statistics.deaths == 7
 
 
-@pytest.mark.parametrize("fault", [pytest.param("hang", marks=pytest.mark.slow), "deaf"])
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["hang", "deaf"])
 def test_a_worker_that_hangs_is_stopped(tmp_path: Path, fault: str) -> None:
     summary = run(tmp_path / "out", 4, {1: fault}, timeout=15.0, retries=0)
     rows = outcomes(summary)

@@ -11,9 +11,10 @@ import scipy.stats
 from sklearn.metrics import accuracy_score, cohen_kappa_score, confusion_matrix
 
 from deepcac2.errors import InputError
+from deepcac2.reporting.agreement_figures import agreement_figures
 from deepcac2.reporting.statistics import agreement_page
 from deepcac2.stats.agreement import group_names
-from deepcac2.stats.columns import compare_columns, figures
+from deepcac2.stats.columns import compare_columns
 from deepcac2.stats.tables import read_table
 
 
@@ -78,5 +79,5 @@ def test_many_rows_are_drawn_too() -> None:
     rng = np.random.default_rng(0)
     a = rng.exponential(200, 3000)
     study = compare_columns(frame(a * rng.uniform(0.8, 1.2, 3000), a), ai="ai", reference="manual")
-    assert all(p.startswith(b"\x89PNG") for p in figures(study).values())
+    assert all(p.startswith(b"\x89PNG") for p in agreement_figures(study).values())
     assert group_names((0, 100, 300))[3].startswith("3")
