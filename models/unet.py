@@ -139,4 +139,5 @@ class _Beside(nn.Module):
         self.submodule = below
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([x, self.submodule(x)], dim=1)
+        joined: torch.Tensor = torch.cat([x, self.submodule(x)], dim=1)
+        return joined
