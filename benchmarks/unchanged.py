@@ -29,7 +29,8 @@ import numpy as np
 import pydicom
 import SimpleITK as sitk
 
-WORKFLOWS = "default,screening,direct,cascade"
+WORKFLOWS = ("default,screening,direct", "cascade")
+"""Runs; the workflows of one are done together."""
 VOLATILE_KEYS = {"seconds", "deepcac2", "deepcac2_version", "device", "workflow_fingerprint"}
 VOLATILE_ELEMENTS = {
     *(
@@ -64,13 +65,13 @@ def main() -> int:
         folders = list(args.folders)
         if args.simulate:
             folders.append(Path(scratch) / "simulated")
-            deepcac2("simulate", folders[-1], "--patients", args.simulate, "--seed", 100)
+            deepcac2("simulate", folders[-1], "--patients", args.simulate, "--seed", 100, "--size", 256)
         for folder in folders:
-            out = Path(scratch) / "results" / folder.name
-            deepcac2(
-                "run", folder, out, "--workflow", WORKFLOWS, "--devices", "cpu", "--keep", "nifti", "--quiet"
-            )
-            notes |= {f"{folder.name}/{key}": value for key, value in digest(out)}
+            for workflow in WORKFLOWS:
+                out = Path(scratch) / "results" / folder.name / workflow
+                options = ("--workflow", workflow, "--devices", "cpu", "--keep", "nifti", "--quiet")
+                deepcac2("run", folder, out, *options)
+                notes |= {f"{folder.name}/{workflow}/{key}": value for key, value in digest(out)}
     args.notes.write_text(json.dumps(notes, indent=0, sort_keys=True))
     print(f"{len(notes)} values noted")
     return 0
