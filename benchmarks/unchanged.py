@@ -31,6 +31,8 @@ import SimpleITK as sitk
 
 WORKFLOWS = ("default,screening,direct", "cascade")
 """Runs; the workflows of one are done together."""
+ALLOWED = ("--allow", "coarse-pixels")
+"""Small simulated scans have coarse pixels."""
 VOLATILE_KEYS = {"seconds", "deepcac2", "deepcac2_version", "device", "workflow_fingerprint"}
 VOLATILE_ELEMENTS = {
     *(
@@ -69,7 +71,7 @@ def main() -> int:
         for folder in folders:
             for workflow in WORKFLOWS:
                 out = Path(scratch) / "results" / folder.name / workflow
-                options = ("--workflow", workflow, "--devices", "cpu", "--keep", "nifti", "--quiet")
+                options = ("--workflow", workflow, "--devices", "cpu", "--keep", "nifti", "--quiet", *ALLOWED)
                 deepcac2("run", folder, out, *options)
                 notes |= {f"{folder.name}/{workflow}/{key}": value for key, value in digest(out)}
     args.notes.write_text(json.dumps(notes, indent=0, sort_keys=True))
