@@ -23,8 +23,8 @@ from pebble import ProcessPool
 from pebble.pool.process import WORKERS_NAME
 
 from ..dicom import Series
-from ..pipeline.chain import PHASES
 from ..pipeline.run import Job
+from ..pipeline.step import PHASES
 from . import worker
 from .worker import Finished, Handed, NotBegun, Role, Worker
 
@@ -81,7 +81,7 @@ class InProcess:
     def __init__(self, job: Job, device: str = "cpu") -> None:
         self.names: tuple[str, ...] = ("all",)
         self.counts: tuple[int, ...] = (1,)
-        self._worker = Worker(job, Role(phases=tuple(PHASES), device=device, scratch=Path()))
+        self._worker = Worker(job, Role(phases=PHASES, device=device, scratch=Path()))
 
     def __enter__(self) -> InProcess:
         return self
@@ -147,7 +147,7 @@ class LocalWorkers:
             ]
         else:
             self.names = ("all",)
-            self._stages = [[pool(tuple(PHASES), device=d) for d in devices]]
+            self._stages = [[pool(PHASES, device=d) for d in devices]]
         self.counts: tuple[int, ...] = tuple(sum(p.count for p in stage) for stage in self._stages)
 
     @property

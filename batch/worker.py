@@ -19,8 +19,9 @@ from uuid import uuid4
 from ..dicom import Series
 from ..dicom.names import OneLine
 from ..pipeline.case import Case
-from ..pipeline.chain import PHASES, Chain
+from ..pipeline.chain import Chain
 from ..pipeline.run import Job, Settled
+from ..pipeline.step import PHASES
 from ..system.atomic import output_errors
 from .exchange import put, take
 
@@ -43,7 +44,7 @@ class Role:
     """What a worker does.
 
     Attributes:
-        phases: Its parts of the chain (`pipeline.chain.PHASES`).
+        phases: Its parts of the chain (`pipeline.step.PHASES`).
         device: For the networks, as `choose_device` takes it; "" without ``compute``.
         threads: CPU threads of its computations; 0: as many as the library takes.
         scratch: Folder for cases on their way to the next worker.
@@ -149,7 +150,7 @@ class Worker:
         """
         started = time.perf_counter()
         case = take(task) if isinstance(task, Path) else Case(series=task)
-        last = self.role.phases[-1] == tuple(PHASES)[-1]
+        last = self.role.phases[-1] == PHASES[-1]
         outcome = self.job.advance(case, self._chain, last=last)
         if isinstance(outcome, Settled):
             return Finished(settled=outcome, effort=self._effort(started))
@@ -206,7 +207,7 @@ def silence_libraries() -> None:
 def work(task: Series | Path) -> Handed | Finished | NotBegun:
     """The task of a worker process."""
     worker = _started()
-    computed = worker.role.phases == tuple(PHASES)[-1:]  # only to be written
+    computed = worker.role.phases == PHASES[-1:]  # only to be written
     if not computed and (worker.role.scratch / HALT).exists():
         return NotBegun()
     return worker(task)

@@ -127,7 +127,9 @@ def _series_to_dict(series: Series) -> dict[str, Any]:
 def gates_to_list() -> list[dict[str, Any]]:
     """Every gate as a dictionary, in the order in which they are reported."""
     from ..dicom import GATES
+    from ..pipeline.step import steps
 
+    steps()  # those of other packages may bring gates
     return [
         {"code": g.code, "sentence": g.sentence, "severity": _severity(g.fatal), "overridable": g.overridable}
         for g in GATES.values()

@@ -213,7 +213,7 @@ def chosen_workflow(args: argparse.Namespace, workflow: Workflow) -> Workflow:
     """The workflow with what ``--weights`` and ``--rule`` ask for; also checks ``--allow``."""
     from ..dicom.gates import check_allowed
     from ..errors import WorkflowError
-    from ..pipeline.chain import ROLES as MODULE_ROLES
+    from ..pipeline.step import roles
     from ..scoring import RULES
     from ..system.nearest import nearest
     from ..weights import resolve
@@ -222,7 +222,7 @@ def chosen_workflow(args: argparse.Namespace, workflow: Workflow) -> Workflow:
     if args.rule is not None and args.rule not in RULES:
         raise WorkflowError(f"--rule {args.rule}: no such rule.{nearest(args.rule, RULES)}")
     for name in args.weights:
-        module = next(m for m, role in MODULE_ROLES.items() if role == resolve(name).role)
+        module = next(m for m, role in roles().items() if role == resolve(name).role)
         if workflow.options(module) is None:
             raise WorkflowError(f"--weights {name}: the workflow {workflow.name!r} has no {module}")
         workflow = workflow.with_options(module, weights=name)
@@ -387,8 +387,7 @@ _SHOWN = 40
 
 def _report(summary: RunSummary, log_path: Path, *, quiet: bool) -> None:
     from ..pipeline.cautions import MARK
-    from ..pipeline.outputs import PREVIEW_NAME
-    from ..pipeline.results import CSV
+    from ..pipeline.outputs import CSV, PREVIEW_NAME
 
     console = new_console(soft_wrap=True)
     shown = summary.first(_SHOWN) if summary.table else ()

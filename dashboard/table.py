@@ -20,7 +20,8 @@ from typing import Any, Literal
 import duckdb
 
 from ..errors import DiskFull, InputError, InputUnreadable
-from ..pipeline.results import PARQUET, ResultRow
+from ..pipeline.outputs import PARQUET
+from ..pipeline.results import ResultRow
 from ..system.inside import regular_inside
 from ..system.nearest import nearest
 

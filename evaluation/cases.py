@@ -28,12 +28,15 @@ from ..errors import (
     WorkflowError,
 )
 from ..imaging import Geometry, Volume
+from ..imaging.masks import box_centre
 from ..imaging.noise import noise_sd
 from ..pipeline.case import Case
-from ..pipeline.chain import ROLES, Chain, build_chain, series_folder
+from ..pipeline.chain import Chain, build_chain
+from ..pipeline.facts import CALCIUM, CT, DOMAIN, HEART, SCORE
 from ..pipeline.outputs import DETAILS_NAME
 from ..pipeline.run import read_details
-from ..pipeline.stages import heart_centre
+from ..pipeline.step import roles
+from ..pipeline.writing import series_folder
 from ..scoring import CalciumScore, Rule, risk_group, score
 from ..scoring.lesions import lesion_voxels
 from ..system.foreign import foreign, read_json
@@ -252,7 +255,7 @@ def evaluate_scans(
         raise WorkflowError(f"the workflow {workflow.name!r} scores no calcium mask; {COMPARE}")
     chain = build_chain(workflow, output=Path(), device=device, allow=allow, phases=["compute"])
     cases = _evaluate(data, _InMemory(chain), watch, simulated=simulated)
-    names = {role: module for module, role in ROLES.items()}
+    names = {role: module for module, role in roles().items()}
     return Evaluation(
         cases=cases,
         weights={
@@ -340,18 +343,18 @@ class _InMemory:
             return Prediction(status="rejected", reason=series.rejection.message)
         if volume is None:
             return Prediction(status="failed", reason="the CT is not there")
-        case = self.chain(Case(series=series, volume=volume, findings=series.warnings))
+        case = self.chain(Case(series=series, facts={CT: volume}, findings=series.warnings))
         if case.stop is not None:
             return Prediction(status=case.stop.status, reason=case.stop.reason)
-        found = case.score
+        found = case.get(SCORE)
         return Prediction(
             status="scored",
-            heart=case.heart,
-            calcium=case.calcium,
+            heart=case.get(HEART),
+            calcium=case.get(CALCIUM),
             score=None if found is None else found.total,
             rule=None if found is None else Rule.from_parameters(found.parameters),
             warnings=tuple(f.code for f in case.warnings),
-            off_domain=_outside(case.facts.get("domain")),
+            off_domain=_outside(case.get(DOMAIN)),
         )
 
 
@@ -467,7 +470,7 @@ def _heart(scan: AnnotatedScan, prediction: Prediction) -> dict[str, Any]:
         return {}
     crop = None
     if true.any() and ours.any():
-        crop = math.dist(heart_centre(true, geometry), heart_centre(ours, geometry))
+        crop = math.dist(box_centre(true, geometry), box_centre(ours, geometry))
     return {
         "heart_dice": dice(true, ours),
         "heart_hd95_mm": hausdorff_95(true, ours, geometry),

@@ -18,7 +18,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..models.direct import GROUPS, direct_group
+from ..models.rule_out.step import SCREENING
+from ..models.slice_regression.network import GROUPS, direct_group
+from ..models.slice_regression.step import DIRECT
+from ..pipeline.case import Case
+from ..pipeline.facts import CALCIUM, POSSIBLE_CALCIUM, SCORE
 from ..scoring import score
 from ..stats.agreement import Estimate, agreement, bootstrap, confusion, kappa
 from ..stats.thresholds import highest_keeping
@@ -111,7 +115,7 @@ def run_method(method: str, data: Path, device: str, allow: Sequence[str] = ()) 
         if case.stop is not None:
             cases.append(MethodCase(**known, status=case.stop.status, reason=case.stop.reason))
             continue
-        mask = case.screened if case.calcium is None else case.calcium
+        mask = case.get(CALCIUM if CALCIUM in case else POSSIBLE_CALCIUM)
         cases.append(
             MethodCase(
                 **known,
@@ -126,12 +130,12 @@ def run_method(method: str, data: Path, device: str, allow: Sequence[str] = ()) 
     return MethodResult(method=method, cases=tuple(cases), peak_mb=peak_memory())
 
 
-def _said(case: Any) -> dict[str, Any]:
+def _said(case: Case) -> dict[str, Any]:
     """Score and answer of a case: of the calcium network, else of direct scoring, else of the exclusion."""
-    screening, direct = case.facts.get("screening", {}), case.facts.get("direct")
+    screening, direct, found = case.get(SCREENING, {}), case.get(DIRECT), case.get(SCORE)
     said: dict[str, Any] = {"highest": screening.get("highest"), "excluded": screening.get("excluded")}
-    if case.score is not None:
-        return {**said, "score": case.score.total, "positive": case.score.total > 0}
+    if found is not None:
+        return {**said, "score": found.total, "positive": found.total > 0}
     if direct is not None:
         return {**said, "score": direct["score"], "positive": direct["score"] >= GROUPS[0]}
     return {**said, "positive": screening.get("positive")}

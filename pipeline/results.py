@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import Field, dataclass, fields
+from dataclasses import dataclass, field, make_dataclass
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..dicom import readable
 from ..errors import InputError
@@ -17,73 +17,127 @@ from ..system.atomic import atomic_path
 from ..system.foreign import foreign
 from .case import Case
 from .cautions import cautions
+from .facts import DOMAIN
+from .outputs import CSV, PARQUET
+from .step import columns
 
 STATUSES = ("scored", "rejected", "failed")
-CSV, PARQUET = "results.csv", "results.parquet"
-"""The table's files in the output folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResultRow:
-    """One series of a run.
+class Meaning:
+    """A column of the table: its type, and one sentence for the data dictionary.
 
-    Attributes:
-        status: ``scored``, ``rejected`` (by a quality gate) or ``failed`` (something broke).
-        code, reason: Reason code and sentence of a rejection or failure, "" otherwise.
-        agatston_score: Without unit.
-        risk_group: 0 to 3; risk_group_name in words.
-        caution: What must stand beside the result, sentences joined by ``; `` (`cautions.cautions`).
-        volume_mm3, mass_mg: Of the counted calcium; mass only with a calibration factor.
-        screening_positive: Whether the exclusion found that there may be calcium; None: not asked.
-        direct_score, direct_group: Of direct scoring, 0 to 4 (`models.direct.direct_group`).
-        time_point: ClinicalTrialTimePointID, such as NLST's "T0".
-        noise_hu: Measured inside the heart (`imaging.noise.noise_sd`).
-        off_domain: In what the scan is unlike those that the weights were trained on (``kernel``, ``noise``,
-            ``kvp``, ``slices``, ``field``, ``contrast``; ``unknown`` where a set does not say), joined
-            by ``;``.
-        warnings: Codes of findings that did not reject, joined by ``;``.
-        seconds: Time in all modules together; None where no module came to an end.
-        folder: Its folder relative to the output, "" when it has none.
+    A ``str`` is "" where there is nothing to say, a count 0, and all else None.
     """
 
-    patient_id: str
-    study_uid: str
-    series_uid: str
-    status: str
-    code: str = ""
-    reason: str = ""
-    agatston_score: float | None = None
-    risk_group: int | None = None
-    risk_group_name: str = ""
-    caution: str = ""
-    volume_mm3: float | None = None
-    mass_mg: float | None = None
-    n_lesions: int | None = None
-    heart_volume_ml: float | None = None
-    rule: str = ""
-    screening_positive: bool | None = None
-    direct_score: float | None = None
-    direct_group: int | None = None
-    study_date: str = ""
-    time_point: str = ""
-    series_description: str = ""
-    manufacturer: str = ""
-    model_name: str = ""
-    kernel: str = ""
-    kvp: float | None = None
-    slice_thickness: float | None = None
-    increment: float | None = None
-    n_slices: int = 0
-    noise_hu: float | None = None
-    off_domain: str = ""
-    warnings: str = ""
-    seconds: float | None = None
-    folder: str = ""
-    deepcac2_version: str = ""
-    weights: str = ""
+    name: str
+    kind: type[str | int | float | bool]
+    meaning: str
+    required: bool = False
+
+    @property
+    def annotation(self) -> str:
+        """The type of its values."""
+        plain = self.kind is str or self.name == "n_slices"
+        return self.kind.__name__ if plain else f"{self.kind.__name__} | None"
+
+    @property
+    def default(self) -> str | int | None:
+        """What stands there where there is nothing to say."""
+        return "" if self.kind is str else 0 if self.name == "n_slices" else None
 
 
-COLUMNS = tuple(f.name for f in fields(ResultRow))
+_ABOUT_SERIES = (
+    Meaning(name="patient_id", kind=str, meaning="PatientID of the CT", required=True),
+    Meaning(name="study_uid", kind=str, meaning="StudyInstanceUID of the CT", required=True),
+    Meaning(name="series_uid", kind=str, meaning="SeriesInstanceUID of the CT", required=True),
+    Meaning(name="status", kind=str, meaning="scored, rejected by a quality gate, or failed", required=True),
+    Meaning(
+        name="code",
+        kind=str,
+        meaning="why it was not scored: reason code, see docs/gates.md and docs/errors.md",
+    ),
+    Meaning(name="reason", kind=str, meaning="the same as a sentence"),
+)
+_ABOUT_SCAN = (
+    Meaning(
+        name="caution",
+        kind=str,
+        meaning="what must be known with the result: a gate would have refused it, or a zero of thick slices",
+    ),
+    Meaning(name="study_date", kind=str, meaning="StudyDate, YYYYMMDD"),
+    Meaning(name="time_point", kind=str, meaning="ClinicalTrialTimePointID, such as T0"),
+    Meaning(name="series_description", kind=str, meaning="SeriesDescription"),
+    Meaning(name="manufacturer", kind=str, meaning="Manufacturer"),
+    Meaning(name="model_name", kind=str, meaning="ManufacturerModelName"),
+    Meaning(name="kernel", kind=str, meaning="ConvolutionKernel"),
+    Meaning(name="kvp", kind=float, meaning="KVP, kV"),
+    Meaning(name="slice_thickness", kind=float, meaning="SliceThickness, mm"),
+    Meaning(name="increment", kind=float, meaning="distance of neighbouring slices, mm"),
+    Meaning(name="n_slices", kind=int, meaning="slices"),
+    Meaning(name="noise_hu", kind=float, meaning="standard deviation measured inside the heart, HU"),
+    Meaning(
+        name="off_domain",
+        kind=str,
+        meaning="in what the scan is unlike those that the weights were trained on, joined by ;",
+    ),
+    Meaning(
+        name="warnings", kind=str, meaning="codes of findings that did not reject the series, joined by ;"
+    ),
+    Meaning(name="seconds", kind=float, meaning="time it took"),
+    Meaning(name="folder", kind=str, meaning="folder of the series in this release and in the run's output"),
+    Meaning(name="deepcac2_version", kind=str, meaning="version that made it"),
+    Meaning(
+        name="weights",
+        kind=str,
+        meaning="sets of weights with the first digits of their sha256, joined by ;",
+    ),
+)
+
+MEANINGS: dict[str, Meaning] = {
+    meaning.name: meaning
+    for meaning in (
+        *_ABOUT_SERIES,
+        *(Meaning(name=c.name, kind=c.kind, meaning=c.meaning) for c in columns()),
+        *_ABOUT_SCAN,
+    )
+}
+"""The table's columns: of the series, what the steps add (`step.columns`), and of the scan."""
+
+COLUMNS = tuple(MEANINGS)
+
+if TYPE_CHECKING:
+
+    @dataclass(frozen=True, kw_only=True)
+    class ResultRow:
+        """One series of a run; its attributes are the columns, see `MEANINGS`."""
+
+        patient_id: str
+        study_uid: str
+        series_uid: str
+        status: str
+        code: str
+        reason: str
+        warnings: str
+        folder: str
+        seconds: float | None
+
+        def __init__(self, **values: Any) -> None: ...
+        def __getattr__(self, name: str) -> Any: ...
+
+else:
+    ResultRow = make_dataclass(
+        "ResultRow",
+        [
+            (m.name, m.annotation) if m.required else (m.name, m.annotation, field(default=m.default))
+            for m in MEANINGS.values()
+        ],
+        namespace={"__doc__": "One series of a run; its attributes are the columns, see `MEANINGS`."},
+        frozen=True,
+        kw_only=True,
+    )
+    ResultRow.__module__ = __name__  # so that it can be pickled
 
 
 def result_row(case: Case, *, folder: str = "", provenance: dict[str, Any] | None = None) -> ResultRow:
@@ -93,35 +147,19 @@ def result_row(case: Case, *, folder: str = "", provenance: dict[str, Any] | Non
         folder: As in `ResultRow`.
         provenance: Of the chain (``deepcac2``, ``weights``).
     """
-    series, result, stop = case.series, case.score, case.stop
+    series, stop = case.series, case.stop
     known = {name: getattr(series, name) for name in COLUMNS if hasattr(series, name)}
+    known |= {column.name: column.of(case) for column in columns()}
     known["warnings"] = ";".join(dict.fromkeys(f.code for f in case.warnings))
     made_by = provenance or {"deepcac2": "", "weights": {}}
     weights = (f"{k}:{v['name']}@{v['sha256'][:12]}" for k, v in made_by["weights"].items())
-    domain = case.facts.get("domain", {})
-    scored: dict[str, Any] = {}
-    if result is not None:
-        scored = {
-            "agatston_score": round(result.total, 4),
-            "risk_group": int(result.risk_group),
-            "risk_group_name": result.risk_group.label,
-            "volume_mm3": round(result.volume_mm3, 3),
-            "mass_mg": result.mass_mg,
-            "n_lesions": len(result.lesions),
-            "rule": result.rule,
-        }
-    direct, screening = case.facts.get("direct", {}), case.facts.get("screening", {})
+    domain = case.get(DOMAIN, {})
     return ResultRow(
         **known,
-        **scored,
-        screening_positive=screening.get("positive"),
-        direct_score=direct.get("score"),
-        direct_group=direct.get("group"),
         status="scored" if stop is None else stop.status,
         code="" if stop is None else stop.code,
         reason="" if stop is None else stop.reason,
         caution="; ".join(cautions(case)) if stop is None else "",
-        heart_volume_ml=case.facts.get("heart_volume_ml"),
         n_slices=len(series.slices),
         noise_hu=domain.get("scan", {}).get("noise_hu"),
         off_domain=";".join(domain.get("outside", {})),
@@ -183,11 +221,6 @@ def no_formula(value: Any) -> Any:
 _ROWS_AT_ONCE = 5000
 
 
-def _kind(column: Field[Any]) -> str:
-    """What a column of `ResultRow` holds where it holds something: ``"float"`` of ``float | None``."""
-    return str(column.type).split(" ")[0]
-
-
 def write_parquet(path: Path, rows: Iterable[ResultRow]) -> None:
     """Write the table as Parquet with the same columns, whole or not at all.
 
@@ -197,8 +230,8 @@ def write_parquet(path: Path, rows: Iterable[ResultRow]) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    kinds = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
-    schema = pa.schema([(f.name, kinds[_kind(f)]) for f in fields(ResultRow)])
+    kinds = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+    schema = pa.schema([(m.name, kinds[m.kind]) for m in MEANINGS.values()])
     left = iter(rows)
     # an open file, because pyarrow takes no path that is no UTF-8
     with (
@@ -207,8 +240,8 @@ def write_parquet(path: Path, rows: Iterable[ResultRow]) -> None:
         parquet.ParquetWriter(file, schema) as writer,
     ):
         while part := list(islice(left, _ROWS_AT_ONCE)):
-            columns = {name: [getattr(row, name) for row in part] for name in COLUMNS}
-            writer.write_table(pa.table(columns, schema=schema))
+            values = {name: [getattr(row, name) for row in part] for name in COLUMNS}
+            writer.write_table(pa.table(values, schema=schema))
 
 
 def read_parquet(path: Path) -> Iterator[ResultRow]:
@@ -235,15 +268,13 @@ def read_parquet(path: Path) -> Iterator[ResultRow]:
             yield from rows
 
 
-_KINDS: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (float, int), "bool": (bool,)}
-
-
 @cache
 def _types() -> dict[str, tuple[type, ...]]:
     """The types that a column's values may have."""
-    none = type(None)
+    kinds: dict[type, tuple[type, ...]] = {str: (str,), int: (int,), float: (float, int), bool: (bool,)}
     return {
-        f.name: (*_KINDS[_kind(f)], *((none,) if "None" in str(f.type) else ())) for f in fields(ResultRow)
+        m.name: (*kinds[m.kind], *((type(None),) if "None" in m.annotation else ()))
+        for m in MEANINGS.values()
     }
 
 

@@ -16,9 +16,11 @@ from ..system.atomic import output_errors, remove_leftovers, write_json
 from ..system.foreign import foreign, read_json
 from . import outputs
 from .case import Case, Stop
-from .chain import PHASES, Chain, build_chain, provenance_of, series_folder
+from .chain import Chain, build_chain, provenance_of
 from .results import ResultRow, checked_row, result_row
+from .step import PHASES
 from .workflow import Workflow
+from .writing import series_folder
 
 if TYPE_CHECKING:
     import torch
@@ -68,7 +70,7 @@ class Job:
         keys = ("deepcac2", "workflow_fingerprint", "weights", "allowed_gates")
         return {k: self.provenance[k] for k in keys}
 
-    def chain(self, phases: Collection[str] = tuple(PHASES), device: torch.device | None = None) -> Chain:
+    def chain(self, phases: Collection[str] = PHASES, device: torch.device | None = None) -> Chain:
         """Some phases of the chain, models loaded; see `build_chain`."""
         return build_chain(
             self.workflow,

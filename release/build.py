@@ -24,8 +24,8 @@ from typing import IO, Any
 from .. import __version__
 from ..dicom import readable
 from ..errors import InputError, InputUnreadable
-from ..pipeline.outputs import REPORT_NAME
-from ..pipeline.results import PARQUET, ResultRow, read_parquet
+from ..pipeline.outputs import PARQUET, REPORT_NAME
+from ..pipeline.results import MEANINGS, read_parquet
 from ..pipeline.run import RUN_FILE
 from ..system.atomic import atomic_path
 from ..system.foreign import MAX_JSON, foreign, parse_json, read_json
@@ -46,44 +46,6 @@ _DATE = (1980, 1, 1, 0, 0, 0)
 _CHUNK = 1 << 20
 _LEVEL = 1
 """Of deflate: masks are mostly zeros, and more effort costs more time than it saves space."""
-
-_MEANING = {
-    "patient_id": "PatientID of the CT",
-    "study_uid": "StudyInstanceUID of the CT",
-    "series_uid": "SeriesInstanceUID of the CT",
-    "status": "scored, rejected by a quality gate, or failed",
-    "code": "why it was not scored: reason code, see docs/gates.md and docs/errors.md",
-    "reason": "the same as a sentence",
-    "agatston_score": "Agatston score by the rule in the column rule; no unit",
-    "risk_group": "0: score 0; 1: above 0 up to 100; 2: above 100 up to 300; 3: above 300",
-    "risk_group_name": "very low, low, moderate, high",
-    "caution": "what must be known with the result: a gate would have refused it, or a zero of thick slices",
-    "volume_mm3": "volume of the counted calcium, mm3",
-    "mass_mg": "mass of the counted calcium, mg, where a calibration factor was given",
-    "n_lesions": "counted lesions",
-    "heart_volume_ml": "volume of the heart mask, mL",
-    "rule": "scoring rule, see docs/scoring.md",
-    "screening_positive": "whether the exclusion found that there may be calcium; empty: not asked",
-    "direct_score": "Agatston score of direct scoring; empty: not asked",
-    "direct_group": "its risk group: 0: < 1; 1: < 10; 2: < 100; 3: < 400; 4: 400 and more",
-    "study_date": "StudyDate, YYYYMMDD",
-    "time_point": "ClinicalTrialTimePointID, such as T0",
-    "series_description": "SeriesDescription",
-    "manufacturer": "Manufacturer",
-    "model_name": "ManufacturerModelName",
-    "kernel": "ConvolutionKernel",
-    "kvp": "KVP, kV",
-    "slice_thickness": "SliceThickness, mm",
-    "increment": "distance of neighbouring slices, mm",
-    "n_slices": "slices",
-    "noise_hu": "standard deviation measured inside the heart, HU",
-    "off_domain": "in what the scan is unlike those that the weights were trained on, joined by ;",
-    "warnings": "codes of findings that did not reject the series, joined by ;",
-    "seconds": "time it took",
-    "folder": "folder of the series in this release and in the run's output",
-    "deepcac2_version": "version that made it",
-    "weights": "sets of weights with the first digits of their sha256, joined by ;",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,7 +298,7 @@ PatientIDs that no folder can be named after are escaped (`%XX`). Check: `deepca
 
 def _dictionary() -> str:
     lines = [("column", "type", "meaning")]
-    lines += [(f.name, str(f.type).replace(" | None", ""), _MEANING[f.name]) for f in fields(ResultRow)]
+    lines += [(m.name, m.kind.__name__, m.meaning) for m in MEANINGS.values()]
     return _csv(lines)
 
 

@@ -19,8 +19,7 @@ from ..dicom.files import Upto
 from ..dicom.names import safe_name
 from ..dicom.segmentation import open_segmentation, stored_bytes
 from ..errors import DeepCACError, InputError, InputUnreadable
-from ..pipeline.outputs import REPORT_NAME
-from ..pipeline.results import PARQUET
+from ..pipeline.outputs import PARQUET, REPORT_NAME
 from ..scoring import RULES, risk_group, score
 from ..system.foreign import parse_json
 from .build import DICTIONARY, FILES, MANIFEST, SEG_NAME, SELECTION, Release, Selected

@@ -76,8 +76,8 @@ def quick_results(simulated: Path, tmp_path: Path) -> Path:
 
     from deepcac2.dicom import discover
     from deepcac2.pipeline.case import Case
+    from deepcac2.pipeline.reading import check_headers
     from deepcac2.pipeline.results import result_row, write_parquet
-    from deepcac2.pipeline.stages import check_headers
     from deepcac2.system.atomic import write_json
 
     rows = []
@@ -157,6 +157,7 @@ def dashboard_results(simulated: Path, tmp_path_factory: pytest.TempPathFactory)
     row."""
     from deepcac2.dicom import discover, make_finding, read_segmentation, read_series
     from deepcac2.pipeline import Case
+    from deepcac2.pipeline.facts import CALCIUM, CT, HEART, HEART_MEASURES, SCORE
     from deepcac2.pipeline.outputs import DETAILS_NAME, PREVIEW_NAME, details
     from deepcac2.pipeline.previews import preview
     from deepcac2.pipeline.results import ResultRow, result_row, write_parquet
@@ -168,9 +169,10 @@ def dashboard_results(simulated: Path, tmp_path_factory: pytest.TempPathFactory)
     volume = read_series(series).volume
     masks = read_segmentation(simulated / "SIM-0003" / "truth.seg.dcm", volume.geometry)
     scored = score(volume, masks["calcium"])
-    facts = {"heart_volume_ml": 600.0}
+    facts = {CT: volume, HEART: masks["heart"], CALCIUM: masks["calcium"], SCORE: scored}
+    facts[HEART_MEASURES] = {"heart_volume_ml": 600.0}
     allowed = make_finding("derived", "the images are MPR", allow=["derived"])
-    case = Case(series=series, volume=volume, score=scored, facts=facts, findings=(allowed,), **masks)
+    case = Case(series=series, facts=facts, findings=(allowed,))
     place = folder / series.patient_id / series.series_uid
     row = result_row(case, folder=place.relative_to(folder).as_posix())
     provenance = {"deepcac2": "0", "workflow": "default", "workflow_fingerprint": "0", "weights": {}}

@@ -30,8 +30,8 @@ ROOMS = [
     "scoring",
     "stats",
     "weights",
-    "models",
     "pipeline",
+    "models",
     "utils",
     "config",
     "batch",
@@ -57,8 +57,8 @@ NEVER = {
     "scoring": {"pathlib", "system", "dicom"} | LEARNING | MEDICINE | PICTURES,
     "stats": {"imaging", "dicom"} | LEARNING | MEDICINE | PICTURES,
     "weights": {"monai", "nnunetv2", "imaging", "dicom", "scoring", "stats"} | MEDICINE | PICTURES,
-    "models": {"dicom", "scoring", "stats"} | MEDICINE | PICTURES,
     "pipeline": {"monai", "nnunetv2", "matplotlib", "stats"} | MEDICINE,
+    "models": {"scoring", "stats"} | MEDICINE | PICTURES,
     "utils": {"torch", "monai", "nnunetv2", "stats"} | MEDICINE | PICTURES,
     "config": {"numpy"} | LEARNING | MEDICINE,
     "batch": {"monai", "nnunetv2", "numpy", "imaging", "scoring", "weights", "models"} | MEDICINE | PICTURES,
@@ -179,6 +179,19 @@ def test_imports(path: Path) -> None:
         imported = set(imported_rooms(path))
         assert imported <= below, f"{room(path)} may import only {sorted(below)}"
         assert not imported & never, f"{room(path)} has no business with them"
+
+
+def test_a_method_knows_no_other_and_no_step_loads_a_network() -> None:
+    folders = {path.parts[1] for path in modules() if path.parts[0] == "models" and len(path.parts) == 3}
+    assert folders == {"heart", "calcium", "rule_out", "slice_regression"}
+    for path in modules():
+        if path.parts[0] != "models" or len(path.parts) < 3:
+            continue
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.ImportFrom) and node.level == 2:
+                assert (node.module or "").split(".")[0] not in folders, f"{path}:{node.lineno}"
+    loaded = python("import sys\nfrom deepcac2.pipeline.step import steps\nsteps()\nprint(*sys.modules)")
+    assert not LEARNING & set(loaded.split())
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:

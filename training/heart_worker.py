@@ -94,7 +94,7 @@ class HeartPlanner(ExperimentPlanner):  # type: ignore[misc]
     def determine_resampling(
         self, *_args: Any, **_kwargs: Any
     ) -> tuple[Any, dict[str, Any], Any, dict[str, Any]]:
-        """Linear instead of cubic: what `models.heart` does at inference."""
+        """Linear instead of cubic: what `models.heart.network` does at inference."""
         return (
             resample_torch_fornnunet,
             {"is_seg": False, "force_separate_z": False},

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import TrainingError
-from ..models.calcium import build_network
+from ..models.calcium.network import build_network
 from ..system.atomic import write_whole
 from .patches import Batches, CropCache, prefetch
 

@@ -18,9 +18,10 @@ from ..dicom.files import copied, open_archive, open_slice, opened
 from ..dicom.names import printable
 from ..errors import OutputUnwritable
 from ..pipeline.case import Case
-from ..pipeline.chain import patient_folder, run_stage
+from ..pipeline.chain import run_stage
+from ..pipeline.reading import check_headers
 from ..pipeline.run import check_folders
-from ..pipeline.stages import check_headers
+from ..pipeline.writing import patient_folder
 from ..system.atomic import output_errors, write_whole
 from .handover import CASE, CASE_FILE, REJECTED, case_to_json, log_stop, workflow_of, write_case
 

@@ -15,7 +15,7 @@ from deepcac2.dicom import discover, read_series
 from deepcac2.imaging import Geometry, Volume
 from deepcac2.imaging.resampling import centred_grid
 from deepcac2.imaging.tiling import patch_corners
-from deepcac2.models.calcium import (
+from deepcac2.models.calcium.network import (
     CalciumModel,
     build_network,
     crop_grid,

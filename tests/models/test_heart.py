@@ -14,7 +14,7 @@ import torch
 
 from deepcac2.errors import WeightsAltered, WeightsError, WeightsMissing, WeightsUnsupported
 from deepcac2.imaging import Geometry, Volume
-from deepcac2.models.heart import HeartModel, fill_positive, interpolation_matrix, resample
+from deepcac2.models.heart.network import HeartModel, fill_positive, interpolation_matrix, resample
 from deepcac2.weights import WeightSet, resolve, write_description
 from deepcac2.weights.nnunet_v2 import unique_tensors, write_heart_set
 

@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from deepcac2.imaging import Geometry, Volume
 from deepcac2.imaging.orientation import ORIENTATIONS
-from deepcac2.models.screening import (
+from deepcac2.models.rule_out.network import (
     LEAST,
     SEEN,
     ScreeningModel,

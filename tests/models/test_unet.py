@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from deepcac2.models.calcium import build_network
-from deepcac2.models.unet import UNet, is_known
+from deepcac2.models.calcium.network import build_network
+from deepcac2.models.calcium.unet import UNet, is_known
 from deepcac2.weights import resolve
 
 ARCHITECTURES: list[dict[str, Any]] = [

@@ -14,12 +14,12 @@ from deepcac2.dicom import discover, read_series
 from deepcac2.dicom.gates import GATES
 from deepcac2.imaging import Volume
 from deepcac2.imaging.files import volume_from_image
-from deepcac2.pipeline.anatomy import objection, surroundings
-from deepcac2.pipeline.stages import check_heart
+from deepcac2.models.heart.anatomy import objection, surroundings
+from deepcac2.models.heart.step import check_heart
 from deepcac2.simulation import default_geometry, simulate_patient
 
 if TYPE_CHECKING:
-    from deepcac2.models.heart import HeartModel
+    from deepcac2.models.heart.network import HeartModel
 
 _SPEC = importlib.util.spec_from_file_location("zoo", Path(__file__).parents[1] / "zoo.py")
 assert _SPEC is not None
@@ -44,7 +44,7 @@ OTHERS = [g.code for g in GATES.values() if g.overridable and g.code != "chest-i
 def model() -> HeartModel:
     import torch
 
-    from deepcac2.models.heart import HeartModel
+    from deepcac2.models.heart.network import HeartModel
 
     return HeartModel.load("bundled", torch.device("cpu"))
 

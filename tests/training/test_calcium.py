@@ -27,9 +27,9 @@ from deepcac2.dicom.segmentation import read_segmentation
 from deepcac2.errors import TrainingError, WeightsError, WorkflowError
 from deepcac2.imaging import Geometry, Volume
 from deepcac2.imaging.files import write_image
-from deepcac2.models.calcium import CalciumModel, crop_grid, to_crop
-from deepcac2.models.heart import HeartModel
-from deepcac2.pipeline.stages import heart_centre
+from deepcac2.imaging.masks import box_centre
+from deepcac2.models.calcium.network import CalciumModel, crop_grid, to_crop
+from deepcac2.models.heart.network import HeartModel
 from deepcac2.simulation import RARE, default_geometry, has_rare, simulate_patient
 from deepcac2.training.calcium import (
     HeartFinder,
@@ -116,7 +116,7 @@ def test_crops_are_what_inference_sees() -> None:
     """In every orientation: a flipped and transposed scan gives the same crop."""
     hu, labels = scan(1, calcium=True)
     heart, calcium = labels > 0, labels == 2
-    centre = heart_centre(heart, GRID)
+    centre = box_centre(heart, GRID)
     recipe = replace(TINY, heart_margin_mm=0.0)
     crop, label = crop_of(Volume(hu=hu, geometry=GRID), heart, calcium, centre, recipe)
     grid = crop_grid(GRID, centre)
@@ -187,7 +187,7 @@ def test_an_unknown_heart_is_found_by_the_heart_model(
         hu, label = source.make()
     assert "the heart is not annotated" in caplog.text
     mask = HeartModel.load("bundled", CPU).predict(volume).mask
-    expected = crop_of(volume, mask, calcium, heart_centre(mask, volume.geometry), TINY)
+    expected = crop_of(volume, mask, calcium, box_centre(mask, volume.geometry), TINY)
     np.testing.assert_allclose(hu, expected[0], atol=1)
     assert (label == 1).sum() == pytest.approx((expected[1] == 1).sum(), rel=0.02)
 
@@ -311,7 +311,7 @@ def test_a_finished_run_says_how_good_and_how_fast(work: Path) -> None:
 def test_the_exported_set_loads_and_predicts(work: Path) -> None:
     model = CalciumModel.load(resolve(work / "weights", "calcium"), CPU)
     hu, labels = scan(0, calcium=True)
-    centre = heart_centre(labels > 0, GRID)
+    centre = box_centre(labels > 0, GRID)
     prediction = model.predict(Volume(hu=hu, geometry=GRID), centre, keep_probability=True)
     assert prediction.probability is not None
     assert np.isfinite(prediction.probability).all()

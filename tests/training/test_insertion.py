@@ -13,7 +13,7 @@ import torch
 from deepcac2.dicom import discover
 from deepcac2.errors import TrainingError
 from deepcac2.imaging import Geometry
-from deepcac2.models.heart import HeartModel
+from deepcac2.models.heart.network import HeartModel
 from deepcac2.simulation import heart_centroid, simulate_patient
 from deepcac2.simulation.anatomy import sample_anatomy
 from deepcac2.training import insertion

@@ -126,7 +126,7 @@ class _Residual(nn.Module):
             self.residual = nn.Conv3d(into, out, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        beside = self.residual(x)
+        beside: torch.Tensor = self.residual(x)
         through: torch.Tensor = self.conv(x)
         return through + beside
 

@@ -18,24 +18,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..imaging import Geometry, Volume
-from ..imaging.masks import bounding_box
-from ..imaging.orientation import to_canonical
-from ..imaging.resampling import centred_grid, resample, support
-from ..imaging.tiling import Corner, PatchAverage, corners_touching, majority, patch_corners
+from ...imaging import Geometry, Volume
+from ...imaging.masks import bounding_box
+from ...imaging.orientation import to_canonical
+from ...imaging.resampling import centred_grid, resample, support
+from ...imaging.tiling import Corner, PatchAverage, corners_touching, majority, patch_corners
+from ..crop import CANDIDATE_HU, CROP_SHAPE, CROP_SPACING, WINDOW_HU
 from . import unet
 
 if TYPE_CHECKING:
-    from ..weights import WeightSet
+    from ...weights import WeightSet
 
 log = logging.getLogger(__name__)
 
-CROP_SPACING = (2.5, 0.7, 0.7)
-"""Voxel size of the model grid, mm (z, y, x); DeepCAC2 paper: 0.7 × 0.7 × 2.5 mm."""
-CROP_SHAPE = (58, 256, 256)
-"""Voxels of the crop around the heart (z, y, x); DeepCAC2 paper: 256 × 256 × 58."""
-WINDOW_HU = (-135.0, 500.0)
-"""Intensity window, HU; DeepCAC2 paper."""
 PATCH_SHAPE = (16, 64, 64)
 """Patch (z, y, x); DeepCAC2 paper: 64 × 64 × 16."""
 PATCH_STEP = (8, 32, 32)
@@ -44,8 +39,6 @@ THRESHOLD = 0.5
 """Probability from which a voxel is calcium; DeepCAC2 paper."""
 _ROUNDING = 1e-4
 """How much nearer to the threshold than the bound says an average may be, for want of digits."""
-CANDIDATE_HU = 130
-"""HU below which the default rule counts no voxel as calcium (Agatston et al. 1990)."""
 
 Shape = tuple[int, int, int]
 Window = tuple[float, float]
@@ -255,7 +248,7 @@ class CalciumModel:
             WeightsUnsupported: The tensors do not fit the architecture that the set describes.
             WeightsError: The window that it states is none.
         """
-        from ..weights import as_described, load_tensors, stated_window
+        from ...weights import as_described, load_tensors, stated_window
 
         description = weights.metadata
         tensors = load_tensors(weights, "model.safetensors")
@@ -314,7 +307,7 @@ class CalciumModel:
 
         Args:
             volume: The CT.
-            heart_centre: Middle of the heart's box, LPS (x, y, z), mm; see `pipeline.stages.heart_centre`.
+            heart_centre: Middle of the heart's box, LPS (x, y, z), mm; see `imaging.masks.box_centre`.
             region: bool (z, y, x) on the CT's grid; calcium outside it is not looked for. None: the
                 whole crop, as in the paper.
             peak: See `sure_lesions`.

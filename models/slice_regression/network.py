@@ -18,14 +18,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..imaging import Geometry, Volume
-from ..imaging.masks import bounding_box
-from ..imaging.orientation import ORIENTATIONS, Canonical, to_canonical
-from ..imaging.resampling import centred_grid, resample
-from .calcium import CROP_SPACING, WINDOW_HU
+from ...imaging import Geometry, Volume
+from ...imaging.masks import bounding_box
+from ...imaging.orientation import ORIENTATIONS, Canonical, to_canonical
+from ...imaging.resampling import centred_grid, resample
+from ..crop import CROP_SPACING, WINDOW_HU
 
 if TYPE_CHECKING:
-    from ..weights import WeightSet
+    from ...weights import WeightSet
 
 BoolArray = npt.NDArray[np.bool_]
 Box = tuple[slice, slice, slice]
@@ -306,7 +306,7 @@ class DirectModel:
             WeightsUnsupported: The tensors do not fit the architecture that the set describes, or the set
                 was trained with other windows.
         """
-        from ..weights import as_described, load_tensors, require_window
+        from ...weights import as_described, load_tensors, require_window
 
         require_window(weights, WINDOW_HU)
         require_window(weights, BOX_WINDOW_HU, "box_window_hu")

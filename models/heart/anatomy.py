@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..imaging import Volume
-from ..imaging.masks import bounding_box
-from ..imaging.orientation import to_canonical
+from ...imaging import Volume
+from ...imaging.masks import bounding_box
+from ...imaging.orientation import to_canonical
 
 BLOCK_MM = 4.0
 """Size of the blocks in which a scan is looked at, mm."""

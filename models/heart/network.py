@@ -32,10 +32,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..errors import WeightsError, WeightsUnsupported
-from ..imaging import Volume
-from ..imaging.orientation import to_canonical
-from ..weights import WeightSet, load_json, load_tensors, resolve
+from ...errors import WeightsError, WeightsUnsupported
+from ...imaging import Volume
+from ...imaging.orientation import to_canonical
+from ...weights import WeightSet, load_json, load_tensors, resolve
 
 log = logging.getLogger(__name__)
 

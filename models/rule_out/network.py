@@ -20,14 +20,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..imaging import Geometry, Volume
-from ..imaging.masks import bounding_box
-from ..imaging.orientation import ORIENTATIONS, to_canonical
-from ..imaging.resampling import centred_grid, resample, support
-from .calcium import CANDIDATE_HU, CROP_SHAPE, CROP_SPACING, WINDOW_HU
+from ...imaging import Geometry, Volume
+from ...imaging.masks import bounding_box
+from ...imaging.orientation import ORIENTATIONS, to_canonical
+from ...imaging.resampling import centred_grid, resample, support
+from ..crop import CANDIDATE_HU, CROP_SHAPE, CROP_SPACING, WINDOW_HU
 
 if TYPE_CHECKING:
-    from ..weights import WeightSet
+    from ...weights import WeightSet
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -237,7 +237,7 @@ class ScreeningModel:
             WeightsUnsupported: The tensors do not fit the architecture that the set describes, or the set
                 was trained with another window.
         """
-        from ..weights import as_described, load_tensors, require_window
+        from ...weights import as_described, load_tensors, require_window
 
         require_window(weights, WINDOW_HU)
         networks = {}
