@@ -216,44 +216,66 @@ def dashboard_results(simulated: Path, tmp_path_factory: pytest.TempPathFactory)
     return folder
 
 
+class Nlst:
+    """A tiny simulated trial, the paper's selection of it, and a run of that; each made once."""
+
+    def __init__(self, made_once: Maker, persons: int) -> None:
+        self._once, self._persons = made_once, persons
+
+    def trial(self) -> Path:
+        """Persons with calcium, two visits or three, two kernels; one series of each person is unfit."""
+        from deepcac2.cli.main import main
+
+        def make(folder: Path) -> None:
+            command = ["simulate", str(folder / "trial"), "--trial", "--patients", str(self._persons)]
+            assert main([*command, "--seed", "3", "--size", "96", "--slices", "64"]) == 0
+
+        return self._once(f"nlst-{self._persons}", make) / "trial"
+
+    def cohort(self) -> Path:
+        """The paper's selection of the trial."""
+        from deepcac2.cli.main import main
+
+        def make(folder: Path) -> None:
+            index, table = folder / "headers.parquet", folder / "cohort.csv"
+            assert main(["inspect", str(self.trial() / "ct"), "--index", str(index)]) == 0
+            assert main(["cohort", "select", str(index), "-o", str(table)]) == 0
+
+        return self._once(f"cohort-{self._persons}", make) / "cohort.csv"
+
+    def results(self) -> Path:
+        """A run of what was selected."""
+        from deepcac2.cli.main import main
+
+        def make(folder: Path) -> None:
+            command = ["run", str(self.trial() / "ct"), str(folder / "results"), "--only", str(self.cohort())]
+            assert main([*command, "--allow", "coarse-pixels"]) == 0  # a field of 96 pixels, for speed
+
+        return self._once(f"results-{self._persons}", make) / "results"
+
+
 @pytest.fixture(scope="session")
-def trial(made_once: Maker) -> Path:
-    """Two persons with calcium, two visits or three, two kernels; one series of each person is unfit."""
-
-    from deepcac2.cli.main import main
-
-    def make(folder: Path) -> None:
-        command = ["simulate", str(folder / "trial"), "--trial", "--patients", "2", "--seed", "3"]
-        assert main([*command, "--size", "96", "--slices", "64"]) == 0
-
-    return made_once("nlst", make) / "trial"
+def nlst(made_once: Maker) -> Callable[[int], Nlst]:
+    """``nlst(persons)``: see `Nlst`."""
+    return lambda persons: Nlst(made_once, persons)
 
 
 @pytest.fixture(scope="session")
-def cohort(trial: Path, made_once: Maker) -> Path:
-    """The paper's selection of the trial."""
-
-    from deepcac2.cli.main import main
-
-    def make(folder: Path) -> None:
-        index, table = folder / "headers.parquet", folder / "cohort.csv"
-        assert main(["inspect", str(trial / "ct"), "--index", str(index)]) == 0
-        assert main(["cohort", "select", str(index), "-o", str(table)]) == 0
-
-    return made_once("cohort", make) / "cohort.csv"
+def trial(nlst: Callable[[int], Nlst]) -> Path:
+    """See `Nlst.trial`: one person, whose three series are selected."""
+    return nlst(1).trial()
 
 
 @pytest.fixture(scope="session")
-def results(trial: Path, cohort: Path, made_once: Maker) -> Path:
-    """A run of what was selected."""
+def cohort(nlst: Callable[[int], Nlst]) -> Path:
+    """See `Nlst.cohort`."""
+    return nlst(1).cohort()
 
-    from deepcac2.cli.main import main
 
-    def make(folder: Path) -> None:
-        command = ["run", str(trial / "ct"), str(folder / "results"), "--only", str(cohort)]
-        assert main([*command, "--allow", "coarse-pixels"]) == 0  # a field of 96 pixels, for speed
-
-    return made_once("results", make) / "results"
+@pytest.fixture(scope="session")
+def results(nlst: Callable[[int], Nlst]) -> Path:
+    """See `Nlst.results`."""
+    return nlst(1).results()
 
 
 @pytest.fixture(scope="session")

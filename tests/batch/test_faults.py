@@ -73,6 +73,7 @@ def test_a_worker_that_hangs_is_stopped(tmp_path: Path, fault: str) -> None:
     assert set(rows.values()) == {("scored", "")}
 
 
+@pytest.mark.slow
 def test_a_series_that_killed_two_workers_is_set_aside_until_told_otherwise(tmp_path: Path) -> None:
     output, faults = tmp_path / "out", {1: "kill"}
     first = run(output, 3, faults, retries=0)

@@ -60,6 +60,7 @@ def test_plaques_lie_on_their_artery(patients: list[Anatomy]) -> None:
             assert away.max() < patient.coronary_radius + 4
 
 
+@pytest.mark.slow
 def test_distractors_of_every_kind_occur_and_the_same_each_time(patients: list[Anatomy]) -> None:
     kinds = [{x.kind for x in all_distractors(p)} for p in patients]
     everything = set().union(*kinds)
@@ -74,6 +75,7 @@ def test_distractors_of_every_kind_occur_and_the_same_each_time(patients: list[A
         np.testing.assert_array_equal(a.points, b.points)
 
 
+@pytest.mark.slow
 def test_stents_are_tubes_of_metal_around_an_artery(patients: list[Anatomy]) -> None:
     found = 0
     for patient in patients:
