@@ -188,23 +188,28 @@ def steps() -> Mapping[str, Step[Any]]:
 
 
 def _in_order(known: Mapping[str, Step[Any]]) -> dict[str, Step[Any]]:
-    """Phases one after the other; within one, what is read or used first, and else as registered."""
-    left = sorted(known.values(), key=lambda step: PHASES.index(step.phase))
-    ordered: dict[str, Step[Any]] = {}
-    while left:
-        step = next((s for s in left if not any(_precedes(t, s) for t in left if t is not s)), left[0])
-        ordered[step.module] = step
-        left.remove(step)
-    return ordered
+    """Phases one after the other; in one, steps by how many must come before them, and else as registered.
+
+    So one that needs little runs before one that needs much, and its result is there though a gate of the
+    other stops the case.
+    """
+    ordered = sorted(known.values(), key=lambda step: (PHASES.index(step.phase), _depth(step, known)))
+    return {step.module: step for step in ordered}
+
+
+def _depth(step: Step[Any], known: Mapping[str, Step[Any]]) -> int:
+    """Steps in the longest row of those of its phase that must come before this one."""
+    before = [other for other in known.values() if other is not step and _precedes(other, step)]
+    return max((1 + _depth(other, known) for other in before), default=0)
 
 
 def _precedes(first: Step[Any], second: Step[Any]) -> bool:
-    if first.phase != second.phase:
-        return PHASES.index(first.phase) < PHASES.index(second.phase)
+    """Whether a step finds what another of its phase reads or uses, or is named by it."""
     wanted: set[Fact[Any]] = set(second.uses)
     for need in second.reads(second.options()):
         wanted |= set(need) if isinstance(need, tuple) else {need}
-    return bool(wanted & set(first.writes)) or first.module in second.after
+    found = bool(wanted & set(first.writes)) or first.module in second.after
+    return found and first.phase == second.phase
 
 
 def facts() -> dict[str, Fact[Any]]:

@@ -140,6 +140,7 @@ STEP = register(
         phase="compute",
         role="direct",
         reads=lambda options: (CT, HEART) if options.localise == "heart" else (CT,),
+        uses=(HEART,),
         writes=(DIRECT, ATTENTION),
         build=_build,
         shows=_shows,

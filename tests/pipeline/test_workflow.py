@@ -110,6 +110,11 @@ def test_several_workflows_run_each_module_once() -> None:
     both = Workflow.combine([Workflow.load("default"), Workflow.load("direct"), Workflow.load("screening")])
     names = [step.module for step in both.steps]
     assert names == list(steps())
+    # the direct score is there, though metal among the calcium stops the case
+    assert names == [
+        *("DicomImporter", "NiftiConverter", "HeartRunner", "ScreeningRunner", "DirectRunner"),
+        *("DeepCACRunner", "AGSCalculator", "DSegConverter", "ReportExporter", "DataOrganizer"),
+    ]
     labels = [entry["label"] for entry in both.options("ReportExporter").includes]
     assert labels[:2] == ["Predicted Agatston Score", "Predicted Risk Group"]
     assert labels.count("SeriesInstanceUID") == 1
