@@ -95,7 +95,7 @@ register(Step(
 
 WORKFLOW = """
 execute: [DicomImporter, NiftiConverter, ToyRunner, AGSCalculator,
-          DSegConverter, ReportExporter, DataOrganizer, ToyWriter]
+          DSegConverter, ToyWriter, ReportExporter, DataOrganizer]
 modules:
   ToyRunner: {above_hu: 400}
   AGSCalculator: {rule: plain}
