@@ -76,6 +76,12 @@ def solidity(mask: npt.NDArray[np.bool_], geometry: Geometry) -> float:
     return float(len(blocks) / ConvexHull(corners).volume)
 
 
+def middle_of(box: tuple[slice, ...], geometry: Geometry) -> tuple[float, float, float]:
+    """Middle of a box of indices (z, y, x), LPS mm (x, y, z)."""
+    x, y, z = geometry.to_lps([(s.start + s.stop - 1) / 2 for s in box])
+    return float(x), float(y), float(z)
+
+
 def box_centre(mask: npt.NDArray[np.bool_], geometry: Geometry) -> tuple[float, float, float]:
     """Centre of a mask's bounding box, LPS mm (x, y, z).
 
@@ -84,8 +90,7 @@ def box_centre(mask: npt.NDArray[np.bool_], geometry: Geometry) -> tuple[float, 
     Raises:
         ValueError: The mask is empty.
     """
-    x, y, z = geometry.to_lps([(s.start + s.stop - 1) / 2 for s in bounding_box(mask)])
-    return float(x), float(y), float(z)
+    return middle_of(bounding_box(mask), geometry)
 
 
 def region_within(

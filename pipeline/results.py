@@ -19,93 +19,78 @@ from .case import Case
 from .cautions import cautions
 from .facts import DOMAIN
 from .outputs import CSV, PARQUET
-from .step import columns
+from .step import Described, columns
 
 STATUSES = ("scored", "rejected", "failed")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Meaning:
-    """A column of the table: its type, and one sentence for the data dictionary.
-
-    A ``str`` is "" where there is nothing to say, a count 0, and all else None.
-    """
-
-    name: str
-    kind: type[str | int | float | bool]
-    meaning: str
-    required: bool = False
-
-    @property
-    def annotation(self) -> str:
-        """The type of its values."""
-        plain = self.kind is str or self.name == "n_slices"
-        return self.kind.__name__ if plain else f"{self.kind.__name__} | None"
-
-    @property
-    def default(self) -> str | int | None:
-        """What stands there where there is nothing to say."""
-        return "" if self.kind is str else 0 if self.name == "n_slices" else None
-
-
 _ABOUT_SERIES = (
-    Meaning(name="patient_id", kind=str, meaning="PatientID of the CT", required=True),
-    Meaning(name="study_uid", kind=str, meaning="StudyInstanceUID of the CT", required=True),
-    Meaning(name="series_uid", kind=str, meaning="SeriesInstanceUID of the CT", required=True),
-    Meaning(name="status", kind=str, meaning="scored, rejected by a quality gate, or failed", required=True),
-    Meaning(
+    Described(name="patient_id", kind=str, meaning="PatientID of the CT"),
+    Described(name="study_uid", kind=str, meaning="StudyInstanceUID of the CT"),
+    Described(name="series_uid", kind=str, meaning="SeriesInstanceUID of the CT"),
+    Described(name="status", kind=str, meaning="scored, rejected by a quality gate, or failed"),
+    Described(
         name="code",
         kind=str,
         meaning="why it was not scored: reason code, see docs/gates.md and docs/errors.md",
     ),
-    Meaning(name="reason", kind=str, meaning="the same as a sentence"),
+    Described(name="reason", kind=str, meaning="the same as a sentence"),
 )
 _ABOUT_SCAN = (
-    Meaning(
+    Described(
         name="caution",
         kind=str,
         meaning="what must be known with the result: a gate would have refused it, or a zero of thick slices",
     ),
-    Meaning(name="study_date", kind=str, meaning="StudyDate, YYYYMMDD"),
-    Meaning(name="time_point", kind=str, meaning="ClinicalTrialTimePointID, such as T0"),
-    Meaning(name="series_description", kind=str, meaning="SeriesDescription"),
-    Meaning(name="manufacturer", kind=str, meaning="Manufacturer"),
-    Meaning(name="model_name", kind=str, meaning="ManufacturerModelName"),
-    Meaning(name="kernel", kind=str, meaning="ConvolutionKernel"),
-    Meaning(name="kvp", kind=float, meaning="KVP, kV"),
-    Meaning(name="slice_thickness", kind=float, meaning="SliceThickness, mm"),
-    Meaning(name="increment", kind=float, meaning="distance of neighbouring slices, mm"),
-    Meaning(name="n_slices", kind=int, meaning="slices"),
-    Meaning(name="noise_hu", kind=float, meaning="standard deviation measured inside the heart, HU"),
-    Meaning(
+    Described(name="study_date", kind=str, meaning="StudyDate, YYYYMMDD"),
+    Described(name="time_point", kind=str, meaning="ClinicalTrialTimePointID, such as T0"),
+    Described(name="series_description", kind=str, meaning="SeriesDescription"),
+    Described(name="manufacturer", kind=str, meaning="Manufacturer"),
+    Described(name="model_name", kind=str, meaning="ManufacturerModelName"),
+    Described(name="kernel", kind=str, meaning="ConvolutionKernel"),
+    Described(name="kvp", kind=float, meaning="KVP, kV"),
+    Described(name="slice_thickness", kind=float, meaning="SliceThickness, mm"),
+    Described(name="increment", kind=float, meaning="distance of neighbouring slices, mm"),
+    Described(name="n_slices", kind=int, meaning="slices"),
+    Described(name="noise_hu", kind=float, meaning="standard deviation measured inside the heart, HU"),
+    Described(
         name="off_domain",
         kind=str,
         meaning="in what the scan is unlike those that the weights were trained on, joined by ;",
     ),
-    Meaning(
+    Described(
         name="warnings", kind=str, meaning="codes of findings that did not reject the series, joined by ;"
     ),
-    Meaning(name="seconds", kind=float, meaning="time it took"),
-    Meaning(name="folder", kind=str, meaning="folder of the series in this release and in the run's output"),
-    Meaning(name="deepcac2_version", kind=str, meaning="version that made it"),
-    Meaning(
+    Described(name="seconds", kind=float, meaning="time it took"),
+    Described(
+        name="folder", kind=str, meaning="folder of the series in this release and in the run's output"
+    ),
+    Described(name="deepcac2_version", kind=str, meaning="version that made it"),
+    Described(
         name="weights",
         kind=str,
         meaning="sets of weights with the first digits of their sha256, joined by ;",
     ),
 )
 
-MEANINGS: dict[str, Meaning] = {
-    meaning.name: meaning
-    for meaning in (
-        *_ABOUT_SERIES,
-        *(Meaning(name=c.name, kind=c.kind, meaning=c.meaning) for c in columns()),
-        *_ABOUT_SCAN,
-    )
-}
+MEANINGS: dict[str, Described] = {c.name: c for c in (*_ABOUT_SERIES, *columns(), *_ABOUT_SCAN)}
 """The table's columns: of the series, what the steps add (`step.columns`), and of the scan."""
 
 COLUMNS = tuple(MEANINGS)
+
+_ALWAYS = ("patient_id", "study_uid", "series_uid", "status")
+"""Columns that every row is given."""
+
+
+def _default(column: Described) -> str | int | None:
+    """What stands in a column where there is nothing to say: "" for a text, 0 slices, else None."""
+    return "" if column.kind is str else 0 if column.name == "n_slices" else None
+
+
+def _annotation(column: Described) -> str:
+    """The type of a column's values."""
+    return column.kind.__name__ if _default(column) is not None else f"{column.kind.__name__} | None"
+
 
 if TYPE_CHECKING:
 
@@ -130,8 +115,10 @@ else:
     ResultRow = make_dataclass(
         "ResultRow",
         [
-            (m.name, m.annotation) if m.required else (m.name, m.annotation, field(default=m.default))
-            for m in MEANINGS.values()
+            (c.name, _annotation(c))
+            if c.name in _ALWAYS
+            else (c.name, _annotation(c), field(default=_default(c)))
+            for c in MEANINGS.values()
         ],
         namespace={"__doc__": "One series of a run; its attributes are the columns, see `MEANINGS`."},
         frozen=True,
@@ -231,7 +218,7 @@ def write_parquet(path: Path, rows: Iterable[ResultRow]) -> None:
     from pyarrow import parquet
 
     kinds = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
-    schema = pa.schema([(m.name, kinds[m.kind]) for m in MEANINGS.values()])
+    schema = pa.schema([(c.name, kinds[c.kind]) for c in MEANINGS.values()])
     left = iter(rows)
     # an open file, because pyarrow takes no path that is no UTF-8
     with (
@@ -273,8 +260,8 @@ def _types() -> dict[str, tuple[type, ...]]:
     """The types that a column's values may have."""
     kinds: dict[type, tuple[type, ...]] = {str: (str,), int: (int,), float: (float, int), bool: (bool,)}
     return {
-        m.name: (*kinds[m.kind], *((type(None),) if "None" in m.annotation else ()))
-        for m in MEANINGS.values()
+        c.name: kinds[c.kind] if _default(c) is not None else (*kinds[c.kind], type(None))
+        for c in MEANINGS.values()
     }
 
 

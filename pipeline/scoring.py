@@ -116,15 +116,6 @@ def _check_exact(case: Case, rule: str) -> None:
         )
 
 
-def lowest_counted_hu(rule: str | None) -> int | None:
-    """HU from which a rule counts; None: any voxel of the mask may count, also where no rule is named.
-
-    Raises:
-        InputError: No rule has this name.
-    """
-    return None if rule is None else find_rule(rule).threshold
-
-
 def _build(options: AGSCalculatorOptions, context: Context) -> ScoreCalcium:
     return ScoreCalcium(rule=options.rule, calibration_factor=options.calibration_factor, allow=context.allow)
 
@@ -171,7 +162,7 @@ CALCULATOR = register(
         writes=(SCORE,),
         build=_build,
         shows=_shows,
-        counts_from=lambda options: lowest_counted_hu(options.rule),
+        counts_from=lambda options: find_rule(options.rule).threshold,
         columns=(
             Column(
                 name="agatston_score",

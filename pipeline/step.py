@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
@@ -40,37 +41,41 @@ ENTRY_POINTS = "deepcac2.steps"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Column:
-    """What a step adds to the table of results.
+class Described:
+    """A value that results hold under a name.
 
     Attributes:
-        name: Of the column.
+        name: In tables, reports and workflows.
         kind: ``str``, ``int``, ``float`` or ``bool``.
-        meaning: One sentence for the data dictionary, with the unit.
-        of: Its value for a case at its end; None where the case has none, "" for texts.
+        meaning: One sentence, with the unit.
     """
 
     name: str
     kind: type[str | int | float | bool]
     meaning: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column(Described):
+    """What a step adds to the table of results.
+
+    Attributes:
+        of: Its value for a case at its end; None where the case has none, "" for texts.
+    """
+
     of: Callable[[Case], Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Value:
+class Value(Described):
     """What a report may include by name (``data``).
 
     Attributes:
-        name, label: In workflows, and in words.
-        kind: ``int``, ``float``, ``bool`` or ``str``.
-        meaning: One sentence.
+        label: In words.
         of: Its value; None where the case has none.
     """
 
-    name: str
     label: str
-    kind: type[str | int | float | bool]
-    meaning: str
     of: Callable[[Case], Any]
 
 
@@ -151,6 +156,10 @@ class Step(Generic[O]):
     shows: Callable[[Case], Shown | None] | None = None
     remarks: Callable[[Case], str | None] | None = None
 
+    def needs(self, options: O) -> tuple[tuple[Fact[Any], ...], ...]:
+        """What it reads: of each tuple, one is enough."""
+        return tuple(need if isinstance(need, tuple) else (need,) for need in self.reads(options))
+
 
 _STEPS: dict[str, Step[Any]] = {}
 
@@ -205,9 +214,7 @@ def _depth(step: Step[Any], known: Mapping[str, Step[Any]]) -> int:
 
 def _precedes(first: Step[Any], second: Step[Any]) -> bool:
     """Whether a step finds what another of its phase reads or uses, or is named by it."""
-    wanted: set[Fact[Any]] = set(second.uses)
-    for need in second.reads(second.options()):
-        wanted |= set(need) if isinstance(need, tuple) else {need}
+    wanted = {*second.uses, *chain.from_iterable(second.needs(second.options()))}
     found = bool(wanted & set(first.writes)) or first.module in second.after
     return found and first.phase == second.phase
 

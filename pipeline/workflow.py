@@ -126,10 +126,9 @@ class Workflow:
         found: set[Fact[Any]] = set()
         for entry in self.steps:
             step = steps()[entry.module]
-            for need in step.reads(entry.options):
-                wanted = set(need) if isinstance(need, tuple) else {need}
-                if not wanted & found:
-                    makers = [m for m, other in steps().items() if wanted & set(other.writes)]
+            for need in step.needs(entry.options):
+                if not found & set(need):
+                    makers = [m for m, other in steps().items() if set(need) & set(other.writes)]
                     raise WorkflowError(
                         f"workflow {self.name!r}: {entry.module} needs {' or '.join(makers)} before it; "
                         "add it to 'execute'"

@@ -27,6 +27,7 @@ from .handover import (
     REJECTED,
     case_from_json,
     case_path,
+    file_of,
     files_of,
     log_stop,
     read_case,
@@ -101,7 +102,7 @@ class DataOrganizer(Organizer):
         """The outputs of an instance in the output folder, by role."""
         paths, written = target_paths(job.workflow, case.series), {}
         for role, query in COPIED.items():
-            if (file := _file(instance, query)) is not None:
+            if (file := file_of(instance, query)) is not None:
                 written[role] = job.output / paths[role]
                 with atomic_path(written[role]) as temporary:
                     shutil.copyfile(file, temporary)
@@ -121,9 +122,3 @@ class DataOrganizer(Organizer):
         for path in paths:
             with suppress(PermissionError):
                 path.chmod(0o777)
-
-
-def _file(instance: Instance, query: str) -> Path | None:
-    """Where a file of an instance lies that a module has written."""
-    found = [Path(data.abspath) for data in instance.data.filter(query, confirmed_only=True)]
-    return found[0] if found else None

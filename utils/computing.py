@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import fields
 from inspect import Parameter, Signature
+from itertools import chain
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -48,7 +49,7 @@ def computing(module: str) -> type[Module]:
                 provenance={},
                 counted_from=counted_from(workflow),
             )
-            self.needs = [*_facts(step.reads(options)), *step.uses]
+            self.needs = [*chain.from_iterable(step.needs(options)), *step.uses]
             self.stage = build_stage(module, options, context)
         if device is not None and step.role is not None:
             weights = resolve(options.weights, step.role)
@@ -92,10 +93,6 @@ def computing(module: str) -> type[Module]:
         default, name = getattr(defaults, field.name), field.name
         made = IO.Config(name, hints[name], default, the=f"see {step.options.__name__}")(made)
     return made
-
-
-def _facts(needs: tuple[Any, ...]) -> list[Fact[Any]]:
-    return [fact for need in needs for fact in (need if isinstance(need, tuple) else (need,))]
 
 
 def _record(value: Value) -> type[ValueOutput]:

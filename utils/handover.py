@@ -190,14 +190,16 @@ def read_case(path: Path, files: Mapping[Fact[Any], Path] | None = None) -> Case
     return case
 
 
+def file_of(instance: Instance, query: str) -> Path | None:
+    """Where a file of an instance lies that a module has written."""
+    found = [Path(data.abspath) for data in instance.data.filter(query, confirmed_only=True)]
+    return found[0] if found else None
+
+
 def files_of(instance: Instance, wanted: Iterable[Fact[Any]]) -> dict[Fact[Any], Path]:
     """Where the images of an instance lie that modules before have written."""
-    found: dict[Fact[Any], Path] = {}
-    for fact in wanted:
-        if fact.image is not None:
-            for data in instance.data.filter(fact.image.query, confirmed_only=True):
-                found.setdefault(fact, Path(data.abspath))
-    return found
+    files = {fact: file_of(instance, fact.image.query) for fact in wanted if fact.image is not None}
+    return {fact: path for fact, path in files.items() if path is not None}
 
 
 def read_geometry(path: Path) -> Geometry | None:

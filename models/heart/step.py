@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ...dicom import Finding, make_finding
 from ...imaging import Geometry, Volume
-from ...imaging.masks import bounding_box, box_centre, solidity
+from ...imaging.masks import bounding_box, middle_of, solidity
 from ...pipeline.case import Case
 from ...pipeline.domain import stated
 from ...pipeline.facts import CT, HEART, HEART_MEASURES
@@ -95,7 +95,7 @@ def check_heart(
     roundness, around = solidity(part, volume.geometry), surroundings(volume, heart)
     facts = {
         "heart_volume_ml": round(millilitres, 1),
-        "heart_centre_lps": [round(c, 2) for c in box_centre(heart, volume.geometry)],
+        "heart_centre_lps": [round(c, 2) for c in middle_of(box, volume.geometry)],
         "heart_median_hu": median,
         "heart_inner_median_hu": blood,
         "heart_solidity": round(roundness, 3),
