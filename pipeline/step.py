@@ -197,13 +197,17 @@ def steps() -> Mapping[str, Step[Any]]:
 
 
 def _in_order(known: Mapping[str, Step[Any]]) -> dict[str, Step[Any]]:
-    """Phases one after the other; in one, steps by how many must come before them, and else as registered.
+    """Phases one after the other; in one, steps by how many must come before them, and else by module.
 
     So one that needs little runs before one that needs much, and its result is there though a gate of the
     other stops the case.
     """
-    ordered = sorted(known.values(), key=lambda step: (PHASES.index(step.phase), _depth(step, known)))
-    return {step.module: step for step in ordered}
+
+    def place(step: Step[Any]) -> tuple[int, int, str, str]:
+        # where it is defined and not when: which module is imported first must not matter
+        return PHASES.index(step.phase), _depth(step, known), step.options.__module__, step.module
+
+    return {step.module: step for step in sorted(known.values(), key=place)}
 
 
 def _depth(step: Step[Any], known: Mapping[str, Step[Any]]) -> int:

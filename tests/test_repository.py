@@ -194,6 +194,12 @@ def test_a_method_knows_no_other_and_no_step_loads_a_network() -> None:
     assert not LEARNING & set(loaded.split())
 
 
+@pytest.mark.parametrize("method", ["heart", "calcium", "rule_out", "slice_regression"])
+def test_the_order_of_steps_does_not_depend_on_what_is_imported_first(method: str) -> None:
+    found = "from deepcac2.pipeline.step import steps\nprint(*steps())"
+    assert python(f"import deepcac2.models.{method}.step\n{found}") == python(found)
+
+
 def test_importing_the_package_loads_nothing_heavy() -> None:
     loaded = python("import sys, deepcac2; print(*{name.split('.')[0] for name in sys.modules})")
     assert not HEAVY & set(loaded.split())
