@@ -22,7 +22,8 @@ from typing import Any
 from ..dicom import Series, safe_name
 from ..errors import DeepCACError, DeviceError
 from ..pipeline.chain import provenance_of
-from ..pipeline.run import RUN_FILE, Job
+from ..pipeline.places import RUN_FILE
+from ..pipeline.run import Job
 from ..pipeline.step import PHASES
 from .local import LOADING_SECONDS, Outcome, WorkerLost
 from .worker import Finished, Handed, NotBegun, Role, Worker, add_log_file, silence_libraries

@@ -25,7 +25,7 @@ from ..system.atomic import output_errors
 from ..system.foreign import parse_json
 
 FOLDER = "logs"
-"""Locks and journal lie beside the logs: no patient's folder has this name (`pipeline.writing`)."""
+"""Locks and journal lie beside the logs: no patient's folder has this name (`pipeline.places`)."""
 JOURNAL = "journal.jsonl"
 QUARANTINE_AFTER = 2
 """Workers that a series may kill before it is set aside."""

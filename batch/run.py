@@ -14,7 +14,7 @@ from typing import Any
 
 from ..dicom import Discovery, Series, chosen, discover
 from ..errors import DeviceError, OutputError
-from ..pipeline.outputs import PARQUET
+from ..pipeline.places import PARQUET
 from ..pipeline.results import STATUSES, ResultRow, read_parquet, unreadable_row, write_table
 from ..pipeline.run import Job, check_folders, settle_output, stored_row, write_run
 from ..pipeline.workflow import Workflow

@@ -234,9 +234,7 @@ MUTATIONS = (
         "if min(right, left) < -1",
         ANATOMY,
     ),
-    Mutation(
-        "previews: coronal z-flip", "pipeline/previews.py", "projected[0][::-1]", "projected[0]", OUTPUTS
-    ),
+    Mutation("previews: coronal z-flip", "outputs/preview.py", "projected[0][::-1]", "projected[0]", OUTPUTS),
     Mutation(
         "previews: what counted",
         "pipeline/scoring.py",

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from deepcac2.pipeline.outputs import PARQUET
+from deepcac2.pipeline.places import PARQUET
 from deepcac2.pipeline.results import ResultRow, read_parquet, write_parquet
 from deepcac2.release.build import FILES
 

@@ -45,7 +45,6 @@ from scipy.ndimage import maximum
 from skimage.measure import label
 
 from deepcac2.dicom import discover
-from deepcac2.dicom.gates import GATES
 from deepcac2.imaging import Geometry
 from deepcac2.imaging.masks import bounding_box, box_centre, widened
 from deepcac2.models.calcium.network import PATCH_SHAPE, THRESHOLD, CalciumModel, crop_grid, normalise
@@ -55,6 +54,7 @@ from deepcac2.models.heart.network import HeartModel
 from deepcac2.pipeline.case import Case
 from deepcac2.pipeline.chain import Chain, build_chain
 from deepcac2.pipeline.facts import CALCIUM, CT, HEART, SCORE
+from deepcac2.pipeline.gates import gates
 from deepcac2.pipeline.operating import operating_point
 from deepcac2.pipeline.workflow import Workflow
 from deepcac2.weights import WeightSet, resolve
@@ -67,7 +67,7 @@ PACKAGES = {
 }
 CONVERTERS = ("plastimatch", "dcm2niix")
 CPU = torch.device("cpu")
-ALLOWED = frozenset(code for code, known in GATES.items() if known.overridable)
+ALLOWED = frozenset(code for code, known in gates().items() if known.overridable)
 """No simulated series is turned away: thin slices are to be compared, too."""
 
 

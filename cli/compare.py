@@ -37,8 +37,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Print the table, and write the report where one is asked for."""
-    from ..dicom.gates import check_allowed
     from ..evaluation.methods import compare_methods, operating_points, table, to_dict
+    from ..pipeline.gates import check_allowed
     from ..pipeline.workflow import Workflow
     from ..reporting.method_figures import write_method_figures
     from ..system.atomic import write_json, write_whole

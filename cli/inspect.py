@@ -66,7 +66,9 @@ def run(args: argparse.Namespace) -> int:
         )
 
     from ..dicom import discover
+    from ..pipeline.gates import check_allowed
 
+    check_allowed(args.allow)
     discovery = discover(args.input, allow=args.allow)
     if args.index is not None:
         from ..cohort.index import write_index
@@ -125,14 +127,12 @@ def _series_to_dict(series: Series) -> dict[str, Any]:
 
 
 def gates_to_list() -> list[dict[str, Any]]:
-    """Every gate as a dictionary, in the order in which they are reported."""
-    from ..dicom import GATES
-    from ..pipeline.step import steps
+    """Every gate as a dictionary, see `pipeline.gates.gates`."""
+    from ..pipeline.gates import gates
 
-    steps()  # those of other packages may bring gates
     return [
         {"code": g.code, "sentence": g.sentence, "severity": _severity(g.fatal), "overridable": g.overridable}
-        for g in GATES.values()
+        for g in gates().values()
     ]
 
 

@@ -88,7 +88,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     add_choices(parser)
     parser.add_argument(
-        "--keep", action="append", default=[], choices=["nifti"], help="also keep CT and masks as NIfTI"
+        "--keep", action="append", default=[], metavar="KIND", help="nifti: also keep CT and masks as NIfTI"
     )
     parser.add_argument("--redo", action="store_true", help="compute everything again")
     screen = parser.add_mutually_exclusive_group()
@@ -211,8 +211,8 @@ def add_allow(parser: argparse._ActionsContainer) -> None:
 
 def chosen_workflow(args: argparse.Namespace, workflow: Workflow) -> Workflow:
     """The workflow with what ``--weights`` and ``--rule`` ask for; also checks ``--allow``."""
-    from ..dicom.gates import check_allowed
     from ..errors import WorkflowError
+    from ..pipeline.gates import check_allowed
     from ..pipeline.step import roles
     from ..scoring import RULES
     from ..system.nearest import nearest
@@ -386,8 +386,9 @@ _SHOWN = 40
 
 
 def _report(summary: RunSummary, log_path: Path, *, quiet: bool) -> None:
+    from ..outputs.preview import PREVIEW
     from ..pipeline.cautions import MARK
-    from ..pipeline.outputs import CSV, PREVIEW_NAME
+    from ..pipeline.places import CSV
 
     console = new_console(soft_wrap=True)
     shown = summary.first(_SHOWN) if summary.table else ()
@@ -407,7 +408,7 @@ def _report(summary: RunSummary, log_path: Path, *, quiet: bool) -> None:
                 console.print(f"  {_short(row)} {row.status}: {note}")
         if summary.done > len(shown):
             console.print(f"  and {summary.done - len(shown)} more in the table")
-        preview = next((p for r in shown if (p := summary.output / r.folder / PREVIEW_NAME).is_file()), None)
+        preview = next((p for r in shown if (p := summary.output / r.folder / PREVIEW.file).is_file()), None)
         if preview is not None:
             console.print(f"preview: {preview}")
     counts = ", ".join(f"{summary.count(s)} {s}" for s in ("scored", "rejected", "failed"))

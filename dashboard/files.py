@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from ..errors import InputUnreadable
-from ..pipeline.outputs import DETAILS_NAME
+from ..pipeline.places import DETAILS_NAME
 from ..system import foreign
 from ..system.inside import regular_inside
 

@@ -19,7 +19,7 @@ from ..dicom.segmentation import SegmentFrames, read_segmentation, segment_frame
 from ..dicom.series import SAME_POSITION_MM, Series, SliceRef, slice_positions
 from ..errors import DeepCACError
 from ..imaging.orientation import to_canonical
-from ..pipeline.previews import plane_picture
+from ..outputs.preview import plane_picture
 from ..scoring import Rule, score
 from .dicomweb import TextErrorRoute, checked_uid
 from .security import Refused, foreign

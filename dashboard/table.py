@@ -20,7 +20,7 @@ from typing import Any, Literal
 import duckdb
 
 from ..errors import DiskFull, InputError, InputUnreadable
-from ..pipeline.outputs import PARQUET
+from ..pipeline.places import PARQUET
 from ..pipeline.results import ResultRow
 from ..system.inside import regular_inside
 from ..system.nearest import nearest

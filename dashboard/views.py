@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..dicom.gates import GATES
 from ..errors import InputUnreadable
-from ..pipeline.outputs import PREVIEW_NAME
+from ..outputs.preview import PREVIEW
+from ..pipeline.gates import gates
 from ..pipeline.results import COLUMNS, no_formula, series_folder
 from ..scoring.result import RiskGroup
 from ..system.inside import regular_inside
@@ -203,7 +203,7 @@ def not_scored(results: Results, selection: Selection) -> list[dict[str, Any]]:
 
 def meaning(code: str) -> str:
     """What a reason code or a warning says, "" where it is no gate's."""
-    return GATES[code].sentence if code in GATES else ""
+    return gates()[code].sentence if code in gates() else ""
 
 
 def export(results: Results, selection: Selection) -> Iterator[str]:
@@ -240,7 +240,7 @@ def picture(folder: Path, row: dict[str, Any]) -> Path | None:
     if place is None:
         return None
     try:
-        return regular_inside(place / PREVIEW_NAME, folder)
+        return regular_inside(place / PREVIEW.file, folder)
     except InputUnreadable:
         return None
 

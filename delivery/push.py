@@ -17,7 +17,7 @@ from pathlib import Path
 from ..batch.ledger import FOLDER, Lines, read_lines, take_lock
 from ..dicom import Discovery, Series, chosen, discover, safe_name
 from ..errors import DestinationUnreachable, InputDamaged, InputError, InputUnreadable, OutputBusy
-from ..pipeline.outputs import PARQUET
+from ..pipeline.places import PARQUET
 from ..pipeline.results import read_parquet, series_folder
 from ..pipeline.run import stored_row
 from ..system.foreign import foreign

@@ -33,7 +33,7 @@ from .files import (
     read_dicom,
     taken,
 )
-from .gates import check_allowed, check_headers, has_geometry, is_ct, is_stray, spectral_sign
+from .gates import check_headers, has_geometry, is_ct, is_stray, spectral_sign
 from .headers import (
     ENHANCED_CT,
     number,
@@ -148,9 +148,7 @@ def discover(root: Path, *, workers: int | None = None, allow: Collection[str] =
     Raises:
         InputUnreadable: `root` does not exist or cannot be read.
         NoDicomFound: Nothing under it is or seems to be DICOM.
-        InputError: `allow` names an unknown gate or one that cannot be overridden.
     """
-    check_allowed(allow)
     root = Path(root)
     if not root.exists():
         raise InputUnreadable(f"{root} does not exist; give a folder, a DICOM file or a zip archive")

@@ -1,16 +1,13 @@
 """Quality gates: every reason for which a series is refused or warned about, and the header checks.
 
 A gate has a stable code, a sentence, a severity and, where going on makes sense, can be overridden with
-``--allow CODE``, which turns its rejection into a warning. The limits and why they are what they are stand
-beside the constants. `check_headers` applies the gates that need headers only; those that need pixels are
-applied by `read_series` (``undecodable``, ``damaged-copy``, ``no-rescale``, ``padding``, ``hu-impossible``,
-``duplicate-slices``, ``blank-slices``) and by the pipeline (``contrast-measured``, ``heart-…``,
-``off-domain-…``), and are registered here so that one table holds them all.
+``--allow CODE``, which turns its rejection into a warning. A gate is declared where it is checked; here stand
+those that `check_headers` applies, which needs headers only. The limits and why they are what they are stand
+beside the constants.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections import Counter, defaultdict
@@ -21,7 +18,6 @@ from datetime import datetime
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import InputError
 from .contrast import contrast_kind
 from .headers import CT_IMAGE, ENHANCED_CT
 from .names import safe_name
@@ -97,258 +93,24 @@ class Gate:
     fatal: bool = True
     overridable: bool = False
 
+    def finding(self, message: str, *, allow: Collection[str] = (), fatal: bool | None = None) -> Finding:
+        """What it has to say about one series; a rejection that can be overridden says how.
 
-GATES: dict[str, Gate] = {
-    gate.code: gate
-    for gate in (
-        Gate(code="not-ct", sentence="The series holds no CT images."),
-        Gate(code="mixed-identity", sentence="Its images name more than one patient or study."),
-        Gate(
-            code="instance-uid",
-            sentence="Images have no SOPInstanceUID, or different ones share one: nothing can refer to them.",
-        ),
-        Gate(code="localizer", sentence="The series is a localizer (scout, topogram, surview)."),
-        Gate(
-            code="spectral",
-            sentence="The images were computed for one energy or material from spectral data "
-            "(mono-energetic, virtual non-contrast): their values are not those of a CT at 120 kV.",
-            overridable=True,
-        ),
-        Gate(
-            code="derived",
-            sentence="The images were derived from others (MPR, MIP, screen capture), not reconstructed "
-            "from the scan.",
-            overridable=True,
-        ),
-        Gate(
-            code="enhanced-multiframe",
-            sentence="A multi-frame file does not say where each of its frames lies.",
-        ),
-        Gate(code="no-geometry", sentence="Position, orientation, spacing or size is missing or wrong."),
-        Gate(code="mixed-size", sentence="The images differ in rows or columns."),
-        Gate(code="mixed-spacing", sentence="The images differ in pixel spacing."),
-        Gate(code="mixed-orientation", sentence="The images differ in orientation."),
-        Gate(code="mixed-position", sentence="The slices do not lie above one another."),
-        Gate(
-            code="gantry-tilt",
-            sentence=f"The gantry was tilted: the stack is sheared by more than {MAX_TILT_DEG:g}°.",
-        ),
-        Gate(
-            code="not-axial",
-            sentence=f"The slices are not axial, rows along left-right (within {MAX_OBLIQUE_DEG:g}°).",
-        ),
-        Gate(
-            code="duplicate-slices",
-            sentence="Several slices lie at one position: dropped with a warning where they are identical, "
-            "else the series is rejected.",
-        ),
-        Gate(
-            code="blank-slices",
-            sentence="Slices show nothing (a single value): left out with a warning at the ends of the "
-            "stack, else the series is rejected.",
-        ),
-        Gate(
-            code="too-few-slices",
-            sentence=f"Fewer than {MIN_SLICES} slices, or less than {MIN_COVERAGE_MM:g} mm covered.",
-            overridable=True,
-        ),
-        Gate(
-            code="too-thick",
-            sentence=f"Slice thickness or increment is above {MAX_THICKNESS_MM:g} mm.",
-            overridable=True,
-        ),
-        Gate(
-            code="too-thin",
-            sentence=f"Slice thickness is below {MIN_THICKNESS_MM:g} mm.",
-            overridable=True,
-        ),
-        Gate(
-            code="coarse-pixels",
-            sentence=f"Pixels are larger than {MAX_PIXEL_MM:g} mm: the weights know finer ones, and find "
-            "calcium where there is none.",
-            overridable=True,
-        ),
-        Gate(
-            code="missing-slices",
-            sentence="Slices are missing inside the stack.",
-            overridable=True,
-        ),
-        Gate(
-            code="uneven-increments",
-            sentence=f"Slice positions are uneven (gaps differ by more than {GAP_TOLERANCE:.0%} "
-            f"and {GAP_TOLERANCE_MM:g} mm).",
-            overridable=True,
-        ),
-        Gate(
-            code="mixed-frame",
-            sentence="The slices lie in more than one frame of reference.",
-            overridable=True,
-        ),
-        Gate(
-            code="mixed-scan",
-            sentence="The slices were taken on different days or in different positions of the patient.",
-            overridable=True,
-        ),
-        Gate(
-            code="contrast",
-            sentence="The header names an intravenous contrast agent.",
-            overridable=True,
-        ),
-        Gate(code="undecodable", sentence="The pixels of an image cannot be decoded."),
-        Gate(
-            code="no-rescale",
-            sentence="The header does not say how stored values become Hounsfield units, or not for all "
-            "images, or they are none; signed values without any rescale are taken as HU with a warning.",
-        ),
-        Gate(
-            code="contrast-measured",
-            sentence="Blood inside the heart is as bright as with contrast agent.",
-            overridable=True,
-        ),
-        Gate(code="heart-not-found", sentence="No heart was found."),
-        Gate(
-            code="no-chest",
-            sentence="There is no lung beside what was found as heart: the scan shows no chest.",
-        ),
-        Gate(
-            code="heart-cut-off",
-            sentence="The heart reaches the edge of the scan and is not all in it.",
-            overridable=True,
-        ),
-        Gate(
-            code="heart-implausible",
-            sentence="What was found as heart has an implausible volume or shape.",
-            overridable=True,
-        ),
-        Gate(
-            code="chest-implausible",
-            sentence="What was found as heart does not lie as a heart does: lungs on both sides, the spine "
-            "behind it, the head above.",
-            overridable=True,
-        ),
-        Gate(
-            code="metal",
-            sentence="What would be counted is as dense as metal: a stent, a clip, a wire.",
-            overridable=True,
-        ),
-        Gate(
-            code="hu-implausible",
-            sentence="Blood inside the heart is too dark: the scan's values are not Hounsfield units.",
-            overridable=True,
-        ),
-        Gate(
-            code="stray-images",
-            sentence="What is no CT slice (localizer, screen capture, structure set, report) was left out.",
-            fatal=False,
-        ),
-        Gate(
-            code="damaged-copy",
-            sentence="A damaged copy of an image was left out; the whole one beside it was used.",
-            fatal=False,
-        ),
-        Gate(
-            code="thick-slices",
-            sentence=f"Slices thicker than {THICK_MM:g} mm: small calcifications may be missed.",
-            fatal=False,
-        ),
-        Gate(
-            code="zero-at-thick-slices",
-            sentence=f"No calcium was found, in slices of {THICK_MM:g} mm or more: small calcium may be "
-            "missed.",
-            fatal=False,
-        ),
-        Gate(
-            code="kvp",
-            sentence=f"The tube voltage is not known to be {NOMINAL_KVP:g} kV, for which the Agatston "
-            "threshold holds.",
-            fatal=False,
-        ),
-        Gate(
-            code="sharp-kernel",
-            sentence="A sharp (lung or bone) kernel: noise and edges may raise the score.",
-            fatal=False,
-        ),
-        Gate(
-            code="mixed-kernel",
-            sentence="The slices were reconstructed with different kernels.",
-            fatal=False,
-        ),
-        Gate(
-            code="off-domain-kernel",
-            sentence="The weights were not trained on scans with this kernel.",
-            fatal=False,
-        ),
-        Gate(
-            code="off-domain-noise",
-            sentence="The weights were not trained on scans with as much, or as little, noise.",
-            fatal=False,
-        ),
-        Gate(
-            code="off-domain-kvp",
-            sentence="The weights were not trained on scans at this tube voltage.",
-            fatal=False,
-        ),
-        Gate(
-            code="off-domain-slices",
-            sentence="The weights were not trained on slices of this thickness or distance.",
-            fatal=False,
-        ),
-        Gate(
-            code="off-domain-field",
-            sentence="The weights were not trained on scans of this field of view, pixel size or length.",
-            fatal=False,
-        ),
-        Gate(
-            code="off-domain-contrast",
-            sentence="The weights were not trained on scans with intravenous contrast agent.",
-            fatal=False,
-        ),
-        Gate(
-            code="domain-unknown",
-            sentence="The weights do not say what they were trained on.",
-            fatal=False,
-        ),
-        Gate(
-            code="weights-untuned",
-            sentence="The weights do not say what they were tuned to; neutral values stand in.",
-            fatal=False,
-        ),
-        Gate(
-            code="escaped-id",
-            sentence="The PatientID holds characters that no folder name may hold; its folder is named "
-            "otherwise.",
-            fatal=False,
-        ),
-        Gate(
-            code="padding",
-            sentence="The header's padding value lies among tissue values and was not applied.",
-            fatal=False,
-        ),
-        Gate(
-            code="hu-impossible",
-            sentence="Values that no CT can hold: padding that the header does not name, or values stored "
-            "wrongly.",
-            fatal=False,
-        ),
-    )
-}
-"""Every gate by code, in the order in which they are reported."""
+        Args:
+            message: One sentence with this series' numbers.
+            allow: Codes of gates that shall warn only.
+            fatal: Severity where it is not the gate's own.
+        """
+        severe = self.fatal if fatal is None else fatal
+        allowed = severe and self.overridable and self.code in allow
+        if severe and self.overridable and not allowed:
+            message = f"{message} (go on with --allow {self.code})"
+        return Finding(code=self.code, message=message, fatal=severe and not allowed, allowed=allowed)
 
 
-def check_allowed(allow: Collection[str]) -> None:
-    """Make sure that every code can be overridden.
-
-    Raises:
-        InputError: A code is unknown, or its gate cannot be overridden.
-    """
-    possible = [g.code for g in GATES.values() if g.overridable]
-    for code in allow:
-        if code not in GATES:
-            close = difflib.get_close_matches(code, possible, n=1)
-            hint = f"perhaps you meant --allow {close[0]}" if close else "see: deepcac2 inspect --gates"
-            raise InputError(f"--allow {code}: there is no such gate; {hint}")
-        if code not in possible:
-            raise InputError(f"--allow {code}: it cannot be overridden; these can: {', '.join(possible)}")
+GATES: dict[str, Gate] = {}
+"""Every gate by code: those of headers first, in the order in which they are reported; further ones stand
+where they are checked, and `pipeline.gates.gates` has them all."""
 
 
 def register_gate(gate: Gate) -> Gate:
@@ -362,23 +124,192 @@ def register_gate(gate: Gate) -> Gate:
     return gate
 
 
-def make_finding(
-    code: str, message: str, *, allow: Collection[str] = (), fatal: bool | None = None
-) -> Finding:
-    """A finding of a registered gate; a rejection that can be overridden says how.
+NOT_CT = register_gate(Gate(code="not-ct", sentence="The series holds no CT images."))
+MIXED_IDENTITY = register_gate(
+    Gate(code="mixed-identity", sentence="Its images name more than one patient or study.")
+)
+INSTANCE_UID = register_gate(
+    Gate(
+        code="instance-uid",
+        sentence="Images have no SOPInstanceUID, or different ones share one: nothing can refer to them.",
+    )
+)
+LOCALIZER = register_gate(
+    Gate(code="localizer", sentence="The series is a localizer (scout, topogram, surview).")
+)
+SPECTRAL = register_gate(
+    Gate(
+        code="spectral",
+        sentence="The images were computed for one energy or material from spectral data "
+        "(mono-energetic, virtual non-contrast): their values are not those of a CT at 120 kV.",
+        overridable=True,
+    )
+)
+DERIVED = register_gate(
+    Gate(
+        code="derived",
+        sentence="The images were derived from others (MPR, MIP, screen capture), not reconstructed "
+        "from the scan.",
+        overridable=True,
+    )
+)
+ENHANCED_MULTIFRAME = register_gate(
+    Gate(
+        code="enhanced-multiframe",
+        sentence="A multi-frame file does not say where each of its frames lies.",
+    )
+)
+NO_GEOMETRY = register_gate(
+    Gate(code="no-geometry", sentence="Position, orientation, spacing or size is missing or wrong.")
+)
+MIXED_SIZE = register_gate(Gate(code="mixed-size", sentence="The images differ in rows or columns."))
+MIXED_SPACING = register_gate(Gate(code="mixed-spacing", sentence="The images differ in pixel spacing."))
+MIXED_ORIENTATION = register_gate(
+    Gate(code="mixed-orientation", sentence="The images differ in orientation.")
+)
+MIXED_POSITION = register_gate(
+    Gate(code="mixed-position", sentence="The slices do not lie above one another.")
+)
+GANTRY_TILT = register_gate(
+    Gate(
+        code="gantry-tilt",
+        sentence=f"The gantry was tilted: the stack is sheared by more than {MAX_TILT_DEG:g}°.",
+    )
+)
+NOT_AXIAL = register_gate(
+    Gate(
+        code="not-axial",
+        sentence=f"The slices are not axial, rows along left-right (within {MAX_OBLIQUE_DEG:g}°).",
+    )
+)
+DUPLICATE_SLICES = register_gate(
+    Gate(
+        code="duplicate-slices",
+        sentence="Several slices lie at one position: dropped with a warning where they are identical, "
+        "else the series is rejected.",
+    )
+)
+TOO_FEW_SLICES = register_gate(
+    Gate(
+        code="too-few-slices",
+        sentence=f"Fewer than {MIN_SLICES} slices, or less than {MIN_COVERAGE_MM:g} mm covered.",
+        overridable=True,
+    )
+)
+TOO_THICK = register_gate(
+    Gate(
+        code="too-thick",
+        sentence=f"Slice thickness or increment is above {MAX_THICKNESS_MM:g} mm.",
+        overridable=True,
+    )
+)
+TOO_THIN = register_gate(
+    Gate(
+        code="too-thin",
+        sentence=f"Slice thickness is below {MIN_THICKNESS_MM:g} mm.",
+        overridable=True,
+    )
+)
+COARSE_PIXELS = register_gate(
+    Gate(
+        code="coarse-pixels",
+        sentence=f"Pixels are larger than {MAX_PIXEL_MM:g} mm: the weights know finer ones, and find "
+        "calcium where there is none.",
+        overridable=True,
+    )
+)
+MISSING_SLICES = register_gate(
+    Gate(
+        code="missing-slices",
+        sentence="Slices are missing inside the stack.",
+        overridable=True,
+    )
+)
+UNEVEN_INCREMENTS = register_gate(
+    Gate(
+        code="uneven-increments",
+        sentence=f"Slice positions are uneven (gaps differ by more than {GAP_TOLERANCE:.0%} "
+        f"and {GAP_TOLERANCE_MM:g} mm).",
+        overridable=True,
+    )
+)
+MIXED_FRAME = register_gate(
+    Gate(
+        code="mixed-frame",
+        sentence="The slices lie in more than one frame of reference.",
+        overridable=True,
+    )
+)
+MIXED_SCAN = register_gate(
+    Gate(
+        code="mixed-scan",
+        sentence="The slices were taken on different days or in different positions of the patient.",
+        overridable=True,
+    )
+)
+CONTRAST = register_gate(
+    Gate(
+        code="contrast",
+        sentence="The header names an intravenous contrast agent.",
+        overridable=True,
+    )
+)
+STRAY_IMAGES = register_gate(
+    Gate(
+        code="stray-images",
+        sentence="What is no CT slice (localizer, screen capture, structure set, report) was left out.",
+        fatal=False,
+    )
+)
+DAMAGED_COPY = register_gate(
+    Gate(
+        code="damaged-copy",
+        sentence="A damaged copy of an image was left out; the whole one beside it was used.",
+        fatal=False,
+    )
+)
+THICK_SLICES = register_gate(
+    Gate(
+        code="thick-slices",
+        sentence=f"Slices thicker than {THICK_MM:g} mm: small calcifications may be missed.",
+        fatal=False,
+    )
+)
+KVP = register_gate(
+    Gate(
+        code="kvp",
+        sentence=f"The tube voltage is not known to be {NOMINAL_KVP:g} kV, for which the Agatston "
+        "threshold holds.",
+        fatal=False,
+    )
+)
+SHARP_KERNEL = register_gate(
+    Gate(
+        code="sharp-kernel",
+        sentence="A sharp (lung or bone) kernel: noise and edges may raise the score.",
+        fatal=False,
+    )
+)
+MIXED_KERNEL = register_gate(
+    Gate(
+        code="mixed-kernel",
+        sentence="The slices were reconstructed with different kernels.",
+        fatal=False,
+    )
+)
+ESCAPED_ID = register_gate(
+    Gate(
+        code="escaped-id",
+        sentence="The PatientID holds characters that no folder name may hold; its folder is named "
+        "otherwise.",
+        fatal=False,
+    )
+)
 
-    Args:
-        code: A key of `GATES`.
-        message: One sentence with this series' numbers.
-        allow: Codes of gates that shall warn only.
-        fatal: Severity where it is not the gate's default.
-    """
-    gate = GATES[code]
-    severe = gate.fatal if fatal is None else fatal
-    allowed = severe and gate.overridable and code in allow
-    if severe and gate.overridable and not allowed:
-        message = f"{message} (go on with --allow {code})"
-    return Finding(code=code, message=message, fatal=severe and not allowed, allowed=allowed)
+
+def make_finding(code: str, message: str, *, allow: Collection[str] = ()) -> Finding:
+    """`Gate.finding` of a header gate that is known by its code alone."""
+    return GATES[code].finding(message, allow=allow)
 
 
 def check_headers(series: Series, allow: Collection[str] = ()) -> tuple[Finding, ...]:
@@ -391,31 +322,27 @@ def check_headers(series: Series, allow: Collection[str] = ()) -> tuple[Finding,
     Returns:
         Findings, fatal ones first, each in the order of `GATES`. A series that is no CT or a localizer has
         that one finding only: nothing else would tell more.
-
-    Raises:
-        InputError: A code in `allow` is unknown or cannot be overridden.
     """
-    check_allowed(allow)
     order = list(GATES)
-    found = [make_finding(code, message, allow=allow, fatal=fatal) for code, message, fatal in _check(series)]
+    found = [gate.finding(message, allow=allow, fatal=fatal) for gate, message, fatal in _check(series)]
     return tuple(sorted(found, key=lambda f: (not f.fatal, order.index(f.code))))
 
 
-_Result = tuple[str, str, bool | None]
+_Result = tuple[Gate, str, bool | None]
 
 
 def _check(series: Series) -> Iterator[_Result]:
-    """(code, message, severity or None for the gate's own) of everything found."""
+    """(gate, message, severity or None for the gate's own) of everything found."""
     slices = series.slices
     if series.modality != "CT" or not all(is_ct(s, series.modality) for s in slices):
         kind = f"modality {series.modality or 'unknown'}"
-        yield "not-ct", f"no CT images ({kind}); only CT is scored", None
+        yield NOT_CT, f"no CT images ({kind}); only CT is scored", None
         return
     if series.mixed_identity:
-        yield "mixed-identity", "the images of this series name more than one patient or study", None
+        yield MIXED_IDENTITY, "the images of this series name more than one patient or study", None
     yield from _check_instances(slices)
     if all(_is_localizer(s) for s in slices):
-        yield "localizer", "a localizer, not a scan", None
+        yield LOCALIZER, "a localizer, not a scan", None
         return
     yield from _check_type(slices)
     yield from _check_left_out(series)
@@ -424,12 +351,12 @@ def _check(series: Series) -> Iterator[_Result]:
     yield from _check_acquisition(series)
 
     if any(s.frames > 1 and s.frame is None for s in slices):
-        yield "enhanced-multiframe", "a multi-frame file does not say where each of its frames lies", None
+        yield ENHANCED_MULTIFRAME, "a multi-frame file does not say where each of its frames lies", None
         return
     missing = sum(not has_geometry(s) for s in slices)
     if missing:
         yield (
-            "no-geometry",
+            NO_GEOMETRY,
             f"{missing} of {len(slices)} images have no usable position, orientation, spacing or size",
             None,
         )
@@ -437,7 +364,7 @@ def _check(series: Series) -> Iterator[_Result]:
     yield from _check_thickness(series)
     pixel = max(max(s.pixel_spacing) for s in slices if s.pixel_spacing)
     if pixel > MAX_PIXEL_MM:
-        yield "coarse-pixels", f"pixels are {pixel:.3g} mm, at most {MAX_PIXEL_MM:g} mm are scored", None
+        yield COARSE_PIXELS, f"pixels are {pixel:.3g} mm, at most {MAX_PIXEL_MM:g} mm are scored", None
     mixed = list(_check_mixed(slices))
     yield from mixed
     if not mixed:
@@ -450,7 +377,7 @@ def _check_instances(slices: tuple[SliceRef, ...]) -> Iterator[_Result]:
     nameless = sum(not s.sop_instance_uid for s in slices)
     if nameless:
         text = f"{nameless} of {len(slices)} images have no SOPInstanceUID: results could not refer to them"
-        yield "instance-uid", text, None
+        yield INSTANCE_UID, text, None
         return
     files: dict[tuple[str, int | None], list[SliceRef]] = defaultdict(list)
     for s in slices:
@@ -458,7 +385,7 @@ def _check_instances(slices: tuple[SliceRef, ...]) -> Iterator[_Result]:
     shared = sum(len(same) for same in files.values() if not _at_one_place(same))
     if shared:
         yield (
-            "instance-uid",
+            INSTANCE_UID,
             f"{shared} of {len(slices)} images share a SOPInstanceUID with another: results could not refer "
             "to them; export the series anew",
             None,
@@ -478,10 +405,10 @@ def _check_left_out(series: Series) -> Iterator[_Result]:
     strays = len(series.left_out) - copies
     if strays:
         text = f"{strays} localizers, screen captures or objects that are no CT were left out of the series"
-        yield "stray-images", text, None
+        yield STRAY_IMAGES, text, None
     if copies:
         yield (
-            "damaged-copy",
+            DAMAGED_COPY,
             f"{copies} copies of images were cut off in their header; the whole images were used",
             None,
         )
@@ -561,7 +488,7 @@ def spectral_sign(
 def _check_type(slices: tuple[SliceRef, ...]) -> Iterator[_Result]:
     captured = sum(_is_capture(s) for s in slices)
     if captured:
-        yield "derived", f"{captured} of {len(slices)} images are screen captures", None
+        yield DERIVED, f"{captured} of {len(slices)} images are screen captures", None
         return
     types = Counter(s.image_type for s in slices)
     for image_type, count in types.most_common():
@@ -571,13 +498,13 @@ def _check_type(slices: tuple[SliceRef, ...]) -> Iterator[_Result]:
         if reworked or (derived and values[1:2] == ["SECONDARY"]):
             name = "\\".join(image_type)
             yield (
-                "derived",
+                DERIVED,
                 f"{count} of {len(slices)} images are derived ({name})",
                 None,
             )
             return
     if any(values[:1] == ("DERIVED",) for values in types):
-        yield "derived", "the images are marked as derived, though not as MPR or MIP", False
+        yield DERIVED, "the images are marked as derived, though not as MPR or MIP", False
 
 
 MIDNIGHT_MINUTES = 60
@@ -595,16 +522,16 @@ def _check_one_scan(series: Series) -> Iterator[_Result]:
     """
     if series.frames_of_reference > 1:
         text = f"its slices lie in {series.frames_of_reference} frames of reference"
-        yield "mixed-frame", f"{text}: their places cannot be compared", None
+        yield MIXED_FRAME, f"{text}: their places cannot be compared", None
     if len(series.patient_positions) > 1:
         positions = ", ".join(series.patient_positions)
-        yield "mixed-scan", f"the patient lay in different positions ({positions}): these are two scans", None
+        yield MIXED_SCAN, f"the patient lay in different positions ({positions}): these are two scans", None
     days = sorted({moment[:8] for moment in series.acquired})
     if len(days) > 1:
         over_midnight = _minutes(*series.acquired) <= MIDNIGHT_MINUTES
         text = f"taken from {days[0]} to {days[-1]}"
         said = "over midnight, it seems" if over_midnight else "these are two scans"
-        yield "mixed-scan", f"{text}: {said}", False if over_midnight else None
+        yield MIXED_SCAN, f"{text}: {said}", False if over_midnight else None
 
 
 def _minutes(first: str, last: str) -> float:
@@ -620,22 +547,22 @@ def _minutes(first: str, last: str) -> float:
 def _check_acquisition(series: Series) -> Iterator[_Result]:
     agent = named_contrast(series)
     if agent == "oral":
-        yield "contrast", "the header names an oral contrast agent", False
+        yield CONTRAST, "the header names an oral contrast agent", False
     elif agent:
         given = " by ".join(filter(None, (series.contrast_agent, series.contrast_route)))
         amount = "" if given or series.contrast_volume_ml is None else f"{series.contrast_volume_ml:g} mL"
-        yield "contrast", f"the header names a contrast agent: {(given or amount)[:60]}", None
+        yield CONTRAST, f"the header names a contrast agent: {(given or amount)[:60]}", None
     if series.spectral:
-        yield "spectral", f"computed from spectral data, not an ordinary CT image: {series.spectral}", None
+        yield SPECTRAL, f"computed from spectral data, not an ordinary CT image: {series.spectral}", None
     if len(series.kvps) > 1:
         volts = " and ".join(f"{v:g}" for v in series.kvps)
-        yield "kvp", f"its slices were taken at {volts} kV: they do not score alike", None
+        yield KVP, f"its slices were taken at {volts} kV: they do not score alike", None
     elif series.kvp is None:
-        yield "kvp", f"the tube voltage is not in the header; {NOMINAL_KVP:g} kV is assumed", None
+        yield KVP, f"the tube voltage is not in the header; {NOMINAL_KVP:g} kV is assumed", None
     elif abs(series.kvp - NOMINAL_KVP) > 0.5:
         lower = "lower" if series.kvp > NOMINAL_KVP else "higher"
         yield (
-            "kvp",
+            KVP,
             f"taken at {series.kvp:g} kV: HU of calcium and score are {lower} than at {NOMINAL_KVP:g} kV",
             None,
         )
@@ -643,14 +570,14 @@ def _check_acquisition(series: Series) -> Iterator[_Result]:
         text = (
             f"the PatientID cannot name a folder as it is; its results lie in {safe_name(series.patient_id)}"
         )
-        yield "escaped-id", text, None
+        yield ESCAPED_ID, text, None
     kernels = series.kernels or (series.kernel,)
     if len(kernels) > 1:
         text = f"its slices were reconstructed with different kernels ({', '.join(kernels)})"
-        yield "mixed-kernel", f"{text}: they do not score alike", None
+        yield MIXED_KERNEL, f"{text}: they do not score alike", None
     for kernel in filter(is_sharp_kernel, kernels):
         text = f"reconstructed with the sharp kernel {kernel}: noise and edges may raise the score"
-        yield "sharp-kernel", text, None
+        yield SHARP_KERNEL, text, None
         break
 
 
@@ -715,15 +642,15 @@ def _check_thickness(series: Series) -> Iterator[_Result]:
         what = "slices" if thicknesses and max(thicknesses) == thickest else "slice positions"
         apart = "thick" if what == "slices" else "apart"
         yield (
-            "too-thick",
+            TOO_THICK,
             f"{what} are {thickest:g} mm {apart}, at most {MAX_THICKNESS_MM:g} mm are scored",
             None,
         )
     elif thickest is not None and thickest > THICK_MM + THICKNESS_TOLERANCE_MM:
-        yield "thick-slices", f"slices are {thickest:g} mm thick: small calcifications may be missed", None
+        yield THICK_SLICES, f"slices are {thickest:g} mm thick: small calcifications may be missed", None
     if thinnest is not None and thinnest < MIN_THICKNESS_MM - THICKNESS_TOLERANCE_MM:
         yield (
-            "too-thin",
+            TOO_THIN,
             f"slices are {thinnest:g} mm thick, at least {MIN_THICKNESS_MM:g} mm are scored",
             None,
         )
@@ -735,15 +662,15 @@ def _check_mixed(slices: tuple[SliceRef, ...]) -> Iterator[_Result]:
         listed = ", ".join(
             f"{count} of {rows} x {columns}" for (rows, columns), count in sizes.most_common(3)
         )
-        yield "mixed-size", f"images differ in size: {listed}", None
+        yield MIXED_SIZE, f"images differ in size: {listed}", None
     spacings = np.array([s.pixel_spacing for s in slices])
     if (np.ptp(spacings, axis=0) > SPACING_TOLERANCE * spacings.min()).any():
         low, high = spacings.min(), spacings.max()
-        yield "mixed-spacing", f"images differ in pixel spacing: {low:g} to {high:g} mm", None
+        yield MIXED_SPACING, f"images differ in pixel spacing: {low:g} to {high:g} mm", None
     orientations = np.array([s.orientation for s in slices])
     if (np.ptp(orientations, axis=0) > ORIENTATION_TOLERANCE).any():
         kinds = len(np.unique(orientations.round(2), axis=0))
-        yield "mixed-orientation", f"images have {kinds} different orientations", None
+        yield MIXED_ORIENTATION, f"images have {kinds} different orientations", None
 
 
 def _check_stack(series: Series) -> Iterator[_Result]:
@@ -756,7 +683,7 @@ def _check_stack(series: Series) -> Iterator[_Result]:
     repeated = len(slices) - len(distinct)
     if repeated:
         yield (
-            "duplicate-slices",
+            DUPLICATE_SLICES,
             f"{repeated} of {len(slices)} slices lie where another does; read pixels decide: "
             "identical ones are dropped, else the series is rejected",
             False,
@@ -764,7 +691,7 @@ def _check_stack(series: Series) -> Iterator[_Result]:
     covered = float(distinct[-1] - distinct[0])
     if len(distinct) < MIN_SLICES or covered < MIN_COVERAGE_MM:
         yield (
-            "too-few-slices",
+            TOO_FEW_SLICES,
             f"{len(distinct)} slice positions over {covered:.0f} mm; needed are {MIN_SLICES} over "
             f"{MIN_COVERAGE_MM:g} mm",
             None,
@@ -783,23 +710,23 @@ def _check_line(series: Series, normal: npt.NDArray[np.float64]) -> Iterator[_Re
     if length > SAME_POSITION_MM:
         tilt = _angle(along, normal)
         if tilt > MAX_TILT_DEG:
-            yield "gantry-tilt", f"the stack is sheared by {tilt:.1f}° (tilted gantry)", None
+            yield GANTRY_TILT, f"the stack is sheared by {tilt:.1f}° (tilted gantry)", None
             return
         beside = corners - corners[0] - np.outer((corners - corners[0]) @ normal / length, along)
         wander = float(np.linalg.norm(beside, axis=1).max())
         if wander > MAX_WANDER_MM:
-            yield "mixed-position", f"slices lie up to {wander:.1f} mm beside one another", None
+            yield MIXED_POSITION, f"slices lie up to {wander:.1f} mm beside one another", None
     normal_off = _angle(normal, np.array([0, 0, 1.0]))
     row_off = _angle(np.asarray(series.slices[0].orientation)[:3], np.array([1.0, 0, 0]))
     if max(row_off, normal_off) > MAX_OBLIQUE_DEG:
         yield (
-            "not-axial",
+            NOT_AXIAL,
             f"the slice normal lies {normal_off:.0f}° off the body axis, rows {row_off:.0f}° off left-right",
             None,
         )
     if series.gantry_tilt is not None and abs(series.gantry_tilt) > MAX_TILT_DEG:
         yield (
-            "gantry-tilt",
+            GANTRY_TILT,
             f"the header names a gantry tilt of {series.gantry_tilt:g}°, but the slices lie straight "
             "above one another",
             False,
@@ -814,7 +741,7 @@ def _check_gaps(distinct: npt.NDArray[np.float64], increment: float) -> Iterator
     drift = np.abs(distinct - distinct[0] - increment * np.concatenate([[0], np.cumsum(steps)])).max()
     if uneven.any() or drift > 0.5 * increment:
         yield (
-            "uneven-increments",
+            UNEVEN_INCREMENTS,
             f"slices are {gaps.min():.2f} to {gaps.max():.2f} mm apart, mostly {increment:.2f}",
             None,
         )
@@ -822,7 +749,7 @@ def _check_gaps(distinct: npt.NDArray[np.float64], increment: float) -> Iterator
         missing = int(steps.sum() - len(gaps))
         if missing:
             yield (
-                "missing-slices",
+                MISSING_SLICES,
                 f"slices missing: {missing} (gap of {gaps.max():.2f} mm, else {increment:.2f})",
                 None,
             )

@@ -33,7 +33,16 @@ from pydicom.uid import (
 from ..errors import InputDamaged, InputUnreadable, SeriesFailed, SeriesRejected
 from ..imaging.volume import PADDING_HU, Geometry, Volume
 from .files import Upto, most_unpacked, open_archive, read_slice
-from .gates import MIN_COVERAGE_MM, MIN_SLICES, make_finding
+from .gates import (
+    DAMAGED_COPY,
+    DUPLICATE_SLICES,
+    MIN_COVERAGE_MM,
+    MIN_SLICES,
+    MIXED_SIZE,
+    NO_GEOMETRY,
+    Gate,
+    register_gate,
+)
 from .headers import CT_IMAGE, quiet_pydicom, stated, text
 from .names import readable
 from .series import SAME_POSITION_MM, Finding, Series, SliceRef, increment_of, slice_normal, slice_positions
@@ -47,6 +56,37 @@ _TAGS = [
     "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 ]  # fmt: skip
+
+UNDECODABLE = register_gate(Gate(code="undecodable", sentence="The pixels of an image cannot be decoded."))
+NO_RESCALE = register_gate(
+    Gate(
+        code="no-rescale",
+        sentence="The header does not say how stored values become Hounsfield units, or not for all "
+        "images, or they are none; signed values without any rescale are taken as HU with a warning.",
+    )
+)
+BLANK_SLICES = register_gate(
+    Gate(
+        code="blank-slices",
+        sentence="Slices show nothing (a single value): left out with a warning at the ends of the "
+        "stack, else the series is rejected.",
+    )
+)
+PADDING = register_gate(
+    Gate(
+        code="padding",
+        sentence="The header's padding value lies among tissue values and was not applied.",
+        fatal=False,
+    )
+)
+HU_IMPOSSIBLE = register_gate(
+    Gate(
+        code="hu-impossible",
+        sentence="Values that no CT can hold: padding that the header does not name, or values stored "
+        "wrongly.",
+        fatal=False,
+    )
+)
 
 _INT16 = np.iinfo(np.int16)
 
@@ -141,9 +181,9 @@ def read_series(series: Series, *, workers: int | None = None) -> Reading:
     positions = slice_positions(slices)
     first = slices[0] if slices else None
     if first is None or positions is None or not (first.rows and first.columns and first.pixel_spacing):
-        raise SeriesRejected("images without position, orientation, spacing or size", code="no-geometry")
+        raise SeriesRejected("images without position, orientation, spacing or size", code=NO_GEOMETRY.code)
     if len({(s.rows, s.columns) for s in slices}) > 1:
-        raise SeriesRejected("images of this series differ in size", code="mixed-size")
+        raise SeriesRejected("images of this series differ in size", code=MIXED_SIZE.code)
 
     by_file: dict[tuple[Path, str | None], list[int]] = defaultdict(list)
     for index, ref in enumerate(slices):
@@ -177,38 +217,36 @@ def read_series(series: Series, *, workers: int | None = None) -> Reading:
 
     findings: list[Finding] = []
 
-    def warn(code: str, message: str) -> None:
-        findings.append(make_finding(code, message, fatal=False))
+    def warn(gate: Gate, message: str) -> None:
+        findings.append(gate.finding(message, fatal=False))
 
     keep = _without_failed(slices, failed)
     if failed:
-        warn(
-            "damaged-copy", f"{len(failed)} damaged copies of images were left out; the whole ones were used"
-        )
+        warn(DAMAGED_COPY, f"{len(failed)} damaged copies of images were left out; the whole ones were used")
     count = len(keep)
     _check_rescaled([seen[i] for i in keep], hu[0].size)
     if not seen[keep[0]].rescaled:
         warn(
-            "no-rescale",
+            NO_RESCALE,
             f"{count} images have no rescale in the header; their signed values were taken as HU",
         )
     refused = sum(seen[i].padding_refused for i in keep)
     if refused:
         text = "the padding value lies among tissue values and was not applied"
-        warn("padding", f"{refused} of {count} images: {text}")
+        warn(PADDING, f"{refused} of {count} images: {text}")
     impossible = sum(seen[i].impossible for i in keep) / (count * hu[0].size)
     if impossible >= IMPOSSIBLE_SHARE:
         text = (
             f"{impossible:.2%} of the pixels have values that no CT can hold ({MIN_CT_HU} to {MAX_CT_HU} HU)"
         )
-        warn("hu-impossible", f"{text}: padding that the header does not name, or values stored wrongly")
+        warn(HU_IMPOSSIBLE, f"{text}: padding that the header does not name, or values stored wrongly")
     keep = _without_duplicates(positions, hu, keep)
     if len(keep) < count:
         text = f"{count - len(keep)} of {count} slices were identical copies and were dropped"
-        warn("duplicate-slices", text)
+        warn(DUPLICATE_SLICES, text)
     showing = _without_blank_ends(positions, keep, [not seen[i].blank for i in keep])
     if len(showing) < len(keep):
-        warn("blank-slices", f"{len(keep) - len(showing)} slices at the ends show nothing and were left out")
+        warn(BLANK_SLICES, f"{len(keep) - len(showing)} slices at the ends show nothing and were left out")
     if len(showing) < len(slices):
         slices, hu, positions = tuple(slices[i] for i in showing), hu[showing], positions[showing]
     volume = Volume(hu=hu, geometry=_geometry(slices, positions))
@@ -290,12 +328,12 @@ def _check_rescaled(seen: Sequence[_Seen], pixels: int) -> None:
     if 0 < without < len(seen):
         raise SeriesRejected(
             f"{without} of {len(seen)} images have no rescale while the others do; export the series anew",
-            code="no-rescale",
+            code=NO_RESCALE.code,
         )
     if without and sum(s.air for s in seen) < _MIN_AIR_SHARE * pixels * len(seen):
         raise SeriesRejected(
             "the header does not say how stored values become HU, and there is no air as it would be in HU",
-            code="no-rescale",
+            code=NO_RESCALE.code,
         )
 
 
@@ -453,7 +491,7 @@ def _to_hu(cells: npt.NDArray[Any], ds: Dataset, frame: int | None, out: npt.NDA
     """
     rescale = _rescale(ds, frame)
     if rescale is None and cells.dtype.kind != "i":
-        raise SeriesRejected("the header does not say how stored values become HU", code="no-rescale")
+        raise SeriesRejected("the header does not say how stored values become HU", code=NO_RESCALE.code)
     slope, intercept = rescale or (1.0, 0.0)
     size, unused = 8 * cells.dtype.itemsize, _unused_bits(ds)
     signed = cells.dtype.kind == "i"
@@ -534,23 +572,29 @@ def _rescale(ds: Dataset, frame: int | None) -> tuple[float, float] | None:
                 break
     kind = text(holder, "RescaleType").upper()
     if kind in _NOT_HU:
-        raise SeriesRejected(f"pixel values are no Hounsfield units (RescaleType {kind})", code="no-rescale")
+        raise SeriesRejected(
+            f"pixel values are no Hounsfield units (RescaleType {kind})", code=NO_RESCALE.code
+        )
     if ds.get("ModalityLUTSequence"):
-        raise SeriesRejected("pixel values become HU by a table, which is not supported", code="no-rescale")
+        raise SeriesRejected(
+            "pixel values become HU by a table, which is not supported", code=NO_RESCALE.code
+        )
     try:
         slope, intercept = stated(holder, "RescaleSlope"), stated(holder, "RescaleIntercept")
     except ValueError as exc:
-        raise SeriesRejected(f"{exc}: how stored values become HU is not known", code="no-rescale") from exc
+        raise SeriesRejected(
+            f"{exc}: how stored values become HU is not known", code=NO_RESCALE.code
+        ) from exc
     if slope is None and intercept is None:
         return None
     if slope is None or intercept is None:
         missing = "RescaleSlope" if slope is None else "RescaleIntercept"
         raise SeriesRejected(
             f"an image has no {missing}: how stored values become HU is not known; export the series anew",
-            code="no-rescale",
+            code=NO_RESCALE.code,
         )
     if slope == 0:
-        raise SeriesRejected("RescaleSlope is 0: stored values do not become HU", code="no-rescale")
+        raise SeriesRejected("RescaleSlope is 0: stored values do not become HU", code=NO_RESCALE.code)
     return slope, intercept
 
 
@@ -589,7 +633,7 @@ def _without_duplicates(
                 raise SeriesRejected(
                     f"several different images lie at one position ({position:.2f} mm): "
                     "more than one scan or phase in the series",
-                    code="duplicate-slices",
+                    code=DUPLICATE_SLICES.code,
                 )
             continue
         keep.append(index)
@@ -609,14 +653,14 @@ def _without_blank_ends(
     """
     seen = np.flatnonzero(shows)
     if not len(seen):
-        raise SeriesRejected("no slice shows anything: each has a single value", code="blank-slices")
+        raise SeriesRejected("no slice shows anything: each has a single value", code=BLANK_SLICES.code)
     inside = indices[seen[0] : seen[-1] + 1]
     blank = [i for i, there in zip(indices, shows, strict=True) if not there and inside[0] < i < inside[-1]]
     if blank:
         raise SeriesRejected(
             f"{len(blank)} of {len(indices)} slices, the first at {positions[blank[0]]:.2f} mm, show nothing "
             "(a single value) and are as good as missing; get the series again from its source",
-            code="blank-slices",
+            code=BLANK_SLICES.code,
         )
 
     def long_enough(part: list[int]) -> bool:
@@ -626,7 +670,7 @@ def _without_blank_ends(
         raise SeriesRejected(
             f"only {len(inside)} of {len(indices)} slices show anything; needed are {MIN_SLICES} over "
             f"{MIN_COVERAGE_MM:g} mm",
-            code="blank-slices",
+            code=BLANK_SLICES.code,
         )
     return inside
 
@@ -647,7 +691,7 @@ def _geometry(slices: tuple[SliceRef, ...], positions: npt.NDArray[np.float64]) 
         or not increment
         or not first.orientation
     ):
-        raise SeriesRejected("the distance between slices is not known", code="no-geometry")
+        raise SeriesRejected("the distance between slices is not known", code=NO_GEOMETRY.code)
     row, column = (np.asarray(v) / np.linalg.norm(v) for v in (first.orientation[:3], first.orientation[3:]))
 
     def triple(vector: npt.NDArray[np.float64]) -> tuple[float, float, float]:

@@ -33,10 +33,9 @@ from ..imaging.noise import noise_sd
 from ..pipeline.case import Case
 from ..pipeline.chain import Chain, build_chain
 from ..pipeline.facts import CALCIUM, CT, DOMAIN, HEART, SCORE
-from ..pipeline.outputs import DETAILS_NAME
+from ..pipeline.places import DETAILS_NAME, series_folder
 from ..pipeline.run import read_details
 from ..pipeline.step import roles
-from ..pipeline.writing import series_folder
 from ..scoring import CalciumScore, Rule, risk_group, score
 from ..scoring.lesions import lesion_voxels
 from ..system.foreign import foreign, read_json

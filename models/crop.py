@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ..dicom.gates import Gate, register_gate
+
 CROP_SPACING = (2.5, 0.7, 0.7)
 """Voxel size of the model grid, mm (z, y, x); DeepCAC2 paper: 0.7 × 0.7 × 2.5 mm."""
 CROP_SHAPE = (58, 256, 256)
@@ -10,3 +12,6 @@ WINDOW_HU = (-135.0, 500.0)
 """Intensity window, HU; DeepCAC2 paper."""
 CANDIDATE_HU = 130
 """HU below which the default rule counts no voxel as calcium (Agatston et al. 1990)."""
+
+HEART_NOT_FOUND = register_gate(Gate(code="heart-not-found", sentence="No heart was found."))
+"""Every method that looks for the heart may say so."""

@@ -36,6 +36,7 @@ class Fact(Generic[T]):
         section: Key of the details JSON under which it stands; its value has JSON types only.
         absent: What stands there where the case does not have it.
         image: The file that holds it where files are exchanged; it is an array (z, y, x) on the CT's grid.
+        kind: The type of a value that is neither an image nor made of JSON types: a dataclass.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Fact(Generic[T]):
     section: str = field(default="", compare=False)
     absent: Any = field(default=None, compare=False)
     image: ImageFile | None = field(default=None, compare=False)
+    kind: type[Any] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..dicom import Finding, make_finding
-from ..dicom.gates import is_thick
+from ..dicom import Finding
+from ..dicom.gates import THICK_MM, Gate, is_thick, register_gate
 from .case import Case
 from .facts import CT
 from .step import values
@@ -11,7 +11,13 @@ from .step import values
 MARK = "!"
 """Stands beside a result that has cautions, where there is no room for them."""
 
-_ZERO = "zero-at-thick-slices"
+ZERO = register_gate(
+    Gate(
+        code="zero-at-thick-slices",
+        sentence=f"No calcium was found, in slices of {THICK_MM:g} mm or more: small calcium may be missed.",
+        fatal=False,
+    )
+)
 
 
 def has_result(case: Case) -> bool:
@@ -28,7 +34,7 @@ def cautions(case: Case) -> tuple[str, ...]:
     if not has_result(case):
         return ()
     allowed = tuple(f"in spite of {f.code}: {f.message}" for f in case.findings if f.allowed)
-    return (*allowed, *(f.message for f in case.findings if f.code == _ZERO))
+    return (*allowed, *(f.message for f in case.findings if f.code == ZERO.code))
 
 
 def zero_findings(case: Case, what: str) -> tuple[Finding, ...]:
@@ -48,10 +54,10 @@ def zero_findings(case: Case, what: str) -> tuple[Finding, ...]:
     thickest = max(
         case[CT].geometry.spacing[0], case.series.slice_thickness or 0.0, max(thicknesses, default=0.0)
     )
-    if not is_thick(thickest) or any(f.code == _ZERO for f in case.findings):
+    if not is_thick(thickest) or any(f.code == ZERO.code for f in case.findings):
         return ()
     message = (
         f"{what} from slices of {thickest:.3g} mm: small calcium may be missed "
         "(of scans that read 0 at 5 mm, 19 % are above 0 at 1 mm)"
     )
-    return (make_finding(_ZERO, message),)
+    return (ZERO.finding(message),)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import DeepCACError, InputError, SeriesError, SeriesRejected
 from .case import Case, Stop
 from .facts import DEVICE
+from .gates import check_allowed
 from .step import PHASES, Context, Stage, roles, steps
 from .workflow import Workflow
 
@@ -131,11 +132,14 @@ def provenance_of(workflow: Workflow, allow: Collection[str] = ()) -> dict[str, 
     """What results are made with: version, workflow, gates and the hashes of the weights; JSON types.
 
     Raises:
+        InputError: A gate is unknown or cannot be overridden.
         WeightsError: Weights are missing or of an unknown kind.
     """
     from .. import __version__
     from ..weights import resolve
 
+    allowed = frozenset(allow) | frozenset(workflow.options("DicomImporter").allow)
+    check_allowed(allowed)
     weights = {}
     for module, role in roles().items():
         if (options := workflow.options(module)) is not None:
@@ -144,7 +148,7 @@ def provenance_of(workflow: Workflow, allow: Collection[str] = ()) -> dict[str, 
         "deepcac2": __version__,
         "workflow": workflow.name,
         "workflow_fingerprint": workflow.fingerprint(),
-        "allowed_gates": sorted(frozenset(allow) | frozenset(workflow.options("DicomImporter").allow)),
+        "allowed_gates": sorted(allowed),
         "weights": weights,
     }
 

@@ -12,12 +12,30 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..dicom import Finding, make_finding
-from ..dicom.gates import is_sharp_kernel, named_contrast
+from ..dicom import Finding
+from ..dicom.gates import Gate, is_sharp_kernel, named_contrast, register_gate
 from ..imaging.noise import noise_sd
 from ..weights import Domain, WeightSet
 from .case import Case
 from .facts import CT, DOMAIN, HEART
+
+_OFF_DOMAIN = {
+    topic: register_gate(
+        Gate(code=f"off-domain-{topic}", sentence=f"The weights were not trained on {scans}.", fatal=False)
+    )
+    for topic, scans in {
+        "kernel": "scans with this kernel",
+        "noise": "scans with as much, or as little, noise",
+        "kvp": "scans at this tube voltage",
+        "slices": "slices of this thickness or distance",
+        "field": "scans of this field of view, pixel size or length",
+        "contrast": "scans with intravenous contrast agent",
+    }.items()
+}
+"""By topic."""
+DOMAIN_UNKNOWN = register_gate(
+    Gate(code="domain-unknown", sentence="The weights do not say what they were trained on.", fatal=False)
+)
 
 TOLERANCE = 0.02
 """Share by which a value may lie outside a range: headers round 0.6992 to 0.7 and 3.98 to 4. Chosen."""
@@ -133,7 +151,7 @@ def compare(case: Case) -> Case:
         message = (
             f"the {names} do not say what they were trained on; whether that fits this scan is not known"
         )
-        findings.append(make_finding("domain-unknown", message))
+        findings.append(DOMAIN_UNKNOWN.finding(message))
     said = before.get("outside", {})
     joined = {topic: [*said.get(topic, ()), *roles.get(topic, ())] for topic in {**said, **roles}}
     after = {**before, "scan": scan, "outside": joined, "compared": sorted({*compared, *sets})}
@@ -228,7 +246,7 @@ def _say(findings: list[Finding], topic: str, by_role: Mapping[str, list[_Outsid
     trained = ", ".join(
         f"the {' and '.join(roles)} weights were trained on {what}" for what, roles in by_training.items()
     )
-    for code in (*_SAID_BEFORE.get(topic, ()), f"off-domain-{topic}"):
+    for code in (*_SAID_BEFORE.get(topic, ()), _OFF_DOMAIN[topic].code):
         for i, finding in enumerate(findings):
             if finding.code == code:
                 findings[i] = replace(finding, message=f"{finding.message}; {trained}")
@@ -237,4 +255,4 @@ def _say(findings: list[Finding], topic: str, by_role: Mapping[str, list[_Outsid
     measured = " and ".join(dict.fromkeys(o.measured for o in everything))
     effects = dict.fromkeys(o.effect for o in everything)
     known = [e for e in effects if e != UNKNOWN] or [UNKNOWN]
-    findings.append(make_finding(f"off-domain-{topic}", f"{measured}; {trained}: {' and '.join(known)}"))
+    findings.append(_OFF_DOMAIN[topic].finding(f"{measured}; {trained}: {' and '.join(known)}"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..imaging import Geometry
+from ..scoring import CalciumScore
 from .case import Fact, ImageFile
 
 if TYPE_CHECKING:
@@ -11,10 +13,12 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from ..imaging import Volume
-    from ..scoring import CalciumScore
 
 CT: Fact[Volume] = Fact("ct", "CT", image=ImageFile("ct.nii.gz", "nifti:mod=ct"))
 """int16 HU (z, y, x), and the geometry."""
+
+GEOMETRY: Fact[Geometry] = Fact("geometry", "grid of the CT", kind=Geometry)
+"""The CT's grid, exact: NIfTI keeps it as 32-bit floats."""
 
 HEART: Fact[npt.NDArray[np.bool_]] = Fact(
     "heart",
@@ -52,7 +56,7 @@ POSSIBLE_CALCIUM: Fact[npt.NDArray[np.bool_]] = Fact(
 )
 """bool (z, y, x): what an exclusion of scans without calcium left over."""
 
-SCORE: Fact[CalciumScore] = Fact("score", "score")
+SCORE: Fact[CalciumScore] = Fact("score", "score", kind=CalciumScore)
 """The Agatston score and all that comes with it."""
 
 DOMAIN: Fact[dict[str, Any]] = Fact(

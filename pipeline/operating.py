@@ -12,9 +12,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..dicom import Finding, make_finding
+from ..dicom import Finding
+from ..dicom.gates import Gate, register_gate
 from ..errors import WeightsError
 from ..weights import WeightSet, stated_window
+
+WEIGHTS_UNTUNED = register_gate(
+    Gate(
+        code="weights-untuned",
+        sentence="The weights do not say what they were tuned to; neutral values stand in.",
+        fatal=False,
+    )
+)
 
 NEUTRAL: Mapping[str, tuple[float, str]] = {
     "heart_margin_mm": (math.inf, "the whole crop is searched"),
@@ -68,7 +77,7 @@ def operating_point(weights: WeightSet, **wanted: float | None) -> OperatingPoin
             f"the {weights.role} weights {weights.name} state no {' and no '.join(missing)}: "
             f"{', '.join(missing.values())}"
         )
-        findings = (make_finding("weights-untuned", message),)
+        findings = (WEIGHTS_UNTUNED.finding(message),)
     shown = {name: value if math.isfinite(value) else None for name, value in values.items()}
     return OperatingPoint(values=values, facts={**shown, "from": said_by}, findings=findings)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..dicom import read_series
 from .case import Case
-from .facts import CT
+from .facts import CT, GEOMETRY
 from .step import Step, register
 
 
@@ -49,14 +49,15 @@ def check_headers(case: Case) -> Case:
 
 
 def build_volume(case: Case) -> Case:
-    """Read the pixels: adds the CT.
+    """Read the pixels: adds the CT and its grid.
 
     Raises:
         SeriesRejected, SeriesFailed: See `dicom.read_series`.
     """
     reading = read_series(case.series)
     series = replace(case.series, slices=reading.slices)
-    return replace(case, series=series).add(CT, reading.volume).noted(*reading.findings)
+    case = replace(case, series=series).add(CT, reading.volume).add(GEOMETRY, reading.volume.geometry)
+    return case.noted(*reading.findings)
 
 
 IMPORTER = register(
@@ -74,7 +75,7 @@ CONVERTER = register(
         options=NiftiConverterOptions,
         phase="read",
         build=lambda options, context: build_volume,
-        writes=(CT,),
+        writes=(CT, GEOMETRY),
         after=("DicomImporter",),
     )
 )

@@ -18,7 +18,7 @@ from ..system.foreign import foreign
 from .case import Case
 from .cautions import cautions
 from .facts import DOMAIN
-from .outputs import CSV, PARQUET
+from .places import CSV, PARQUET
 from .step import Described, columns
 
 STATUSES = ("scored", "rejected", "failed")

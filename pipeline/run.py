@@ -11,23 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 from ..dicom import Series
 from ..errors import InputError, InputUnreadable, OutputInsideInput, OutputMismatch
-from ..imaging import Geometry
 from ..system.atomic import output_errors, remove_leftovers, write_json
 from ..system.foreign import foreign, read_json
-from . import outputs
+from ..system.nearest import nearest
 from .case import Case, Stop
 from .chain import Chain, build_chain, provenance_of
+from .details import details
+from .places import DETAILS_NAME, RUN_FILE, series_folder
 from .results import ResultRow, checked_row, result_row
 from .step import PHASES
 from .workflow import Workflow
-from .writing import series_folder
+from .writer import kept
 
 if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
-
-RUN_FILE = "run.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +62,9 @@ class Job:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "provenance", provenance_of(self.workflow, self.allow))
+        for word in self.keep:
+            if word not in kept():
+                raise InputError(f"--keep {word}: there is no such output.{nearest(word, kept())}")
 
     @cached_property
     def made_with(self) -> dict[str, Any]:
@@ -102,24 +104,21 @@ class Job:
         stop = Stop(status="failed", code=code, reason=reason)
         return self.settle(Case(series=series, findings=series.findings, stop=stop))
 
-    def settle(self, case: Case, *, geometry: Geometry | None = None) -> Settled:
+    def settle(self, case: Case) -> Settled:
         """Write the ``details.json`` of a case that is at its end, whatever that is.
-
-        Args:
-            geometry: See `outputs.details`.
 
         Raises:
             DiskFull, OutputUnwritable: It cannot be written.
         """
         series, folder = case.series, self.folder(case.series)
         row = result_row(case, folder=series_folder(series).as_posix(), provenance=self.provenance)
-        content = outputs.details(case, self.provenance, geometry=geometry)
+        content = details(case, self.provenance)
         content["row"] = asdict(row)
         content["outputs"] = sorted(
             p.relative_to(folder).as_posix() for p in case.outputs.values() if p.is_relative_to(folder)
         )
         remove_leftovers(folder)
-        write_json(folder / outputs.DETAILS_NAME, content)
+        write_json(folder / DETAILS_NAME, content)
         log.info("series %s: %s %s", series.series_uid, row.status, row.code)
         return Settled(row=row, timings=case.timings)
 
@@ -183,7 +182,7 @@ def finished(folder: Path) -> ResultRow | None:
 
 def stored_row(folder: Path) -> ResultRow | None:
     """The row in the ``details.json`` of a series, if all files that it names are there."""
-    path = folder / outputs.DETAILS_NAME
+    path = folder / DETAILS_NAME
     try:
         with foreign(str(path)):
             content = read_json(path)
@@ -199,7 +198,7 @@ def read_details(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: It is not there or no JSON object.
     """
-    path = folder / outputs.DETAILS_NAME
+    path = folder / DETAILS_NAME
     content = read_json(path, advice="give the output folder of 'deepcac2 run'")
     if not isinstance(content, dict):
         raise InputUnreadable(f"{path} holds no JSON object; give the output folder of 'deepcac2 run'")

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..dicom import Finding, make_finding
-from ..dicom.gates import is_sharp_kernel
+from ..dicom import Finding
+from ..dicom.gates import Gate, is_sharp_kernel, register_gate
 from ..errors import WorkflowError
 from ..imaging import Volume
 from ..scoring import CalciumScore, score
@@ -18,8 +18,16 @@ from ..scoring.rules import find_rule
 from .case import Case
 from .cautions import zero_findings
 from .facts import CALCIUM, CALCIUM_RUN, CT, HEART, SCORE
-from .previews import Shown
+from .shown import Shown
 from .step import Column, Context, Step, Value, register
+
+METAL = register_gate(
+    Gate(
+        code="metal",
+        sentence="What would be counted is as dense as metal: a stent, a clip, a wire.",
+        overridable=True,
+    )
+)
 
 METAL_HU, METAL_SHARP_HU = 1500.0, 2000.0
 """HU from which counted voxels are taken for metal, with soft and sharp kernels. Our own limits: coronary
@@ -64,7 +72,7 @@ def check_metal(
         f"what would be counted reaches {int(values.max())} HU: a stent, clip or wire, or extremely dense "
         "calcium; look at the scan"
     )
-    return (make_finding("metal", message, allow=allow),)
+    return (METAL.finding(message, allow=allow),)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,14 +1,13 @@
 """`Step`: all that the pipeline, the table, the report and the details know of a module of the chain.
 
 A step is registered once, in the module that defines it. `steps` finds them: those of this room, the
-``step.py`` of every folder of `models`, and those of installed packages that name an entry point of the group
-``deepcac2.steps``.
+``step.py`` of every folder of `models`, the modules of `outputs`, and those of installed packages that name
+an entry point of the group ``deepcac2.steps``.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
+from ..system.alias import alias
 from .case import Case, Fact
 from .facts import DEVICE, DOMAIN
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..weights import WeightSet
-    from .previews import Shown
+    from .shown import Shown
     from .workflow import Workflow
 
 O = TypeVar("O")  # noqa: E741
@@ -118,6 +118,11 @@ Need = Fact[Any] | tuple[Fact[Any], ...]
 """A fact, or several of which one is enough."""
 
 
+def one_of_each(needs: Sequence[Need]) -> tuple[tuple[Fact[Any], ...], ...]:
+    """Needs as tuples, of each of which one is enough."""
+    return tuple(need if isinstance(need, tuple) else (need,) for need in needs)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Step(Generic[O]):
     """A module of the chain.
@@ -158,7 +163,7 @@ class Step(Generic[O]):
 
     def needs(self, options: O) -> tuple[tuple[Fact[Any], ...], ...]:
         """What it reads: of each tuple, one is enough."""
-        return tuple(need if isinstance(need, tuple) else (need,) for need in self.reads(options))
+        return one_of_each(self.reads(options))
 
 
 _STEPS: dict[str, Step[Any]] = {}
@@ -181,18 +186,25 @@ def register(step: Step[O]) -> Step[O]:
 
 
 @cache
-def steps() -> Mapping[str, Step[Any]]:
-    """All steps by module name, each after those that find what it reads or uses."""
+def load_all() -> None:
+    """Import every module that registers something."""
     root = __package__.rpartition(".")[0]
-    for own in ("reading", "scoring", "writing"):
-        importlib.import_module(f"{__package__}.{own}")
+    names = [f"{__package__}.reading", f"{__package__}.scoring"]
     models = importlib.import_module(f"{root}.models")
-    for found in sorted(pkgutil.iter_modules(models.__path__), key=lambda m: m.name):
-        name = f"{root}.models.{found.name}.step"
-        if found.ispkg and importlib.util.find_spec(name) is not None:
-            importlib.import_module(name)
+    names += sorted(f"{root}.models.{m.name}.step" for m in pkgutil.iter_modules(models.__path__) if m.ispkg)
+    outputs = importlib.import_module(f"{root}.outputs")
+    names += sorted(f"{root}.outputs.{m.name}" for m in pkgutil.iter_modules(outputs.__path__))
+    for name in names:
+        importlib.import_module(name)
+    alias("deepcac2", root)
     for point in sorted(metadata.entry_points(group=ENTRY_POINTS), key=lambda p: p.name):
         point.load()
+
+
+@cache
+def steps() -> Mapping[str, Step[Any]]:
+    """All steps by module name, each after those that find what it reads or uses."""
+    load_all()
     return MappingProxyType(_in_order(_STEPS))
 
 
@@ -221,6 +233,11 @@ def _precedes(first: Step[Any], second: Step[Any]) -> bool:
     wanted = {*second.uses, *chain.from_iterable(second.needs(second.options()))}
     found = bool(wanted & set(first.writes)) or first.module in second.after
     return found and first.phase == second.phase
+
+
+def must_follow(step: Step[Any], other: Step[Any]) -> bool:
+    """Whether a step belongs behind another one wherever both are: of a later phase, or in need of it."""
+    return PHASES.index(other.phase) < PHASES.index(step.phase) or _precedes(other, step)
 
 
 def facts() -> dict[str, Fact[Any]]:

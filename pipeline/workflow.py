@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import types
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
+from itertools import combinations
 from pathlib import Path
-from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar
 
 from ..errors import WorkflowError
+from ..system.codec import from_plain
 from ..system.foreign import MAX_YAML, foreign, parse_yaml, read_bytes
 from ..system.nearest import nearest
 from .case import Fact
-from .step import steps
+from .step import must_follow, steps
 
 _SECTIONS = ("general", "execute", "modules")
 
@@ -102,7 +103,16 @@ class Workflow:
             _known_module(module, name)
             options = {**(modules.get(module) or {}), **local}
             entries.append(
-                Entry(module=module, options=_options(known[module].options, options, f"{name}: {module}"))
+                Entry(
+                    module=module,
+                    options=from_plain(
+                        known[module].options,
+                        options,
+                        where=f"workflow {name}: {module}",
+                        error=WorkflowError,
+                        key="option",
+                    ),
+                )
             )
         workflow = cls(
             name=name,
@@ -117,12 +127,13 @@ class Workflow:
         for required in self.REQUIRED:
             if required not in names:
                 raise WorkflowError(f"workflow {self.name!r} lacks {required}; add it to 'execute'")
-        order = list(steps())
-        ranks = [order.index(name) for name in names]
-        if ranks != sorted(set(ranks)):
-            raise WorkflowError(
-                f"workflow {self.name!r}: each module once, in this order: {', '.join(order)}"
-            )
+        for first, second in combinations(names, 2):
+            if first == second:
+                raise WorkflowError(f"workflow {self.name!r} has {first} twice; name it once in 'execute'")
+            if must_follow(steps()[first], steps()[second]):
+                raise WorkflowError(
+                    f"workflow {self.name!r}: {second} comes before {first}; move it in 'execute'"
+                )
         found: set[Fact[Any]] = set()
         for entry in self.steps:
             step = steps()[entry.module]
@@ -194,27 +205,3 @@ def _known_module(module: Any, workflow: str) -> None:
         raise WorkflowError(
             f"workflow {workflow!r}: unknown module {module!r}.{nearest(str(module), steps())}"
         )
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    if get_origin(hint) in (Union, types.UnionType):
-        return any(_fits(value, h) for h in get_args(hint))
-    base = get_origin(hint) or hint
-    if base is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, base) if base is not type(None) else value is None
-
-
-def _options(kind: type[Any], values: dict[str, Any], where: str) -> Any:
-    hints = get_type_hints(kind)
-    known = [f.name for f in fields(kind)]
-    for key, value in values.items():
-        if key not in known:
-            raise WorkflowError(f"workflow {where}: unknown option {key!r}.{nearest(str(key), known)}")
-        if not _fits(value, hints[key]):
-            wanted = str(hints[key]).removeprefix("<class '").removesuffix("'>")
-            raise WorkflowError(f"workflow {where}: {key!r} must be {wanted}, not {value!r}")
-    try:
-        return kind(**values)
-    except ValueError as error:
-        raise WorkflowError(f"workflow {where}: {error}") from error

@@ -24,15 +24,15 @@ from typing import IO, Any
 from .. import __version__
 from ..dicom import readable
 from ..errors import InputError, InputUnreadable
-from ..pipeline.outputs import PARQUET, REPORT_NAME
+from ..outputs.report import REPORT
+from ..pipeline.places import PARQUET, RUN_FILE
 from ..pipeline.results import MEANINGS, read_parquet
-from ..pipeline.run import RUN_FILE
 from ..system.atomic import atomic_path
 from ..system.foreign import MAX_JSON, foreign, parse_json, read_json
 from ..system.inside import regular_inside
 
 SEG_NAME = "cac.seg.dcm"
-FILES = (SEG_NAME, REPORT_NAME)
+FILES = (SEG_NAME, REPORT.file)
 """What a series has."""
 MANIFEST, README, DICTIONARY = "manifest.csv", "README.md", "data_dictionary.csv"
 MANIFEST_COLUMNS = ("path", "bytes", "sha256")
@@ -286,7 +286,7 @@ scored. Made with deepcac2 {__version__}. Research use only, not a medical devic
 | file | what |
 | --- | --- |
 | `<PatientID>/<SeriesInstanceUID>/{SEG_NAME}` | DICOM SEG: 1 heart, 2 coronary calcium |
-| `<PatientID>/<SeriesInstanceUID>/{REPORT_NAME}` | predicted Agatston score, risk group, SeriesInstanceUID |
+| `<PatientID>/<SeriesInstanceUID>/{REPORT.file}` | predicted Agatston score, risk group, SeriesInstanceUID |
 | `{PARQUET}` | one row for each series |
 | `{DICTIONARY}` | what the columns of the table mean |
 | `{SELECTION}` | how many series were selected and what became of them; those that are missing |
@@ -311,7 +311,7 @@ def _csv(lines: Iterable[Sequence[str]]) -> str:
 # Reading
 
 _PLACE = re.compile(r"(?P<patient>[^/]+)/(?P<series>[^/]+)/(?P<name>[^/]+)")
-LARGEST = {SEG_NAME: 1 << 30, REPORT_NAME: 1 << 20}
+LARGEST = {SEG_NAME: 1 << 30, REPORT.file: 1 << 20}
 """Bytes of a series' files that are read at most; chosen: a SEG of 1,000 slices of 512² has 70 MB, a report
 200 bytes."""
 _LARGEST_OTHER = 1 << 30

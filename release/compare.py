@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ..dicom.segmentation import decoded_frames, open_segmentation
 from ..errors import InputError, InputUnreadable
-from ..pipeline.outputs import REPORT_NAME
+from ..outputs.report import REPORT
 from ..stats.agreement import Agreement, agreement
 from ..stats.columns import MIN_SCORES, POSITIVE_ABOVE, POSITIVE_FROM, resamples_for
 from ..system.foreign import parse_json
@@ -111,7 +111,7 @@ def _pair(place: str, first: Release, second: Release) -> Pair:
     notes: list[str] = []
     for release in (first, second):
         files = release.series[place]
-        scores.append(_score(release, files.get(REPORT_NAME)))
+        scores.append(_score(release, files.get(REPORT.file)))
         try:
             if SEG_NAME not in files:
                 raise InputUnreadable(f"{SEG_NAME} is missing")
@@ -131,7 +131,7 @@ def _score(release: Release, name: str | None) -> float | None:
     if name is None:
         return None
     try:
-        content = parse_json(release.read(name), REPORT_NAME)
+        content = parse_json(release.read(name), REPORT.file)
     except InputUnreadable:
         return None
     value = content.get(KEYS[0]) if isinstance(content, dict) else None

@@ -19,7 +19,8 @@ from ..dicom.files import Upto
 from ..dicom.names import safe_name
 from ..dicom.segmentation import open_segmentation, stored_bytes
 from ..errors import DeepCACError, InputError, InputUnreadable
-from ..pipeline.outputs import PARQUET, REPORT_NAME
+from ..outputs.report import REPORT
+from ..pipeline.places import PARQUET
 from ..scoring import RULES, risk_group, score
 from ..system.foreign import parse_json
 from .build import DICTIONARY, FILES, MANIFEST, SEG_NAME, SELECTION, Release, Selected
@@ -137,7 +138,7 @@ def verify(
         for n, name in sorted(files.items()):
             if n not in FILES:
                 checker.content(name)
-        report = checker.content(files[REPORT_NAME], keep=True) if REPORT_NAME in files else None
+        report = checker.content(files[REPORT.file], keep=True) if REPORT.file in files else None
         found = _report(place, report, problems)
         if SEG_NAME in files:
             with checker.file(files[SEG_NAME]) as path:
@@ -281,13 +282,13 @@ def _report(place: str, data: bytes | None, problems: list[Problem]) -> float | 
         problems.append(Problem(code=code, place=place, message=message))
 
     try:
-        content = parse_json(data, REPORT_NAME)
+        content = parse_json(data, REPORT.file)
     except InputUnreadable as error:
         wrong(str(error))
         return None
     if not isinstance(content, dict) or set(content) != set(KEYS):
         names = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
-        wrong(f"{REPORT_NAME} has not the three keys of the release but: {names}")
+        wrong(f"{REPORT.file} has not the three keys of the release but: {names}")
         return None
     value, group, uid = (content[k] for k in KEYS)
     if safe_name(str(uid)) != place.split("/")[1]:

@@ -156,10 +156,11 @@ def dashboard_results(simulated: Path, tmp_path_factory: pytest.TempPathFactory)
     """Results to look at: a scored case with its files and a caution, and 700 rows with all that may be in a
     row."""
     from deepcac2.dicom import discover, make_finding, read_segmentation, read_series
+    from deepcac2.outputs.preview import PREVIEW, preview
     from deepcac2.pipeline import Case
+    from deepcac2.pipeline.details import details
     from deepcac2.pipeline.facts import CALCIUM, CT, HEART, HEART_MEASURES, SCORE
-    from deepcac2.pipeline.outputs import DETAILS_NAME, PREVIEW_NAME, details
-    from deepcac2.pipeline.previews import preview
+    from deepcac2.pipeline.places import DETAILS_NAME
     from deepcac2.pipeline.results import ResultRow, result_row, write_parquet
     from deepcac2.scoring import risk_group, score
     from deepcac2.system.atomic import write_json
@@ -177,7 +178,7 @@ def dashboard_results(simulated: Path, tmp_path_factory: pytest.TempPathFactory)
     row = result_row(case, folder=place.relative_to(folder).as_posix())
     provenance = {"deepcac2": "0", "workflow": "default", "workflow_fingerprint": "0", "weights": {}}
     write_json(place / DETAILS_NAME, details(case, provenance) | {"row": vars(row), "outputs": []})
-    (place / PREVIEW_NAME).write_bytes(preview(case))
+    (place / PREVIEW.file).write_bytes(preview(case))
 
     rng = np.random.default_rng(7)
     makers = ("SIEMENS", "GE MEDICAL SYSTEMS", "Philips", "")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import WorkflowError
+from ..system.codec import from_plain
 from ..system.foreign import MAX_YAML, parse_yaml, read_bytes
 from ..system.nearest import nearest
 
@@ -48,17 +48,9 @@ def load_recipe(path: Path, kind: type[T], *, role: str) -> T:
 
 
 def build(content: dict[str, Any], kind: type[T], *, where: str) -> T:
-    """Make a recipe from a mapping; lists become tuples, a number is converted to the field's type.
+    """Make a recipe from a mapping.
 
     Raises:
         WorkflowError: Unknown key, or a value that does not fit.
     """
-    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
-    for key in content:
-        if key not in known:
-            raise WorkflowError(f"{where}: unknown key {key!r}.{nearest(str(key), known)}")
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
-    try:
-        return kind(**values)
-    except (TypeError, ValueError) as error:
-        raise WorkflowError(f"{where}: {error}") from error
+    return from_plain(kind, content, where=where, error=WorkflowError)

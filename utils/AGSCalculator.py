@@ -1,5 +1,5 @@
 """MHub module: Agatston score and risk group."""
 
-from .computing import computing
+from .modules import computing
 
 AGSCalculator = computing("AGSCalculator")

@@ -14,14 +14,14 @@ from typing import Any
 from mhubio.core import Instance
 from mhubio.modules.organizer.DataOrganizer import DataOrganizer as Organizer
 
-from ..imaging import Geometry
+from ..outputs.organizer import places, writing
 from ..pipeline.case import Case
 from ..pipeline.chain import run_stage
-from ..pipeline.outputs import CSV, DETAILS_NAME, PARQUET
+from ..pipeline.places import CSV, DETAILS_NAME, PARQUET, RUN_FILE
 from ..pipeline.results import STATUSES, ResultRow, unreadable_row, write_table
-from ..pipeline.run import RUN_FILE, Job, settle_output, write_run
+from ..pipeline.run import Job, settle_output, write_run
 from ..pipeline.step import images
-from ..pipeline.writing import TARGET_ROLES, Organise, target_paths
+from ..pipeline.writer import ORGANIZER, queries
 from ..system.atomic import atomic_path
 from .handover import (
     REJECTED,
@@ -31,19 +31,17 @@ from .handover import (
     files_of,
     log_stop,
     read_case,
-    read_geometry,
     workflow_of,
 )
-
-COPIED = {role: query for query, role in TARGET_ROLES.items() if role in ("seg", "sr", "report")}
+from .modules import context_of
 
 
 class DataOrganizer(Organizer):
     """Copy the outputs by the workflow's targets, and complete the folder to that of a run.
 
     Takes the place of mhubio's organizer, with its options; targets that only mhubio knows are left to it.
-    Beside SEG, SR and report, which lie where `target_paths` says, every series found has its
-    ``details.json``, and one with a result its preview; above stand ``run.json`` and the table of all.
+    Beside SEG, SR and report, which lie where `places` says, every series found has its ``details.json``, and
+    one with a result its preview; above stand ``run.json`` and the table of all.
     """
 
     _targets: dict[Any, str]
@@ -87,29 +85,29 @@ class DataOrganizer(Organizer):
         case = replace(case, outputs=self._copied(job, case, instance))
 
         def complete(case: Case) -> Case:
-            organise = Organise(workflow=job.workflow, output=job.output)
+            context = replace(context_of(self), output=job.output)
             found = read_case(path, files_of(instance, images().values()))
-            return organise(replace(found, outputs=case.outputs))
+            return writing(ORGANIZER)(None, context)(replace(found, outputs=case.outputs))
 
         if case.stop is None:
             case = run_stage(self.label, complete, case)
             log_stop(self, case)
-        row = self._settled(job, case, read_geometry(path))
+        row = self._settled(job, case)
         instance.attr |= {"status": row.status, "code": row.code, "reason": row.reason}
         return row
 
     def _copied(self, job: Job, case: Case, instance: Instance) -> dict[str, Path]:
-        """The outputs of an instance in the output folder, by role."""
-        paths, written = target_paths(job.workflow, case.series), {}
-        for role, query in COPIED.items():
+        """The outputs of an instance in the output folder, by name."""
+        paths, written = places(job.workflow, case.series), {}
+        for query, name in queries().items():
             if (file := file_of(instance, query)) is not None:
-                written[role] = job.output / paths[role]
-                with atomic_path(written[role]) as temporary:
+                written[name] = job.output / paths[name]
+                with atomic_path(written[name]) as temporary:
                     shutil.copyfile(file, temporary)
         return written
 
-    def _settled(self, job: Job, case: Case, geometry: Geometry | None = None) -> ResultRow:
-        row = job.settle(case, geometry=geometry).row
+    def _settled(self, job: Job, case: Case) -> ResultRow:
+        row = job.settle(case).row
         if self.set_file_permissions:
             folder = job.folder(case.series)
             files = [*case.outputs.values(), folder / DETAILS_NAME]

@@ -1,5 +1,5 @@
 """MHub module: coronary calcium, by the patch 3D U-Net."""
 
-from .computing import computing
+from .modules import computing
 
 DeepCACRunner = computing("DeepCACRunner")

@@ -19,9 +19,10 @@ from ..dicom.names import printable
 from ..errors import OutputUnwritable
 from ..pipeline.case import Case
 from ..pipeline.chain import run_stage
+from ..pipeline.gates import check_allowed
+from ..pipeline.places import patient_folder
 from ..pipeline.reading import check_headers
 from ..pipeline.run import check_folders
-from ..pipeline.writing import patient_folder
 from ..system.atomic import output_errors, write_whole
 from .handover import CASE, CASE_FILE, REJECTED, case_to_json, log_stop, workflow_of, write_case
 
@@ -56,6 +57,7 @@ class DicomImporter(Module):
             OutputError: The import folder cannot be written.
         """
         workflow_of(self.config)
+        check_allowed(self.allow)
         source, target = (
             Path(DirectoryChain(path=folder, parent=self.config.data.dc).abspath)
             for folder in (self.source_dir, self.import_dir)

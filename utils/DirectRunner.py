@@ -1,5 +1,5 @@
 """MHub module: direct scoring, by a regression network."""
 
-from .computing import computing
+from .modules import computing
 
 DirectRunner = computing("DirectRunner")

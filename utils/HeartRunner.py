@@ -1,5 +1,5 @@
 """MHub module: the heart."""
 
-from .computing import computing
+from .modules import computing
 
 HeartRunner = computing("HeartRunner")

@@ -1,5 +1,5 @@
 """MHub module: exclusion of scans without coronary calcium."""
 
-from .computing import computing
+from .modules import computing
 
 ScreeningRunner = computing("ScreeningRunner")

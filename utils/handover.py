@@ -12,12 +12,11 @@ from __future__ import annotations
 import functools
 import json
 import sys
-import types
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
 import numpy.typing as npt
 import yaml
@@ -25,22 +24,24 @@ from mhubio.core import IO, Config, Instance, Module
 
 from ..dicom import Finding, Series, safe_name
 from ..dicom.names import printable
-from ..errors import DeepCACError, MaskMismatch
+from ..errors import DeepCACError, InputUnreadable, MaskMismatch
 from ..imaging import Geometry, Volume
 from ..imaging.files import read_image
+from ..outputs.organizer import is_target
 from ..pipeline.case import Case, Fact, Stop
 from ..pipeline.chain import run_stage
-from ..pipeline.facts import CT, SCORE
+from ..pipeline.facts import CT, GEOMETRY
 from ..pipeline.step import facts, steps
 from ..pipeline.workflow import Workflow
-from ..pipeline.writing import is_target
-from ..scoring import CalciumScore
 from ..system.atomic import write_whole
+from ..system.codec import from_plain, to_plain
+
+T = TypeVar("T")
 
 CASE = "json:mod=case"
-SEGMENTATION = "dicomseg:mod=seg"
 REJECTED = "json:mod=rejected"
-"""mhubio data types; those of images stand with their facts (`pipeline.case.ImageFile`)."""
+"""mhubio data types; those of images and files stand with
+their facts (`pipeline.case.ImageFile`) and writers (`pipeline.writer.Writer`)."""
 
 CASE_FILE = "case.json"
 
@@ -137,35 +138,38 @@ def case_path(instance: Instance) -> Path:
 def write_case(path: Path, case: Case) -> None:
     """Write or update the ``case.json`` with all of a case but its arrays and outputs."""
     content = case_to_json(case)
-    _write(path, _read(path) | {k: v for k, v in content.items() if v is not None})
+    facts = {**_read(path).get("facts", {}), **content["facts"]}
+    _write(path, {**content, "facts": facts})
 
 
 def case_to_json(case: Case) -> dict[str, Any]:
-    """All of a case but its arrays and outputs; of the CT the geometry."""
-    score = case.get(SCORE)
+    """All of a case but its arrays and outputs."""
     return {
-        "series": asdict(case.series),
-        "geometry": asdict(case[CT].geometry) if CT in case else None,
-        "score": asdict(score) if score is not None else None,
-        "findings": [asdict(finding) for finding in case.findings],
-        "facts": {f.name: v for f, v in case.facts.items() if f.image is None and f != SCORE},
+        "series": to_plain(case.series),
+        "facts": {f.name: to_plain(v) for f, v in case.facts.items() if f.image is None},
+        "findings": [to_plain(finding) for finding in case.findings],
         "timings": case.timings,
-        "stop": asdict(case.stop) if case.stop is not None else None,
+        "stop": to_plain(case.stop),
     }
 
 
 def case_from_json(content: dict[str, Any]) -> Case:
-    """The case of `case_to_json`, without the CT."""
-    score, stop, known = content.get("score"), content.get("stop"), facts()
-    found = {known[name]: value for name, value in content["facts"].items()}
-    if score is not None:
-        found[SCORE] = _restored(CalciumScore, score)
+    """The case of `case_to_json`."""
+    known = facts()
+
+    def back(kind: type[T], value: Any) -> T:
+        return from_plain(kind, value, where=CASE_FILE, error=InputUnreadable)
+
+    found = {
+        known[name]: value if (kind := known[name].kind) is None else back(kind, value)
+        for name, value in content["facts"].items()
+    }
     return Case(
-        series=_restored(Series, content["series"]),
+        series=back(Series, content["series"]),
         facts=found,
-        findings=tuple(_restored(Finding, f) for f in content["findings"]),
+        findings=tuple(back(Finding, f) for f in content["findings"]),
         timings=content["timings"],
-        stop=_restored(Stop, stop) if stop is not None else None,
+        stop=back(Stop, content["stop"]) if content["stop"] is not None else None,
     )
 
 
@@ -179,12 +183,11 @@ def read_case(path: Path, files: Mapping[Fact[Any], Path] | None = None) -> Case
         MaskMismatch: A file has another size than the CT.
         InputUnreadable: A file is gone or damaged.
     """
-    content = _read(path)
-    case = case_from_json(content)
+    case = case_from_json(_read(path))
     for fact, file in (files or {}).items():
-        array = _array(file, content)
+        array = _array(file, case[GEOMETRY])
         if fact == CT:
-            case = case.add(CT, Volume(hu=array, geometry=_geometry(content)))
+            case = case.add(CT, Volume(hu=array, geometry=case[GEOMETRY]))
         else:
             case = case.add(fact, array if array.dtype.kind == "f" else array > 0)
     return case
@@ -202,12 +205,6 @@ def files_of(instance: Instance, wanted: Iterable[Fact[Any]]) -> dict[Fact[Any],
     return {fact: path for fact, path in files.items() if path is not None}
 
 
-def read_geometry(path: Path) -> Geometry | None:
-    """The CT's grid, exact, without reading the CT; None where none was read."""
-    content = _read(path)
-    return _geometry(content) if "geometry" in content else None
-
-
 def _read(path: Path) -> dict[str, Any]:
     content: dict[str, Any] = {}
     with suppress(FileNotFoundError):
@@ -219,31 +216,10 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     write_whole(path, json.dumps(content, indent=1, default=str).encode("ascii"))
 
 
-def _geometry(content: dict[str, Any]) -> Geometry:
-    geometry: Geometry = _restored(Geometry, content["geometry"])
-    return geometry
-
-
-def _array(path: Path, content: dict[str, Any]) -> npt.NDArray[Any]:
+def _array(path: Path, geometry: Geometry) -> npt.NDArray[Any]:
     array, _ = read_image(path)
-    if array.shape != (shape := _geometry(content).shape):
+    if array.shape != geometry.shape:
         raise MaskMismatch(
-            f"{path} has {array.shape} voxels, its CT {shape}; run the workflow from its start"
+            f"{path} has {array.shape} voxels, its CT {geometry.shape}; run the workflow from its start"
         )
     return array
-
-
-def _restored(kind: Any, value: Any) -> Any:
-    """A value from JSON as the type it had: dataclass, tuple, path, or what JSON itself knows."""
-    if is_dataclass(kind):
-        hints = get_type_hints(kind)
-        return kind(**{name: _restored(hints[name], v) for name, v in value.items()})  # type: ignore[operator]
-    if get_origin(kind) in (Union, types.UnionType):
-        inner = next(k for k in get_args(kind) if k is not type(None))
-        return None if value is None else _restored(inner, value)
-    if get_origin(kind) is tuple:
-        inside = get_args(kind)
-        if inside[-1] is Ellipsis:
-            inside = (inside[0],) * len(value)
-        return tuple(_restored(k, v) for k, v in zip(inside, value, strict=True))
-    return Path(value) if kind is Path else value

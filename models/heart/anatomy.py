@@ -20,9 +20,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ...dicom.gates import Gate, register_gate
 from ...imaging import Volume
 from ...imaging.masks import bounding_box
 from ...imaging.orientation import to_canonical
+
+NO_CHEST = register_gate(
+    Gate(
+        code="no-chest",
+        sentence="There is no lung beside what was found as heart: the scan shows no chest.",
+    )
+)
+CHEST_IMPLAUSIBLE = register_gate(
+    Gate(
+        code="chest-implausible",
+        sentence="What was found as heart does not lie as a heart does: lungs on both sides, the spine "
+        "behind it, the head above.",
+        overridable=True,
+    )
+)
 
 BLOCK_MM = 4.0
 """Size of the blocks in which a scan is looked at, mm."""
@@ -164,12 +180,12 @@ def surroundings(volume: Volume, heart: npt.NDArray[np.bool_]) -> Surroundings:
     )
 
 
-def objection(found: Surroundings) -> tuple[str, str] | None:
-    """What speaks against a heart in a chest: the gate's code and a sentence; None: nothing does."""
+def objection(found: Surroundings) -> tuple[Gate, str] | None:
+    """What speaks against a heart in a chest: the gate and a sentence; None: nothing does."""
     right, left = found.lung_right, found.lung_left
     if max(right, left) < MIN_LUNG_AT_ALL:
         return (
-            "no-chest",
+            NO_CHEST,
             f"{max(right, left):.0%} of what was found as heart has lung beside it: this is no chest",
         )
     against = []
@@ -195,7 +211,7 @@ def objection(found: Surroundings) -> tuple[str, str] | None:
         against.append("lung below it and not above, as in a stack upside down")
     if not against:
         return None
-    return "chest-implausible", f"what was found as heart lies otherwise than one: {'; '.join(against)}"
+    return CHEST_IMPLAUSIBLE, f"what was found as heart lies otherwise than one: {'; '.join(against)}"
 
 
 def _block_means(array: npt.NDArray[Any], steps: list[int]) -> npt.NDArray[np.float32]:

@@ -9,18 +9,49 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ...dicom import Finding, make_finding
+from ...dicom import Finding
+from ...dicom.gates import Gate, register_gate
 from ...imaging import Geometry, Volume
 from ...imaging.masks import bounding_box, middle_of, solidity
 from ...pipeline.case import Case
 from ...pipeline.domain import stated
 from ...pipeline.facts import CT, HEART, HEART_MEASURES
 from ...pipeline.step import Column, Context, Step, register
-from .anatomy import objection, surroundings
+from ..crop import HEART_NOT_FOUND
+from .anatomy import NO_CHEST, objection, surroundings
 
 if TYPE_CHECKING:
     from ...weights import WeightSet
     from .network import HeartModel
+
+CONTRAST_MEASURED = register_gate(
+    Gate(
+        code="contrast-measured",
+        sentence="Blood inside the heart is as bright as with contrast agent.",
+        overridable=True,
+    )
+)
+HEART_CUT_OFF = register_gate(
+    Gate(
+        code="heart-cut-off",
+        sentence="The heart reaches the edge of the scan and is not all in it.",
+        overridable=True,
+    )
+)
+HEART_IMPLAUSIBLE = register_gate(
+    Gate(
+        code="heart-implausible",
+        sentence="What was found as heart has an implausible volume or shape.",
+        overridable=True,
+    )
+)
+HU_IMPLAUSIBLE = register_gate(
+    Gate(
+        code="hu-implausible",
+        sentence="Blood inside the heart is too dark: the scan's values are not Hounsfield units.",
+        overridable=True,
+    )
+)
 
 MIN_HEART_ML, MAX_HEART_ML = 150.0, 2500.0
 """Plausible volume of a whole adult heart with its pericardium, mL. Our own limits, set wide on purpose:
@@ -84,7 +115,7 @@ def check_heart(
     """
     if not heart.any():
         message = "no heart was found in this series; look at the scan and its orientation"
-        return {}, (make_finding("heart-not-found", message),)
+        return {}, (HEART_NOT_FOUND.finding(message),)
     box = bounding_box(heart)
     part, hu = heart[box], volume.hu[box]
     values = hu[part]
@@ -103,35 +134,35 @@ def check_heart(
     }
     if np.ptp(values) == 0:  # whatever a network sees there, it is no heart: never to be allowed
         message = "all voxels of what was found have one value: the scan shows nothing; look at its pixels"
-        return facts, (make_finding("heart-not-found", message),)
+        return facts, (HEART_NOT_FOUND.finding(message),)
     findings: list[Finding] = []
     against = objection(around)
-    if against is not None and against[0] == "no-chest":
-        findings.append(make_finding(*against))
+    if against is not None and against[0] == NO_CHEST:
+        findings.append(NO_CHEST.finding(against[1]))
     if not MIN_HEART_ML <= millilitres <= MAX_HEART_ML or median < MIN_HEART_HU:
         message = (
             f"what was found has {millilitres:.0f} mL and a median of {median:.0f} HU: not a plausible heart"
         )
-        findings.append(make_finding("heart-implausible", message, allow=allow))
+        findings.append(HEART_IMPLAUSIBLE.finding(message, allow=allow))
     elif roundness < MIN_SOLIDITY:
         message = (
             f"what was found fills {roundness:.0%} of its convex hull: part of it is not heart; look at it"
         )
-        findings.append(make_finding("heart-implausible", message, allow=allow))
+        findings.append(HEART_IMPLAUSIBLE.finding(message, allow=allow))
     elif blood < MIN_BLOOD_HU:
         message = f"the inner heart's median is {blood:.0f} HU, not about 40: the scan's values are not HU"
-        findings.append(make_finding("hu-implausible", message, allow=allow))
+        findings.append(HU_IMPLAUSIBLE.finding(message, allow=allow))
     areas = heart.sum(axis=(1, 2))
     border = max(int(areas[0]), int(areas[-1]))
     sides = int(heart[:, [0, -1], :].sum() + heart[:, :, [0, -1]].sum())
     if border > MAX_BORDER_SHARE * areas.max() or sides > 0.02 * heart.sum():
         message = "the heart reaches beyond the scanned field; part of its calcium would be missing"
-        findings.append(make_finding("heart-cut-off", message, allow=allow))
-    if against is not None and against[0] != "no-chest":
-        findings.append(make_finding(*against, allow=allow))
+        findings.append(HEART_CUT_OFF.finding(message, allow=allow))
+    if against is not None and against[0] != NO_CHEST:
+        findings.append(against[0].finding(against[1], allow=allow))
     if blood > CONTRAST_HU:
         message = f"the inner heart has a median of {blood:.0f} HU: this scan seems to be contrast-enhanced"
-        findings.append(make_finding("contrast-measured", message, allow=allow))
+        findings.append(CONTRAST_MEASURED.finding(message, allow=allow))
     return facts, tuple(findings)
 
 

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...dicom import make_finding
 from ...imaging.masks import box_centre, region_within
 from ...pipeline.case import Case, Fact
 from ...pipeline.cautions import zero_findings
 from ...pipeline.domain import compare, stated
 from ...pipeline.facts import CT, EXCLUDED, HEART, POSSIBLE_CALCIUM
 from ...pipeline.operating import check_margin, one_of, operating_point
-from ...pipeline.previews import Shown, by_slice
+from ...pipeline.shown import Shown, by_slice
 from ...pipeline.step import Column, Context, Step, Value, register
+from ..crop import HEART_NOT_FOUND
 
 if TYPE_CHECKING:
     from ...weights import WeightSet
@@ -93,7 +93,7 @@ class RuleOut:
             between_walls = chest_wall_crop(volume)
             if between_walls is None:
                 message = "no heart lies between the walls of the chest; use the heart mask (localise: heart)"
-                return case.noted(make_finding("heart-not-found", message))
+                return case.noted(HEART_NOT_FOUND.finding(message))
             centre = between_walls
         found = self.model.predict(volume, centre, region=region)
         excluded = self.exclude and not found.positive

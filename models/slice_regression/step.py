@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ...dicom import make_finding
 from ...imaging.orientation import to_canonical
 from ...pipeline.case import Case, Fact, ImageFile
 from ...pipeline.cautions import zero_findings
 from ...pipeline.domain import compare, stated
 from ...pipeline.facts import CT, HEART
 from ...pipeline.operating import one_of
-from ...pipeline.previews import Shown
+from ...pipeline.shown import Shown
 from ...pipeline.step import Column, Context, Step, Value, register
+from ..crop import HEART_NOT_FOUND
 
 if TYPE_CHECKING:
     from ...weights import WeightSet
@@ -72,7 +72,7 @@ class ScoreDirectly:
         found = self.model.predict(case[CT], heart=heart)
         if found is None:
             message = "the networks found no heart in this series; look at the scan and its orientation"
-            return case.noted(make_finding("heart-not-found", message))
+            return case.noted(HEART_NOT_FOUND.finding(message))
         group = direct_group(found.score)
         answer = {
             "score": round(found.score, 4),

@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from deepcac2.cli.main import main
-from deepcac2.dicom import GATES
+from deepcac2.pipeline.gates import gates
 
 
 @pytest.fixture
@@ -76,9 +76,9 @@ def test_names_that_are_no_utf8(folder: Path, capsys: pytest.CaptureFixture[str]
 def test_gates(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", "--gates"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert all(any(line.startswith(f"{code} ") for line in lines) for code in GATES)
+    assert all(any(line.startswith(f"{code} ") for line in lines) for code in gates())
     assert main(["inspect", "--gates", "--json"]) == 0
-    assert [g["code"] for g in json.loads(capsys.readouterr().out)] == list(GATES)
+    assert [g["code"] for g in json.loads(capsys.readouterr().out)] == list(gates())
 
 
 @pytest.mark.parametrize(

@@ -53,8 +53,9 @@ def viewer_case(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Vi
     """A simulated patient, named in every way that headers know, with its true masks as result."""
     from deepcac2.dicom import discover, read_segmentation, read_series, write_segmentation
     from deepcac2.pipeline import Case
+    from deepcac2.pipeline.details import details
     from deepcac2.pipeline.facts import CALCIUM, CT, HEART, SCORE
-    from deepcac2.pipeline.outputs import DETAILS_NAME, details
+    from deepcac2.pipeline.places import DETAILS_NAME
     from deepcac2.pipeline.reading import check_headers
     from deepcac2.pipeline.results import result_row, write_parquet
     from deepcac2.scoring import score

@@ -14,11 +14,12 @@ import pytest
 from pydicom.dataset import Dataset
 
 from deepcac2.cli.inspect import gates_markdown
-from deepcac2.dicom import GATES, Series, check_headers, discover, make_finding
+from deepcac2.dicom import Series, check_headers, discover, make_finding
 from deepcac2.dicom.contrast import contrast_kind
-from deepcac2.dicom.gates import is_sharp_kernel
+from deepcac2.dicom.gates import Gate, is_sharp_kernel, register_gate
 from deepcac2.errors import InputError
 from deepcac2.pipeline import Case
+from deepcac2.pipeline.gates import check_allowed, gates
 from deepcac2.pipeline.results import result_row
 
 HU = npt.NDArray[np.int16]
@@ -371,7 +372,7 @@ def test_images_need_a_uid_of_their_own(
     assert code_of(series) == ("instance-uid" if count else None)
     assert not count or series.findings[0].message.startswith(f"{count} of 28 images")
     with pytest.raises(InputError):
-        check_headers(series, allow=["instance-uid"])
+        check_allowed(["instance-uid"])
 
 
 def test_copies_and_frames_may_share_a_uid(ct, hu: HU, tmp_path: Path) -> None:
@@ -457,17 +458,20 @@ def test_sharp_kernels() -> None:
 
 
 def test_registry() -> None:
-    for code, gate in GATES.items():
+    for code, gate in gates().items():
         assert code == gate.code
         assert re.fullmatch(r"[a-z]+(-[a-z]+)*", code)
         assert gate.sentence[0].isupper()
         assert gate.sentence.endswith(".")
         assert gate.fatal or not gate.overridable
-    assert {"contrast-measured", "heart-not-found", "heart-cut-off", "heart-implausible"} <= set(GATES)
+    assert {"contrast-measured", "heart-not-found", "heart-cut-off", "heart-implausible"} <= set(gates())
     with pytest.raises(KeyError):
         make_finding("no-such-gate", "x")
-    with pytest.raises(InputError):
-        check_headers(Series(series_uid="1"), allow=["undecodable"])
+    with pytest.raises(ValueError, match="there are two gates not-ct"):
+        register_gate(Gate(code="not-ct", sentence="Another one."))
+    for wrong in ("undecodable", "no-such-gate", "heart-not-found"):
+        with pytest.raises(InputError, match=wrong):
+            check_allowed(["metal", wrong])
 
 
 def test_docs_hold_the_table() -> None:

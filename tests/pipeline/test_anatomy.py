@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from deepcac2.dicom import discover, read_series
-from deepcac2.dicom.gates import GATES
 from deepcac2.imaging import Volume
 from deepcac2.imaging.files import volume_from_image
 from deepcac2.models.heart.anatomy import objection, surroundings
 from deepcac2.models.heart.step import check_heart
+from deepcac2.pipeline.gates import gates
 from deepcac2.simulation import default_geometry, simulate_patient
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def first_only(names: tuple[str, ...]) -> list[Any]:
 REAL = ("CIP-64x64", "LIDC-IDRI-0306", "Lung_Dx-A0001-B", "Lung_Dx-A0001-L", "Lung_Dx-A0002")
 CUT_TO_THE_HEART = ("LUNG1-001", "LIDC-IDRI-0314", "LIDC-IDRI-0476", "LIDC-IDRI-0350", "4D-Lung-113")
 
-OTHERS = [g.code for g in GATES.values() if g.overridable and g.code != "chest-implausible"]
+OTHERS = [g.code for g in gates().values() if g.overridable and g.code != "chest-implausible"]
 """Everything that can be allowed but the gate under test: it must hold where all others are lifted."""
 
 

@@ -13,8 +13,8 @@ from deepcac2.imaging import Geometry, Volume
 from deepcac2.models.slice_regression.step import DIRECT
 from deepcac2.pipeline import Case
 from deepcac2.pipeline.cautions import cautions
+from deepcac2.pipeline.details import details
 from deepcac2.pipeline.facts import CALCIUM, CT, SCORE
-from deepcac2.pipeline.outputs import details
 from deepcac2.pipeline.results import result_row
 from deepcac2.pipeline.scoring import ScoreCalcium
 

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deepcac2.dicom import GATES, Series, make_finding
+from deepcac2.dicom import Series, make_finding
 from deepcac2.imaging import Geometry, Volume
 from deepcac2.pipeline.case import Case, Stop
+from deepcac2.pipeline.details import details
 from deepcac2.pipeline.domain import compare, stated
 from deepcac2.pipeline.facts import CT, DOMAIN, HEART
-from deepcac2.pipeline.outputs import details
+from deepcac2.pipeline.gates import gates
 from deepcac2.pipeline.results import result_row
 from deepcac2.weights import Domain, WeightSet, resolve
 
@@ -225,7 +226,7 @@ def test_without_a_comparison_the_table_is_empty() -> None:
 
 
 def test_no_gate_of_the_domain_rejects() -> None:
-    ours = [g for g in GATES.values() if "domain" in g.code]
+    ours = [g for g in gates().values() if "domain" in g.code]
     assert len(ours) == 7
     assert not any(g.fatal or g.overridable for g in ours)
 

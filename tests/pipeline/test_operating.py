@@ -22,9 +22,9 @@ from deepcac2.models.rule_out.network import ScreeningModel
 from deepcac2.models.rule_out.step import SCREENING, RuleOut
 from deepcac2.pipeline import Case, Workflow
 from deepcac2.pipeline.chain import build_chain
+from deepcac2.pipeline.details import details
 from deepcac2.pipeline.facts import CALCIUM, CALCIUM_RUN, CT, HEART, SCORE
 from deepcac2.pipeline.operating import operating_point
-from deepcac2.pipeline.outputs import details
 from deepcac2.pipeline.scoring import ScoreCalcium
 from deepcac2.scoring import RULES
 from deepcac2.weights import WeightSet, resolve, write_description

@@ -13,19 +13,19 @@ import pytest
 from PIL import Image
 
 TOY = '''
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from deepcac2.dicom.gates import Gate, make_finding, register_gate
+from deepcac2.dicom.gates import Gate, register_gate
 from deepcac2.pipeline.case import Fact, ImageFile
 from deepcac2.pipeline.facts import CALCIUM, CT, HEART
-from deepcac2.pipeline.previews import Shown, by_slice
+from deepcac2.pipeline.shown import Shown, by_slice
 from deepcac2.pipeline.step import Column, Step, Value, register
-from deepcac2.pipeline.writing import series_folder
+from deepcac2.pipeline.writer import Writer, register_writer
 from deepcac2.scoring.rules import Rule, register_rule
 
-register_gate(Gate(code="bright", sentence="The scan has too many bright voxels.", fatal=False))
+TOO_BRIGHT = register_gate(Gate(code="bright", sentence="The scan has too many bright voxels.", fatal=False))
 register_rule(Rule(name="plain", summary="one weight for all", weights=((130, 2),)))
 
 BRIGHT = Fact("bright", "bright voxels", image=ImageFile("bright.nii.gz", "nifti:mod=seg:model=toy"))
@@ -43,30 +43,15 @@ class Options:
     above_hu: int = 300
 
 
-@dataclass(frozen=True, kw_only=True)
-class WriterOptions:
-    """Write what is bright."""
-
-
 def build(options, context):
     def find(case):
         mask = case[CT].hu >= options.above_hu
         for fact in (BRIGHT, CALCIUM, HEART):
             case = case.add(fact, mask)
         case = case.add(MEASURES, {"voxels": int(mask.sum())})
-        return case.noted(make_finding("bright", f"{mask.sum()} voxels"))
+        return case.noted(TOO_BRIGHT.finding(f"{mask.sum()} voxels"))
 
     return find
-
-
-def build_writer(options, context):
-    def write(case):
-        path = context.output / series_folder(case.series) / "toy.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(str(case[MEASURES]["voxels"]))
-        return replace(case, outputs={**case.outputs, "toy": path})
-
-    return write
 
 
 def voxels(case):
@@ -87,33 +72,46 @@ register(Step(
     columns=(Column(name="toy_voxels", kind=int, meaning="voxels that are bright", of=voxels),),
     values=(Value(name="toy_voxels", label="Bright", kind=int, meaning="Bright voxels.", of=voxels),),
 ))
-register(Step(
-    module="ToyWriter", options=WriterOptions, phase="write", build=build_writer,
-    reads=lambda options: (MEASURES,),
+register_writer(Writer(
+    name="toy", file="toy.txt", needs=(MEASURES,),
+    write=lambda path, case, options, context: path.write_text(str(voxels(case))) and None,
 ))
+
+
+def __getattr__(name):
+    if name != "ToyRunner":
+        raise AttributeError(name)
+    from deepcac2.utils.modules import computing
+
+    return computing(name)
 '''
 
 WORKFLOW = """
+general: {description: a toy}
 execute: [DicomImporter, NiftiConverter, ToyRunner, AGSCalculator,
-          DSegConverter, ToyWriter, ReportExporter, DataOrganizer]
+          DSegConverter, ReportExporter, DataOrganizer]
 modules:
   ToyRunner: {above_hu: 400}
   AGSCalculator: {rule: plain}
   ReportExporter:
     includes: [{label: Voxels, data: toy_voxels}, {label: Score, data: agatston_score}]
+  DataOrganizer:
+    targets: ["dicomseg:mod=seg-->[i:PatientID]/[i:SeriesInstanceUID]/cac.seg.dcm"]
 """
 
 
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the toy is installed, as pip would: the module, and a record that names its entry point."""
+    """Where the toy is installed: one module, where MHub looks for it, and pip's record of it."""
     folder = tmp_path_factory.mktemp("toy")
-    (folder / "toy.py").write_text(TOY)
+    own = folder / "models" / "toy" / "utils"
+    own.mkdir(parents=True)
+    (own / "ToyRunner.py").write_text(TOY)
     (folder / "toy.yml").write_text(WORKFLOW)
     record = folder / "toy-1.0.dist-info"
     record.mkdir()
     (record / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
-    (record / "entry_points.txt").write_text("[deepcac2.steps]\ntoy = toy\n")
+    (record / "entry_points.txt").write_text("[deepcac2.steps]\ntoy = models.toy.utils.ToyRunner\n")
     return folder
 
 
@@ -121,6 +119,7 @@ def deepcac2(elsewhere: Path, *command: object) -> subprocess.CompletedProcess[s
     paths = [str(elsewhere), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.run(
         [sys.executable, "-m", "deepcac2", *map(str, command)],
+        cwd=elsewhere,  # `models` of the checkout is no place for others
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
         text=True,
@@ -168,3 +167,42 @@ def test_without_it_its_workflow_is_not_known(elsewhere: Path, simulated: Path, 
     )  # fmt: skip
     assert done.returncode != 0
     assert "unknown module 'ToyRunner'" in done.stderr
+
+
+RUNNER = """
+import sys
+import mhubio.run as runner
+
+runner.scan_local_modules.__defaults__ = (sys.argv[1],)  # else /app/models
+runner.run(sys.argv[3])
+assert "deepcac2.pipeline.step" not in sys.modules or (
+    sys.modules["deepcac2.pipeline.step"] is sys.modules["models.deepcac2.pipeline.step"]
+)
+"""
+
+
+def test_mhubs_own_runner_runs_it_too(elsewhere: Path, simulated: Path, tmp_path: Path) -> None:
+    pytest.importorskip("mhubio", reason="needs mhubio, which `make` installs without its dependencies")
+    (elsewhere / "models" / "deepcac2").symlink_to(Path(__file__).resolve().parents[2])
+    (tmp_path / "input_data").symlink_to(simulated / "SIM-0003" / "ct")
+    command = [sys.executable, "-c", RUNNER, elsewhere / "models", "--config", elsewhere / "toy.yml"]
+    done = subprocess.run(
+        [*map(str, command), f"--config:general.data_base_dir={tmp_path}"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(elsewhere), "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    with (tmp_path / "output_data" / "results.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["status"] == "scored", done.stdout
+    folder = tmp_path / "output_data" / row["folder"]
+    assert int(row["toy_voxels"]) == int((folder / "toy.txt").read_text()) > 0
+    assert "bright" in row["warnings"].split(";")
+    assert row["rule"] == "plain"
+    assert json.loads((folder / "details.json").read_text())["toy"] == {"voxels": int(row["toy_voxels"])}
+    assert (folder / "cac.seg.dcm").is_file()
+    assert (folder / "preview.png").is_file()

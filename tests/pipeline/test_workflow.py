@@ -9,9 +9,9 @@ import yaml
 
 from deepcac2.dicom import Series
 from deepcac2.errors import WorkflowError
+from deepcac2.outputs.organizer import places
 from deepcac2.pipeline import Workflow
 from deepcac2.pipeline.step import steps
-from deepcac2.pipeline.writing import target_paths
 
 DEFAULT = (Path(__file__).parents[2] / "config" / "default.yml").read_text()
 
@@ -38,7 +38,7 @@ def test_default_runs_the_modules_of_the_design() -> None:
         ("- AGSCalculator", "- AGSCalculater", "Perhaps you meant 'AGSCalculator'"),
         ("  AGSCalculator:", "  AgsCalculator:", "Perhaps you meant 'AGSCalculator'"),
         ("    rule: agatston", "    rul: agatston", "unknown option 'rul'. Perhaps you meant 'rule'"),
-        ("    rule: agatston", "    rule: 3", "'rule' must be str, not 3"),
+        ("    rule: agatston", "    rule: 3", "'rule' must be a valid string, not 3"),
         ("peak_probability: null", "peak_probability: 1.5", "at least 0.5 and below 1, not 1.5"),
         ("heart_margin_mm: null", "heart_margin_mm: -4.0", "heart_margin_mm is 0 or more"),
         ("execute:", "exceute:", "needs a list 'execute'"),
@@ -48,7 +48,13 @@ def test_default_runs_the_modules_of_the_design() -> None:
         ("[i:PatientID]/", "../", "must stay inside"),
         ("- HeartRunner\n", "", "needs HeartRunner before it"),
         ("- NiftiConverter\n", "", "lacks NiftiConverter"),
-        ("- HeartRunner\n- DeepCACRunner", "- DeepCACRunner\n- HeartRunner", "in this order"),
+        (
+            "- HeartRunner\n- DeepCACRunner",
+            "- DeepCACRunner\n- HeartRunner",
+            "HeartRunner comes before DeepCACRunner",
+        ),
+        ("- HeartRunner\n", "- HeartRunner\n- HeartRunner\n", "has HeartRunner twice"),
+        ("- HeartRunner\n- DeepCACRunner", "- HeartRunner\n- DSegConverter\n- DeepCACRunner", "comes before"),
         ("general:", "general: [", "not valid YAML"),
     ],
 )
@@ -83,7 +89,7 @@ def test_the_fingerprint_follows_the_options() -> None:
 @pytest.mark.parametrize("patient", ["../../x", "results.csv", "Logs", "", "a/b", "CON", ".hidden", "ä ö"])
 def test_no_patient_id_leaves_its_folder_or_takes_a_name_of_the_run(patient: str) -> None:
     series = Series(series_uid="1.2.3", patient_id=patient)
-    paths = target_paths(Workflow.load("default"), series)
+    paths = places(Workflow.load("default"), series)
     assert {p.name for p in paths.values()} == {
         "cac.seg.dcm",
         "cac.sr.dcm",
@@ -102,7 +108,7 @@ def test_no_patient_id_leaves_its_folder_or_takes_a_name_of_the_run(patient: str
 def test_escaped_patients_stay_apart() -> None:
     ids = ["logs", "%6Cogs", "a/b", "a%2Fb", "a_b", "A_b"]
     workflow = Workflow.load("default")
-    folders = {str(target_paths(workflow, Series(series_uid="1", patient_id=i))["seg"]) for i in ids}
+    folders = {str(places(workflow, Series(series_uid="1", patient_id=i))["seg"]) for i in ids}
     assert len(folders) == len(ids)
 
 

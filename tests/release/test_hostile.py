@@ -25,7 +25,7 @@ from pydicom.tag import Tag
 from deepcac2.cli.main import main
 from deepcac2.dicom import discover
 from deepcac2.errors import InputError, InputUnreadable
-from deepcac2.pipeline.outputs import REPORT_NAME
+from deepcac2.outputs.report import REPORT
 from deepcac2.pipeline.results import ResultRow, write_parquet
 from deepcac2.release.build import LARGEST, MANIFEST, SEG_NAME, SELECTION, build_release, name_fault
 from deepcac2.release.verify import KEYS
@@ -54,7 +54,7 @@ def files(patient: Path, place: str) -> Files:
     """A release of one series that is as it should be."""
     report = dict(zip(KEYS, (0.0, 0, place.split("/")[1]), strict=True))
     seg = next(patient.rglob("truth.seg.dcm")).read_bytes()
-    return {f"{place}/{SEG_NAME}": seg, f"{place}/{REPORT_NAME}": json.dumps(report).encode()}
+    return {f"{place}/{SEG_NAME}": seg, f"{place}/{REPORT.file}": json.dumps(report).encode()}
 
 
 def manifest_of(files: Files) -> bytes:
@@ -121,7 +121,7 @@ def test_every_member_that_the_manifest_does_not_name_is_a_problem(
     some = {n: d for n, d in files.items() if n.endswith(SEG_NAME)}
     code, said = verified(capsys, pack(tmp_path / "a.zip", files, manifest=manifest_of(some)))
     assert code == 1
-    assert f"{place}/{REPORT_NAME}: is not in the manifest" in said
+    assert f"{place}/{REPORT.file}: is not in the manifest" in said
 
 
 def test_a_release_of_ours_whose_manifest_is_gone(
@@ -306,7 +306,7 @@ def test_a_seg_that_unpacks_to_more_than_it_is(
     assert "MemoryError" not in said
 
 
-@pytest.mark.parametrize("name", [SEG_NAME, REPORT_NAME])
+@pytest.mark.parametrize("name", [SEG_NAME, REPORT.file])
 def test_without_a_manifest_sizes_have_an_end(
     files: Files, place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
@@ -345,7 +345,7 @@ def test_a_segmentation_with_masses_of_items(
 
 def _report(text: str) -> Callable[[Files, str], None]:
     def change(files: Files, place: str) -> None:
-        files[f"{place}/{REPORT_NAME}"] = text.replace("UID", place.split("/")[1]).encode()
+        files[f"{place}/{REPORT.file}"] = text.replace("UID", place.split("/")[1]).encode()
 
     return change
 

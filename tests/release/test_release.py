@@ -21,8 +21,8 @@ from deepcac2.cli.main import main
 from deepcac2.dicom import Series, discover, read_series, write_segmentation
 from deepcac2.errors import InputError, InputUnreadable
 from deepcac2.imaging import Volume
+from deepcac2.outputs.report import REPORT
 from deepcac2.pipeline import Workflow
-from deepcac2.pipeline.outputs import REPORT_NAME
 from deepcac2.pipeline.results import read_parquet, write_parquet
 from deepcac2.release.build import (
     FILES,
@@ -54,7 +54,7 @@ def test_a_release_holds_what_the_published_one_holds(results: Path, tmp_path: P
         for folder in scored(results):
             for name in FILES:
                 assert archive.read(f"{folder}/{name}") == (results / folder / name).read_bytes()
-        assert json.loads(archive.read(f"{folder}/{REPORT_NAME}")).keys() == {
+        assert json.loads(archive.read(f"{folder}/{REPORT.file}")).keys() == {
             "Predicted Agatston Score", "Predicted Risk Group", "SeriesInstanceUID",
         }  # fmt: skip
         extra = {"README.md", "data_dictionary.csv", "results.parquet", "manifest.csv", "selection.json"}
@@ -197,7 +197,7 @@ def test_verify_names_the_rule_that_made_the_scores(
     )
     total = round(score(volume, mask, rule=rule, slice_thickness=series.slice_thickness).total, 4)
     report = dict(zip(KEYS, (total, int(risk_group(total)), series.series_uid), strict=True))
-    (place / REPORT_NAME).write_text(json.dumps(report))
+    (place / REPORT.file).write_text(json.dumps(report))
     with Release(tmp_path) as release:
         found = verify(release, ct=series.slices[0].path.parent)
     assert found.problems == ()
@@ -210,9 +210,9 @@ Change = Callable[[dict[str, bytes], str], None]
 
 def _report(**changes: object) -> Change:
     def change(files: dict[str, bytes], folder: str) -> None:
-        content = json.loads(files[f"{folder}/{REPORT_NAME}"])
+        content = json.loads(files[f"{folder}/{REPORT.file}"])
         content.update({k.replace("_", " "): v for k, v in changes.items()})
-        files[f"{folder}/{REPORT_NAME}"] = json.dumps(content).encode()
+        files[f"{folder}/{REPORT.file}"] = json.dumps(content).encode()
 
     return change
 
@@ -240,9 +240,9 @@ def _with(name: str, data: bytes) -> Change:
     ("change", "code", "says"),
     [
         (_without(SEG_NAME), "structure", "has no cac.seg.dcm"),
-        (_without(REPORT_NAME), "structure", "has no DeepCAC.report.json"),
-        (_with(REPORT_NAME, b"{"), "report", "no JSON"),
-        (_with(REPORT_NAME, b'{"score": 1}'), "report", "not the three keys"),
+        (_without(REPORT.file), "structure", "has no DeepCAC.report.json"),
+        (_with(REPORT.file, b"{"), "report", "no JSON"),
+        (_with(REPORT.file, b'{"score": 1}'), "report", "not the three keys"),
         (_report(Predicted_Agatston_Score=-1), "report", "score is -1"),
         (_report(Predicted_Agatston_Score="12"), "report", "score is '12'"),
         (_report(Predicted_Risk_Group=9), "risk-group", "risk group 9"),
@@ -279,7 +279,7 @@ def test_the_manifest_tells_what_was_changed_afterwards(results: Path, tmp_path:
     with zipfile.ZipFile(tmp_path / "a.zip") as archive:
         files = {n: archive.read(n) for n in archive.namelist()}
     files["README.md"] += b"!"
-    files.pop(f"{first}/{REPORT_NAME}")
+    files.pop(f"{first}/{REPORT.file}")
     files["stray.txt"] = b"?"
     with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
         for name, data in files.items():
@@ -287,7 +287,7 @@ def test_the_manifest_tells_what_was_changed_afterwards(results: Path, tmp_path:
     with Release(tmp_path / "b.zip") as release:
         problems = {(p.place, p.message) for p in verify(release).problems}
     assert ("README.md", "differs from the manifest") in problems
-    assert (f"{first}/{REPORT_NAME}", "is in the manifest and not there") in problems
+    assert (f"{first}/{REPORT.file}", "is in the manifest and not there") in problems
     assert ("stray.txt", "is not in the manifest") in problems
     assert not any(second in place for place, _ in problems)
     assert MANIFEST_COLUMNS == ("path", "bytes", "sha256")
@@ -326,7 +326,7 @@ def test_two_releases_compared(
     other = tmp_path / "other"
     shutil.copytree(results, other)
     for i, folder in enumerate(scored(other)):
-        path = other / folder / REPORT_NAME
+        path = other / folder / REPORT.file
         report = json.loads(path.read_text())
         report["Predicted Agatston Score"] += 1 + i
         path.write_text(json.dumps(report))

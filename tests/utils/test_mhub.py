@@ -38,8 +38,8 @@ from deepcac2.imaging.files import read_image
 from deepcac2.models.rule_out.network import SliceUNet
 from deepcac2.models.slice_regression.network import SlicePresence, SliceRegressor
 from deepcac2.pipeline import Workflow
-from deepcac2.pipeline.facts import CALCIUM, CT, HEART_MEASURES, SCORE
-from deepcac2.pipeline.outputs import PARQUET
+from deepcac2.pipeline.facts import CALCIUM, CT, GEOMETRY, HEART_MEASURES, SCORE
+from deepcac2.pipeline.places import PARQUET
 from deepcac2.pipeline.results import read_parquet
 from deepcac2.pipeline.step import PHASES, steps
 from deepcac2.scoring.result import RiskGroup
@@ -820,13 +820,13 @@ def test_a_case_comes_back_from_its_file_as_it_was(source: Path, tmp_path: Path)
     from deepcac2.pipeline.case import Case, Stop
     from deepcac2.pipeline.reading import build_volume, check_headers
     from deepcac2.pipeline.scoring import ScoreCalcium
-    from deepcac2.utils.handover import read_case, read_geometry, write_case
+    from deepcac2.utils.handover import read_case, write_case
 
     series = discover(source / "scored").series[0]
     path = tmp_path / "case.json"
     case = check_headers(Case(series=series, facts={HEART_MEASURES: {"heart_volume_ml": 1 / 3}}))
     write_case(path, case)
-    assert read_geometry(path) is None
+    assert GEOMETRY not in read_case(path)
     case = build_volume(case)
     scored = ScoreCalcium(rule="agatston")(case.add(CALCIUM, case[CT].hu > 300))
     stop = Stop(status="failed", code="x", reason="y", module="z")
@@ -837,7 +837,7 @@ def test_a_case_comes_back_from_its_file_as_it_was(source: Path, tmp_path: Path)
     assert back == replace(given, facts=kept)
     assert back[SCORE].lesions
     assert back.warnings
-    assert read_geometry(path) == case[CT].geometry
+    assert back[GEOMETRY] == case[CT].geometry
 
 
 # --- what MHub reads about the model ------------------------------------------------------------------------

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import io
 import textwrap
-from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..imaging.orientation import to_canonical
-from .case import Case
-from .cautions import MARK, cautions
-from .facts import CT, DOMAIN
-from .outputs import RESEARCH_USE
-from .step import steps
+from ..pipeline.case import Case
+from ..pipeline.cautions import MARK, cautions
+from ..pipeline.facts import CT, DOMAIN
+from ..pipeline.shown import RESEARCH_USE, Shown, shown
+from ..pipeline.step import Context
+from ..pipeline.writer import Writer, register_writer
+from ..system.atomic import write_whole
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -76,46 +78,6 @@ def plane_picture(
     canvas = Image.new("RGB", (side, side))
     canvas.paste(Image.fromarray(rgb), ((side - size[0]) // 2, (side - size[1]) // 2))
     return canvas
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shown:
-    """What a picture shows of a step's result.
-
-    Attributes:
-        precedence: Of several results, that of the highest is shown.
-        title, line: The result; further numbers.
-        outline: bool (z, y, x): the heart, or the box around it; what it is: ``outline_name``.
-        marked: bool (z, y, x): what counted; what it is: ``marked_name``.
-        weight: Per slice z how much counts there.
-    """
-
-    precedence: int
-    title: str
-    line: str
-    outline: BoolArray
-    outline_name: str
-    marked: BoolArray
-    marked_name: str
-    weight: dict[int, float]
-
-
-def shown(case: Case) -> Shown | None:
-    """What the picture of a case shows, with what other steps remark; None where there is no result.
-
-    See `step.Step.shows` and `step.Step.remarks`.
-    """
-    found = [(step, what) for step in steps().values() if step.shows and (what := step.shows(case))]
-    if not found:
-        return None
-    shower, what = max(found, key=lambda one: one[1].precedence)
-    said = [s.remarks(case) for s in steps().values() if s.remarks and s is not shower]
-    return replace(what, line=" · ".join(filter(None, (what.line, *said))))
-
-
-def by_slice(mask: BoolArray) -> dict[int, float]:
-    """Voxels of a mask in each slice z that has any."""
-    return {z: float(n) for z, n in enumerate(mask.sum(axis=(1, 2))) if n}
 
 
 def preview_slices(what: Shown, increment: float, count: int = 3) -> list[int]:
@@ -220,3 +182,13 @@ def _legend(draw: Any, corner: tuple[int, int], case: Case, what: Shown, font: A
         draw.text((x, y), f"· {', '.join(outside)}", fill=(255, 200, 80), font=font)
     y += 30
     draw.text((x, y), RESEARCH_USE, fill=(150, 150, 150), font=font)
+
+
+def _write(path: Path, case: Case, options: Any, context: Context) -> bool:
+    picture = preview(case)
+    if picture is not None:
+        write_whole(path, picture)
+    return picture is not None
+
+
+PREVIEW = register_writer(Writer(name="preview", file="preview.png", write=_write, needs=(CT,)))

@@ -17,10 +17,13 @@ from pydicom.sr.codedict import codes
 from deepcac2.dicom import Series, discover, make_finding, read_segmentation, read_series
 from deepcac2.errors import WorkflowError
 from deepcac2.imaging import Geometry, Volume
+from deepcac2.outputs.preview import preview, preview_slices
+from deepcac2.outputs.report import report
+from deepcac2.outputs.structured_report import write_sr
 from deepcac2.pipeline import Case, Workflow
+from deepcac2.pipeline.details import details
 from deepcac2.pipeline.facts import CALCIUM, CT, HEART, HEART_MEASURES, SCORE
-from deepcac2.pipeline.outputs import details, report, write_sr
-from deepcac2.pipeline.previews import preview, preview_slices, shown
+from deepcac2.pipeline.shown import shown
 from deepcac2.scoring import RULES, score
 
 

@@ -1,0 +1,132 @@
+"""Where the files of a series go (the module DataOrganizer), and the stages that write them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..dicom import Series, safe_name
+from ..pipeline.case import Case
+from ..pipeline.places import patient_folder, series_folder
+from ..pipeline.step import Context, Stage, Step, register
+from ..pipeline.writer import ORGANIZER, of_module, queries, writers
+from ..system.atomic import output_errors
+from ..system.nearest import nearest
+
+if TYPE_CHECKING:
+    from ..pipeline.workflow import Workflow
+
+_FIXED = ("json:mod=details", "csv:mod=results")
+"""mhubio data types of the details and the table: a run finds its way back by them, so in memory they lie
+where the defaults say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOrganizerOptions:
+    """Where the outputs go. The keys are mhubio's own.
+
+    Attributes:
+        target_dir: Used by mhubio's runner only; in memory the folder comes from the command line.
+        require_data_confirmation: mhubio's own.
+        targets: ``query-->path`` lines; queries are those of the writers (`pipeline.writer.Writer.query`),
+            and in the path ``[i:PatientID]`` and ``[i:SeriesInstanceUID]`` are replaced by their escaped
+            values.
+    """
+
+    target_dir: str = "output_data"
+    require_data_confirmation: bool = True
+    targets: list[str] = field(
+        default_factory=lambda: [
+            "dicomseg:mod=seg-->[i:PatientID]/[i:SeriesInstanceUID]/cac.seg.dcm",
+            "dicom:mod=sr-->[i:PatientID]/[i:SeriesInstanceUID]/cac.sr.dcm",
+            "json:mod=report-->[i:PatientID]/[i:SeriesInstanceUID]/DeepCAC.report.json",
+            "json:mod=details-->[i:PatientID]/[i:SeriesInstanceUID]/details.json",
+            "csv:mod=results-->results.csv",
+        ]
+    )
+
+    def __post_init__(self) -> None:
+        for target in self.targets:
+            check_target(target)
+
+
+def is_target(target: Any) -> bool:
+    """Whether a target of the organizer is one that the run in memory knows, too."""
+    try:
+        check_target(target)
+    except ValueError:
+        return False
+    return True
+
+
+def check_target(target: Any) -> None:
+    """See that a target of the organizer is known and stays inside the output folder.
+
+    Raises:
+        ValueError: It does not.
+    """
+    query, arrow, path = str(target).partition("-->")
+    if not arrow or not path:
+        raise ValueError(f"a target reads 'query-->path', not {target!r}")
+    known = {*_FIXED, *queries()}
+    if query not in known:
+        raise ValueError(f"unknown target {query!r}.{nearest(query, known)}")
+    for name in re.findall(r"\[([^\]]*)\]", path):
+        if name not in ("i:PatientID", "i:SeriesInstanceUID"):
+            valid = nearest(name, ("i:PatientID", "i:SeriesInstanceUID"))
+            raise ValueError(f"unknown placeholder [{name}].{valid}")
+    if path.startswith("/") or ".." in Path(path).parts:
+        raise ValueError(f"the target {path!r} must stay inside the output folder")
+
+
+def places(workflow: Workflow, series: Series) -> dict[str, Path]:
+    """Where the outputs of a series go, relative to the output folder, by name of their writer.
+
+    In the folder of the series, unless a target of the workflow's ``DataOrganizer`` says otherwise. PatientID
+    and UIDs are escaped (`dicom.safe_name`): whatever they hold, the paths stay inside.
+    """
+    folder = series_folder(series)
+    found = {name: folder / writer.file for name, writer in writers().items()}
+    options = workflow.options(ORGANIZER)
+    for target in options.targets if options is not None else ():
+        query, _, template = target.partition("-->")
+        if query in queries():
+            text = template.replace("[i:PatientID]", patient_folder(series.patient_id))
+            text = text.replace("[i:SeriesInstanceUID]", safe_name(series.series_uid))
+            found[queries()[query]] = Path(text)
+    return found
+
+
+def writing(module: str) -> Callable[[Any, Context], Stage]:
+    """`Step.build` of a module: its stage writes those of its files for which a case has what they need."""
+
+    def build(options: Any, context: Context) -> Stage:
+        def write(case: Case) -> Case:
+            where = places(context.workflow, case.series)
+            for writer in of_module(module):
+                if (not writer.keep or writer.keep in context.keep) and writer.fits(case):
+                    path = context.output / where[writer.name]
+                    with output_errors(path):
+                        path.parent.mkdir(parents=True, exist_ok=True)
+                    if writer.write(path, case, options, context) is not False:
+                        case = replace(case, outputs={**case.outputs, writer.name: path})
+            return case
+
+        return write
+
+    return build
+
+
+STEP = register(
+    Step(
+        module=ORGANIZER,
+        options=DataOrganizerOptions,
+        phase="write",
+        build=writing(ORGANIZER),
+        merge=lambda workflows: workflows[0].options(ORGANIZER),
+        after=("DSegConverter", "ReportExporter"),
+    )
+)

@@ -1,0 +1,79 @@
+"""The DICOM SEG: the heart, and the calcium, or where no network has looked for it, what is possible."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..dicom import write_segmentation
+from ..pipeline.case import Case
+from ..pipeline.facts import CALCIUM, GEOMETRY, HEART, POSSIBLE_CALCIUM
+from ..pipeline.step import Context, Step, register
+from ..pipeline.writer import Writer, register_writer
+from .organizer import writing
+
+if TYPE_CHECKING:
+    from ..pipeline.workflow import Workflow
+
+MODULE = "DSegConverter"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DSegConverterOptions:
+    """Write the DICOM SEG. The keys are mhubio's own.
+
+    Attributes:
+        converted_file_name: Of the file, used by mhubio's runner only; `DataOrganizer` says where it goes.
+        model_name: Name of the algorithm in the SEG.
+    """
+
+    converted_file_name: str = "cac.seg.dcm"
+    model_name: str = "deepcac2"
+
+
+def _write(path: Path, case: Case, options: DSegConverterOptions, context: Context) -> None:
+    from .. import __version__
+
+    write_segmentation(
+        path,
+        series=case.series,
+        geometry=case[GEOMETRY],
+        heart=case[HEART],
+        calcium=case[CALCIUM if CALCIUM in case else POSSIBLE_CALCIUM],
+        slices=case.series.slices,
+        algorithm_name=options.model_name,
+        algorithm_version=__version__,
+    )
+
+
+def _of_all(workflows: Sequence[Workflow]) -> DSegConverterOptions:
+    chosen: DSegConverterOptions = max(workflows, key=lambda w: w.finds(CALCIUM)).options(MODULE)
+    return chosen
+
+
+NEEDS = (GEOMETRY, HEART, (CALCIUM, POSSIBLE_CALCIUM))
+
+SEG = register_writer(
+    Writer(
+        name="seg",
+        file="cac.seg.dcm",
+        write=_write,
+        needs=NEEDS,
+        module=MODULE,
+        option="converted_file_name",
+        query="dicomseg:mod=seg",
+    )
+)
+
+STEP = register(
+    Step(
+        module=MODULE,
+        options=DSegConverterOptions,
+        phase="write",
+        reads=lambda options: NEEDS,
+        build=writing(MODULE),
+        merge=_of_all,
+    )
+)

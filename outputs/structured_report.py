@@ -1,0 +1,90 @@
+"""The DICOM SR of a case with a score and the SEG that it was counted in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..dicom import MeasuredCalcium, MeasuredLesion, write_structured_report
+from ..pipeline.case import Case
+from ..pipeline.cautions import cautions
+from ..pipeline.facts import HEART_MEASURES, SCORE
+from ..pipeline.shown import RESEARCH_USE
+from ..pipeline.step import Context
+from ..pipeline.writer import Writer, register_writer
+
+
+def write_sr(path: Path, case: Case, *, segmentation: Path, provenance: Mapping[str, Any]) -> None:
+    """Write it: see `dicom.write_structured_report`.
+
+    Args:
+        segmentation: The DICOM SEG of the case.
+        provenance: Version and weight hashes.
+
+    Raises:
+        InputUnreadable: The SEG cannot be read.
+        DiskFull, OutputUnwritable: The SR cannot be written.
+    """
+    score, heart = case[SCORE], case.get(HEART_MEASURES, {})
+    write_structured_report(
+        path,
+        series=case.series,
+        segmentation=segmentation,
+        measured=MeasuredCalcium(
+            score=score.total,
+            volume_mm3=score.volume_mm3,
+            mass_mg=score.mass_mg,
+            threshold_hu=score.parameters["threshold"],
+            risk_group=int(score.risk_group),
+            heart_ml=heart.get("heart_volume_ml"),
+            heart_centre=heart.get("heart_centre_lps"),
+            lesions=tuple(
+                MeasuredLesion(score=x.score, volume_mm3=x.volume_mm3, centre=x.centroid_lps)
+                for x in score.lesions
+            ),
+            parameters=_parameters(score.parameters, provenance["weights"]),
+            remarks=_remarks(case),
+        ),
+        algorithm_version=provenance["deepcac2"],
+    )
+
+
+def _remarks(case: Case) -> tuple[str, ...]:
+    """What stands beside the numbers in the SR: cautions first, all warnings, and what the report is for."""
+    said = [f"Caution: {sentence}" for sentence in cautions(case)]
+    said += [f"Warning ({finding.code}): {finding.message}" for finding in case.findings]
+    return tuple(_ascii(text) for text in (*dict.fromkeys(said), RESEARCH_USE))
+
+
+def _ascii(text: str) -> str:
+    """Text that every reader shows, whatever is in it: one line of printable ASCII."""
+    plain = text.translate(_PLAIN).encode("ascii", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else " " for c in plain)
+
+
+_PLAIN = str.maketrans({"°": " degrees", "–": "-", "−": "-", "…": "...", "³": "3", "×": "x"})
+
+
+def _parameters(rule: dict[str, Any], weights: dict[str, dict[str, str]]) -> str:
+    """The rule and the weights in one line of ASCII, whatever the user has named them."""
+    said = {"rule": rule["name"], **{k: v for k, v in rule.items() if k not in ("name", "summary")}}
+    said |= {f"{role} weights": f"{w['name']} sha256 {w['sha256']}" for role, w in sorted(weights.items())}
+    return _ascii("; ".join(f"{k}: {v}" for k, v in said.items()))
+
+
+def _write(path: Path, case: Case, options: Any, context: Context) -> None:
+    write_sr(path, case, segmentation=case.outputs["seg"], provenance=context.provenance)
+
+
+SR = register_writer(
+    Writer(
+        name="sr",
+        file="cac.sr.dcm",
+        write=_write,
+        needs=(SCORE,),
+        beside=("seg",),
+        module="ReportExporter",
+        query="dicom:mod=sr",
+    )
+)

@@ -1,0 +1,31 @@
+"""All quality gates: those of the headers and the pixels, of the pipeline, and of every method."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from ..dicom.gates import GATES, Gate
+from ..errors import InputError
+from ..system.nearest import nearest
+from .step import load_all
+
+
+def gates() -> dict[str, Gate]:
+    """Every gate by code: those that reject, then those that warn, each in the order of the alphabet."""
+    load_all()
+    known = sorted(GATES.values(), key=lambda gate: (not gate.fatal, gate.code))
+    return {gate.code: gate for gate in known}
+
+
+def check_allowed(allow: Collection[str]) -> None:
+    """Make sure that every code can be overridden.
+
+    Raises:
+        InputError: A code is unknown, or its gate cannot be overridden.
+    """
+    possible = [gate.code for gate in gates().values() if gate.overridable]
+    for code in allow:
+        if code not in gates():
+            raise InputError(f"--allow {code}: there is no such gate.{nearest(code, possible)}")
+        if code not in possible:
+            raise InputError(f"--allow {code}: it cannot be overridden; these can: {', '.join(possible)}")

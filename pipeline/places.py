@@ -1,0 +1,29 @@
+"""Where a run's files lie in its output folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..dicom import Series, safe_name
+
+CSV, PARQUET = "results.csv", "results.parquet"
+"""The table."""
+RUN_FILE = "run.json"
+DETAILS_NAME = "details.json"
+"""In the folder of a series: by it a run knows again what it has done."""
+
+_OWN_NAMES = ("logs", CSV, PARQUET, RUN_FILE)
+"""What a run itself writes into the output folder; no patient may take these names."""
+
+
+def patient_folder(patient_id: str) -> str:
+    """The folder name of a patient: escaped, and never one that the run itself needs."""
+    name = safe_name(patient_id)
+    if name.lower() in _OWN_NAMES:
+        return f"%{ord(name[0]):02X}{name[1:]}"
+    return name
+
+
+def series_folder(series: Series) -> Path:
+    """``<PatientID>/<SeriesInstanceUID>``, escaped."""
+    return Path(patient_folder(series.patient_id)) / safe_name(series.series_uid)
