@@ -28,9 +28,10 @@ WEIGHTS_UNTUNED = register_gate(
 NEUTRAL: Mapping[str, tuple[float, str]] = {
     "heart_margin_mm": (math.inf, "the whole crop is searched"),
     "peak_probability": (0.5, "a lesion counts however unsure the network is"),
+    "least_slice": (0.0, "dozens of slices without calcium may add up to a score"),
 }
-"""Name of each number in ``weights.json`` and in a workflow → what stands in for it, as in the DeepCAC2
-paper, and what that means."""
+"""Name of each number in ``weights.json`` and in a workflow → what stands in for it, as in the methods'
+papers, and what that means."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,11 +6,12 @@ import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import WeightsAltered, WeightsError, WeightsMissing, WeightsUnsupported
+from ..system.codec import from_plain
 from ..system.foreign import parse_json
 from ..system.hashing import sha256_of
 from .description import DESCRIPTION, Domain, Range, WeightSet, describe
@@ -18,6 +19,8 @@ from .manifest import PACKAGE_FOLDER, default_entry, load_manifest, user_folder
 
 if TYPE_CHECKING:
     import torch
+
+T = TypeVar("T")
 
 PICKLES = (".pth", ".pt", ".pkl", ".pickle", ".ckpt", ".model", ".bin")
 
@@ -149,6 +152,21 @@ def stated_window(weights: WeightSet, name: str = "window_hu") -> Range | None:
             f"{weights.path / DESCRIPTION}: {name} is [lowest HU, highest HU], not {window!r}; correct it"
         )
     return low, high
+
+
+def numbers(weights: WeightSet, kind: type[T]) -> T:
+    """What a set states of the numbers that it is used with.
+
+    Args:
+        kind: A dataclass; its fields are looked for in ``weights.json``, its defaults stand in for those that
+            are not there.
+
+    Raises:
+        WeightsError: A number is not what `kind` takes.
+    """
+    known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+    stated = {name: weights.metadata[name] for name in known if name in weights.metadata}
+    return from_plain(kind, stated, where=str(weights.path / DESCRIPTION), error=WeightsError)
 
 
 def require_window(weights: WeightSet, window: Range, name: str = "window_hu") -> None:

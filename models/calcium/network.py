@@ -165,6 +165,25 @@ def sure_lesions(
 
 
 @dataclass(frozen=True, kw_only=True)
+class Patches:
+    """How a crop goes through a network, in voxels (z, y, x); a set of weights may state its own.
+
+    Attributes:
+        crop_shape: Of the crop around the heart.
+        patch_shape, patch_step: Of the patches, and from one to the next.
+    """
+
+    crop_shape: Shape = CROP_SHAPE
+    patch_shape: Shape = PATCH_SHAPE
+    patch_step: Shape = PATCH_STEP
+
+    def __post_init__(self) -> None:
+        for step, patch, crop in zip(self.patch_step, self.patch_shape, self.crop_shape, strict=True):
+            if not 0 < step <= patch <= crop:
+                raise ValueError(f"patch_step, patch_shape and crop_shape grow in this order: {self}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class CalciumPrediction:
     """What the calcium model found.
 
@@ -217,9 +236,7 @@ class CalciumModel:
         rescale_to: str = "window",
         window_hu: Window = WINDOW_HU,
         batch_size: int = 8,
-        crop_shape: Shape = CROP_SHAPE,
-        patch_shape: Shape = PATCH_SHAPE,
-        patch_step: Shape = PATCH_STEP,
+        patches: Patches | None = None,
     ) -> None:
         """A network ready to predict.
 
@@ -228,13 +245,13 @@ class CalciumModel:
             device: Where it runs.
             rescale_to, window_hu: As in `normalise`.
             batch_size: Patches at once.
-            crop_shape, patch_shape, patch_step: Voxels (z, y, x); the paper's.
+            patches: How a crop goes through it; None: as in the paper.
         """
         self.device = device
         self.rescale_to = rescale_to
         self.window_hu = window_hu
         self.batch_size = batch_size
-        self.crop_shape, self.patch_shape, self.patch_step = crop_shape, patch_shape, patch_step
+        self.patches = patches or Patches()
         self.network = network.to(device).eval()
         if device.type == "cpu":
             self.network = self.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
@@ -246,9 +263,9 @@ class CalciumModel:
         Raises:
             WeightsMissing, WeightsAltered: See `weights.load_tensors`.
             WeightsUnsupported: The tensors do not fit the architecture that the set describes.
-            WeightsError: The window that it states is none.
+            WeightsError: The window or the patches that it states are none.
         """
-        from ...weights import as_described, load_tensors, stated_window
+        from ...weights import as_described, load_tensors, numbers, stated_window
 
         description = weights.metadata
         tensors = load_tensors(weights, "model.safetensors")
@@ -263,6 +280,7 @@ class CalciumModel:
             rescale_to=rescale_to,
             window_hu=stated_window(weights) or WINDOW_HU,
             batch_size=batch,
+            patches=numbers(weights, Patches),
         )
 
     @torch.inference_mode()
@@ -318,8 +336,9 @@ class CalciumModel:
         # The network knows bodies one way round: head up, back down, as nnU-Net does the heart.
         ct = to_canonical(volume.hu, volume.geometry)
         wanted = None if region is None else to_canonical(region, volume.geometry).array
-        grid = crop_grid(ct.geometry, heart_centre, self.crop_shape)
-        corners = patch_corners(self.crop_shape, self.patch_shape, self.patch_step)
+        grid = crop_grid(ct.geometry, heart_centre, self.patches.crop_shape)
+        shape = self.patches.patch_shape
+        corners = patch_corners(self.patches.crop_shape, shape, self.patches.patch_step)
         # What the region leaves of the CT is all that is looked at when the result is brought back.
         box = (slice(None),) * 3 if wanted is None or keep_probability else _box(wanted)
         part = ct.geometry.part([slice(*s.indices(n)) for s, n in zip(box, ct.array.shape, strict=True)])
@@ -332,18 +351,18 @@ class CalciumModel:
         if lowest_hu is None or needed.any():
             hu = to_crop(ct.array, ct.geometry, grid, device=self.device)
             values = normalise(hu, rescale_to=self.rescale_to, window_hu=self.window_hu)
-            average = PatchAverage(values, corners, self.patch_shape, self._probability)
+            average = PatchAverage(values, corners, shape, self._probability)
             if lowest_hu is None:
                 run = corners
             elif keep_probability:
-                run = corners_touching(corners, self.patch_shape, needed)
+                run = corners_touching(corners, shape, needed)
             else:
-                run = majority(corners, self.patch_shape, needed)
+                run = majority(corners, shape, needed)
             average.add(run, batch_size=self.batch_size)
             if not (lowest_hu is None or keep_probability):
                 candidates = candidates & (to_ct(average.high(), grid, part) >= THRESHOLD - _ROUNDING)
                 needed = support(candidates, part, grid)
-                rest = [c for c in corners_touching(corners, self.patch_shape, needed) if c not in run]
+                rest = [c for c in corners_touching(corners, shape, needed) if c not in run]
                 average.add(rest, batch_size=self.batch_size)
                 run = [*run, *rest]
             low = to_ct(average.low(), grid, part)

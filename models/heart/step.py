@@ -53,10 +53,6 @@ HU_IMPLAUSIBLE = register_gate(
     )
 )
 
-MIN_HEART_ML, MAX_HEART_ML = 150.0, 2500.0
-"""Plausible volume of a whole adult heart with its pericardium, mL. Our own limits, set wide on purpose:
-they are for masks that went wrong (a vertebra, the liver), not for small or large hearts."""
-
 MIN_HEART_HU = -150.0
 """A heart whose median is below this is not a heart: soft tissue with some fat has a median of about
 0 to 60 HU, lung −850 HU, fat −100 HU."""
@@ -74,10 +70,29 @@ MIN_BLOOD_HU = 0.0
 """Median HU of the inner heart below which the scan's values are no Hounsfield units. Our own limit: blood
 without contrast agent is about 30 to 60 HU, in severe anaemia 20 to 30; the scans at hand have 19 to 50."""
 
-MIN_SOLIDITY = 0.77
-"""A heart is a round body: share that it must fill of its convex hull (`imaging.masks.solidity`). Our own
-limit: hearts outlined by hand have 0.82 and 0.83, 119 simulated ones 0.80 to 0.87, what was found in them
-0.83 to 0.87, and one that ran on into the stomach 0.74."""
+
+@dataclass(frozen=True, kw_only=True)
+class Plausible:
+    """What the mask of a network must be like to be believed; a set of weights may state its own limits.
+
+    Attributes:
+        heart_volume_ml: Lowest and highest volume of a whole adult heart with its pericardium, mL. Our own
+            limits, set wide on purpose: they are for masks that went wrong (a vertebra, the liver), not for
+            small or large hearts.
+        min_solidity: Share of its convex hull that a heart, a round body, must fill
+            (`imaging.masks.solidity`). Our own limit: hearts outlined by hand have 0.82 and 0.83, 119
+            simulated ones 0.80 to 0.87, what was found in them 0.83 to 0.87, and one that ran on into the
+            stomach 0.74.
+    """
+
+    heart_volume_ml: tuple[float, float] = (150.0, 2500.0)
+    min_solidity: float = 0.77
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.heart_volume_ml[0] < self.heart_volume_ml[1]:
+            raise ValueError(f"heart_volume_ml is [lowest, highest], not {self.heart_volume_ml}")
+        if not 0 <= self.min_solidity < 1:
+            raise ValueError(f"min_solidity is at least 0 and below 1, not {self.min_solidity}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,13 +115,19 @@ def _inner(mask: npt.NDArray[np.bool_], geometry: Geometry, depth_mm: float) -> 
 
 
 def check_heart(
-    volume: Volume, heart: npt.NDArray[np.bool_], *, allow: Collection[str] = ()
+    volume: Volume,
+    heart: npt.NDArray[np.bool_],
+    *,
+    allow: Collection[str] = (),
+    plausible: Plausible | None = None,
 ) -> tuple[dict[str, Any], tuple[Finding, ...]]:
     """The gates that look at the heart: found, in a chest, whole, plausible, without contrast.
 
     Args:
         volume: The CT.
         heart: bool (z, y, x) on the CT's grid.
+        allow: Codes of gates that shall warn instead of reject.
+        plausible: Limits of the network's set; None: the usual ones.
 
     Returns:
         Numbers for the details JSON, none where the mask is empty; and the findings: heart-not-found,
@@ -139,12 +160,13 @@ def check_heart(
     against = objection(around)
     if against is not None and against[0] == NO_CHEST:
         findings.append(NO_CHEST.finding(against[1]))
-    if not MIN_HEART_ML <= millilitres <= MAX_HEART_ML or median < MIN_HEART_HU:
+    lowest, highest = (plausible := plausible or Plausible()).heart_volume_ml
+    if not lowest <= millilitres <= highest or median < MIN_HEART_HU:
         message = (
             f"what was found has {millilitres:.0f} mL and a median of {median:.0f} HU: not a plausible heart"
         )
         findings.append(HEART_IMPLAUSIBLE.finding(message, allow=allow))
-    elif roundness < MIN_SOLIDITY:
+    elif roundness < plausible.min_solidity:
         message = (
             f"what was found fills {roundness:.0%} of its convex hull: part of it is not heart; look at it"
         )
@@ -173,26 +195,34 @@ class FindHeart:
     Attributes:
         model, weights: The network, and the set that it was loaded from.
         allow: Codes of gates that shall warn instead of reject.
+        plausible: Limits of the set; None: the usual ones.
     """
 
     model: HeartModel
     weights: WeightSet
     allow: Collection[str] = ()
+    plausible: Plausible | None = None
 
     def __call__(self, case: Case) -> Case:
         """Rejects the case for what `check_heart` finds; mask and measures stay."""
         volume = case[CT]
         mask = self.model.predict(volume).mask
-        measures, findings = check_heart(volume, mask, allow=self.allow)
+        measures, findings = check_heart(volume, mask, allow=self.allow, plausible=self.plausible)
         case = case.add(HEART, mask).add(HEART_MEASURES, measures)
         return stated(case.noted(*findings), self.weights)
 
 
 def _build(options: HeartRunnerOptions, context: Context) -> FindHeart:
+    from ...weights import numbers
     from .network import HeartModel
 
     weights, device = context.network()
-    return FindHeart(model=HeartModel.load(weights, device), weights=weights, allow=context.allow)
+    return FindHeart(
+        model=HeartModel.load(weights, device),
+        weights=weights,
+        allow=context.allow,
+        plausible=numbers(weights, Plausible),
+    )
 
 
 def _remarks(case: Case) -> str | None:

@@ -44,10 +44,6 @@ BOX_WINDOW_HU = (-300.0, 300.0)
 """HU that the networks of the heart box see, onto [0, 1]: from lung to bone. Our own choice."""
 BLOOD_HU = 40.0
 """HU of blood without contrast agent, for `DirectModel.attention`."""
-LEAST_SLICE = 1.5
-"""Score below which a slice has none: dozens of slices without calcium must not add up to a risk group. Our
-own addition, chosen on 120 simulated scans (docs/evaluation/methods.md); the least lesion of the rule
-``agatston``, 1 mm² of weight 1, would be 0.5 in one of two slices every 3 mm."""
 LAYERS = 6
 """Convolutions of the regression network, each with a 2 × 2 max-pooling; the published method."""
 GROUPS = (1.0, 10.0, 100.0, 400.0)
@@ -253,11 +249,11 @@ class SliceRegressor(torch.nn.Module):
         output: torch.Tensor = self.second(torch.nn.functional.elu(self.first(features)))[:, 0]
         return output
 
-    def score(self, slices: torch.Tensor, voxel: torch.Tensor) -> torch.Tensor:
-        """Score (n,) of the slices, 0 or at least `LEAST_SLICE`."""
+    def score(self, slices: torch.Tensor, voxel: torch.Tensor, least: float = 0.0) -> torch.Tensor:
+        """Score (n,) of the slices, 0 or at least `least` (above 0 always)."""
         output = self(slices, voxel)
         score: torch.Tensor = output.clamp(max=15.0).expm1() if self.log_target else output
-        return torch.where(score >= LEAST_SLICE, score, 0.0)
+        return torch.where(score >= least, score.clamp(min=0.0), 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,8 +283,10 @@ class DirectModel:
         *,
         device: torch.device,
         batch_size: int = 16,
+        least_slice: float = 0.0,
     ) -> None:
         self.device = device
+        self.least_slice = least_slice
         self.batch_size = batch_size
         self.presence = {name: presence[name].to(device).eval() for name in ORIENTATIONS}
         layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
@@ -298,8 +296,11 @@ class DirectModel:
             network.requires_grad_(False)
 
     @classmethod
-    def load(cls, weights: WeightSet, device: torch.device) -> DirectModel:
+    def load(cls, weights: WeightSet, device: torch.device, *, least_slice: float = 0.0) -> DirectModel:
         """Load a verified set of weights.
+
+        Args:
+            least_slice: Score below which a slice has none.
 
         Raises:
             WeightsMissing, WeightsAltered: See `weights.load_tensors`.
@@ -319,7 +320,7 @@ class DirectModel:
             about = architecture["regressor"]
             regressor = SliceRegressor(**{**about, "channels": tuple(about["channels"])})
             regressor.load_state_dict(load_tensors(weights, "regressor.safetensors"))
-        return cls(presence, regressor, device=device)
+        return cls(presence, regressor, device=device, least_slice=least_slice)
 
     @torch.inference_mode()
     def find_box(self, hu: npt.NDArray[np.int16], geometry: Geometry) -> Box | None:
@@ -364,7 +365,9 @@ class DirectModel:
         _, planes, _ = self._slices(ct, box)
         with torch.inference_mode():
             parts = torch.split(planes, self.batch_size)
-            scores = torch.cat([self.regressor.score(p, self._voxel(len(p))) for p in parts])
+            scores = torch.cat(
+                [self.regressor.score(p, self._voxel(len(p)), self.least_slice) for p in parts]
+            )
         middle = (box[0].start + box[0].stop - 1) / 2 * ct.geometry.spacing[0]
         heights = middle + (np.arange(len(planes)) - (len(planes) - 1) / 2) * INCREMENT_MM
         return DirectPrediction(

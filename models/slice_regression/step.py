@@ -13,7 +13,7 @@ from ...pipeline.case import Case, Fact, ImageFile
 from ...pipeline.cautions import zero_findings
 from ...pipeline.domain import compare, stated
 from ...pipeline.facts import CT, HEART
-from ...pipeline.operating import one_of
+from ...pipeline.operating import OperatingPoint, one_of, operating_point
 from ...pipeline.shown import Shown
 from ...pipeline.step import Column, Context, Step, Value, register
 from ..crop import HEART_NOT_FOUND
@@ -55,12 +55,14 @@ class ScoreDirectly:
 
     Attributes:
         model, weights: The networks, and the set that they were loaded from.
+        point: The numbers that the set is used with.
         localise: ``"networks"``: its own find the heart's box; ``"heart"``: the box of the heart mask.
         attend: Also find where what was counted lies, for the preview.
     """
 
     model: DirectModel
     weights: WeightSet
+    point: OperatingPoint
     localise: str = "networks"
     attend: bool = True
 
@@ -81,7 +83,7 @@ class ScoreDirectly:
             "slice_heights_mm": [round(float(h), 2) for h in found.heights],
             "box": [[s.start, s.stop] for s in found.box],
         }
-        case = case.add(DIRECT, answer)
+        case = case.noted(*self.point.findings).add(DIRECT, answer)
         if self.attend:
             case = case.add(ATTENTION, self.model.attention(case[CT], found))
         if group == 0:
@@ -93,7 +95,9 @@ def _build(options: DirectRunnerOptions, context: Context) -> ScoreDirectly:
     from .network import DirectModel
 
     weights, device = context.network()
-    return ScoreDirectly(model=DirectModel.load(weights, device), weights=weights, localise=options.localise)
+    point = operating_point(weights, least_slice=None)
+    model = DirectModel.load(weights, device, least_slice=point.values["least_slice"])
+    return ScoreDirectly(model=model, weights=weights, point=point, localise=options.localise)
 
 
 def _score(case: Case) -> float | None:

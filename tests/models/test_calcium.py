@@ -17,6 +17,7 @@ from deepcac2.imaging.resampling import centred_grid
 from deepcac2.imaging.tiling import patch_corners
 from deepcac2.models.calcium.network import (
     CalciumModel,
+    Patches,
     build_network,
     crop_grid,
     normalise,
@@ -25,7 +26,7 @@ from deepcac2.models.calcium.network import (
     window,
 )
 from deepcac2.simulation import default_geometry, heart_centroid, simulate_patient
-from deepcac2.weights import resolve
+from deepcac2.weights import numbers, resolve
 
 ARCHITECTURE = {"channels": (8, 16), "strides": (2,), "num_res_units": 1, "norm": "batch"}
 CROP, PATCH, STEP = (24, 48, 48), (8, 16, 16), (4, 8, 8)
@@ -44,7 +45,9 @@ def model() -> CalciumModel:
 
 
 def small(network: torch.nn.Module, **options: Any) -> CalciumModel:
-    return CalciumModel(network, device=CPU, crop_shape=CROP, patch_shape=PATCH, patch_step=STEP, **options)
+    return CalciumModel(
+        network, device=CPU, patches=Patches(crop_shape=CROP, patch_shape=PATCH, patch_step=STEP), **options
+    )
 
 
 class OneAnswer(torch.nn.Module):
@@ -80,8 +83,9 @@ def middle(volume: Volume) -> tuple[float, float, float]:
 
 
 def test_the_paper_has_343_patches() -> None:
-    default = CalciumModel(OneAnswer(), device=CPU)
-    assert len(patch_corners(default.crop_shape, default.patch_shape, default.patch_step)) == 343
+    paper = Patches()
+    assert len(patch_corners(paper.crop_shape, paper.patch_shape, paper.patch_step)) == 343
+    assert numbers(resolve("bundled", "calcium"), Patches) == paper
 
 
 @pytest.mark.parametrize("spacing", [(2.5, 0.9, 0.9), (3.7, 1.3, 1.3), (5.0, 0.8, 0.8)])
@@ -151,7 +155,7 @@ def test_noise_that_is_clearly_none_needs_about_half_of_the_patches() -> None:
 
 def test_the_bundled_weights_answer_the_same_with_and_without_skipping() -> None:
     bundled = CalciumModel.load(resolve("bundled", "calcium"), CPU)
-    model = CalciumModel(bundled.network, device=CPU, crop_shape=(32, 160, 160))
+    model = CalciumModel(bundled.network, device=CPU, patches=Patches(crop_shape=(32, 160, 160)))
     centre = heart_centroid(5)
     grid = centred_grid(default_geometry(5), centre, (2.5, 0.9, 0.9), (32, 120, 120))
     patient = simulate_patient(5, geometry=grid)

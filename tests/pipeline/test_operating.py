@@ -16,8 +16,9 @@ from deepcac2.dicom import Series
 from deepcac2.errors import WeightsError, WeightsUnsupported, WorkflowError
 from deepcac2.imaging import Geometry, Volume
 from deepcac2.imaging.orientation import ORIENTATIONS
-from deepcac2.models.calcium.network import CalciumModel, build_network
+from deepcac2.models.calcium.network import CalciumModel, Patches, build_network
 from deepcac2.models.calcium.step import FindCalcium
+from deepcac2.models.heart.step import Plausible
 from deepcac2.models.rule_out.network import ScreeningModel
 from deepcac2.models.rule_out.step import SCREENING, RuleOut
 from deepcac2.pipeline import Case, Workflow
@@ -27,7 +28,7 @@ from deepcac2.pipeline.facts import CALCIUM, CALCIUM_RUN, CT, HEART, SCORE
 from deepcac2.pipeline.operating import operating_point
 from deepcac2.pipeline.scoring import ScoreCalcium
 from deepcac2.scoring import RULES
-from deepcac2.weights import WeightSet, resolve, write_description
+from deepcac2.weights import WeightSet, numbers, resolve, write_description
 
 CPU = torch.device("cpu")
 ARCHITECTURE = {"channels": [2, 4], "strides": [2], "num_res_units": 1, "norm": "batch"}
@@ -81,8 +82,8 @@ def case() -> Case:
 
 
 def model(**options: Any) -> CalciumModel:
-    shapes = {"crop_shape": (24, 80, 80), "patch_shape": (8, 16, 16), "patch_step": (4, 8, 8)}
-    return CalciumModel(FromGrey(), device=CPU, **shapes, **options)
+    patches = Patches(crop_shape=(24, 80, 80), patch_shape=(8, 16, 16), patch_step=(4, 8, 8))
+    return CalciumModel(FromGrey(), device=CPU, patches=patches, **options)
 
 
 def test_a_set_says_how_it_is_used_and_the_workflow_overrides(tmp_path: Path) -> None:
@@ -130,6 +131,32 @@ def test_a_number_that_is_none_ends_before_the_first_series(tmp_path: Path, name
 def test_the_bundled_sets_state_all_their_numbers(role: str) -> None:
     names = ["heart_margin_mm", "peak_probability"] if role == "calcium" else ["heart_margin_mm"]
     assert operating_point(resolve("bundled", role), **dict.fromkeys(names)).findings == ()
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "message"),
+    [
+        (Plausible, {"min_solidity": 1.0}, "min_solidity is at least 0 and below 1"),
+        (Plausible, {"heart_volume_ml": [900, 100]}, r"heart_volume_ml is \[lowest, highest\]"),
+        (Plausible, {"heart_volume_ml": "any"}, "'heart_volume_ml' must be"),
+        (Patches, {"patch_step": [8, 32, 65]}, "grow in this order"),
+        (Patches, {"patch_step": [0, 32, 32]}, "grow in this order"),
+        (Patches, {"crop_shape": [58, 256]}, "'crop_shape"),
+    ],
+)
+def test_limits_and_patches_of_a_set_are_checked(
+    tmp_path: Path, kind: type[Any], wrong: dict[str, Any], message: str
+) -> None:
+    assert numbers(weights(tmp_path, **STATED), kind) == kind()
+    with pytest.raises(WeightsError, match=rf"weights\.json: .*{message}"):
+        numbers(weights(tmp_path, **wrong), kind)
+
+
+def test_a_crop_of_the_sets_own_size(tmp_path: Path) -> None:
+    stated = {"crop_shape": [32, 128, 128], "patch_step": [16, 64, 64]}
+    assert CalciumModel.load(weights(tmp_path, **stated), CPU).patches == Patches(
+        crop_shape=(32, 128, 128), patch_step=(16, 64, 64)
+    )
 
 
 def test_margin_and_peak_are_those_of_the_set(tmp_path: Path) -> None:

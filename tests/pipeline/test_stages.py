@@ -330,9 +330,11 @@ def test_the_exclusion_sees_calcium_and_no_heart_in_air(scan: Case, truth: dict[
 
 def test_direct_scoring_has_a_score_and_none_in_air(scan: Case, truth: dict[str, np.ndarray]) -> None:
     from deepcac2.models.slice_regression.network import DirectModel
+    from deepcac2.pipeline.operating import operating_point
 
     weights = bundled("direct")
-    stage = ScoreDirectly(model=DirectModel.load(weights, CPU), weights=weights)
+    point = operating_point(weights, least_slice=None)
+    stage = ScoreDirectly(model=DirectModel.load(weights, CPU), weights=weights, point=point)
     case = replace(stage, localise="heart")(scan.add(HEART, truth["heart"]))
     assert case[DIRECT]["score"] > 100  # its true score is far above 400
     assert case[DIRECT]["score"] == pytest.approx(sum(case[DIRECT]["slice_scores"]), rel=0.01)
