@@ -28,9 +28,10 @@ from ..errors import (
     WorkflowError,
 )
 from ..imaging import Geometry, Volume
+from ..imaging.labels import Labels
 from ..imaging.masks import box_centre
 from ..imaging.noise import noise_sd
-from ..pipeline.case import Case
+from ..pipeline.case import Case, Fact
 from ..pipeline.chain import Chain, build_chain
 from ..pipeline.facts import CALCIUM, CT, DOMAIN, HEART, SCORE
 from ..pipeline.places import DETAILS_NAME, series_folder
@@ -348,13 +349,17 @@ class _InMemory:
         found = case.get(SCORE)
         return Prediction(
             status="scored",
-            heart=case.get(HEART),
-            calcium=case.get(CALCIUM),
+            heart=_mask(case, HEART),
+            calcium=_mask(case, CALCIUM),
             score=None if found is None else found.total,
             rule=None if found is None else Rule.from_parameters(found.parameters),
             warnings=tuple(f.code for f in case.warnings),
             off_domain=_outside(case.get(DOMAIN)),
         )
+
+
+def _mask(case: Case, fact: Fact[Labels]) -> BoolArray | None:
+    return case[fact].mask if fact in case else None
 
 
 def _outside(domain: Mapping[str, Any] | None) -> tuple[str, ...] | None:

@@ -115,13 +115,13 @@ def run_method(method: str, data: Path, device: str, allow: Sequence[str] = ()) 
         if case.stop is not None:
             cases.append(MethodCase(**known, status=case.stop.status, reason=case.stop.reason))
             continue
-        mask = case.get(CALCIUM if CALCIUM in case else POSSIBLE_CALCIUM)
+        found = case.get(CALCIUM if CALCIUM in case else POSSIBLE_CALCIUM)
         cases.append(
             MethodCase(
                 **known,
                 **_said(case),
-                calcium_dice=dice(score(scan.volume, mask).counted, truth.counted)
-                if mask is not None and truth.total > 0
+                calcium_dice=dice(score(scan.volume, found.mask).counted, truth.counted)
+                if found is not None and truth.total > 0
                 else None,
                 seconds=sum(case.timings.values()),
             )

@@ -5,21 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..imaging import Volume
 from ..imaging.files import write_image
+from ..imaging.labels import Labels
 from ..pipeline.case import Case, Fact
-from ..pipeline.facts import CT, GEOMETRY
+from ..pipeline.facts import GEOMETRY
 from ..pipeline.step import Context
 from ..pipeline.writer import Writer, register_for_images
 
 
 def write_fact(path: Path, fact: Fact[Any], case: Case) -> None:
-    """Write an image of a case: the CT in HU, a mask as 0 and 1.
+    """Write an image of a case: the CT in HU, labels by their values.
 
     Raises:
         DiskFull, OutputUnwritable: It cannot be written.
     """
-    array = case[CT].hu if fact == CT else case[fact]
-    write_image(path, array.astype("uint8") if array.dtype == bool else array, case[GEOMETRY])
+    found = case[fact]
+    array = found.hu if isinstance(found, Volume) else found.array if isinstance(found, Labels) else found
+    write_image(path, array, case[GEOMETRY])
 
 
 def _nifti(fact: Fact[Any]) -> Writer:

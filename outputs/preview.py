@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ..imaging.labels import CALCIUM, HEART, Label
 from ..imaging.orientation import to_canonical
 from ..pipeline.case import Case
 from ..pipeline.cautions import MARK, cautions
@@ -46,17 +48,21 @@ def _edge(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
 def plane_picture(
     hu: npt.NDArray[np.int16],
     outline: BoolArray,
-    marked: BoolArray,
+    marked: npt.NDArray[Any],
     spacing: tuple[float, float],
     side: int = _TILE,
+    *,
+    classes: Sequence[Label] = (CALCIUM,),
 ) -> Any:
-    """A plane of the CT in true proportions, one mask outlined in blue, another filled in red.
+    """A plane of the CT in true proportions, the heart outlined, what is marked filled in its colours.
 
     Args:
         hu: HU (rows, columns).
-        outline, marked: The masks, (rows, columns).
+        outline: bool (rows, columns).
+        marked: (rows, columns): values of `classes`; a mask is one of value 1.
         spacing: mm between rows and between columns.
         side: Of the picture, which is a square, pixels.
+        classes: What is marked.
 
     Returns:
         An RGB `PIL.Image.Image`.
@@ -69,12 +75,14 @@ def plane_picture(
     picture = Image.fromarray(_gray(hu)).resize(size, Image.Resampling.BILINEAR)
     rgb = np.asarray(picture.convert("RGB")).copy()
 
-    def enlarged(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-        image = Image.fromarray(mask.astype(np.uint8) * 255)
-        return np.asarray(image.resize(size, Image.Resampling.NEAREST)) > 0
+    def enlarged(labels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+        image = Image.fromarray(labels.astype(np.uint8))
+        return np.asarray(image.resize(size, Image.Resampling.NEAREST))
 
-    rgb[_edge(enlarged(outline))] = (80, 200, 255)
-    rgb[enlarged(marked)] = (255, 60, 60)
+    rgb[_edge(enlarged(outline) > 0)] = HEART.colour
+    values = enlarged(marked)
+    for label in classes:
+        rgb[values == label.value] = label.colour
     canvas = Image.new("RGB", (side, side))
     canvas.paste(Image.fromarray(rgb), ((side - size[0]) // 2, (side - size[1]) // 2))
     return canvas
@@ -94,9 +102,9 @@ def preview_slices(what: Shown, increment: float, count: int = 3) -> list[int]:
     for z in sorted(what.weight, key=lambda k: -what.weight[k]):
         if all(abs(z - c) * increment >= 5 for c in chosen):
             chosen.append(z)
-    inside = np.flatnonzero(what.outline.any(axis=(1, 2)))
+    inside = np.flatnonzero(what.outline.mask.any(axis=(1, 2)))
     if not len(inside):
-        inside = np.arange(len(what.outline))
+        inside = np.arange(len(what.outline.array))
     for share in (0.5, 0.3, 0.7, 0.1, 0.9):
         z = int(inside[int(share * (len(inside) - 1))])
         if z not in chosen:
@@ -119,21 +127,24 @@ def preview(case: Case) -> bytes | None:
     slices = preview_slices(what, volume.geometry.spacing[0])
     turned = to_canonical(volume.hu, volume.geometry)
     hu, geometry = turned.array, turned.geometry
-    outline = to_canonical(what.outline, volume.geometry).array
-    marked = to_canonical(what.marked, volume.geometry).array
+    outline = to_canonical(what.outline.mask, volume.geometry).array
+    marked, classes = to_canonical(what.marked.array, volume.geometry).array, what.marked.classes
     flipped = volume.geometry.axes[0][2] < 0
     order = [len(hu) - 1 - z if flipped else z for z in slices]
     sz, sy, sx = geometry.spacing
     middle = [_middle(outline, axes) for axes in ((1, 2), (0, 2), (0, 1))]
     tiles = [
-        (f"slice {z + 1}", plane_picture(hu[k], outline[k], marked[k], (sy, sx)))
+        (f"slice {z + 1}", plane_picture(hu[k], outline[k], marked[k], (sy, sx), classes=classes))
         for z, k in zip(slices, order, strict=True)
     ]
-    projected = np.asarray(marked.any(axis=1)), np.asarray(marked.any(axis=2))
+    projected = marked.max(axis=1)[::-1], marked.max(axis=2)[::-1]
     front = np.s_[::-1, middle[1], :]
     side = np.s_[::-1, :, middle[2]]
-    tiles.append(("coronal", plane_picture(hu[front], outline[front], projected[0][::-1], (sz, sx))))
-    tiles.append(("sagittal", plane_picture(hu[side], outline[side], projected[1][::-1], (sz, sy))))
+    for name, cut, seen, pixel in (
+        ("coronal", front, projected[0], sx),
+        ("sagittal", side, projected[1], sy),
+    ):
+        tiles.append((name, plane_picture(hu[cut], outline[cut], seen, (sz, pixel), classes=classes)))
     said = [line for sentence in cautions(case) for line in textwrap.wrap(f"{MARK} {sentence}", _LINE)]
     head = 64 + _LINE_HEIGHT * len(said)
     sheet = Image.new("RGB", (3 * _TILE, head + 2 * _TILE), (16, 16, 16))
@@ -161,9 +172,11 @@ def _middle(mask: BoolArray, axes: tuple[int, int]) -> int:
 
 def _legend(draw: Any, corner: tuple[int, int], case: Case, what: Shown, font: Any) -> None:
     x, y = corner
-    lines = [
-        (what.outline_name, (80, 200, 255)),
-        (f"{what.marked_name} (below: projected)", (255, 60, 60)),
+    classes = what.marked.classes
+    lines = [(what.outline_name, HEART.colour)]
+    lines += [
+        (f"{what.marked_name if len(classes) == 1 else label.name} (below: projected)", label.colour)
+        for label in classes
     ]
     for text, colour in lines:
         draw.rectangle((x, y + 4, x + 10, y + 14), fill=colour)

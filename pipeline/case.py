@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 if TYPE_CHECKING:
     from ..dicom import Finding, Series
+    from ..imaging.labels import Label
 
 T = TypeVar("T")
 
@@ -20,10 +21,12 @@ class ImageFile:
     Attributes:
         name: Of the NIfTI file.
         query: mhubio's data type; ``roi`` in it is what SegDB calls the structure.
+        classes: Of `Labels`; empty for other images.
     """
 
     name: str
     query: str
+    classes: tuple[Label, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,8 @@ class Fact(Generic[T]):
         meaning: A few words, for messages and documents.
         section: Key of the details JSON under which it stands; its value has JSON types only.
         absent: What stands there where the case does not have it.
-        image: The file that holds it where files are exchanged; it is an array (z, y, x) on the CT's grid.
+        image: The file that holds it where files are exchanged; it is an array (z, y, x) on the CT's grid,
+            or `Labels`.
         kind: The type of a value that is neither an image nor made of JSON types: a dataclass.
     """
 

@@ -177,7 +177,7 @@ def describe_scan(case: Case) -> dict[str, Any]:
     return {
         "kernel": ", ".join(series.kernels) or series.kernel,
         "contrast": contrast,
-        "noise_hu": noise_sd(volume, case[HEART]) if HEART in case else None,
+        "noise_hu": noise_sd(volume, case[HEART].mask) if HEART in case else None,
         "kvp": series.kvp,
         "thickness_mm": series.slice_thickness or round(dz, 3),
         "increment_mm": round(dz, 3),

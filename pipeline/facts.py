@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..imaging import Geometry
+from ..imaging import Geometry, labels
+from ..imaging.labels import Labels
 from ..scoring import CalciumScore
 from .case import Fact, ImageFile
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from ..imaging import Volume
 
 CT: Fact[Volume] = Fact("ct", "CT", image=ImageFile("ct.nii.gz", "nifti:mod=ct"))
@@ -20,25 +18,25 @@ CT: Fact[Volume] = Fact("ct", "CT", image=ImageFile("ct.nii.gz", "nifti:mod=ct")
 GEOMETRY: Fact[Geometry] = Fact("geometry", "grid of the CT", kind=Geometry)
 """The CT's grid, exact: NIfTI keeps it as 32-bit floats."""
 
-HEART: Fact[npt.NDArray[np.bool_]] = Fact(
+HEART: Fact[Labels] = Fact(
     "heart",
     "heart mask",
-    image=ImageFile("heart.nii.gz", "nifti:mod=seg:model=deepcac2:roi=HEART"),
+    image=ImageFile("heart.nii.gz", "nifti:mod=seg:model=deepcac2:roi=HEART", (labels.HEART,)),
 )
-"""bool (z, y, x)."""
 
 HEART_MEASURES: Fact[dict[str, Any]] = Fact("heart_measures", "measures of the heart", "heart", {})
 """Volume, place and density of the heart mask, see `models.heart.network.step.check_heart`."""
 
-CALCIUM: Fact[npt.NDArray[np.bool_]] = Fact(
+CALCIUM: Fact[Labels] = Fact(
     "calcium",
     "calcium mask",
     image=ImageFile(
         "calcium.nii.gz",
         "nifti:mod=seg:model=deepcac2:roi=CORONARY_ARTERY+PATHOLOGIC_CALCIFICATION",
+        (labels.CALCIUM,),
     ),
 )
-"""bool (z, y, x): what a network calls calcium, before the HU rule."""
+"""What a network calls calcium, before the HU rule."""
 
 CALCIUM_RUN: Fact[dict[str, Any]] = Fact("calcium_run", "how the calcium network was used", "calcium", {})
 """``exact_from_hu``: the HU from which the calcium mask is that of a dense run; patches, window, margin."""
@@ -46,15 +44,16 @@ CALCIUM_RUN: Fact[dict[str, Any]] = Fact("calcium_run", "how the calcium network
 EXCLUDED: Fact[bool] = Fact("excluded", "answer of an exclusion")
 """Whether a method before has ruled calcium out, so that no network needs to look for it."""
 
-POSSIBLE_CALCIUM: Fact[npt.NDArray[np.bool_]] = Fact(
+POSSIBLE_CALCIUM: Fact[Labels] = Fact(
     "screened",
     "possible calcium",
     image=ImageFile(
         "screened.nii.gz",
         "nifti:mod=seg:model=screening:roi=CORONARY_ARTERY+PATHOLOGIC_CALCIFICATION",
+        (labels.CALCIUM,),
     ),
 )
-"""bool (z, y, x): what an exclusion of scans without calcium left over."""
+"""What an exclusion of scans without calcium left over."""
 
 SCORE: Fact[CalciumScore] = Fact("score", "score", kind=CalciumScore)
 """The Agatston score and all that comes with it."""

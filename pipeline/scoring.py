@@ -13,6 +13,7 @@ from ..dicom import Finding
 from ..dicom.gates import Gate, is_sharp_kernel, register_gate
 from ..errors import WorkflowError
 from ..imaging import Volume
+from ..imaging.labels import calcium_labels
 from ..scoring import CalciumScore, score
 from ..scoring.rules import find_rule
 from .case import Case
@@ -94,7 +95,7 @@ class ScoreCalcium:
         Raises:
             WorkflowError: The calcium mask is not exact where the rule counts.
         """
-        volume, calcium = case[CT], case[CALCIUM]
+        volume, calcium = case[CT], case[CALCIUM].mask
         _check_exact(case, self.rule)
         case = case.noted(*check_metal(volume, calcium, case.series.kernel, allow=self.allow))
         if case.stop is not None:
@@ -155,7 +156,7 @@ def _shows(case: Case) -> Shown | None:
         line=f"rule {result.rule} · {result.volume_mm3:.0f} mm3 · {len(result.lesions)} lesions",
         outline=case[HEART],
         outline_name="heart",
-        marked=result.counted,
+        marked=calcium_labels(result.counted),
         marked_name="counted calcium",
         weight=weight,
     )

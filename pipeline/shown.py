@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from ..imaging.labels import Labels
 from .case import Case
 from .step import steps
 
@@ -23,17 +24,17 @@ class Shown:
     Attributes:
         precedence: Of several results, that of the highest is shown.
         title, line: The result; further numbers.
-        outline: bool (z, y, x): the heart, or the box around it; what it is: ``outline_name``.
-        marked: bool (z, y, x): what counted; what it is: ``marked_name``.
+        outline: The heart, or the box around it; what it is: ``outline_name``.
+        marked: What counted; what it is: ``marked_name``.
         weight: Per slice z how much counts there.
     """
 
     precedence: int
     title: str
     line: str
-    outline: BoolArray
+    outline: Labels
     outline_name: str
-    marked: BoolArray
+    marked: Labels
     marked_name: str
     weight: dict[int, float]
 

@@ -156,6 +156,7 @@ def dashboard_results(simulated: Path, tmp_path_factory: pytest.TempPathFactory)
     """Results to look at: a scored case with its files and a caution, and 700 rows with all that may be in a
     row."""
     from deepcac2.dicom import discover, make_finding, read_segmentation, read_series
+    from deepcac2.imaging.labels import calcium_labels, heart_labels
     from deepcac2.outputs.preview import PREVIEW, preview
     from deepcac2.pipeline import Case
     from deepcac2.pipeline.details import details
@@ -170,7 +171,12 @@ def dashboard_results(simulated: Path, tmp_path_factory: pytest.TempPathFactory)
     volume = read_series(series).volume
     masks = read_segmentation(simulated / "SIM-0003" / "truth.seg.dcm", volume.geometry)
     scored = score(volume, masks["calcium"])
-    facts = {CT: volume, HEART: masks["heart"], CALCIUM: masks["calcium"], SCORE: scored}
+    facts = {
+        CT: volume,
+        HEART: heart_labels(masks["heart"]),
+        CALCIUM: calcium_labels(masks["calcium"]),
+        SCORE: scored,
+    }
     facts[HEART_MEASURES] = {"heart_volume_ml": 600.0}
     allowed = make_finding("derived", "the images are MPR", allow=["derived"])
     case = Case(series=series, facts=facts, findings=(allowed,))

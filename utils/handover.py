@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import numpy.typing as npt
 import yaml
 from mhubio.core import IO, Config, Instance, Module
@@ -27,6 +28,7 @@ from ..dicom.names import printable
 from ..errors import DeepCACError, InputUnreadable, MaskMismatch
 from ..imaging import Geometry, Volume
 from ..imaging.files import read_image
+from ..imaging.labels import Labels
 from ..outputs.organizer import is_target
 from ..pipeline.case import Case, Fact, Stop
 from ..pipeline.chain import run_stage
@@ -189,7 +191,8 @@ def read_case(path: Path, files: Mapping[Fact[Any], Path] | None = None) -> Case
         if fact == CT:
             case = case.add(CT, Volume(hu=array, geometry=case[GEOMETRY]))
         else:
-            case = case.add(fact, array if array.dtype.kind == "f" else array > 0)
+            classes = fact.image.classes if fact.image is not None else ()
+            case = case.add(fact, Labels(array=array.astype(np.uint8), classes=classes) if classes else array)
     return case
 
 

@@ -16,7 +16,7 @@ from mhubio.core import IO, Instance, InstanceData, Module, ValueOutput
 from mhubio.core.Logger import ConsoleCapture
 
 from ..errors import WorkflowError
-from ..imaging.files import write_image
+from ..outputs.images import write_fact
 from ..pipeline.case import Case
 from ..pipeline.chain import build_stage, choose_device, counted_from, describe_device, provenance_of
 from ..pipeline.facts import CT
@@ -55,7 +55,7 @@ def computing(module: str) -> type[Module]:
         write_case(path, case)
         for fact in images:
             if case.stop is None and fact in case:
-                write_image(Path(out[fact.name].abspath), case[fact], case[CT].geometry)
+                write_fact(Path(out[fact.name].abspath), fact, case)
         for value in step.values:
             out[value.name].value = value.of(case)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...imaging.labels import calcium_labels
 from ...imaging.masks import box_centre, region_within
 from ...pipeline.case import Case
 from ...pipeline.domain import compare, stated
@@ -70,7 +71,7 @@ class FindCalcium:
         )
 
     def __call__(self, case: Case) -> Case:
-        volume, heart = case[CT], case[HEART]
+        volume, heart = case[CT], case[HEART].mask
         point = self._point()
         used: dict[str, Any] = {
             "exact_from_hu": self.lowest_hu,
@@ -90,7 +91,7 @@ class FindCalcium:
             )
             used |= {"patches_run": prediction.patches_run, "patches_total": prediction.patches_total}
             mask = prediction.mask
-        case = case.noted(*point.findings).add(CALCIUM, mask).add(CALCIUM_RUN, used)
+        case = case.noted(*point.findings).add(CALCIUM, calcium_labels(mask)).add(CALCIUM_RUN, used)
         return compare(stated(case, self.weights))
 
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from ...dicom import Finding
 from ...dicom.gates import Gate, register_gate
 from ...imaging import Geometry, Volume
+from ...imaging.labels import heart_labels
 from ...imaging.masks import bounding_box, middle_of, solidity
 from ...pipeline.case import Case
 from ...pipeline.domain import stated
@@ -208,7 +209,7 @@ class FindHeart:
         volume = case[CT]
         mask = self.model.predict(volume).mask
         measures, findings = check_heart(volume, mask, allow=self.allow, plausible=self.plausible)
-        case = case.add(HEART, mask).add(HEART_MEASURES, measures)
+        case = case.add(HEART, heart_labels(mask)).add(HEART_MEASURES, measures)
         return stated(case.noted(*findings), self.weights)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...imaging.labels import calcium_labels, heart_labels
 from ...imaging.masks import box_centre, region_within
 from ...pipeline.case import Case, Fact
 from ...pipeline.cautions import zero_findings
@@ -84,7 +85,7 @@ class RuleOut:
         region = None
         chosen: Mapping[str, Any] = {}
         if self.localise == "heart":
-            heart = case[HEART]
+            heart = case[HEART].mask
             centre = box_centre(heart, volume.geometry)
             point = operating_point(self.weights, heart_margin_mm=self.heart_margin_mm)
             region = region_within(heart, volume.geometry, point.values["heart_margin_mm"])
@@ -105,7 +106,11 @@ class RuleOut:
             "slices_run": dict(found.slices_run),
             **chosen,
         }
-        case = case.add(POSSIBLE_CALCIUM, found.mask).add(SCREENING, answer).add(EXCLUDED, excluded)
+        case = (
+            case.add(POSSIBLE_CALCIUM, calcium_labels(found.mask))
+            .add(SCREENING, answer)
+            .add(EXCLUDED, excluded)
+        )
         if not found.positive:
             case = case.noted(*zero_findings(case, "no calcium found"))
         return compare(stated(case, self.weights))
@@ -137,11 +142,11 @@ def _shows(case: Case) -> Shown | None:
         title="Coronary calcium possible" if answer["positive"] else "No coronary calcium found",
         line=f"exclusion · largest probability {answer['highest']:.2f}, operating point "
         f"{answer['threshold']:.2f}",
-        outline=case.get(HEART, np.zeros_like(possible)),
+        outline=case.get(HEART, heart_labels(np.zeros_like(possible.mask))),
         outline_name="heart" if HEART in case else "no heart mask",
         marked=possible,
         marked_name="possible calcium",
-        weight=by_slice(possible),
+        weight=by_slice(possible.mask),
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ...imaging.labels import calcium_labels, heart_labels
 from ...imaging.orientation import to_canonical
 from ...pipeline.case import Case, Fact, ImageFile
 from ...pipeline.cautions import zero_findings
@@ -70,7 +71,7 @@ class ScoreDirectly:
         """Rejects the case, heart-not-found, where no box is found."""
         from .network import direct_group
 
-        heart = case[HEART] if self.localise == "heart" else None
+        heart = case[HEART].mask if self.localise == "heart" else None
         found = self.model.predict(case[CT], heart=heart)
         if found is None:
             message = "the networks found no heart in this series; look at the scan and its orientation"
@@ -125,9 +126,9 @@ def _shows(case: Case) -> Shown | None:
         precedence=0,
         title=f"Direct Agatston score {answer['score']:.1f}   group {answer['group']} of 0 to 4",
         line="direct scoring: no segmentation; marked is what the network looked at",
-        outline=np.ascontiguousarray(ct.undo(turned)),
+        outline=heart_labels(np.ascontiguousarray(ct.undo(turned))),
         outline_name="box of the heart",
-        marked=attention > SHOWN_SHARE * max(float(attention.max()), 1e-6),
+        marked=calcium_labels(attention > SHOWN_SHARE * max(float(attention.max()), 1e-6)),
         marked_name="attention",
         weight={z: float(w) for z, w in enumerate(attention.sum(axis=(1, 2))) if w > 0},
     )

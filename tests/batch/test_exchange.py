@@ -13,6 +13,7 @@ import pytest
 from deepcac2.batch.exchange import put, take
 from deepcac2.dicom import Series
 from deepcac2.imaging import Geometry, Volume
+from deepcac2.imaging.labels import calcium_labels, heart_labels
 from deepcac2.pipeline.case import Case
 from deepcac2.pipeline.facts import CALCIUM, CT, HEART
 
@@ -25,8 +26,8 @@ def case() -> Case:
         series=Series(series_uid="1.2.3"),
         facts={
             CT: Volume(hu=hu, geometry=geometry),
-            HEART: np.asfortranarray(rng.random(geometry.shape) < 0.5),
-            CALCIUM: hu > 900,
+            HEART: heart_labels(np.asfortranarray(rng.random(geometry.shape) < 0.5)),
+            CALCIUM: calcium_labels(hu > 900),
         },
         timings={"a": 1.0},
     )

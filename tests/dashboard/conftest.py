@@ -52,6 +52,7 @@ class ViewerCase:
 def viewer_case(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> ViewerCase:
     """A simulated patient, named in every way that headers know, with its true masks as result."""
     from deepcac2.dicom import discover, read_segmentation, read_series, write_segmentation
+    from deepcac2.imaging.labels import calcium_labels, heart_labels
     from deepcac2.pipeline import Case
     from deepcac2.pipeline.details import details
     from deepcac2.pipeline.facts import CALCIUM, CT, HEART, SCORE
@@ -94,7 +95,8 @@ def viewer_case(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Vi
         **masks,
     )
     scored = score(reading.volume, masks["calcium"], slice_thickness=series.slice_thickness)
-    facts = {CT: reading.volume, SCORE: scored, HEART: masks["heart"], CALCIUM: masks["calcium"]}
+    facts = {CT: reading.volume, SCORE: scored, HEART: heart_labels(masks["heart"])}
+    facts[CALCIUM] = calcium_labels(masks["calcium"])
     case = Case(series=series, facts=facts)
     content = details(case, {}) | {"outputs": [seg_file.name]}
     write_json(folder / DETAILS_NAME, content)

@@ -17,6 +17,7 @@ from pydicom.sr.codedict import codes
 from deepcac2.dicom import Series, discover, make_finding, read_segmentation, read_series
 from deepcac2.errors import WorkflowError
 from deepcac2.imaging import Geometry, Volume
+from deepcac2.imaging.labels import calcium_labels, heart_labels
 from deepcac2.outputs.preview import preview, preview_slices
 from deepcac2.outputs.report import report
 from deepcac2.outputs.structured_report import write_sr
@@ -36,8 +37,8 @@ def case(simulated: Path) -> Case:
         series=series,
         facts={
             CT: volume,
-            HEART: masks["heart"],
-            CALCIUM: masks["calcium"],
+            HEART: heart_labels(masks["heart"]),
+            CALCIUM: calcium_labels(masks["calcium"]),
             SCORE: score(volume, masks["calcium"]),
             HEART_MEASURES: {"heart_volume_ml": 600.0},
         },
@@ -82,7 +83,7 @@ def test_the_sr_says_what_the_details_say(
 ) -> None:
     counted = score(
         case[CT],
-        np.zeros_like(case[CALCIUM]) if empty else case[CALCIUM],
+        np.zeros_like(case[CALCIUM].mask) if empty else case[CALCIUM].mask,
         rule=rule,
         slice_thickness=2.5,
         calibration_factor=None if empty else 0.0008,
@@ -189,7 +190,12 @@ def counting_case(*, upside_down: bool) -> Case:
     volume = Volume(hu=hu, geometry=geometry)
     return Case(
         series=Series(series_uid="1"),
-        facts={CT: volume, HEART: heart, CALCIUM: calcium, SCORE: score(volume, calcium)},
+        facts={
+            CT: volume,
+            HEART: heart_labels(heart),
+            CALCIUM: calcium_labels(calcium),
+            SCORE: score(volume, calcium),
+        },
     )
 
 
@@ -199,7 +205,7 @@ def test_the_preview_marks_what_counted_where_it_is(upside_down: bool) -> None:
     expected = np.zeros((12, 60, 60), bool)
     expected[2, 20:24, 20:24] = True
     what = shown(case)
-    np.testing.assert_array_equal(what.marked, expected)
+    np.testing.assert_array_equal(what.marked.mask, expected)
     picture = np.asarray(Image.open(io.BytesIO(preview(case))).convert("RGB")).astype(int)
     red = (picture[..., 0] > 200) & (picture[..., 1] < 90) & (picture[..., 2] < 90)
     chosen = preview_slices(what, 6.0)
@@ -219,8 +225,8 @@ def test_the_details_do_not_hold_the_counted_voxels(case: Case) -> None:
 
 
 def test_preview_of_an_empty_result(case: Case) -> None:
-    empty = np.zeros_like(case[CALCIUM])
-    none = case.add(CALCIUM, empty).add(SCORE, score(case[CT], empty))
+    empty = np.zeros_like(case[CALCIUM].mask)
+    none = case.add(CALCIUM, calcium_labels(empty)).add(SCORE, score(case[CT], empty))
     picture = np.asarray(Image.open(io.BytesIO(preview(none))).convert("RGB")).astype(int)
     tiles = picture[64:424]
     assert not ((tiles[..., 0] > 240) & (tiles[..., 1] < 70)).any()

@@ -10,6 +10,7 @@ import pytest
 from deepcac2.cli.run import _COLUMNS, _in_words
 from deepcac2.dicom import Series, SliceRef, make_finding
 from deepcac2.imaging import Geometry, Volume
+from deepcac2.imaging.labels import calcium_labels
 from deepcac2.models.slice_regression.step import DIRECT
 from deepcac2.pipeline import Case
 from deepcac2.pipeline.cautions import cautions
@@ -27,7 +28,10 @@ def scored(thickness: float | None, increment: float = 1.0, *, bright: bool = Fa
     volume = Volume(hu=np.full(geometry.shape, 300, dtype=np.int16), geometry=geometry)
     mask = np.zeros(geometry.shape, dtype=bool)
     mask[1:3, 2:6, 2:6] = bright
-    case = Case(series=Series(series_uid="1.2", slice_thickness=thickness), facts={CT: volume, CALCIUM: mask})
+    case = Case(
+        series=Series(series_uid="1.2", slice_thickness=thickness),
+        facts={CT: volume, CALCIUM: calcium_labels(mask)},
+    )
     return ScoreCalcium()(replace(case, **facts))
 
 

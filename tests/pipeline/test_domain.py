@@ -12,6 +12,7 @@ import pytest
 
 from deepcac2.dicom import Series, make_finding
 from deepcac2.imaging import Geometry, Volume
+from deepcac2.imaging.labels import heart_labels
 from deepcac2.pipeline.case import Case, Stop
 from deepcac2.pipeline.details import details
 from deepcac2.pipeline.domain import compare, stated
@@ -44,7 +45,7 @@ def case(noise: float = 20.0, grid: Geometry = GRID, **header: Any) -> Case:
     facts = {"kernel": "STANDARD", "kvp": 120.0, "slice_thickness": 2.0} | header
     return Case(
         series=Series(series_uid="1.2", **facts),
-        facts={CT: Volume(hu=np.rint(hu).astype(np.int16), geometry=grid), HEART: heart},
+        facts={CT: Volume(hu=np.rint(hu).astype(np.int16), geometry=grid), HEART: heart_labels(heart)},
     )
 
 

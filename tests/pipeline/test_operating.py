@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from deepcac2.dicom import Series
 from deepcac2.errors import WeightsError, WeightsUnsupported, WorkflowError
 from deepcac2.imaging import Geometry, Volume
+from deepcac2.imaging.labels import heart_labels
 from deepcac2.imaging.orientation import ORIENTATIONS
 from deepcac2.models.calcium.network import CalciumModel, Patches, build_network
 from deepcac2.models.calcium.step import FindCalcium
@@ -78,7 +79,10 @@ def case() -> Case:
     hu[10, 20:24, 42:44] = 400
     hu[12, 20:24, 20:24] = 190  # grey 0.51
     geometry = Geometry(shape=shape, spacing=(2.5, 1.0, 1.0), origin=(0.0, 0.0, 0.0))
-    return Case(series=Series(series_uid="1"), facts={CT: Volume(hu=hu, geometry=geometry), HEART: heart})
+    return Case(
+        series=Series(series_uid="1"),
+        facts={CT: Volume(hu=hu, geometry=geometry), HEART: heart_labels(heart)},
+    )
 
 
 def model(**options: Any) -> CalciumModel:
@@ -162,13 +166,13 @@ def test_a_crop_of_the_sets_own_size(tmp_path: Path) -> None:
 def test_margin_and_peak_are_those_of_the_set(tmp_path: Path) -> None:
     """The lesion of 0.56 is nowhere sure; what lies 12 mm beside the heart is in the crop only."""
     tuned = FindCalcium(model=model(), weights=weights(tmp_path, **STATED), lowest_hu=130)(case())
-    assert tuned[CALCIUM][10, 13, 13]
-    assert tuned[CALCIUM][10, 21, 32]
-    assert not tuned[CALCIUM][10, 21:23, 21:23].any()
-    assert not tuned[CALCIUM][10, 21, 42]
+    assert tuned[CALCIUM].mask[10, 13, 13]
+    assert tuned[CALCIUM].mask[10, 21, 32]
+    assert not tuned[CALCIUM].mask[10, 21:23, 21:23].any()
+    assert not tuned[CALCIUM].mask[10, 21, 42]
     neutral = FindCalcium(model=model(), weights=weights(tmp_path), lowest_hu=130)(case())
-    assert neutral[CALCIUM][10, 21, 42]
-    assert neutral[CALCIUM][10, 21:23, 21:23].all()
+    assert neutral[CALCIUM].mask[10, 21, 42]
+    assert neutral[CALCIUM].mask[10, 21:23, 21:23].all()
     said = details(neutral, {})
     assert said["calcium"]["peak_probability"] == 0.5
     assert said["calcium"]["heart_margin_mm"] is None
@@ -184,7 +188,7 @@ def test_the_window_is_that_of_the_set(tmp_path: Path) -> None:
     for window in ((-135.0, 500.0), (0.0, 400.0)):
         stage = FindCalcium(model=model(window_hu=window), weights=weights(tmp_path), lowest_hu=130)
         after = stage(case())
-        found[window] = bool(after[CALCIUM][12, 21:23, 21:23].all())
+        found[window] = bool(after[CALCIUM].mask[12, 21:23, 21:23].all())
         assert details(after, {})["calcium"]["window_hu"] == list(window)
     assert found == {(-135.0, 500.0): True, (0.0, 400.0): False}
 
@@ -254,5 +258,5 @@ def test_only_an_exclusion_that_finds_nothing_ends_the_search(
     assert screened[SCREENING]["excluded"] is excluded
     assert screened[SCREENING]["heart_margin_mm"] == 4.0
     after = FindCalcium(model=model(), weights=weights(tmp_path, **STATED), lowest_hu=130)(screened)
-    assert after[CALCIUM].any() is np.bool_(not excluded)
+    assert after[CALCIUM].mask.any() is np.bool_(not excluded)
     assert (after[CALCIUM_RUN]["patches_run"] == 0) is excluded

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from deepcac2.dicom.gates import Gate, register_gate
+from deepcac2.imaging.labels import CALCIUM as CALCIUM_LABEL
+from deepcac2.imaging.labels import Label, Labels, calcium_labels, heart_labels
 from deepcac2.pipeline.case import Fact, ImageFile
 from deepcac2.pipeline.facts import CALCIUM, CT, HEART
 from deepcac2.pipeline.shown import Shown, by_slice
@@ -28,7 +30,10 @@ from deepcac2.scoring.rules import Rule, register_rule
 TOO_BRIGHT = register_gate(Gate(code="bright", sentence="The scan has too many bright voxels.", fatal=False))
 register_rule(Rule(name="plain", summary="one weight for all", weights=((130, 2),)))
 
-BRIGHT = Fact("bright", "bright voxels", image=ImageFile("bright.nii.gz", "nifti:mod=seg:model=toy"))
+WHITE = Label(name="bright", value=7, kind=CALCIUM_LABEL.kind, category=CALCIUM_LABEL.category,
+              colour=(240, 240, 240))
+FILE = ImageFile("bright.nii.gz", "nifti:mod=seg:model=toy", (WHITE,))
+BRIGHT = Fact("bright", "bright voxels", image=FILE)
 MEASURES = Fact("toy", "what the toy measured", "toy")
 
 
@@ -46,8 +51,8 @@ class Options:
 def build(options, context):
     def find(case):
         mask = case[CT].hu >= options.above_hu
-        for fact in (BRIGHT, CALCIUM, HEART):
-            case = case.add(fact, mask)
+        case = case.add(BRIGHT, Labels.of(mask, WHITE)).add(HEART, heart_labels(mask))
+        case = case.add(CALCIUM, calcium_labels(mask))
         case = case.add(MEASURES, {"voxels": int(mask.sum())})
         return case.noted(TOO_BRIGHT.finding(f"{mask.sum()} voxels"))
 
@@ -61,9 +66,9 @@ def voxels(case):
 def shows(case):
     if BRIGHT not in case:
         return None
-    mask = case[BRIGHT]
-    return Shown(precedence=9, title="Bright", line="", outline=np.zeros_like(mask), outline_name="nothing",
-                 marked=mask, marked_name="bright", weight=by_slice(mask))
+    mask = case[BRIGHT].mask
+    return Shown(precedence=9, title="Bright", line="", outline=heart_labels(np.zeros_like(mask)),
+                 outline_name="nothing", marked=case[BRIGHT], marked_name="bright", weight=by_slice(mask))
 
 
 register(Step(

@@ -16,6 +16,7 @@ from scipy.ndimage import distance_transform_edt
 from deepcac2.dicom import Finding, Series, discover, read_segmentation
 from deepcac2.errors import SeriesFailed, WeightsMissing
 from deepcac2.imaging import Geometry, Volume
+from deepcac2.imaging.labels import calcium_labels, heart_labels
 from deepcac2.imaging.masks import box_centre, solidity, widened
 from deepcac2.models.calcium.step import FindCalcium
 from deepcac2.models.heart.step import FindHeart, check_heart
@@ -256,8 +257,8 @@ def test_the_heart_is_found_and_measured(
 ) -> None:
     case = find_heart(scan)
     assert case.stop is None
-    assert dice(case[HEART], truth["heart"]) > 0.9
-    millilitres = case[HEART].sum() * np.prod(case[CT].geometry.spacing) / 1000
+    assert dice(case[HEART].mask, truth["heart"]) > 0.9
+    millilitres = case[HEART].mask.sum() * np.prod(case[CT].geometry.spacing) / 1000
     assert case[HEART_MEASURES]["heart_volume_ml"] == pytest.approx(millilitres, abs=0.06)
     assert case[DOMAIN]["weights"]["heart"]["name"] == find_heart.weights.name
     assert case.findings == scan.findings
@@ -273,7 +274,7 @@ def test_a_heart_that_a_gate_refuses_is_not_forgotten(
     case = find_heart(enhanced)
     assert case.stop is not None
     assert (case.stop.status, case.stop.code) == ("rejected", "contrast-measured")
-    assert dice(case[HEART], truth["heart"]) > 0.8
+    assert dice(case[HEART].mask, truth["heart"]) > 0.8
     expected = truth["heart"].sum() * np.prod(scan[CT].geometry.spacing) / 1000
     assert case[HEART_MEASURES]["heart_volume_ml"] == pytest.approx(expected, rel=0.2)
     assert case.warnings == scan.warnings
@@ -294,15 +295,15 @@ def test_the_calcium_is_found_unless_the_scan_was_excluded(scan: Case, truth: di
 
     weights = bundled("calcium")
     stage = FindCalcium(model=CalciumModel.load(weights, CPU), weights=weights, heart_margin_mm=4.0)
-    case = stage(scan.add(HEART, truth["heart"]))
+    case = stage(scan.add(HEART, heart_labels(truth["heart"])))
     counted = case[CT].hu >= 130
-    assert dice(case[CALCIUM] & counted, truth["calcium"] & counted) > 0.5
+    assert dice(case[CALCIUM].mask & counted, truth["calcium"] & counted) > 0.5
     assert 0 < case[CALCIUM_RUN]["patches_run"] <= case[CALCIUM_RUN]["patches_total"]
     assert "off-domain-field" in [f.code for f in case.warnings]
 
-    excluded = scan.add(HEART, truth["heart"]).add(EXCLUDED, True)
+    excluded = scan.add(HEART, heart_labels(truth["heart"])).add(EXCLUDED, True)
     case = stage(excluded)
-    assert not case[CALCIUM].any()
+    assert not case[CALCIUM].mask.any()
     assert (case[CALCIUM_RUN]["patches_run"], case[CALCIUM_RUN]["patches_total"]) == (0, 0)
     assert "off-domain-field" in [f.code for f in case.warnings]
 
@@ -314,8 +315,8 @@ def test_the_exclusion_sees_calcium_and_no_heart_in_air(scan: Case, truth: dict[
     stage = RuleOut(
         model=ScreeningModel.load(weights, CPU), weights=weights, heart_margin_mm=4.0, exclude=True
     )
-    case = stage(scan.add(HEART, truth["heart"]))
-    assert (case[POSSIBLE_CALCIUM] & truth["calcium"]).any()
+    case = stage(scan.add(HEART, heart_labels(truth["heart"])))
+    assert (case[POSSIBLE_CALCIUM].mask & truth["calcium"]).any()
     assert case[SCREENING]["positive"] is True
     assert case[SCREENING]["excluded"] is False
     with pytest.raises(TypeError, match="no stage before"):
@@ -335,7 +336,7 @@ def test_direct_scoring_has_a_score_and_none_in_air(scan: Case, truth: dict[str,
     weights = bundled("direct")
     point = operating_point(weights, least_slice=None)
     stage = ScoreDirectly(model=DirectModel.load(weights, CPU), weights=weights, point=point)
-    case = replace(stage, localise="heart")(scan.add(HEART, truth["heart"]))
+    case = replace(stage, localise="heart")(scan.add(HEART, heart_labels(truth["heart"])))
     assert case[DIRECT]["score"] > 100  # its true score is far above 400
     assert case[DIRECT]["score"] == pytest.approx(sum(case[DIRECT]["slice_scores"]), rel=0.01)
     assert case[ATTENTION].max() > 0
@@ -351,14 +352,14 @@ def test_the_score_of_the_true_calcium_is_the_true_score(
     simulated: Path, scan: Case, truth: dict[str, np.ndarray]
 ) -> None:
     expected = json.loads((simulated / "SIM-0003" / "truth.json").read_text())
-    case = ScoreCalcium()(scan.add(CALCIUM, truth["calcium"]))
+    case = ScoreCalcium()(scan.add(CALCIUM, calcium_labels(truth["calcium"])))
     assert case[SCORE].total == pytest.approx(expected["score"])
     assert int(case[SCORE].risk_group) == expected["risk_group"]
     assert case.stop is None
 
 
 def test_metal_leaves_no_score_and_all_that_was_known(scan: Case, truth: dict[str, np.ndarray]) -> None:
-    known = scan.add(CALCIUM, truth["calcium"]).add(HEART, truth["heart"])
+    known = scan.add(CALCIUM, calcium_labels(truth["calcium"])).add(HEART, heart_labels(truth["heart"]))
     metal = changed(known, truth["calcium"], 2500)
     case = ScoreCalcium()(metal)
     assert case.stop is not None

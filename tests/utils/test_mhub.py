@@ -35,6 +35,7 @@ from deepcac2.errors import (
     WorkflowError,
 )
 from deepcac2.imaging.files import read_image
+from deepcac2.imaging.labels import calcium_labels
 from deepcac2.models.rule_out.network import SliceUNet
 from deepcac2.models.slice_regression.network import SlicePresence, SliceRegressor
 from deepcac2.pipeline import Workflow
@@ -828,7 +829,7 @@ def test_a_case_comes_back_from_its_file_as_it_was(source: Path, tmp_path: Path)
     write_case(path, case)
     assert GEOMETRY not in read_case(path)
     case = build_volume(case)
-    scored = ScoreCalcium(rule="agatston")(case.add(CALCIUM, case[CT].hu > 300))
+    scored = ScoreCalcium(rule="agatston")(case.add(CALCIUM, calcium_labels(case[CT].hu > 300)))
     stop = Stop(status="failed", code="x", reason="y", module="z")
     given = replace(scored, timings={"NiftiConverter": 0.1}, stop=stop)
     write_case(path, given)

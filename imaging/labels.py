@@ -1,0 +1,155 @@
+"""`Labels`: which voxel shows what, as one uint8 array with named, coded and coloured classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Concept:
+    """A coded concept, as in DICOM.
+
+    Attributes:
+        value, scheme: Code and coding scheme designator, such as ``80891009`` of ``SCT`` (SNOMED CT).
+        meaning: In words.
+    """
+
+    value: str
+    scheme: str
+    meaning: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    """One class of voxels.
+
+    Attributes:
+        name: For people and programs.
+        value: In the array, 1 to 255.
+        kind: What it is (SegmentedPropertyType).
+        category: The wider class of that (SegmentedPropertyCategory).
+        region: Where in the body it is; None: `kind` says so.
+        colour: Red, green and blue, 0 to 255, in pictures.
+    """
+
+    name: str
+    value: int
+    kind: Concept
+    category: Concept
+    region: Concept | None = None
+    colour: tuple[int, int, int]
+
+
+_STRUCTURE = Concept(value="91723000", scheme="SCT", meaning="Anatomical Structure")
+_ABNORMAL = Concept(value="49755003", scheme="SCT", meaning="Morphologically Abnormal Structure")
+_CALCIFICATION = Concept(value="18115005", scheme="SCT", meaning="Pathologic calcification")
+_RED = (255, 60, 60)
+
+HEART = Label(
+    name="heart",
+    value=1,
+    kind=Concept(value="80891009", scheme="SCT", meaning="Heart"),
+    category=_STRUCTURE,
+    colour=(80, 200, 255),
+)
+CALCIUM = Label(
+    name="coronary calcium",
+    value=1,
+    kind=_CALCIFICATION,
+    category=_ABNORMAL,
+    region=Concept(value="41801008", scheme="SCT", meaning="Coronary artery"),
+    colour=_RED,
+)
+"""Codes: DICOM PS3.16 CID 7150 and 7151, SNOMED CT."""
+
+ARTERIES: tuple[Label, ...] = tuple(
+    Label(
+        name=name,
+        value=value,
+        kind=_CALCIFICATION,
+        category=_ABNORMAL,
+        region=Concept(value=code, scheme="SCT", meaning=meaning),
+        colour=colour,
+    )
+    for value, (name, code, meaning, colour) in enumerate(
+        (
+            ("LM", "3227004", "Left Main Coronary Artery", (255, 160, 40)),
+            ("LAD", "59438005", "Left Anterior Descending Coronary Artery", _RED),
+            ("LCX", "57396003", "Circumflex Coronary Artery", (255, 90, 220)),
+            ("RCA", "13647002", "Right Coronary Artery", (255, 235, 60)),
+        ),
+        start=1,
+    )
+)
+"""Calcium by artery: the concepts of PS3.16 CID 3015 (Coronary Arteries), as pydicom 3.0 has them."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Labels:
+    """Which voxel shows what.
+
+    Attributes:
+        array: uint8 (z, y, x): a class's value, 0 where none is.
+        classes: The classes, by ascending value. A binary mask has one.
+    """
+
+    array: npt.NDArray[np.uint8] = field(repr=False)
+    classes: tuple[Label, ...]
+
+    def __post_init__(self) -> None:
+        values = [label.value for label in self.classes]
+        ascending = bool(values) and values == sorted(set(values))
+        if self.array.dtype != np.uint8 or not ascending or values[0] < 1 or values[-1] > 255:
+            raise ValueError(f"labels are uint8 with classes of ascending values 1 to 255, not {values}")
+
+    @classmethod
+    def of(cls, mask: BoolArray, label: Label) -> Labels:
+        """One class."""
+        array = mask.view(np.uint8) if label.value == 1 else mask * np.uint8(label.value)
+        return cls(array=array, classes=(label,))
+
+    @property
+    def mask(self) -> BoolArray:
+        """bool (z, y, x): where anything is. Of a binary mask it is the array itself, not a copy."""
+        if [label.value for label in self.classes] == [1]:
+            return self.array.view(np.bool_)
+        anywhere: BoolArray = self.array > 0
+        return anywhere
+
+    def where(self, name: str) -> BoolArray:
+        """bool (z, y, x): where one class is.
+
+        Raises:
+            KeyError: No class has this name.
+        """
+        values = {label.name: label.value for label in self.classes}
+        found: BoolArray = self.array == values[name]
+        return found
+
+    def with_array(self, array: npt.NDArray[np.uint8]) -> Labels:
+        """The same classes in another array."""
+        return Labels(array=array, classes=self.classes)
+
+
+def painted(shape: Sequence[int], masks: Sequence[tuple[Label, BoolArray]]) -> Labels:
+    """Several masks (z, y, x) as one; a later one covers an earlier one."""
+    array = np.zeros(tuple(shape), dtype=np.uint8)
+    for label, mask in masks:
+        array[mask] = label.value
+    return Labels(array=array, classes=tuple(sorted((label for label, _ in masks), key=lambda x: x.value)))
+
+
+def heart_labels(mask: BoolArray) -> Labels:
+    """A mask of the heart."""
+    return Labels.of(mask, HEART)
+
+
+def calcium_labels(mask: BoolArray) -> Labels:
+    """A mask of coronary calcium."""
+    return Labels.of(mask, CALCIUM)
