@@ -36,6 +36,7 @@ from .files import (
 from .gates import check_allowed, check_headers, has_geometry, is_ct, is_stray, spectral_sign
 from .headers import (
     ENHANCED_CT,
+    first_item,
     number,
     orientation,
     pixel_spacing,
@@ -368,7 +369,7 @@ def _read_header(
 
 def _images(ds: Dataset, sop_class: str, path: Path, member: str | None) -> Iterator[_Image]:
     """One `_Image` per file, or per frame where functional groups place each frame."""
-    shared = _first(ds, "SharedFunctionalGroupsSequence")
+    shared = first_item("SharedFunctionalGroupsSequence", ds) or Dataset()
     frames = whole(ds, "NumberOfFrames") or 1
     per_frame = list(ds.get("PerFrameFunctionalGroupsSequence") or ())
     facts = {
@@ -388,7 +389,8 @@ def _images(ds: Dataset, sop_class: str, path: Path, member: str | None) -> Iter
         else text(ds, "AcquisitionDateTime"),
         "rescale_type": text(ds, "RescaleType"),
         "energy_kev": text(
-            _first(ds, "MultienergyCTCharacteristicsSequence"), "MonoenergeticEnergyEquivalent"
+            first_item("MultienergyCTCharacteristicsSequence", ds) or Dataset(),
+            "MonoenergeticEnergyEquivalent",
         ),
     }
     kvp, tilt, volume = number(ds, "KVP"), number(ds, "GantryDetectorTilt"), _contrast_volume(ds)
@@ -420,8 +422,7 @@ def _images(ds: Dataset, sop_class: str, path: Path, member: str | None) -> Iter
     for index, item in enumerate(per_frame):
 
         def group(name: str, item: Dataset = item) -> Dataset:
-            """A functional group: the frame's own, else the shared one, else empty (PS3.3 C.7.6.16)."""
-            return _first(item, name) if item.get(name) else _first(shared, name)
+            return first_item(name, item, shared) or Dataset()
 
         measures, frame_type = group("PixelMeasuresSequence"), group("CTImageFrameTypeSequence")
         ref = replace(
@@ -450,12 +451,6 @@ def _images(ds: Dataset, sop_class: str, path: Path, member: str | None) -> Iter
             contrast_ml=volume,
             **identity,
         )
-
-
-def _first(ds: Dataset, keyword: str) -> Dataset:
-    """First item of a sequence, or an empty data set."""
-    sequence = ds.get(keyword)
-    return sequence[0] if sequence else Dataset()
 
 
 def _contrast_agent(ds: Dataset) -> str:

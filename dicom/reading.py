@@ -18,23 +18,20 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels.utils import iter_pixels, pixel_array
 from pydicom.uid import (
     UID,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
     JPEG2000TransferSyntaxes,
     JPEGLSTransferSyntaxes,
 )
 
 from ..errors import InputDamaged, InputUnreadable, SeriesFailed, SeriesRejected
 from ..imaging.volume import PADDING_HU, Geometry, Volume
-from .files import Upto, most_unpacked, open_archive, read_slice
+from .files import Upto, encoding_of, most_unpacked, open_archive, read_slice
 from .gates import MIN_COVERAGE_MM, MIN_SLICES, make_finding
-from .headers import CT_IMAGE, quiet_pydicom, stated, text
+from .headers import CT_IMAGE, first_item, quiet_pydicom, stated, text
 from .names import readable
 from .series import SAME_POSITION_MM, Finding, Series, SliceRef, increment_of, slice_normal, slice_positions
 
@@ -339,21 +336,14 @@ def _read_file(
     return seen
 
 
-def _decode(ds: Dataset, frames: list[int | None]) -> Iterator[npt.NDArray[Any]]:
+def _decode(ds: FileDataset, frames: list[int | None]) -> Iterator[npt.NDArray[Any]]:
     """Cells (rows, columns) of the asked-for frames of one file, `_unused_bits` as they are; None: the only
     frame."""
-    syntax = str(ds.file_meta.TransferSyntaxUID) if "TransferSyntaxUID" in ds.file_meta else ""
-    if not syntax:
-        # a data set without a file meta header; pydicom found out how it is encoded
-        implicit, little = ds.original_encoding
-        known = (
-            ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-        )
-        ds.file_meta.TransferSyntaxUID = known
+    ds.file_meta.TransferSyntaxUID = syntax = encoding_of(ds)
     if (samples := ds.get("SamplesPerPixel") or 1) != 1:
         raise ValueError(f"{samples} values a pixel, not one")
     count = int(ds.get("NumberOfFrames") or 1)
-    if syntax and UID(syntax).is_encapsulated:
+    if syntax.is_encapsulated:
         plain = ds.Rows * ds.Columns * -(-ds.BitsAllocated // 8)
         if len(ds.PixelData) > count * (2 * plain + _MOST_OVERHEAD):
             raise ValueError(f"{len(ds.PixelData)} bytes of compressed pixels, more than without compression")
@@ -527,11 +517,9 @@ def _rescale(ds: Dataset, frame: int | None) -> tuple[float, float] | None:
     """
     holder = ds
     if frame is not None:
-        own = ds.PerFrameFunctionalGroupsSequence[frame]
-        for groups in (own, *(ds.get("SharedFunctionalGroupsSequence") or ())):
-            if groups.get("PixelValueTransformationSequence"):
-                holder = groups.PixelValueTransformationSequence[0]
-                break
+        own, shared = ds.PerFrameFunctionalGroupsSequence[frame], ds.get("SharedFunctionalGroupsSequence")
+        found = first_item("PixelValueTransformationSequence", own, *(shared or ()))
+        holder = ds if found is None else found
     kind = text(holder, "RescaleType").upper()
     if kind in _NOT_HU:
         raise SeriesRejected(f"pixel values are no Hounsfield units (RescaleType {kind})", code="no-rescale")

@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from ..dicom import Series, discover, read_segmentation, safe_name
 from ..dicom.gates import is_sharp_kernel
-from ..dicom.segmentation import SEGMENTATION_SOP_CLASSES, is_segmentation, referenced_series
+from ..dicom.seg.codes import SEGMENTATION_SOP_CLASSES
+from ..dicom.seg.reader import is_segmentation, referenced_series
 from ..errors import (
     InputError,
     NoDicomFound,

@@ -6,18 +6,16 @@ import hashlib
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydicom.dataset import Dataset
-
 from ..dicom import Series, discover, read_segmentation, read_series
 from ..dicom.files import Upto
 from ..dicom.names import safe_name
-from ..dicom.segmentation import open_segmentation, stored_bytes
+from ..dicom.seg.reader import open_segmentation
 from ..errors import DeepCACError, InputError, InputUnreadable
 from ..pipeline.outputs import PARQUET, REPORT_NAME
 from ..scoring import RULES, risk_group, score
@@ -310,36 +308,28 @@ def _seg(place: str, path: Path | None, problems: list[Problem]) -> tuple[str | 
         problems.append(Problem(code="seg", place=place, message=message))
 
     try:
-        with open_segmentation(path, what=SEG_NAME, upto=Upto.PLACE) as ds:
-            segments = [str(s.get("SegmentLabel", "")) for s in ds.get("SegmentSequence", [])]
+        with open_segmentation(path, what=SEG_NAME, upto=Upto.PLACE) as seg:
+            ds = seg.dataset
+            segments = [str(item.get("SegmentLabel", "")) for item in seg.segments]
             if len(segments) != 2:
                 listed = ", ".join(segments) or "none"
                 wrong(f"has the segments {listed} instead of heart and coronary calcium")
             frames = int(ds.get("NumberOfFrames", 0) or 0)
-            own = ds.get("PerFrameFunctionalGroupsSequence") or []
-            if not frames or len(own) != frames:
-                wrong(f"says {frames} frames and describes {len(own)}")
+            if not frames or len(seg.frames) != frames:
+                wrong(f"says {frames} frames and describes {len(seg.frames)}")
             expected = frames * int(ds.get("Rows", 0) or 0) * int(ds.get("Columns", 0) or 0)
             one_bit = ds.get("BitsAllocated") == 1 and not ds.file_meta.TransferSyntaxUID.is_compressed
-            if one_bit and stored_bytes(ds, path) * 8 < expected:
+            if one_bit and seg.stored_bytes * 8 < expected:
                 wrong("its pixel data is cut off")
             if safe_name(str(ds.get("PatientID", ""))) != place.split("/")[0]:
                 wrong("its PatientID is another than the folder's")
-            series = ds.get("ReferencedSeriesSequence")
-            uid = str(series[0].get("SeriesInstanceUID", "")) if series else ""
+            uid = seg.series_uid
             if safe_name(uid) != place.split("/")[1]:
                 wrong(f"refers to the CT series {uid or 'none'}, the folder is another's")
-            return uid or None, set(_images(own))
+            return uid or None, set(seg.images())
     except InputUnreadable as error:
         wrong(str(error))
         return None, set()
-
-
-def _images(frames: Iterable[Dataset]) -> Iterator[str]:
-    for groups in frames:
-        for derivation in groups.get("DerivationImageSequence", []):
-            for image in derivation.get("SourceImageSequence", []):
-                yield str(image.get("ReferencedSOPInstanceUID", ""))
 
 
 def _scores(

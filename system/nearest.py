@@ -6,6 +6,10 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
+_LISTED = 40
+"""Names that a sentence lists at most; chosen."""
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A sentence that helps with a wrong `name`: the nearest valid one, or all of them.
 
@@ -17,4 +21,5 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     close = get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
     if close:
         return f" Perhaps you meant {lower[close[0]]!r}."
-    return f" Valid are: {', '.join(names)}." if names else ""
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f" Valid are: {', '.join(names[:_LISTED])}{more}." if names else ""

@@ -23,13 +23,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from deepcac2.dicom import discover, read_series
-from deepcac2.dicom.segmentation import (
-    is_segmentation,
-    read_segmentation,
-    referenced_series,
-    segment_frames,
-    write_segmentation,
-)
+from deepcac2.dicom.seg.reader import is_segmentation, read_segmentation, referenced_series, segment_frames
+from deepcac2.dicom.seg.writer import write_segmentation
 from deepcac2.dicom.series import Series, SliceRef
 from deepcac2.errors import InputError, InputUnreadable, MaskMismatch, OutputUnwritable
 from deepcac2.imaging import Geometry
@@ -736,14 +731,14 @@ def test_on_a_real_scan(
 BOMBS = """
 import resource, sys, time
 from pathlib import Path
-from deepcac2.dicom.segmentation import (
-    decoded_frames, is_segmentation, open_segmentation, referenced_series, segment_frames
+from deepcac2.dicom.seg.reader import (
+    is_segmentation, open_segmentation, referenced_series, segment_frames
 )
 from deepcac2.errors import InputUnreadable
 import pydicom.pixels
 def pixels(path):
-    with open_segmentation(path) as ds:
-        return decoded_frames(ds, path.name).shape
+    with open_segmentation(path) as seg:
+        return seg.pixels().shape
 def most():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 plain = Path(sys.argv[1])
