@@ -10,12 +10,12 @@ import fcntl
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..batch.ledger import FOLDER, Lines, read_lines, take_lock
-from ..dicom import Discovery, Series, chosen, discover, safe_name
+from ..dicom import Series, chosen, discover, safe_name
 from ..errors import DestinationUnreachable, InputDamaged, InputError, InputUnreadable, OutputBusy
 from ..pipeline.outputs import PARQUET
 from ..pipeline.results import read_parquet, series_folder
@@ -178,18 +178,18 @@ def push(
     """
     scored = _scored(results, only)
     destination.check()
-    pictures = None if ct is None else _Pictures(chosen(discover(ct), [uid for uid, _ in scored]))
+    pictures = None if ct is None else chosen(discover(ct), [uid for uid, _ in scored])
     journal = PushJournal(results, destination.name)
     summary = PushSummary(journal=journal.path, series=len(scored))
     if only is not None:
         summary.not_scored = len(set(only) - {uid for uid, _ in scored})
-    sender = _Sender(destination, journal, summary, again=again, retries=retries, tell=tell)
+    sender = _Sender(destination, journal, summary, again, retries, tell)
     try:
         watch(0, len(scored))
         for count, (uid, folder) in enumerate(scored):
             before = (summary.sent, summary.present, summary.problems)
             if pictures is not None:
-                series = pictures.of(uid)
+                series = pictures.find(uid)
                 if series is None:
                     sender.problem(Problem(series_uid=uid, reason="its CT is not in the folder of --ct"))
                 else:
@@ -221,18 +221,6 @@ def _scored(results: Path, only: Collection[str] | None) -> list[tuple[str, Path
         which = "none of the series of --only is scored" if only is not None else "there is no scored series"
         raise InputError(f"{results}: {which}; there is nothing to send")
     return found
-
-
-class _Pictures:
-    """The CT by SeriesInstanceUID, one series at a time in memory."""
-
-    def __init__(self, discovery: Discovery) -> None:
-        self._series: Sequence[Series] = discovery.series
-        self._places = {uid: n for n, uid in enumerate(discovery.uids)}
-
-    def of(self, uid: str) -> Series | None:
-        place = self._places.get(uid)
-        return None if place is None else self._series[place]
 
 
 def _instances(series: Series) -> Iterator[Instance]:
@@ -268,27 +256,22 @@ def _cause(error: InputUnreadable) -> str:
     return str(error) if isinstance(error, InputDamaged) else "no regular file inside the results"
 
 
+@dataclass(frozen=True)
 class _Sender:
     """Sends instances, notes and counts what becomes of them."""
 
-    def __init__(
-        self,
-        destination: Destination,
-        journal: PushJournal,
-        summary: PushSummary,
-        *,
-        again: bool,
-        retries: int,
-        tell: Callable[[Problem], None],
-    ) -> None:
-        self._destination, self._journal, self._summary = destination, journal, summary
-        self._again, self._retries, self._tell = again, retries, tell
+    destination: Destination
+    journal: PushJournal
+    summary: PushSummary
+    again: bool
+    retries: int
+    tell: Callable[[Problem], None]
 
     def problem(self, problem: Problem) -> None:
-        self._summary.problems += 1
+        self.summary.problems += 1
         log.warning("series %s: instance %s: %s", problem.series_uid, problem.instance_uid, problem.reason)
-        self._journal.problem(problem)
-        self._tell(problem)
+        self.journal.problem(problem)
+        self.tell(problem)
 
     def send(self, series_uid: str, instances: Iterable[Instance]) -> None:
         """Each instance that is not there yet.
@@ -312,19 +295,19 @@ class _Sender:
         uid = instance.sop_instance_uid
         if not uid:
             return "not sent: its header has no SOPInstanceUID"
-        known = self._journal.known(uid)
-        before = None if self._again else known
+        known = self.journal.known(uid)
+        before = None if self.again else known
         status = instance.path.stat()
         state = (status.st_size, status.st_mtime_ns)
         if before is not None and before[1:] == state:
-            self._summary.present += 1
+            self.summary.present += 1
             return ""
         with part10(instance) as path:
             digest = sha256_of(path)
             if before is not None and before[0] == digest:
-                self._summary.present += 1
+                self.summary.present += 1
             elif (answer := self._try(instance, path)) == "":
-                self._summary.sent += 1
+                self.summary.sent += 1
             elif answer != ALREADY_THERE:
                 return answer
             elif known is not None and known[0] != digest:
@@ -333,20 +316,20 @@ class _Sender:
                     "delete it there, then push again"
                 )
             else:
-                self._summary.present += 1
-        self._journal.sent(series_uid, uid, digest, *state)
+                self.summary.present += 1
+        self.journal.sent(series_uid, uid, digest, *state)
         return ""
 
     def _try(self, instance: Instance, path: Path) -> str:
         """Send, waiting and trying again when the connection is lost; see `Destination.send`."""
         wait = _FIRST_WAIT
-        for left in range(self._retries, -1, -1):
+        for left in range(self.retries, -1, -1):
             try:
-                return self._destination.send(instance, path)
+                return self.destination.send(instance, path)
             except DestinationUnreachable as error:
                 if not left:
                     raise DestinationUnreachable(
-                        f"{error}; {self._summary.sent} instances were sent, the same command goes on"
+                        f"{error}; {self.summary.sent} instances were sent, the same command goes on"
                     ) from None
                 log.warning("%s; next try in %.0f s", error, wait)
                 time.sleep(wait)

@@ -196,13 +196,9 @@ def tls_context(environment: Mapping[str, str]) -> ssl.SSLContext:
     bundle = environment.get("DEEPCAC2_CA_BUNDLE", "")
     certificate = environment.get("DEEPCAC2_CLIENT_CERT", "")
     key = environment.get("DEEPCAC2_CLIENT_KEY", "")
+    folder = bundle if Path(bundle).is_dir() else None  # "" is the working folder
     try:
-        if not bundle:
-            context = ssl.create_default_context()
-        elif Path(bundle).is_dir():
-            context = ssl.create_default_context(capath=bundle)
-        else:
-            context = ssl.create_default_context(cafile=bundle)
+        context = ssl.create_default_context(cafile=bundle if folder is None else None, capath=folder or None)
     except OSError as error:
         raise InputError(f"DEEPCAC2_CA_BUNDLE: {bundle} is no file of certificates ({_why(error)})") from None
     try:
@@ -279,32 +275,25 @@ class Credentials:
         return cls(header="Basic " + base64.b64encode(f"{user}:{password}".encode()).decode("ascii"))
 
 
-class _Body:
-    """A ``multipart/related`` body with one file; can be iterated over again."""
+def _multipart(path: Path) -> tuple[dict[str, str], Iterator[bytes]]:
+    """Headers and content of a ``multipart/related`` body with one file."""
+    boundary, size = uuid.uuid4().hex, path.stat().st_size
+    begin = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
+    end = f"\r\n--{boundary}--\r\n".encode()
 
-    def __init__(self, path: Path) -> None:
-        boundary = uuid.uuid4().hex
-        self.content_type = f'multipart/related; type="application/dicom"; boundary={boundary}'
-        self._path = path
-        self._begin = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
-        self._end = f"\r\n--{boundary}--\r\n".encode()
-        self._size = path.stat().st_size
-
-    @property
-    def length(self) -> int:
-        """Bytes."""
-        return len(self._begin) + self._size + len(self._end)
-
-    def __iter__(self) -> Iterator[bytes]:
-        yield self._begin
-        left = self._size
-        with self._path.open("rb") as file:
+    def content() -> Iterator[bytes]:
+        yield begin
+        left = size
+        with path.open("rb") as file:
             while left and (block := file.read(min(_BLOCK, left))):
                 left -= len(block)
                 yield block
         if left:
             raise OSError("the file became shorter while it was sent")
-        yield self._end
+        yield end
+
+    kind = f'multipart/related; type="application/dicom"; boundary={boundary}'
+    return {"Content-Type": kind, "Content-Length": str(len(begin) + size + len(end))}, content()
 
 
 class DicomWeb:
@@ -360,8 +349,7 @@ class DicomWeb:
 
     def send(self, instance: Instance, path: Path) -> str:
         """See `Destination.send`."""
-        body = _Body(path)
-        status, kind, content = self._request("POST", body)
+        status, kind, content = self._request("POST", *_multipart(path))
         self._judge(status, kind)
         if status in (429, 502, 503, 504):
             raise DestinationUnreachable(f"{self.name}: it is too busy or being restarted (HTTP {status})")
@@ -371,21 +359,16 @@ class DicomWeb:
         """See `Destination.close`."""
         self._pool.clear()
 
-    def _request(self, method: str, body: _Body | None = None) -> tuple[int, str, bytes]:
+    def _request(
+        self, method: str, headers: Mapping[str, str] | None = None, body: Iterator[bytes] | None = None
+    ) -> tuple[int, str, bytes]:
         """Status, media type and content of the answer to a request for ``studies``."""
         from urllib3 import exceptions
 
-        headers = dict(self._headers)
-        if body is not None:
-            headers |= {"Content-Type": body.content_type, "Content-Length": str(body.length)}
+        url, headers = f"{self.name}/studies", {**self._headers, **(headers or {})}
         try:
             response = self._pool.request(
-                method,
-                f"{self.name}/studies",
-                body=body,
-                headers=headers,
-                redirect=False,
-                preload_content=False,
+                method, url, body=body, headers=headers, redirect=False, preload_content=False
             )
             content = response.read(_LARGEST_ANSWER)
             if len(content) == _LARGEST_ANSWER:

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import IO
@@ -118,6 +119,15 @@ class Discovery:
         if isinstance(self.series, SeriesStore):
             return self.series.uids()
         return [s.series_uid for s in self.series]
+
+    def find(self, series_uid: str) -> Series | None:
+        """The series with this SeriesInstanceUID, None where it is not among them."""
+        place = self._places.get(series_uid)
+        return None if place is None else self.series[place]
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {uid: place for place, uid in enumerate(self.uids)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +243,7 @@ def chosen(discovery: Discovery, uids: Collection[str]) -> Discovery:
     """What was found, without the series that are not named."""
     if isinstance(discovery.series, SeriesStore):
         discovery.series.keep(uids)
-        return discovery
+        return replace(discovery)
     return replace(discovery, series=tuple(s for s in discovery.series if s.series_uid in uids))
 
 

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,11 +118,12 @@ def verify(
     """
     if not release.series:
         raise InputError("no <PatientID>/<SeriesInstanceUID>/ folders in it: this is no release")
-    problems = [Problem(code="structure", place=place, message=m) for place, m in release.broken]
-    problems += _selection(release)
-    problems += _manifest(release)
+    problems = _Problems()
+    for place, message in release.broken:
+        problems.note("structure", place, message)
+    _check_selection(release, problems)
+    _check_manifest(release, problems)
     scans = None if ct is None else discover(ct)
-    where = {} if scans is None else {series_uid: i for i, series_uid in enumerate(scans.uids)}
     checker = _Checker(release, problems)
     with_ct = 0
     for name in release.other:
@@ -131,7 +133,7 @@ def verify(
     for done, (place, files) in enumerate(release.series.items(), start=1):
         for n in FILES:
             if n not in files:
-                problems.append(Problem(code="structure", place=place, message=f"has no {n}"))
+                problems.note("structure", place, f"has no {n}")
         for n, name in sorted(files.items()):
             if n not in FILES:
                 checker.content(name)
@@ -140,7 +142,7 @@ def verify(
         if SEG_NAME in files:
             with checker.file(files[SEG_NAME]) as path:
                 uid, images = _seg(place, path, problems)
-                scan = scans.series[where[uid]] if scans is not None and uid in where else None
+                scan = scans.find(uid) if scans is not None and uid is not None else None
                 if scan is not None and path is not None:
                     with_ct += 1
                     computed[place] = dict(_scores(place, path, images, scan, problems))
@@ -149,16 +151,16 @@ def verify(
         if watch is not None:
             watch(done, len(release.series))
     if ct is not None and not with_ct:
-        message = "none of the release's series is in it, so no score was computed again"
-        problems.append(Problem(code="ct", place=str(ct), message=message))
+        problems.note("ct", str(ct), "none of the release's series is in it, so no score was computed again")
     rules = _fits(stored, computed)
     best = rules[0] if rules and rules[0].same else None
     if best is not None:
         for place, value in stored.items():
             ours = computed[place].get(best.rule)
             if ours is not None and not _same(ours, value):
-                message = f"stored score {value:g}, by the rule {best.rule} it is {ours:.4f}"
-                problems.append(Problem(code="score", place=place, message=message))
+                problems.note(
+                    "score", place, f"stored score {value:g}, by the rule {best.rule} it is {ours:.4f}"
+                )
     return Verification(
         series=len(release.series),
         checksums=checker.checksums,
@@ -170,32 +172,38 @@ def verify(
     )
 
 
-def _selection(release: Release) -> Iterator[Problem]:
+class _Problems(list[Problem]):
+    """What was found so far."""
+
+    def note(self, code: str, place: str, message: str) -> None:
+        """Add one, see `Problem`."""
+        self.append(Problem(code=code, place=place, message=message))
+
+
+def _check_selection(release: Release, problems: _Problems) -> None:
     """Series that were selected and are not there: not done by the run, or in a part that was not given."""
     selected = release.selected
     missing = dict.fromkeys((*release.missing, *(() if selected is None else selected.missing_series)))
     for uid in missing:
-        yield Problem(code="missing", place=uid, message="was selected, and the run had not done it")
+        problems.note("missing", uid, "was selected, and the run had not done it")
     if selected is not None and SELECTION in release.other and len(release.series) != selected.scored:
-        message = (
-            f"{selected.scored} series were scored and {len(release.series)} are here: give all its parts"
-        )
-        yield Problem(code="missing", place=SELECTION, message=message)
+        counts = f"{selected.scored} series were scored and {len(release.series)} are here"
+        problems.note("missing", SELECTION, f"{counts}: give all its parts")
 
 
-def _manifest(release: Release) -> Iterator[Problem]:
+def _check_manifest(release: Release, problems: _Problems) -> None:
     """What the manifest names and is not there; and that a release of ours has none."""
     if release.manifest is None:
         if OURS.intersection(release.other):
-            message = (
+            missing = (
                 "is missing, though the release has others of our files: whether any was changed is unknown"
             )
-            yield Problem(code="checksum", place=MANIFEST, message=message)
+            problems.note("checksum", MANIFEST, missing)
         return
     present = {name for files in release.series.values() for name in files.values()} | set(release.other)
     for name in release.manifest:
         if name not in present:
-            yield Problem(code="checksum", place=name, message="is in the manifest and not there")
+            problems.note("checksum", name, "is in the manifest and not there")
 
 
 class _Checker:
@@ -209,7 +217,7 @@ class _Checker:
         checksums: How many were compared.
     """
 
-    def __init__(self, release: Release, problems: list[Problem]) -> None:
+    def __init__(self, release: Release, problems: _Problems) -> None:
         self._release, self._problems = release, problems
         self.checksums = 0
 
@@ -219,23 +227,20 @@ class _Checker:
         if manifest is None:
             return True, ""
         if name not in manifest:
-            self._problem(name, "is not in the manifest")
+            self._problems.note("checksum", name, "is not in the manifest")
             return name.rpartition("/")[2] in FILES, ""
         size, digest = manifest[name]
         if self._release.size(name) != size:
             self.checksums += 1
-            self._problem(name, _DIFFERS)
+            self._problems.note("checksum", name, _DIFFERS)
             return False, ""
         return True, digest
-
-    def _problem(self, name: str, message: str, code: str = "checksum") -> None:
-        self._problems.append(Problem(code=code, place=name, message=message))
 
     def _compare(self, name: str, found: str, expected: str) -> None:
         if expected:
             self.checksums += 1
             if found != expected:
-                self._problem(name, _DIFFERS)
+                self._problems.note("checksum", name, _DIFFERS)
 
     def content(self, name: str, *, keep: bool = False) -> bytes | None:
         """Check a file; its content where it is to be kept, None where it cannot be read."""
@@ -249,7 +254,7 @@ class _Checker:
                 if keep:
                     kept.append(block)
         except InputUnreadable as error:
-            self._problem(name, str(error), "structure")
+            self._problems.note("structure", name, str(error))
             return None
         self._compare(name, digest.hexdigest(), expected)
         return b"".join(kept)
@@ -266,18 +271,16 @@ class _Checker:
                     path = stack.enter_context(self._release.unpacked(name, seen=digest.update))
                     self._compare(name, digest.hexdigest(), expected)
             except InputUnreadable as error:
-                self._problem(name, str(error), "structure")
+                self._problems.note("structure", name, str(error))
             yield path
 
 
-def _report(place: str, data: bytes | None, problems: list[Problem]) -> float | None:
+def _report(place: str, data: bytes | None, problems: _Problems) -> float | None:
     """The stored score, where the report is as it should be."""
     if data is None:
         return None
 
-    def wrong(message: str, code: str = "report") -> None:
-        problems.append(Problem(code=code, place=place, message=message))
-
+    wrong = partial(problems.note, "report", place)
     try:
         content = parse_json(data, REPORT_NAME)
     except InputUnreadable as error:
@@ -295,18 +298,17 @@ def _report(place: str, data: bytes | None, problems: list[Problem]) -> float | 
         wrong(f"the score is {value!r}")
         return None
     if group != int(risk_group(value)):
-        wrong(f"risk group {group!r}, for a score of {value:g} it is {int(risk_group(value))}", "risk-group")
+        right = int(risk_group(value))
+        problems.note("risk-group", place, f"risk group {group!r}, for a score of {value:g} it is {right}")
     return float(value)
 
 
-def _seg(place: str, path: Path | None, problems: list[Problem]) -> tuple[str | None, set[str]]:
+def _seg(place: str, path: Path | None, problems: _Problems) -> tuple[str | None, set[str]]:
     """SeriesInstanceUID of the CT that the SEG names, and the SOPInstanceUIDs of its source images."""
     if path is None:
         return None, set()
 
-    def wrong(message: str) -> None:
-        problems.append(Problem(code="seg", place=place, message=message))
-
+    wrong = partial(problems.note, "seg", place)
     try:
         with open_segmentation(path, what=SEG_NAME, upto=Upto.PLACE) as seg:
             ds = seg.dataset
@@ -333,13 +335,11 @@ def _seg(place: str, path: Path | None, problems: list[Problem]) -> tuple[str | 
 
 
 def _scores(
-    place: str, path: Path, images: set[str], scan: Series, problems: list[Problem]
+    place: str, path: Path, images: set[str], scan: Series, problems: _Problems
 ) -> Iterator[tuple[str, float]]:
     """The score by every rule that can be computed; also checks that the SEG refers to the CT's images."""
 
-    def wrong(message: str) -> None:
-        problems.append(Problem(code="ct", place=place, message=message))
-
+    wrong = partial(problems.note, "ct", place)
     try:
         reading = read_series(scan)
         masks = read_segmentation(path, reading.volume.geometry)

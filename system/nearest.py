@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-
 
 _LISTED = 40
 """Names that a sentence lists at most; chosen."""
@@ -21,5 +20,13 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     close = get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
     if close:
         return f" Perhaps you meant {lower[close[0]]!r}."
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return f" Valid are: {', '.join(names[:_LISTED])}{more}." if names else ""
+    return f" Valid are: {listed(names, _LISTED)}." if names else ""
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """At most so many names, and how many there are beside.
+
+    >>> listed(["a", "b", "c"], 2)
+    'a, b and 1 more'
+    """
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

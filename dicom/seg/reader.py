@@ -21,6 +21,7 @@ from pydicom.dataset import Dataset
 from ...errors import InputError, InputUnreadable, MaskMismatch
 from ...imaging import Geometry
 from ...system.foreign import foreign
+from ...system.nearest import listed
 from ..files import DERIVED, Upto, placed, read_slice
 from ..headers import first_item, quiet_pydicom
 from ..series import SliceRef
@@ -206,10 +207,8 @@ class Segmentation:
                 "'Coronary calcium'"
             )
         if unclear := [item for item in self.segments if kind_of(item) is None and is_near(item)]:
-            log.warning(
-                "%s: left out, as neither codes nor label say that it is the whole heart or coronary calcium: %s",
-                self.path.name, _labels(unclear),
-            )  # fmt: skip
+            said = "as neither codes nor label say that it is the whole heart or coronary calcium"
+            log.warning("%s: left out, %s: %s", self.path.name, said, _labels(unclear))
         masks = {kind: np.zeros(geometry.shape, dtype=np.bool_) for kind in sorted(set(kinds.values()))}
         pixels, minimum = self.pixels(), 1
         if ds.get("SegmentationType") == "FRACTIONAL":
@@ -289,8 +288,7 @@ def _put(mask: BoolArray, pixels: BoolArray, place: _Placement) -> None:
 
 
 def _labels(items: Sequence[Dataset]) -> str:
-    names = [str(item.get("SegmentLabel", "?")) for item in items]
-    return ", ".join(names[:_LABELS]) + (f" and {len(names) - _LABELS} more" if len(names) > _LABELS else "")
+    return listed([str(item.get("SegmentLabel", "?")) for item in items], _LABELS)
 
 
 @dataclass(frozen=True, kw_only=True)
