@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..batch.ledger import FOLDER, Lines, read_lines, take_lock
-from ..dicom import Series, chosen, discover, safe_name
+from ..dicom import Series, SliceRef, chosen, discover, safe_name
 from ..errors import DestinationUnreachable, InputDamaged, InputError, InputUnreadable, OutputBusy
 from ..pipeline.outputs import PARQUET
 from ..pipeline.results import read_parquet, series_folder
@@ -23,7 +23,7 @@ from ..pipeline.run import stored_row
 from ..system.foreign import foreign
 from ..system.hashing import sha256_of
 from ..system.inside import regular_inside
-from .sending import ALREADY_THERE, Destination, Instance, part10
+from .sending import ALREADY_THERE, Destination, file_of, part10
 
 log = logging.getLogger(__name__)
 
@@ -223,23 +223,23 @@ def _scored(results: Path, only: Collection[str] | None) -> list[tuple[str, Path
     return found
 
 
-def _instances(series: Series) -> Iterator[Instance]:
+def _instances(series: Series) -> Iterator[SliceRef]:
     """Every file of a series, those with one SOPInstanceUID once."""
     seen = set()
     for ref in (*series.slices, *series.left_out):
         if ref.sop_instance_uid not in seen:
             seen.add(ref.sop_instance_uid)
-            yield Instance.of_slice(ref)
+            yield ref
 
 
-def _outputs(folder: Path, results: Path, uid: str, problem: Callable[[Problem], None]) -> Iterator[Instance]:
+def _outputs(folder: Path, results: Path, uid: str, problem: Callable[[Problem], None]) -> Iterator[SliceRef]:
     """The DICOM files of a series' results, by name: the SEG stands before the SR that refers to it."""
     if stored_row(folder) is None:
         problem(Problem(series_uid=uid, reason="files of its results are missing; run the series again"))
     for path in sorted(folder.glob("[!.]*.dcm")):
         try:
             with foreign(path.name):
-                instance = Instance.of_file(regular_inside(path, results))
+                instance = file_of(regular_inside(path, results))
         except InputUnreadable as error:
             reason = f"{path.name} cannot be read ({_cause(error)}); run the series again"
             problem(Problem(series_uid=uid, reason=reason))
@@ -273,7 +273,7 @@ class _Sender:
         self.journal.problem(problem)
         self.tell(problem)
 
-    def send(self, series_uid: str, instances: Iterable[Instance]) -> None:
+    def send(self, series_uid: str, instances: Iterable[SliceRef]) -> None:
         """Each instance that is not there yet.
 
         Raises:
@@ -290,7 +290,7 @@ class _Sender:
                 uid = instance.sop_instance_uid
                 self.problem(Problem(series_uid=series_uid, instance_uid=uid, reason=reason))
 
-    def _send(self, series_uid: str, instance: Instance) -> str:
+    def _send(self, series_uid: str, instance: SliceRef) -> str:
         """One instance; why it was not taken, or ""."""
         uid = instance.sop_instance_uid
         if not uid:
@@ -320,7 +320,7 @@ class _Sender:
         self.journal.sent(series_uid, uid, digest, *state)
         return ""
 
-    def _try(self, instance: Instance, path: Path) -> str:
+    def _try(self, instance: SliceRef, path: Path) -> str:
         """Send, waiting and trying again when the connection is lost; see `Destination.send`."""
         wait = _FIRST_WAIT
         for left in range(self.retries, -1, -1):

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .discovery import Discovery, UnreadableFile, chosen, discover
 from .gates import GATES, Gate, check_headers, make_finding
 from .names import printable, readable, safe_name
 from .reading import Reading, read_series
-from .seg.reader import read_segmentation
-from .seg.writer import write_segmentation
 from .series import Finding, Series, SliceRef
-from .structured_report import MeasuredCalcium, MeasuredLesion, write_structured_report
+
+if TYPE_CHECKING:
+    from .seg.reader import read_segmentation
+    from .seg.writer import write_segmentation
+    from .structured_report import MeasuredCalcium, MeasuredLesion, write_structured_report
 
 __all__ = [
     "GATES",
@@ -34,3 +39,16 @@ __all__ = [
     "write_segmentation",
     "write_structured_report",
 ]
+
+_LATER = {
+    "read_segmentation": ".seg.reader",
+    "write_segmentation": ".seg.writer",
+    **dict.fromkeys(["MeasuredCalcium", "MeasuredLesion", "write_structured_report"], ".structured_report"),
+}
+"""Imported where they are used: pydicom's tables of codes take a seventh of the time of all else here."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(import_module(_LATER[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -276,15 +276,19 @@ _Placement = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.
 def _put(mask: BoolArray, pixels: BoolArray, place: _Placement) -> None:
     """Set the voxels of `mask` (z, y, x) on which true pixels (rows, columns) lie."""
     start, step_down, step_along = place
-    row, column = np.nonzero(pixels)
-    if row.size == 0:
+    rows, columns = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
+    if not rows.size:
         return
-    index = start + row[:, None] * step_down + column[:, None] * step_along
-    if (index < 0).any() or (index >= mask.shape).any():
+    ends = np.stack([start + rows[i] * step_down + columns[i] * step_along for i in (0, -1)])
+    low, high = ends.min(axis=0), ends.max(axis=0)
+    if (low < 0).any() or (high >= mask.shape).any():
         raise MaskMismatch(
             "The segmentation reaches beyond the CT's grid: give the CT series that the SEG was made for"
         )
-    mask[tuple(index.T)] = True
+    box = mask[tuple(slice(first, last + 1) for first, last in zip(low, high, strict=True))]
+    plane = np.moveaxis(box, (np.abs(step_down).argmax(), np.abs(step_along).argmax()), (0, 1))[..., 0]
+    plane = plane[:: step_down.sum(), :: step_along.sum()]
+    plane |= pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
 def _labels(items: Sequence[Dataset]) -> str:
