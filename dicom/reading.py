@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import struct
-import tempfile
 import zipfile
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
@@ -18,11 +17,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.encaps import encapsulate, generate_frames
+from pydicom.dataset import Dataset, FileDataset
+from pydicom.encaps import generate_frames
 from pydicom.pixels.utils import iter_pixels, pixel_array
 from pydicom.uid import (
-    UID,
     JPEG2000TransferSyntaxes,
     JPEGLSTransferSyntaxes,
 )
@@ -31,7 +29,7 @@ from ..errors import InputDamaged, InputUnreadable, SeriesFailed, SeriesRejected
 from ..imaging.volume import PADDING_HU, Geometry, Volume
 from .files import Upto, encoding_of, most_unpacked, open_archive, read_slice
 from .gates import MIN_COVERAGE_MM, MIN_SLICES, make_finding
-from .headers import CT_IMAGE, first_item, quiet_pydicom, stated, text
+from .headers import first_item, quiet_pydicom, stated, text
 from .names import readable
 from .series import SAME_POSITION_MM, Finding, Series, SliceRef, increment_of, slice_normal, slice_positions
 
@@ -57,7 +55,7 @@ _FRAME_HEADERS = frozenset((*range(0xC0, 0xD0), 0xF7)) - {0xC4, 0xC8, 0xCC}
 """SOF markers of JPEG and, last, of JPEG-LS; the three left out are DHT, JPG and DAC."""
 
 _JPEG_12_BIT = ("1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.53", "1.2.840.10008.1.2.4.55")
-"""JPEG processes 2 and 4, 6 and 8, 10 and 12: at 12 bits pydicom has no decoder, SimpleITK has."""
+"""JPEG processes 2 and 4, 6 and 8, 10 and 12: at 12 bits pydicom has no decoder, imagecodecs has."""
 
 _NOT_HU = ("OD", "MGML", "Z_EFF", "ED", "EDW", "PCT")
 """RescaleType terms of PS3.3 C.11.1.1.2 that are no Hounsfield units (e.g. iodine maps, electron density)."""
@@ -355,7 +353,11 @@ def _decode(ds: FileDataset, frames: list[int | None]) -> Iterator[npt.NDArray[A
         if not all(map(_has_end, streams)):
             raise ValueError("the compressed pixels are cut short")  # some decoders would fill up with grey
         if syntax in _JPEG_12_BIT and ds.BitsAllocated == 16:
-            yield from (_decode_jpeg_12_bit(streams[frame or 0], ds, syntax) for frame in frames)
+            from imagecodecs import jpeg8_decode
+
+            for frame in frames:
+                cells = jpeg8_decode(streams[frame or 0]).astype(np.uint16, copy=False)
+                yield (cells << 4).view(np.int16) >> 4 if ds.PixelRepresentation else cells
             return
     options: dict[str, Any] = {"view_only": True}  # they are not changed, so no copy
     if _unused_bits(ds):
@@ -414,25 +416,6 @@ def _unused_bits(ds: Dataset) -> int:
     if syntax in JPEGLSTransferSyntaxes and ds.PixelRepresentation == 1:
         return 0
     return max(0, int(ds.BitsAllocated) - int(ds.BitsStored))
-
-
-def _decode_jpeg_12_bit(stream: bytes, ds: Dataset, syntax: str) -> npt.NDArray[Any]:
-    """Decode one lossy 12-bit JPEG frame by handing SimpleITK a file that holds nothing else."""
-    import SimpleITK as sitk  # the library's own customary name
-
-    bare = Dataset()
-    bare.file_meta = FileMetaDataset()
-    bare.file_meta.TransferSyntaxUID = UID(syntax)
-    bare.SOPClassUID, bare.SOPInstanceUID = CT_IMAGE, "2.25.1"
-    for keyword in ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
-                    "SamplesPerPixel", "PhotometricInterpretation"):  # fmt: skip
-        setattr(bare, keyword, ds[keyword].value)
-    bare.PixelData = encapsulate([stream])
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "frame.dcm"
-        bare.save_as(path, enforce_file_format=True)
-        stored: npt.NDArray[Any] = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
-    return stored.reshape(stored.shape[-2:])
 
 
 def _to_hu(cells: npt.NDArray[Any], ds: Dataset, frame: int | None, out: npt.NDArray[np.int16]) -> _Seen:
