@@ -403,7 +403,6 @@ def _images(ds: Dataset, sop_class: str, path: Path, member: str | None) -> Iter
             "MonoenergeticEnergyEquivalent",
         ),
     }
-    kvp, tilt, volume = number(ds, "KVP"), number(ds, "GantryDetectorTilt"), _contrast_volume(ds)
     common = SliceRef(
         path=path,
         member=member,
@@ -420,13 +419,18 @@ def _images(ds: Dataset, sop_class: str, path: Path, member: str | None) -> Iter
         image_type=texts(ds, "ImageType"),
         transfer_syntax_uid=text(ds.file_meta, "TransferSyntaxUID"),
     )
-    identity = {
-        "series_uid": text(ds, "SeriesInstanceUID"),
-        "study_uid": text(ds, "StudyInstanceUID"),
-        "patient_id": text(ds, "PatientID"),
-    }
+    image = _Image(
+        ref=common,
+        series_uid=text(ds, "SeriesInstanceUID"),
+        study_uid=text(ds, "StudyInstanceUID"),
+        patient_id=text(ds, "PatientID"),
+        facts=facts,
+        kvp=number(ds, "KVP"),
+        gantry_tilt=number(ds, "GantryDetectorTilt"),
+        contrast_ml=_contrast_volume(ds),
+    )
     if sop_class not in ENHANCED_CT or len(per_frame) != frames:
-        yield _Image(ref=common, facts=facts, kvp=kvp, gantry_tilt=tilt, contrast_ml=volume, **identity)
+        yield image
         return
 
     for index, item in enumerate(per_frame):
@@ -453,13 +457,12 @@ def _images(ds: Dataset, sop_class: str, path: Path, member: str | None) -> Iter
             "energy_kev": text(characteristics, "MonoenergeticEnergyEquivalent") or facts["energy_kev"],
             "acquired": text(group("FrameContentSequence"), "FrameAcquisitionDateTime") or facts["acquired"],
         }
-        yield _Image(
+        yield replace(
+            image,
             ref=ref,
             facts=own,
-            kvp=number(group("CTXRayDetailsSequence"), "KVP") or kvp,
-            gantry_tilt=number(group("CTGeometrySequence"), "GantryDetectorTilt") or tilt,
-            contrast_ml=volume,
-            **identity,
+            kvp=number(group("CTXRayDetailsSequence"), "KVP") or image.kvp,
+            gantry_tilt=number(group("CTGeometrySequence"), "GantryDetectorTilt") or image.gantry_tilt,
         )
 
 

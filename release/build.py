@@ -443,8 +443,8 @@ class Release:
                 self.broken.append((MANIFEST, f"line {number} gives no size in bytes"))
 
         try:
-            with foreign(MANIFEST), io.TextIOWrapper(member.open(), "utf-8") as file:
-                if member.info.file_size > _MOST_MANIFEST:  # no more is unpacked than the archive says
+            with foreign(MANIFEST), member.open() as stream, io.TextIOWrapper(stream, "utf-8") as file:
+                if member.info.file_size > _MOST_MANIFEST:
                     raise ValueError(f"it has more than {_MOST_MANIFEST >> 20} MB")
                 rows = csv.DictReader(file)
                 if absent := [c for c in MANIFEST_COLUMNS if c not in (rows.fieldnames or ())]:
@@ -497,7 +497,8 @@ class Release:
         most = LARGEST.get(name.rpartition("/")[2], _LARGEST_OTHER)
         if (self.manifest is None or name.rpartition("/")[2] in LARGEST) and self.size(name) > most:
             raise InputUnreadable(f"{name} says that it has more than {most >> 20} MB; it was not read")
-        with foreign(name), self._where[name].open("rb") as file:
+        where = self._where[name]
+        with foreign(name), where.open("rb") if isinstance(where, Path) else where.open() as file:
             while data := file.read(_CHUNK):
                 yield data
 
@@ -545,6 +546,6 @@ class _Member:
     archive: zipfile.ZipFile
     info: zipfile.ZipInfo
 
-    def open(self, mode: str = "rb") -> IO[bytes]:
-        """As `Path.open`, to read alone."""
+    def open(self) -> IO[bytes]:
+        """The one door for members of zip files; `zipfile` never gives more than `info.file_size` says."""
         return self.archive.open(self.info)

@@ -236,42 +236,42 @@ class _Checker:
             return False, ""
         return True, digest
 
-    def _compare(self, name: str, found: str, expected: str) -> None:
-        if expected:
+    @contextmanager
+    def _checked(self, name: str) -> Iterator[Any]:
+        """Around the reading of a file: the digest that is to see it, None where it is not to be read."""
+        try:
+            read, expected = self._expected(name)
+            digest = hashlib.sha256() if read else None
+            yield digest
+        except InputUnreadable as error:
+            self._problems.note("structure", name, str(error))
+            return
+        if digest is not None and expected:
             self.checksums += 1
-            if found != expected:
+            if digest.hexdigest() != expected:
                 self._problems.note("checksum", name, _DIFFERS)
 
     def content(self, name: str, *, keep: bool = False) -> bytes | None:
         """Check a file; its content where it is to be kept, None where it cannot be read."""
-        try:
-            read, expected = self._expected(name)
-            if not read:
+        kept = []
+        with self._checked(name) as digest:
+            if digest is None:
                 return None
-            digest, kept = hashlib.sha256(), []
             for block in self._release.blocks(name):
                 digest.update(block)
                 if keep:
                     kept.append(block)
-        except InputUnreadable as error:
-            self._problems.note("structure", name, str(error))
-            return None
-        self._compare(name, digest.hexdigest(), expected)
-        return b"".join(kept)
+            return b"".join(kept)
+        return None
 
     @contextmanager
     def file(self, name: str) -> Iterator[Path | None]:
         """Check a file; a path with its content, None where it cannot be read."""
-        digest, stack = hashlib.sha256(), ExitStack()
         path: Path | None = None
-        with stack:
-            try:
-                read, expected = self._expected(name)
-                if read:
+        with ExitStack() as stack:
+            with self._checked(name) as digest:
+                if digest is not None:
                     path = stack.enter_context(self._release.unpacked(name, seen=digest.update))
-                    self._compare(name, digest.hexdigest(), expected)
-            except InputUnreadable as error:
-                self._problems.note("structure", name, str(error))
             yield path
 
 
