@@ -495,6 +495,28 @@ def test_the_same_voxels_on_a_grid_run_through_differently(tmp_path: Path) -> No
     np.testing.assert_array_equal(read_segmentation(path, bigger)["heart"][: SHAPE[0]], heart)
 
 
+def test_a_grid_that_holds_all_that_is_set(tmp_path: Path) -> None:
+    """Frames may reach beyond the CT; what is set in them may not."""
+    geometry = make_geometry((1.0, -1.0, 1.0))
+    heart, calcium = np.zeros(SHAPE, bool), np.zeros(SHAPE, bool)
+    heart[2:6, 4:20, 7:30] = calcium[3, 5, 9] = True
+    path = tmp_path / "seg.dcm"
+    write_segmentation(
+        path, series=write_ct(tmp_path / "ct", geometry), geometry=geometry, heart=heart, calcium=calcium,
+        algorithm_version="1",
+    )  # fmt: skip
+
+    def part(*corner: int) -> Geometry:
+        origin = tuple(float(v) for v in geometry.to_lps(corner))
+        return replace(geometry, shape=(4, 16, 23), origin=origin)
+
+    np.testing.assert_array_equal(read_segmentation(path, part(2, 4, 7))["heart"], np.ones((4, 16, 23), bool))
+    for corner in itertools.product((1, 2, 3), (3, 4, 5), (6, 7, 8)):
+        if corner != (2, 4, 7):
+            with pytest.raises(MaskMismatch, match="reaches beyond"):
+                read_segmentation(path, part(*corner))
+
+
 def dcmqi_segment(label: str, number: int, code: tuple[str, str, str]) -> dict:
     value, scheme, meaning = code
     return {
