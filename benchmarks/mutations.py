@@ -173,16 +173,16 @@ MUTATIONS = (
     ),
     Mutation(
         "seg: coronary is needed",
-        "dicom/segmentation.py",
+        "dicom/seg/codes.py",
         "bool(said & _CALCIUM_WORDS and said & _CORONARY_WORDS)",
         "bool(said & _CALCIUM_WORDS)",
         SEG,
     ),
     Mutation(
         "seg: other words are not calcium",
-        "dicom/segmentation.py",
-        "return coronary and said <= _CALCIUM_WORDS | _CORONARY_WORDS | _WORDS_BESIDE",
-        "return coronary or said <= _CALCIUM_WORDS | _CORONARY_WORDS | _WORDS_BESIDE",
+        "dicom/seg/codes.py",
+        "by_label = coronary and said <= _CALCIUM_WORDS | _CORONARY_WORDS | _WORDS_BESIDE",
+        "by_label = coronary or said <= _CALCIUM_WORDS | _CORONARY_WORDS | _WORDS_BESIDE",
         SEG,
     ),
     Mutation(

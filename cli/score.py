@@ -124,7 +124,7 @@ def _read_ct(args: argparse.Namespace) -> tuple[Volume, Series | None]:
 
 def _choose_series(found: Sequence[Series], args: argparse.Namespace) -> Series:
     """The series named, else the one the SEG was made on, else the only one fit to score."""
-    from ..dicom.segmentation import is_segmentation, referenced_series
+    from ..dicom.seg.reader import is_segmentation, referenced_series
 
     uid = args.series or (referenced_series(args.mask) if is_segmentation(args.mask) else "")
     named = [series for series in found if series.series_uid == uid]
@@ -146,7 +146,7 @@ def _choose_series(found: Sequence[Series], args: argparse.Namespace) -> Series:
 def _read_mask(args: argparse.Namespace, volume: Volume) -> npt.NDArray[np.bool_]:
     import numpy as np
 
-    from ..dicom.segmentation import is_segmentation, read_segmentation
+    from ..dicom.seg.reader import is_segmentation, read_segmentation
     from ..imaging.files import IMAGE_ENDINGS, is_image, read_image
     from ..imaging.orientation import to_canonical
 

@@ -17,7 +17,7 @@ from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from ..dicom import files
 from ..dicom.files import Upto
-from ..dicom.headers import number, quiet_pydicom, text, texts, whole
+from ..dicom.headers import first_item, number, quiet_pydicom, text, texts, whole
 from ..dicom.series import SliceRef
 from . import media
 from .security import Refused, foreign
@@ -261,11 +261,9 @@ def _window_of(header: FileDataset, shown: npt.NDArray[np.float32]) -> tuple[flo
 
 def _rescale(header: FileDataset, index: int) -> tuple[float, float]:
     """Slope and intercept of a frame: the file's, or those of its functional groups."""
-    holder: Dataset = header
     own = header.get("PerFrameFunctionalGroupsSequence") or ()
-    for groups in (*own[index : index + 1], *(header.get("SharedFunctionalGroupsSequence") or ())):
-        if groups.get("PixelValueTransformationSequence"):
-            holder = groups.PixelValueTransformationSequence[0]
-            break
+    groups = (*own[index : index + 1], *(header.get("SharedFunctionalGroupsSequence") or ()))
+    found = first_item("PixelValueTransformationSequence", *groups)
+    holder = header if found is None else found
     slope = number(holder, "RescaleSlope")
     return 1.0 if slope is None else slope, number(holder, "RescaleIntercept") or 0.0

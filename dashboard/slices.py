@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse, Response
 
 from ..dicom.headers import quiet_pydicom
 from ..dicom.reading import read_series
-from ..dicom.segmentation import SegmentFrames, read_segmentation, segment_frames
+from ..dicom.seg.reader import SegmentFrames, read_segmentation, segment_frames
 from ..dicom.series import SAME_POSITION_MM, Series, SliceRef, slice_positions
 from ..errors import DeepCACError
 from ..imaging.orientation import to_canonical

@@ -14,7 +14,7 @@ from typing import Any
 from ..dicom.files import DERIVED, Upto, read_slice
 from ..dicom.headers import quiet_pydicom, text, whole
 from ..dicom.locate import SeriesLocator
-from ..dicom.segmentation import SEGMENTATION_SOP_CLASSES
+from ..dicom.seg.codes import SEGMENTATION_SOP_CLASSES
 from ..dicom.series import SliceRef
 from ..errors import InputError, InputUnreadable
 from ..pipeline.results import series_folder

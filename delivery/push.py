@@ -10,12 +10,12 @@ import fcntl
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..batch.ledger import FOLDER, Lines, read_lines, take_lock
-from ..dicom import Discovery, Series, chosen, discover, safe_name
+from ..dicom import Series, SliceRef, chosen, discover, safe_name
 from ..errors import DestinationUnreachable, InputDamaged, InputError, InputUnreadable, OutputBusy
 from ..pipeline.places import PARQUET
 from ..pipeline.results import read_parquet, series_folder
@@ -23,7 +23,7 @@ from ..pipeline.run import stored_row
 from ..system.foreign import foreign
 from ..system.hashing import sha256_of
 from ..system.inside import regular_inside
-from .sending import ALREADY_THERE, Destination, Instance, part10
+from .sending import ALREADY_THERE, Destination, file_of, part10
 
 log = logging.getLogger(__name__)
 
@@ -178,18 +178,18 @@ def push(
     """
     scored = _scored(results, only)
     destination.check()
-    pictures = None if ct is None else _Pictures(chosen(discover(ct), [uid for uid, _ in scored]))
+    pictures = None if ct is None else chosen(discover(ct), [uid for uid, _ in scored])
     journal = PushJournal(results, destination.name)
     summary = PushSummary(journal=journal.path, series=len(scored))
     if only is not None:
         summary.not_scored = len(set(only) - {uid for uid, _ in scored})
-    sender = _Sender(destination, journal, summary, again=again, retries=retries, tell=tell)
+    sender = _Sender(destination, journal, summary, again, retries, tell)
     try:
         watch(0, len(scored))
         for count, (uid, folder) in enumerate(scored):
             before = (summary.sent, summary.present, summary.problems)
             if pictures is not None:
-                series = pictures.of(uid)
+                series = pictures.find(uid)
                 if series is None:
                     sender.problem(Problem(series_uid=uid, reason="its CT is not in the folder of --ct"))
                 else:
@@ -223,35 +223,23 @@ def _scored(results: Path, only: Collection[str] | None) -> list[tuple[str, Path
     return found
 
 
-class _Pictures:
-    """The CT by SeriesInstanceUID, one series at a time in memory."""
-
-    def __init__(self, discovery: Discovery) -> None:
-        self._series: Sequence[Series] = discovery.series
-        self._places = {uid: n for n, uid in enumerate(discovery.uids)}
-
-    def of(self, uid: str) -> Series | None:
-        place = self._places.get(uid)
-        return None if place is None else self._series[place]
-
-
-def _instances(series: Series) -> Iterator[Instance]:
+def _instances(series: Series) -> Iterator[SliceRef]:
     """Every file of a series, those with one SOPInstanceUID once."""
     seen = set()
     for ref in (*series.slices, *series.left_out):
         if ref.sop_instance_uid not in seen:
             seen.add(ref.sop_instance_uid)
-            yield Instance.of_slice(ref)
+            yield ref
 
 
-def _outputs(folder: Path, results: Path, uid: str, problem: Callable[[Problem], None]) -> Iterator[Instance]:
+def _outputs(folder: Path, results: Path, uid: str, problem: Callable[[Problem], None]) -> Iterator[SliceRef]:
     """The DICOM files of a series' results, by name: the SEG stands before the SR that refers to it."""
     if stored_row(folder) is None:
         problem(Problem(series_uid=uid, reason="files of its results are missing; run the series again"))
     for path in sorted(folder.glob("[!.]*.dcm")):
         try:
             with foreign(path.name):
-                instance = Instance.of_file(regular_inside(path, results))
+                instance = file_of(regular_inside(path, results))
         except InputUnreadable as error:
             reason = f"{path.name} cannot be read ({_cause(error)}); run the series again"
             problem(Problem(series_uid=uid, reason=reason))
@@ -268,29 +256,24 @@ def _cause(error: InputUnreadable) -> str:
     return str(error) if isinstance(error, InputDamaged) else "no regular file inside the results"
 
 
+@dataclass(frozen=True)
 class _Sender:
     """Sends instances, notes and counts what becomes of them."""
 
-    def __init__(
-        self,
-        destination: Destination,
-        journal: PushJournal,
-        summary: PushSummary,
-        *,
-        again: bool,
-        retries: int,
-        tell: Callable[[Problem], None],
-    ) -> None:
-        self._destination, self._journal, self._summary = destination, journal, summary
-        self._again, self._retries, self._tell = again, retries, tell
+    destination: Destination
+    journal: PushJournal
+    summary: PushSummary
+    again: bool
+    retries: int
+    tell: Callable[[Problem], None]
 
     def problem(self, problem: Problem) -> None:
-        self._summary.problems += 1
+        self.summary.problems += 1
         log.warning("series %s: instance %s: %s", problem.series_uid, problem.instance_uid, problem.reason)
-        self._journal.problem(problem)
-        self._tell(problem)
+        self.journal.problem(problem)
+        self.tell(problem)
 
-    def send(self, series_uid: str, instances: Iterable[Instance]) -> None:
+    def send(self, series_uid: str, instances: Iterable[SliceRef]) -> None:
         """Each instance that is not there yet.
 
         Raises:
@@ -307,24 +290,24 @@ class _Sender:
                 uid = instance.sop_instance_uid
                 self.problem(Problem(series_uid=series_uid, instance_uid=uid, reason=reason))
 
-    def _send(self, series_uid: str, instance: Instance) -> str:
+    def _send(self, series_uid: str, instance: SliceRef) -> str:
         """One instance; why it was not taken, or ""."""
         uid = instance.sop_instance_uid
         if not uid:
             return "not sent: its header has no SOPInstanceUID"
-        known = self._journal.known(uid)
-        before = None if self._again else known
+        known = self.journal.known(uid)
+        before = None if self.again else known
         status = instance.path.stat()
         state = (status.st_size, status.st_mtime_ns)
         if before is not None and before[1:] == state:
-            self._summary.present += 1
+            self.summary.present += 1
             return ""
         with part10(instance) as path:
             digest = sha256_of(path)
             if before is not None and before[0] == digest:
-                self._summary.present += 1
+                self.summary.present += 1
             elif (answer := self._try(instance, path)) == "":
-                self._summary.sent += 1
+                self.summary.sent += 1
             elif answer != ALREADY_THERE:
                 return answer
             elif known is not None and known[0] != digest:
@@ -333,20 +316,20 @@ class _Sender:
                     "delete it there, then push again"
                 )
             else:
-                self._summary.present += 1
-        self._journal.sent(series_uid, uid, digest, *state)
+                self.summary.present += 1
+        self.journal.sent(series_uid, uid, digest, *state)
         return ""
 
-    def _try(self, instance: Instance, path: Path) -> str:
+    def _try(self, instance: SliceRef, path: Path) -> str:
         """Send, waiting and trying again when the connection is lost; see `Destination.send`."""
         wait = _FIRST_WAIT
-        for left in range(self._retries, -1, -1):
+        for left in range(self.retries, -1, -1):
             try:
-                return self._destination.send(instance, path)
+                return self.destination.send(instance, path)
             except DestinationUnreachable as error:
                 if not left:
                     raise DestinationUnreachable(
-                        f"{error}; {self._summary.sent} instances were sent, the same command goes on"
+                        f"{error}; {self.summary.sent} instances were sent, the same command goes on"
                     ) from None
                 log.warning("%s; next try in %.0f s", error, wait)
                 time.sleep(wait)

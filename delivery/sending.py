@@ -16,7 +16,7 @@ import ssl
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any, Protocol
@@ -57,55 +57,27 @@ _LARGEST_ANSWER = 1 << 20
 """Bytes of an answer that are read; one about a single instance has a few hundred."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Instance:
-    """A DICOM file that can be sent.
+def file_of(path: Path) -> SliceRef:
+    """A DICOM file that can be sent, by its file meta information.
 
-    Attributes:
-        path, member: The file, or the zip archive and the name in it (as `SliceRef`).
-        sop_class_uid, sop_instance_uid, transfer_syntax_uid: What its header says; "" where it does not.
+    Raises:
+        InputUnreadable: It cannot be read, or has none.
     """
-
-    path: Path
-    member: str | None = None
-    sop_class_uid: str
-    sop_instance_uid: str
-    transfer_syntax_uid: str
-
-    @classmethod
-    def of_file(cls, path: Path) -> Instance:
-        """A DICOM file, by its file meta information.
-
-        Raises:
-            InputUnreadable: It cannot be read or is no such file.
-        """
-        with quiet_pydicom():
-            meta = read_slice(
-                SliceRef(path=path), upto=Upto.HEADER, tags=["SOPClassUID"], limits=DERIVED
-            ).file_meta
-        if not meta:
-            raise InputDamaged("it has no file meta information")
-        return cls(
-            path=path,
-            sop_class_uid=str(meta.get("MediaStorageSOPClassUID", "")),
-            sop_instance_uid=str(meta.get("MediaStorageSOPInstanceUID", "")),
-            transfer_syntax_uid=str(meta.get("TransferSyntaxUID", "")),
-        )
-
-    @classmethod
-    def of_slice(cls, ref: SliceRef) -> Instance:
-        """The file of a slice."""
-        return cls(
-            path=ref.path,
-            member=ref.member,
-            sop_class_uid=ref.sop_class_uid,
-            sop_instance_uid=ref.sop_instance_uid,
-            transfer_syntax_uid=ref.transfer_syntax_uid or ImplicitVRLittleEndian,
-        )
+    ref = SliceRef(path=path)
+    with quiet_pydicom():
+        meta = read_slice(ref, tags=["SOPClassUID"], limits=DERIVED).file_meta
+    if not meta:
+        raise InputDamaged("it has no file meta information")
+    return replace(
+        ref,
+        sop_class_uid=str(meta.get("MediaStorageSOPClassUID", "")),
+        sop_instance_uid=str(meta.get("MediaStorageSOPInstanceUID", "")),
+        transfer_syntax_uid=str(meta.get("TransferSyntaxUID", "")),
+    )
 
 
 @contextmanager
-def part10(instance: Instance) -> Iterator[Path]:
+def part10(instance: SliceRef) -> Iterator[Path]:
     """A file with preamble and file meta information: the instance's own, or else a temporary one.
 
     Members of a zip archive are unpacked, and data sets without a preamble get one.
@@ -127,16 +99,11 @@ def part10(instance: Instance) -> Iterator[Path]:
             yield Path(temporary.name)
 
 
-def _with_preamble(instance: Instance, head: bytes) -> bytes:
+def _with_preamble(instance: SliceRef, head: bytes) -> bytes:
     """The head of a file that lacks a preamble, with one; the data set stays as it is."""
-    ref = SliceRef(path=instance.path, member=instance.member)
+    tags = ["SOPClassUID", "SOPInstanceUID"]
     with quiet_pydicom():
-        ds = read_slice(
-            ref,
-            upto=Upto.HEADER,
-            tags=["SOPClassUID", "SOPInstanceUID"],
-            limits=limits_of(instance.sop_class_uid),
-        )
+        ds = read_slice(instance, tags=tags, limits=limits_of(instance.sop_class_uid))
         meta = ds.file_meta
         meta.TransferSyntaxUID = encoding_of(ds)
         meta.MediaStorageSOPClassUID = UID(text(ds, "SOPClassUID"))
@@ -162,7 +129,7 @@ class Destination(Protocol):
             DestinationUnreachable, DestinationRefused: It does not.
         """
 
-    def send(self, instance: Instance, path: Path) -> str:
+    def send(self, instance: SliceRef, path: Path) -> str:
         """Send one instance.
 
         Args:
@@ -196,13 +163,9 @@ def tls_context(environment: Mapping[str, str]) -> ssl.SSLContext:
     bundle = environment.get("DEEPCAC2_CA_BUNDLE", "")
     certificate = environment.get("DEEPCAC2_CLIENT_CERT", "")
     key = environment.get("DEEPCAC2_CLIENT_KEY", "")
+    folder = bundle if Path(bundle).is_dir() else None  # "" is the working folder
     try:
-        if not bundle:
-            context = ssl.create_default_context()
-        elif Path(bundle).is_dir():
-            context = ssl.create_default_context(capath=bundle)
-        else:
-            context = ssl.create_default_context(cafile=bundle)
+        context = ssl.create_default_context(cafile=bundle if folder is None else None, capath=folder or None)
     except OSError as error:
         raise InputError(f"DEEPCAC2_CA_BUNDLE: {bundle} is no file of certificates ({_why(error)})") from None
     try:
@@ -279,32 +242,25 @@ class Credentials:
         return cls(header="Basic " + base64.b64encode(f"{user}:{password}".encode()).decode("ascii"))
 
 
-class _Body:
-    """A ``multipart/related`` body with one file; can be iterated over again."""
+def _multipart(path: Path) -> tuple[dict[str, str], Iterator[bytes]]:
+    """Headers and content of a ``multipart/related`` body with one file."""
+    boundary, size = uuid.uuid4().hex, path.stat().st_size
+    begin = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
+    end = f"\r\n--{boundary}--\r\n".encode()
 
-    def __init__(self, path: Path) -> None:
-        boundary = uuid.uuid4().hex
-        self.content_type = f'multipart/related; type="application/dicom"; boundary={boundary}'
-        self._path = path
-        self._begin = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
-        self._end = f"\r\n--{boundary}--\r\n".encode()
-        self._size = path.stat().st_size
-
-    @property
-    def length(self) -> int:
-        """Bytes."""
-        return len(self._begin) + self._size + len(self._end)
-
-    def __iter__(self) -> Iterator[bytes]:
-        yield self._begin
-        left = self._size
-        with self._path.open("rb") as file:
+    def content() -> Iterator[bytes]:
+        yield begin
+        left = size
+        with path.open("rb") as file:
             while left and (block := file.read(min(_BLOCK, left))):
                 left -= len(block)
                 yield block
         if left:
             raise OSError("the file became shorter while it was sent")
-        yield self._end
+        yield end
+
+    kind = f'multipart/related; type="application/dicom"; boundary={boundary}'
+    return {"Content-Type": kind, "Content-Length": str(len(begin) + size + len(end))}, content()
 
 
 class DicomWeb:
@@ -358,10 +314,9 @@ class DicomWeb:
         if status in (401, 407):
             self._judge(status, kind)
 
-    def send(self, instance: Instance, path: Path) -> str:
+    def send(self, instance: SliceRef, path: Path) -> str:
         """See `Destination.send`."""
-        body = _Body(path)
-        status, kind, content = self._request("POST", body)
+        status, kind, content = self._request("POST", *_multipart(path))
         self._judge(status, kind)
         if status in (429, 502, 503, 504):
             raise DestinationUnreachable(f"{self.name}: it is too busy or being restarted (HTTP {status})")
@@ -371,21 +326,16 @@ class DicomWeb:
         """See `Destination.close`."""
         self._pool.clear()
 
-    def _request(self, method: str, body: _Body | None = None) -> tuple[int, str, bytes]:
+    def _request(
+        self, method: str, headers: Mapping[str, str] | None = None, body: Iterator[bytes] | None = None
+    ) -> tuple[int, str, bytes]:
         """Status, media type and content of the answer to a request for ``studies``."""
         from urllib3 import exceptions
 
-        headers = dict(self._headers)
-        if body is not None:
-            headers |= {"Content-Type": body.content_type, "Content-Length": str(body.length)}
+        url, headers = f"{self.name}/studies", {**self._headers, **(headers or {})}
         try:
             response = self._pool.request(
-                method,
-                f"{self.name}/studies",
-                body=body,
-                headers=headers,
-                redirect=False,
-                preload_content=False,
+                method, url, body=body, headers=headers, redirect=False, preload_content=False
             )
             content = response.read(_LARGEST_ANSWER)
             if len(content) == _LARGEST_ANSWER:
@@ -589,11 +539,11 @@ class Dimse:
         except OSError as error:
             raise DestinationUnreachable(f"{self.name}: no connection ({_why(error)})") from None
 
-    def send(self, instance: Instance, path: Path) -> str:
+    def send(self, instance: SliceRef, path: Path) -> str:
         """See `Destination.send`."""
-        own = (instance.sop_class_uid, instance.transfer_syntax_uid)
-        if not all(own):
-            return "not sent: its header names no SOP class or transfer syntax"
+        own = (instance.sop_class_uid, instance.transfer_syntax_uid or ImplicitVRLittleEndian)
+        if not own[0]:
+            return "not sent: its header names no SOP class"
         # What is not compressed is offered both ways: all must take implicit VR, and some take nothing else.
         syntaxes = _CONVERTIBLE if own[1] in _CONVERTIBLE else (own[1],)
         contexts = [(own[0], str(s)) for s in syntaxes]

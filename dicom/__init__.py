@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .discovery import Discovery, UnreadableFile, chosen, discover
@@ -11,7 +12,8 @@ from .reading import Reading, read_series
 from .series import Finding, Series, SliceRef
 
 if TYPE_CHECKING:
-    from .segmentation import read_segmentation, write_segmentation
+    from .seg.reader import read_segmentation
+    from .seg.writer import write_segmentation
     from .structured_report import MeasuredCalcium, MeasuredLesion, write_structured_report
 
 __all__ = [
@@ -38,15 +40,15 @@ __all__ = [
     "write_structured_report",
 ]
 
+_LATER = {
+    "read_segmentation": ".seg.reader",
+    "write_segmentation": ".seg.writer",
+    **dict.fromkeys(["MeasuredCalcium", "MeasuredLesion", "write_structured_report"], ".structured_report"),
+}
+"""Imported where they are used: pydicom's tables of codes take a seventh of the time of all else here."""
+
 
 def __getattr__(name: str) -> Any:
-    """Import the writers of SEG and SR only where they are used."""
-    if name in ("read_segmentation", "write_segmentation"):
-        from . import segmentation
-
-        return getattr(segmentation, name)
-    if name in ("MeasuredCalcium", "MeasuredLesion", "write_structured_report"):
-        from . import structured_report
-
-        return getattr(structured_report, name)
+    if name in _LATER:
+        return getattr(import_module(_LATER[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

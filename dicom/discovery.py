@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import IO
@@ -36,6 +37,7 @@ from .files import (
 from .gates import check_headers, has_geometry, is_ct, is_stray, spectral_sign
 from .headers import (
     ENHANCED_CT,
+    first_item,
     number,
     orientation,
     pixel_spacing,
@@ -117,6 +119,15 @@ class Discovery:
         if isinstance(self.series, SeriesStore):
             return self.series.uids()
         return [s.series_uid for s in self.series]
+
+    def find(self, series_uid: str) -> Series | None:
+        """The series with this SeriesInstanceUID, None where it is not among them."""
+        place = self._places.get(series_uid)
+        return None if place is None else self.series[place]
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {uid: place for place, uid in enumerate(self.uids)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,7 +241,7 @@ def chosen(discovery: Discovery, uids: Collection[str]) -> Discovery:
     """What was found, without the series that are not named."""
     if isinstance(discovery.series, SeriesStore):
         discovery.series.keep(uids)
-        return discovery
+        return replace(discovery)
     return replace(discovery, series=tuple(s for s in discovery.series if s.series_uid in uids))
 
 
@@ -366,7 +377,7 @@ def _read_header(
 
 def _images(ds: Dataset, sop_class: str, path: Path, member: str | None) -> Iterator[_Image]:
     """One `_Image` per file, or per frame where functional groups place each frame."""
-    shared = _first(ds, "SharedFunctionalGroupsSequence")
+    shared = first_item("SharedFunctionalGroupsSequence", ds) or Dataset()
     frames = whole(ds, "NumberOfFrames") or 1
     per_frame = list(ds.get("PerFrameFunctionalGroupsSequence") or ())
     facts = {
@@ -386,10 +397,10 @@ def _images(ds: Dataset, sop_class: str, path: Path, member: str | None) -> Iter
         else text(ds, "AcquisitionDateTime"),
         "rescale_type": text(ds, "RescaleType"),
         "energy_kev": text(
-            _first(ds, "MultienergyCTCharacteristicsSequence"), "MonoenergeticEnergyEquivalent"
+            first_item("MultienergyCTCharacteristicsSequence", ds) or Dataset(),
+            "MonoenergeticEnergyEquivalent",
         ),
     }
-    kvp, tilt, volume = number(ds, "KVP"), number(ds, "GantryDetectorTilt"), _contrast_volume(ds)
     common = SliceRef(
         path=path,
         member=member,
@@ -406,20 +417,24 @@ def _images(ds: Dataset, sop_class: str, path: Path, member: str | None) -> Iter
         image_type=texts(ds, "ImageType"),
         transfer_syntax_uid=text(ds.file_meta, "TransferSyntaxUID"),
     )
-    identity = {
-        "series_uid": text(ds, "SeriesInstanceUID"),
-        "study_uid": text(ds, "StudyInstanceUID"),
-        "patient_id": text(ds, "PatientID"),
-    }
+    image = _Image(
+        ref=common,
+        series_uid=text(ds, "SeriesInstanceUID"),
+        study_uid=text(ds, "StudyInstanceUID"),
+        patient_id=text(ds, "PatientID"),
+        facts=facts,
+        kvp=number(ds, "KVP"),
+        gantry_tilt=number(ds, "GantryDetectorTilt"),
+        contrast_ml=_contrast_volume(ds),
+    )
     if sop_class not in ENHANCED_CT or len(per_frame) != frames:
-        yield _Image(ref=common, facts=facts, kvp=kvp, gantry_tilt=tilt, contrast_ml=volume, **identity)
+        yield image
         return
 
     for index, item in enumerate(per_frame):
 
         def group(name: str, item: Dataset = item) -> Dataset:
-            """A functional group: the frame's own, else the shared one, else empty (PS3.3 C.7.6.16)."""
-            return _first(item, name) if item.get(name) else _first(shared, name)
+            return first_item(name, item, shared) or Dataset()
 
         measures, frame_type = group("PixelMeasuresSequence"), group("CTImageFrameTypeSequence")
         ref = replace(
@@ -440,20 +455,13 @@ def _images(ds: Dataset, sop_class: str, path: Path, member: str | None) -> Iter
             "energy_kev": text(characteristics, "MonoenergeticEnergyEquivalent") or facts["energy_kev"],
             "acquired": text(group("FrameContentSequence"), "FrameAcquisitionDateTime") or facts["acquired"],
         }
-        yield _Image(
+        yield replace(
+            image,
             ref=ref,
             facts=own,
-            kvp=number(group("CTXRayDetailsSequence"), "KVP") or kvp,
-            gantry_tilt=number(group("CTGeometrySequence"), "GantryDetectorTilt") or tilt,
-            contrast_ml=volume,
-            **identity,
+            kvp=number(group("CTXRayDetailsSequence"), "KVP") or image.kvp,
+            gantry_tilt=number(group("CTGeometrySequence"), "GantryDetectorTilt") or image.gantry_tilt,
         )
-
-
-def _first(ds: Dataset, keyword: str) -> Dataset:
-    """First item of a sequence, or an empty data set."""
-    sequence = ds.get(keyword)
-    return sequence[0] if sequence else Dataset()
 
 
 def _contrast_agent(ds: Dataset) -> str:

@@ -297,32 +297,18 @@ def taken(file: IO[bytes], count: int) -> bytes:
     return b"".join(blocks)
 
 
-def open_slice(ref: SliceRef, *, upto: Upto = Upto.HEADER) -> FileDataset:
-    """The DICOM data set of an image: a file, or a member of a zip archive.
-
-    Args:
-        ref: The image. A frame of an enhanced multi-frame file gives the whole file's data set.
-        upto: How far it is read.
-
-    Raises:
-        InputUnreadable: The file has gone.
-        InputDamaged: It is damaged, or claims more than it holds.
-    """
-    return read_slice(ref, upto=upto)
-
-
 def read_slice(
     ref: SliceRef,
     *,
-    upto: Upto,
+    upto: Upto = Upto.HEADER,
     tags: Sequence[str | int] | None = None,
     archive: zipfile.ZipFile | None = None,
     limits: Limits = IMAGE,
 ) -> FileDataset:
-    """The DICOM data set of an image, or the named elements of it.
+    """The DICOM data set of an image, or the named elements of it: of a file, or a member of a zip archive.
 
     Args:
-        ref: The image.
+        ref: The image. A frame of an enhanced multi-frame file gives the whole file's data set.
         upto: How far it is read.
         tags: Keywords or tags of the elements wanted, None for all.
         archive: The zip archive that holds it, if it is open already.
@@ -380,8 +366,8 @@ def placed(ds: Dataset) -> tuple[int, int] | None:
 
 def encoding_of(ds: FileDataset) -> UID:
     """Transfer syntax of a data set; pydicom finds it out where there is no file meta header."""
-    if "TransferSyntaxUID" in ds.file_meta:
-        return UID(ds.file_meta.TransferSyntaxUID)
+    if named := ds.file_meta.get("TransferSyntaxUID"):
+        return UID(named)
     implicit, little = ds.original_encoding
     return ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
 

@@ -76,6 +76,14 @@ def texts(ds: Dataset, keyword: str) -> tuple[str, ...]:
     return tuple(str(v).strip(" \0") for v in _values(ds, keyword))
 
 
+def first_item(keyword: str, *holders: Dataset) -> Dataset | None:
+    """The first item of a sequence in the first of some data sets that has one; None where none has.
+
+    A functional group of a frame is its own, else the shared one (PS3.3 C.7.6.16).
+    """
+    return next((items[0] for ds in holders if (items := ds.get(keyword))), None)
+
+
 def text(ds: Dataset, keyword: str) -> str:
     """All values as one string, joined by backslashes as in the file; "" where absent."""
     return "\\".join(texts(ds, keyword))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import struct
-import tempfile
 import zipfile
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
@@ -18,21 +17,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import encapsulate, generate_frames
+from pydicom.dataset import Dataset, FileDataset
+from pydicom.encaps import generate_frames
 from pydicom.pixels.utils import iter_pixels, pixel_array
 from pydicom.uid import (
-    UID,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
     JPEG2000TransferSyntaxes,
     JPEGLSTransferSyntaxes,
 )
 
 from ..errors import InputDamaged, InputUnreadable, SeriesFailed, SeriesRejected
 from ..imaging.volume import PADDING_HU, Geometry, Volume
-from .files import Upto, most_unpacked, open_archive, read_slice
+from .files import Upto, encoding_of, most_unpacked, open_archive, read_slice
 from .gates import (
     DAMAGED_COPY,
     DUPLICATE_SLICES,
@@ -43,7 +38,7 @@ from .gates import (
     Gate,
     register_gate,
 )
-from .headers import CT_IMAGE, quiet_pydicom, stated, text
+from .headers import first_item, quiet_pydicom, stated, text
 from .names import readable
 from .series import SAME_POSITION_MM, Finding, Series, SliceRef, increment_of, slice_normal, slice_positions
 
@@ -100,7 +95,7 @@ _FRAME_HEADERS = frozenset((*range(0xC0, 0xD0), 0xF7)) - {0xC4, 0xC8, 0xCC}
 """SOF markers of JPEG and, last, of JPEG-LS; the three left out are DHT, JPG and DAC."""
 
 _JPEG_12_BIT = ("1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.53", "1.2.840.10008.1.2.4.55")
-"""JPEG processes 2 and 4, 6 and 8, 10 and 12: at 12 bits pydicom has no decoder, SimpleITK has."""
+"""JPEG processes 2 and 4, 6 and 8, 10 and 12: at 12 bits pydicom has no decoder, imagecodecs has."""
 
 _NOT_HU = ("OD", "MGML", "Z_EFF", "ED", "EDW", "PCT")
 """RescaleType terms of PS3.3 C.11.1.1.2 that are no Hounsfield units (e.g. iodine maps, electron density)."""
@@ -377,21 +372,14 @@ def _read_file(
     return seen
 
 
-def _decode(ds: Dataset, frames: list[int | None]) -> Iterator[npt.NDArray[Any]]:
+def _decode(ds: FileDataset, frames: list[int | None]) -> Iterator[npt.NDArray[Any]]:
     """Cells (rows, columns) of the asked-for frames of one file, `_unused_bits` as they are; None: the only
     frame."""
-    syntax = str(ds.file_meta.TransferSyntaxUID) if "TransferSyntaxUID" in ds.file_meta else ""
-    if not syntax:
-        # a data set without a file meta header; pydicom found out how it is encoded
-        implicit, little = ds.original_encoding
-        known = (
-            ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-        )
-        ds.file_meta.TransferSyntaxUID = known
+    ds.file_meta.TransferSyntaxUID = syntax = encoding_of(ds)
     if (samples := ds.get("SamplesPerPixel") or 1) != 1:
         raise ValueError(f"{samples} values a pixel, not one")
     count = int(ds.get("NumberOfFrames") or 1)
-    if syntax and UID(syntax).is_encapsulated:
+    if syntax.is_encapsulated:
         plain = ds.Rows * ds.Columns * -(-ds.BitsAllocated // 8)
         if len(ds.PixelData) > count * (2 * plain + _MOST_OVERHEAD):
             raise ValueError(f"{len(ds.PixelData)} bytes of compressed pixels, more than without compression")
@@ -403,7 +391,11 @@ def _decode(ds: Dataset, frames: list[int | None]) -> Iterator[npt.NDArray[Any]]
         if not all(map(_has_end, streams)):
             raise ValueError("the compressed pixels are cut short")  # some decoders would fill up with grey
         if syntax in _JPEG_12_BIT and ds.BitsAllocated == 16:
-            yield from (_decode_jpeg_12_bit(streams[frame or 0], ds, syntax) for frame in frames)
+            from imagecodecs import jpeg8_decode
+
+            for frame in frames:
+                cells = jpeg8_decode(streams[frame or 0]).astype(np.uint16, copy=False)
+                yield (cells << 4).view(np.int16) >> 4 if ds.PixelRepresentation else cells
             return
     options: dict[str, Any] = {"view_only": True}  # they are not changed, so no copy
     if _unused_bits(ds):
@@ -462,25 +454,6 @@ def _unused_bits(ds: Dataset) -> int:
     if syntax in JPEGLSTransferSyntaxes and ds.PixelRepresentation == 1:
         return 0
     return max(0, int(ds.BitsAllocated) - int(ds.BitsStored))
-
-
-def _decode_jpeg_12_bit(stream: bytes, ds: Dataset, syntax: str) -> npt.NDArray[Any]:
-    """Decode one lossy 12-bit JPEG frame by handing SimpleITK a file that holds nothing else."""
-    import SimpleITK as sitk  # the library's own customary name
-
-    bare = Dataset()
-    bare.file_meta = FileMetaDataset()
-    bare.file_meta.TransferSyntaxUID = UID(syntax)
-    bare.SOPClassUID, bare.SOPInstanceUID = CT_IMAGE, "2.25.1"
-    for keyword in ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
-                    "SamplesPerPixel", "PhotometricInterpretation"):  # fmt: skip
-        setattr(bare, keyword, ds[keyword].value)
-    bare.PixelData = encapsulate([stream])
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "frame.dcm"
-        bare.save_as(path, enforce_file_format=True)
-        stored: npt.NDArray[Any] = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
-    return stored.reshape(stored.shape[-2:])
 
 
 def _to_hu(cells: npt.NDArray[Any], ds: Dataset, frame: int | None, out: npt.NDArray[np.int16]) -> _Seen:
@@ -565,11 +538,9 @@ def _rescale(ds: Dataset, frame: int | None) -> tuple[float, float] | None:
     """
     holder = ds
     if frame is not None:
-        own = ds.PerFrameFunctionalGroupsSequence[frame]
-        for groups in (own, *(ds.get("SharedFunctionalGroupsSequence") or ())):
-            if groups.get("PixelValueTransformationSequence"):
-                holder = groups.PixelValueTransformationSequence[0]
-                break
+        own, shared = ds.PerFrameFunctionalGroupsSequence[frame], ds.get("SharedFunctionalGroupsSequence")
+        found = first_item("PixelValueTransformationSequence", own, *(shared or ()))
+        holder = ds if found is None else found
     kind = text(holder, "RescaleType").upper()
     if kind in _NOT_HU:
         raise SeriesRejected(

@@ -30,23 +30,10 @@ from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
 
 from ..system.atomic import write_whole
+from .derived import INHERITED, content_time_of, encoded_once, inherited, nameless, reference_to
 from .files import Upto
-from .headers import quiet_pydicom
-from .segmentation import (
-    CALCIUM,
-    CALCIUM_SEGMENT,
-    CORONARY_ARTERY,
-    HEART,
-    HEART_SEGMENT,
-    PATIENT_AND_STUDY,
-    STUDY_REQUIRED,
-    TRIAL_EMPTY,
-    TRIAL_REQUIRED,
-    content_time_of,
-    encoded_once,
-    open_segmentation,
-    reference_to,
-)
+from .seg.codes import CALCIUM, CALCIUM_SEGMENT, CORONARY_ARTERY, HEART, HEART_SEGMENT
+from .seg.reader import open_segmentation
 from .series import Series, SliceRef
 
 CALCIUM_SCORE = Code("450360000", "SCT", "Coronary artery calcium score")
@@ -149,7 +136,7 @@ def write_structured_report(
     Patient and study are those of the SEG, which has them from the CT. All images of the series are named
     as evidence. SeriesInstanceUID follows from the CT's SeriesInstanceUID and `algorithm_name`,
     SOPInstanceUID from every byte that is written: the same result written again is the same file. Dates
-    and times are the SEG's; why, says `segmentation.encoded_once`. UIDs of what is tracked follow from the
+    and times are the SEG's; why, says `derived.encoded_once`. UIDs of what is tracked follow from the
     version, the SEG and what was measured. The file appears under its name only when complete.
 
     Args:
@@ -165,8 +152,10 @@ def write_structured_report(
     """
     import highdicom as hd
 
-    with quiet_pydicom():
-        seg = _segmentation(segmentation)
+    uids = ("SOPInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+    tags = [*uids, "ContentDate", "ContentTime", *INHERITED]
+    with open_segmentation(segmentation, upto=Upto.HEADER, tags=tags) as opened:
+        seg = opened.dataset
     content = json.dumps(asdict(measured), sort_keys=True)
     result = generate_uid(
         entropy_srcs=[series.series_uid, algorithm_name, algorithm_version, seg.SOPInstanceUID, content]
@@ -191,31 +180,15 @@ def write_structured_report(
     document.ContentSequence = report.ContentSequence
     document.CurrentRequestedProcedureEvidenceSequence = [_evidence(seg, series)]
     document.CodingSchemeIdentificationSequence = [_own_scheme(algorithm_name)]
-    for keyword in (*PATIENT_AND_STUDY, *TRIAL_REQUIRED, *TRIAL_EMPTY):
-        if keyword in seg:
-            document.add(seg[keyword])
+    document.update(inherited(seg))
     # what `_example` has encoded is written as it is
     document.set_original_encoding(False, True, document._character_set)
     write_whole(path, encoded_once(document, *content_time_of(seg)))
 
 
-def _segmentation(path: Path) -> Dataset:
-    """The attributes of the SEG that the SR needs."""
-    uids = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
-    times = ("ContentDate", "ContentTime")
-    tags = [*uids, *times, *PATIENT_AND_STUDY, *TRIAL_REQUIRED, *TRIAL_EMPTY]
-    with open_segmentation(path, upto=Upto.HEADER, tags=tags) as dataset:
-        return dataset
-
-
 def _stand_in(seg: Dataset) -> Dataset:
-    """What highdicom wants to know about the SEG.
-
-    Patient and study stay empty here: highdicom refuses values that real files have.
-    """
-    item = Dataset()
-    for keyword in STUDY_REQUIRED:
-        setattr(item, keyword, "")
+    """What highdicom wants to know about the SEG."""
+    item = nameless()
     for keyword in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
         setattr(item, keyword, seg[keyword].value)
     return item

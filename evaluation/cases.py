@@ -8,7 +8,6 @@ of `deepcac2 run` (`evaluate_results`), or what the same stages find now, in mem
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,8 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..dicom import Series, discover, read_segmentation, safe_name
+from ..dicom.discovery import files_under
 from ..dicom.gates import is_sharp_kernel
-from ..dicom.segmentation import SEGMENTATION_SOP_CLASSES, is_segmentation, referenced_series
+from ..dicom.seg.codes import SEGMENTATION_SOP_CLASSES
+from ..dicom.seg.reader import is_segmentation, referenced_series
 from ..errors import (
     InputError,
     NoDicomFound,
@@ -384,20 +385,10 @@ def _evaluate(
     return tuple(cases)
 
 
-def _files(root: Path, name: str) -> Iterator[Path]:
-    """Every file of a name at or below `root`, through links to folders, too (each folder once)."""
-    seen = set()
-    for folder, below, files in os.walk(root, followlinks=True):
-        below[:] = sorted(b for b in below if (Path(folder) / b).resolve() not in seen)
-        seen |= {(Path(folder) / b).resolve() for b in below}
-        if name in files:
-            yield Path(folder) / name
-
-
 def _simulations(truth: Path) -> dict[str, dict[str, Any]]:
     """Every ``truth.json`` of `deepcac2 simulate` below a folder, by SeriesInstanceUID."""
     found = {}
-    for path in _files(truth, "truth.json"):
+    for path in (path for path in files_under(truth) if path.name == "truth.json"):
         with foreign(str(path), advice="simulate that patient again"):
             content = read_json(path)
             found[str(content["series_uid"])] = content

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..dicom.segmentation import decoded_frames, open_segmentation
+from ..dicom.seg.reader import Image, open_segmentation
 from ..errors import InputError, InputUnreadable
 from ..outputs.report import REPORT
 from ..stats.agreement import Agreement, agreement
@@ -138,7 +138,7 @@ def _score(release: Release, name: str | None) -> float | None:
     return float(value) if isinstance(value, (int, float)) else None
 
 
-_Frames = dict[tuple[int, str], npt.NDArray[np.uint8]]
+_Frames = dict[tuple[int, Image], npt.NDArray[np.uint8]]
 
 
 def _frames(path: Path) -> _Frames:
@@ -147,16 +147,8 @@ def _frames(path: Path) -> _Frames:
     Raises:
         InputUnreadable: No SEG, or it does not say what its frames lie on.
     """
-    with open_segmentation(path, what=SEG_NAME) as ds:
-        frames: _Frames = {}
-        for frame, groups in zip(
-            decoded_frames(ds, SEG_NAME), ds.PerFrameFunctionalGroupsSequence, strict=True
-        ):
-            number = int(groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
-            image = groups.DerivationImageSequence[0].SourceImageSequence[0]
-            place = f"{image.ReferencedSOPInstanceUID}/{image.get('ReferencedFrameNumber', '')}"
-            frames[number, place] = frame
-        return frames
+    with open_segmentation(path, what=SEG_NAME) as seg:
+        return dict(zip(seg.places, seg.pixels(), strict=True))
 
 
 def _dice(a: _Frames, b: _Frames, number: int) -> float | None:

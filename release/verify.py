@@ -6,18 +6,17 @@ import hashlib
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-from pydicom.dataset import Dataset
 
 from ..dicom import Series, discover, read_segmentation, read_series
 from ..dicom.files import Upto
 from ..dicom.names import safe_name
-from ..dicom.segmentation import open_segmentation, stored_bytes
+from ..dicom.seg.reader import open_segmentation
 from ..errors import DeepCACError, InputError, InputUnreadable
 from ..outputs.report import REPORT
 from ..pipeline.places import PARQUET
@@ -120,11 +119,12 @@ def verify(
     """
     if not release.series:
         raise InputError("no <PatientID>/<SeriesInstanceUID>/ folders in it: this is no release")
-    problems = [Problem(code="structure", place=place, message=m) for place, m in release.broken]
-    problems += _selection(release)
-    problems += _manifest(release)
+    problems = _Problems()
+    for place, message in release.broken:
+        problems.note("structure", place, message)
+    _check_selection(release, problems)
+    _check_manifest(release, problems)
     scans = None if ct is None else discover(ct)
-    where = {} if scans is None else {series_uid: i for i, series_uid in enumerate(scans.uids)}
     checker = _Checker(release, problems)
     with_ct = 0
     for name in release.other:
@@ -134,7 +134,7 @@ def verify(
     for done, (place, files) in enumerate(release.series.items(), start=1):
         for n in FILES:
             if n not in files:
-                problems.append(Problem(code="structure", place=place, message=f"has no {n}"))
+                problems.note("structure", place, f"has no {n}")
         for n, name in sorted(files.items()):
             if n not in FILES:
                 checker.content(name)
@@ -143,7 +143,7 @@ def verify(
         if SEG_NAME in files:
             with checker.file(files[SEG_NAME]) as path:
                 uid, images = _seg(place, path, problems)
-                scan = scans.series[where[uid]] if scans is not None and uid in where else None
+                scan = scans.find(uid) if scans is not None and uid is not None else None
                 if scan is not None and path is not None:
                     with_ct += 1
                     computed[place] = dict(_scores(place, path, images, scan, problems))
@@ -152,16 +152,16 @@ def verify(
         if watch is not None:
             watch(done, len(release.series))
     if ct is not None and not with_ct:
-        message = "none of the release's series is in it, so no score was computed again"
-        problems.append(Problem(code="ct", place=str(ct), message=message))
+        problems.note("ct", str(ct), "none of the release's series is in it, so no score was computed again")
     rules = _fits(stored, computed)
     best = rules[0] if rules and rules[0].same else None
     if best is not None:
         for place, value in stored.items():
             ours = computed[place].get(best.rule)
             if ours is not None and not _same(ours, value):
-                message = f"stored score {value:g}, by the rule {best.rule} it is {ours:.4f}"
-                problems.append(Problem(code="score", place=place, message=message))
+                problems.note(
+                    "score", place, f"stored score {value:g}, by the rule {best.rule} it is {ours:.4f}"
+                )
     return Verification(
         series=len(release.series),
         checksums=checker.checksums,
@@ -173,32 +173,38 @@ def verify(
     )
 
 
-def _selection(release: Release) -> Iterator[Problem]:
+class _Problems(list[Problem]):
+    """What was found so far."""
+
+    def note(self, code: str, place: str, message: str) -> None:
+        """Add one, see `Problem`."""
+        self.append(Problem(code=code, place=place, message=message))
+
+
+def _check_selection(release: Release, problems: _Problems) -> None:
     """Series that were selected and are not there: not done by the run, or in a part that was not given."""
     selected = release.selected
     missing = dict.fromkeys((*release.missing, *(() if selected is None else selected.missing_series)))
     for uid in missing:
-        yield Problem(code="missing", place=uid, message="was selected, and the run had not done it")
+        problems.note("missing", uid, "was selected, and the run had not done it")
     if selected is not None and SELECTION in release.other and len(release.series) != selected.scored:
-        message = (
-            f"{selected.scored} series were scored and {len(release.series)} are here: give all its parts"
-        )
-        yield Problem(code="missing", place=SELECTION, message=message)
+        counts = f"{selected.scored} series were scored and {len(release.series)} are here"
+        problems.note("missing", SELECTION, f"{counts}: give all its parts")
 
 
-def _manifest(release: Release) -> Iterator[Problem]:
+def _check_manifest(release: Release, problems: _Problems) -> None:
     """What the manifest names and is not there; and that a release of ours has none."""
     if release.manifest is None:
         if OURS.intersection(release.other):
-            message = (
+            missing = (
                 "is missing, though the release has others of our files: whether any was changed is unknown"
             )
-            yield Problem(code="checksum", place=MANIFEST, message=message)
+            problems.note("checksum", MANIFEST, missing)
         return
     present = {name for files in release.series.values() for name in files.values()} | set(release.other)
     for name in release.manifest:
         if name not in present:
-            yield Problem(code="checksum", place=name, message="is in the manifest and not there")
+            problems.note("checksum", name, "is in the manifest and not there")
 
 
 class _Checker:
@@ -212,7 +218,7 @@ class _Checker:
         checksums: How many were compared.
     """
 
-    def __init__(self, release: Release, problems: list[Problem]) -> None:
+    def __init__(self, release: Release, problems: _Problems) -> None:
         self._release, self._problems = release, problems
         self.checksums = 0
 
@@ -222,65 +228,60 @@ class _Checker:
         if manifest is None:
             return True, ""
         if name not in manifest:
-            self._problem(name, "is not in the manifest")
+            self._problems.note("checksum", name, "is not in the manifest")
             return name.rpartition("/")[2] in FILES, ""
         size, digest = manifest[name]
         if self._release.size(name) != size:
             self.checksums += 1
-            self._problem(name, _DIFFERS)
+            self._problems.note("checksum", name, _DIFFERS)
             return False, ""
         return True, digest
 
-    def _problem(self, name: str, message: str, code: str = "checksum") -> None:
-        self._problems.append(Problem(code=code, place=name, message=message))
-
-    def _compare(self, name: str, found: str, expected: str) -> None:
-        if expected:
+    @contextmanager
+    def _checked(self, name: str) -> Iterator[Any]:
+        """Around the reading of a file: the digest that is to see it, None where it is not to be read."""
+        try:
+            read, expected = self._expected(name)
+            digest = hashlib.sha256() if read else None
+            yield digest
+        except InputUnreadable as error:
+            self._problems.note("structure", name, str(error))
+            return
+        if digest is not None and expected:
             self.checksums += 1
-            if found != expected:
-                self._problem(name, _DIFFERS)
+            if digest.hexdigest() != expected:
+                self._problems.note("checksum", name, _DIFFERS)
 
     def content(self, name: str, *, keep: bool = False) -> bytes | None:
         """Check a file; its content where it is to be kept, None where it cannot be read."""
-        try:
-            read, expected = self._expected(name)
-            if not read:
+        kept = []
+        with self._checked(name) as digest:
+            if digest is None:
                 return None
-            digest, kept = hashlib.sha256(), []
             for block in self._release.blocks(name):
                 digest.update(block)
                 if keep:
                     kept.append(block)
-        except InputUnreadable as error:
-            self._problem(name, str(error), "structure")
-            return None
-        self._compare(name, digest.hexdigest(), expected)
-        return b"".join(kept)
+            return b"".join(kept)
+        return None
 
     @contextmanager
     def file(self, name: str) -> Iterator[Path | None]:
         """Check a file; a path with its content, None where it cannot be read."""
-        digest, stack = hashlib.sha256(), ExitStack()
         path: Path | None = None
-        with stack:
-            try:
-                read, expected = self._expected(name)
-                if read:
+        with ExitStack() as stack:
+            with self._checked(name) as digest:
+                if digest is not None:
                     path = stack.enter_context(self._release.unpacked(name, seen=digest.update))
-                    self._compare(name, digest.hexdigest(), expected)
-            except InputUnreadable as error:
-                self._problem(name, str(error), "structure")
             yield path
 
 
-def _report(place: str, data: bytes | None, problems: list[Problem]) -> float | None:
+def _report(place: str, data: bytes | None, problems: _Problems) -> float | None:
     """The stored score, where the report is as it should be."""
     if data is None:
         return None
 
-    def wrong(message: str, code: str = "report") -> None:
-        problems.append(Problem(code=code, place=place, message=message))
-
+    wrong = partial(problems.note, "report", place)
     try:
         content = parse_json(data, REPORT.file)
     except InputUnreadable as error:
@@ -298,59 +299,48 @@ def _report(place: str, data: bytes | None, problems: list[Problem]) -> float | 
         wrong(f"the score is {value!r}")
         return None
     if group != int(risk_group(value)):
-        wrong(f"risk group {group!r}, for a score of {value:g} it is {int(risk_group(value))}", "risk-group")
+        right = int(risk_group(value))
+        problems.note("risk-group", place, f"risk group {group!r}, for a score of {value:g} it is {right}")
     return float(value)
 
 
-def _seg(place: str, path: Path | None, problems: list[Problem]) -> tuple[str | None, set[str]]:
+def _seg(place: str, path: Path | None, problems: _Problems) -> tuple[str | None, set[str]]:
     """SeriesInstanceUID of the CT that the SEG names, and the SOPInstanceUIDs of its source images."""
     if path is None:
         return None, set()
 
-    def wrong(message: str) -> None:
-        problems.append(Problem(code="seg", place=place, message=message))
-
+    wrong = partial(problems.note, "seg", place)
     try:
-        with open_segmentation(path, what=SEG_NAME, upto=Upto.PLACE) as ds:
-            segments = [str(s.get("SegmentLabel", "")) for s in ds.get("SegmentSequence", [])]
+        with open_segmentation(path, what=SEG_NAME, upto=Upto.PLACE) as seg:
+            ds = seg.dataset
+            segments = [str(item.get("SegmentLabel", "")) for item in seg.segments]
             if len(segments) != 2:
                 listed = ", ".join(segments) or "none"
                 wrong(f"has the segments {listed} instead of heart and coronary calcium")
             frames = int(ds.get("NumberOfFrames", 0) or 0)
-            own = ds.get("PerFrameFunctionalGroupsSequence") or []
-            if not frames or len(own) != frames:
-                wrong(f"says {frames} frames and describes {len(own)}")
+            if not frames or len(seg.frames) != frames:
+                wrong(f"says {frames} frames and describes {len(seg.frames)}")
             expected = frames * int(ds.get("Rows", 0) or 0) * int(ds.get("Columns", 0) or 0)
             one_bit = ds.get("BitsAllocated") == 1 and not ds.file_meta.TransferSyntaxUID.is_compressed
-            if one_bit and stored_bytes(ds, path) * 8 < expected:
+            if one_bit and seg.stored_bytes * 8 < expected:
                 wrong("its pixel data is cut off")
             if safe_name(str(ds.get("PatientID", ""))) != place.split("/")[0]:
                 wrong("its PatientID is another than the folder's")
-            series = ds.get("ReferencedSeriesSequence")
-            uid = str(series[0].get("SeriesInstanceUID", "")) if series else ""
+            uid = seg.series_uid
             if safe_name(uid) != place.split("/")[1]:
                 wrong(f"refers to the CT series {uid or 'none'}, the folder is another's")
-            return uid or None, set(_images(own))
+            return uid or None, set(seg.images())
     except InputUnreadable as error:
         wrong(str(error))
         return None, set()
 
 
-def _images(frames: Iterable[Dataset]) -> Iterator[str]:
-    for groups in frames:
-        for derivation in groups.get("DerivationImageSequence", []):
-            for image in derivation.get("SourceImageSequence", []):
-                yield str(image.get("ReferencedSOPInstanceUID", ""))
-
-
 def _scores(
-    place: str, path: Path, images: set[str], scan: Series, problems: list[Problem]
+    place: str, path: Path, images: set[str], scan: Series, problems: _Problems
 ) -> Iterator[tuple[str, float]]:
     """The score by every rule that can be computed; also checks that the SEG refers to the CT's images."""
 
-    def wrong(message: str) -> None:
-        problems.append(Problem(code="ct", place=place, message=message))
-
+    wrong = partial(problems.note, "ct", place)
     try:
         reading = read_series(scan)
         masks = read_segmentation(path, reading.volume.geometry)
@@ -426,13 +416,4 @@ def summary(found: Verification, *, most: int = 20) -> list[str]:
 
 def to_dict(found: Verification) -> dict[str, Any]:
     """Everything as JSON types."""
-    return {
-        "series": found.series,
-        "checksums": found.checksums,
-        "with_ct": found.with_ct,
-        "selected": None if found.selected is None else asdict(found.selected),
-        "rule": found.rule,
-        "rules": [vars(r) for r in found.rules],
-        "problems": [vars(p) for p in found.problems],
-        "scores": {place: dict(scores) for place, scores in found.scores.items()},
-    }
+    return {**asdict(found), "rule": found.rule}

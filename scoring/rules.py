@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from typing import Any, Literal
 
 from ..errors import InputError
+from ..system.nearest import nearest
 
 WEIGHTS: tuple[tuple[int, int], ...] = ((130, 1), (200, 2), (300, 3), (400, 4))
 """(lowest maximum HU, weight) of a lesion; below 130 HU it counts nothing. Agatston et al. 1990 [1]."""
@@ -134,9 +134,7 @@ def find_rule(rule: str | Rule) -> Rule:
         return rule
     if rule in RULES:
         return RULES[rule]
-    near = difflib.get_close_matches(rule, RULES, n=1)
-    hint = f"Perhaps you meant '{near[0]}'" if near else f"Use one of {', '.join(RULES)}"
-    raise InputError(f"No scoring rule is called '{rule}'. {hint}")
+    raise InputError(f"No scoring rule is called '{rule}'.{nearest(rule, RULES)}")
 
 
 RULES: dict[str, Rule] = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 
 from ..errors import InputError, InputUnreadable
 from ..system.foreign import foreign
+from ..system.nearest import nearest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -187,9 +187,7 @@ def _need(there: Sequence[str], names: Sequence[str], table: str) -> None:
     known = set(there)
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, there[:_COMPARED], n=1, cutoff=0.5)
-            hint = f"; perhaps you meant {near[0]!r}" if near else f"; it has {', '.join(there[:12])}"
-            raise InputError(f"{table} has no column {name!r}{hint}")
+            raise InputError(f"{table} has no column {name!r}.{nearest(name, there[:_COMPARED])}")
 
 
 def selected_series(path: Path) -> frozenset[str]:

@@ -26,7 +26,6 @@ _MOST_LEVELS = 50
 """Of a YAML text; chosen: a workflow has six."""
 _MOST_NODES = 100_000
 """Of a YAML text, its aliases written out; chosen: the longest recipe has some 200."""
-_NO_JSON = "is no JSON that can be read"
 _REASON = 160
 """Characters of a library's own words that a message repeats at most; chosen."""
 
@@ -72,7 +71,9 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {first[:_REASON]}" if first else type(error).__name__
 
 
-def parse_json(data: bytes | str, what: str, *, error: type[DeepCACError] = InputUnreadable) -> Any:
+def parse_json(
+    data: bytes | str, what: str, *, error: type[DeepCACError] = InputUnreadable, advice: str = ""
+) -> Any:
     """The content of a JSON text from outside.
 
     Stricter than the standard library: UTF-8 alone, no NaN, no number that a float cannot hold, no half of a
@@ -81,6 +82,7 @@ def parse_json(data: bytes | str, what: str, *, error: type[DeepCACError] = Inpu
     Args:
         what: What it is, for the message.
         error: Class of the error.
+        advice: See `foreign`.
 
     Raises:
         DeepCACError: Of the class `error`: it is no such JSON.
@@ -93,7 +95,7 @@ def parse_json(data: bytes | str, what: str, *, error: type[DeepCACError] = Inpu
     """
     import orjson
 
-    with foreign(what, error=error, fault=_NO_JSON):
+    with foreign(what, error=error, fault="is no JSON that can be read", advice=advice):
         return orjson.loads(data)
 
 
@@ -151,11 +153,8 @@ def read_json(
     Raises:
         DeepCACError: Of the class `error`.
     """
-    import orjson
-
     data = read_bytes(path, most=most, error=error, advice=advice)
-    with foreign(str(path), error=error, fault=_NO_JSON, advice=advice):
-        return orjson.loads(data)
+    return parse_json(data, str(path), error=error, advice=advice)
 
 
 def parse_yaml(data: bytes | str, what: str, *, error: type[DeepCACError] = InputUnreadable) -> Any:

@@ -55,7 +55,7 @@ NEVER = {
     "system": {"scipy", "monai", "nnunetv2"} | MEDICINE | PICTURES,
     "imaging": {"pydicom", "highdicom", "monai", "nnunetv2"} | PICTURES,
     "dicom": LEARNING | PICTURES,
-    "scoring": {"pathlib", "system", "dicom"} | LEARNING | MEDICINE | PICTURES,
+    "scoring": {"pathlib", "os", "dicom"} | LEARNING | MEDICINE | PICTURES,
     "stats": {"imaging", "dicom"} | LEARNING | MEDICINE | PICTURES,
     "weights": {"monai", "nnunetv2", "imaging", "dicom", "scoring", "stats"} | MEDICINE | PICTURES,
     "pipeline": {"monai", "nnunetv2", "stats"} | MEDICINE | PICTURES,

@@ -29,7 +29,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..dicom import Series, discover, read_series
-from ..dicom.segmentation import SEGMENTATION_SOP_CLASSES, read_segmentation, referenced_series
+from ..dicom.seg.codes import SEGMENTATION_SOP_CLASSES
+from ..dicom.seg.reader import read_segmentation, referenced_series
 from ..errors import InputError, NoDicomFound, SeriesError, TrainingError
 from ..imaging import Volume
 from ..imaging.files import read_image, volume_from_image

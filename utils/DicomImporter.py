@@ -14,7 +14,7 @@ from typing import Any
 from mhubio.core import IO, DataType, DirectoryChain, FileType, Instance, InstanceData, Meta, Module
 
 from ..dicom import Discovery, Series, SliceRef, discover, safe_name
-from ..dicom.files import copied, open_archive, open_slice, opened
+from ..dicom.files import copied, open_archive, opened, read_slice
 from ..dicom.names import printable
 from ..errors import OutputUnwritable
 from ..pipeline.case import Case
@@ -176,4 +176,4 @@ def _clear(folder: Path) -> None:
 def _from_header(value: Any, ref: SliceRef) -> str:
     """A value of `meta`; ``%Keyword`` is that attribute of the first slice."""
     text = str(value)
-    return str(open_slice(ref).get(text[1:], "")) if text.startswith("%") else text
+    return str(read_slice(ref).get(text[1:], "")) if text.startswith("%") else text

@@ -51,7 +51,7 @@ def test_agreement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = json.loads(capsys.readouterr().out)
     assert content["statistics"]["spearman"]["value"] == pytest.approx(1)
     assert main(["stats", "agreement", table, "--ai", "ai", "--reference", "manua"]) == 10
-    assert "perhaps you meant 'manual'" in capsys.readouterr().err
+    assert "Perhaps you meant 'manual'" in capsys.readouterr().err
 
 
 def test_survival_and_report(

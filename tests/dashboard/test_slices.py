@@ -20,7 +20,7 @@ from PIL import Image
 from deepcac2.dashboard.slices import slices_of
 from deepcac2.dashboard.store import Row, StoredSeries
 from deepcac2.dicom import discover, read_series
-from deepcac2.dicom.segmentation import segment_frames
+from deepcac2.dicom.seg.reader import segment_frames
 from deepcac2.scoring import Rule, score
 
 

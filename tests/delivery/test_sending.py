@@ -35,8 +35,8 @@ from deepcac2.delivery.sending import (
     Destination,
     DicomWeb,
     Dimse,
-    Instance,
     failure_in_words,
+    file_of,
     part10,
     tls_context,
 )
@@ -52,7 +52,7 @@ def web(url: str, environment: dict[str, str] = USER, **options: Any) -> DicomWe
     )
 
 
-def send(destination: Destination, instance: Instance) -> str:
+def send(destination: Destination, instance: SliceRef) -> str:
     try:
         with part10(instance) as path:
             return destination.send(instance, path)
@@ -61,9 +61,9 @@ def send(destination: Destination, instance: Instance) -> str:
 
 
 @pytest.fixture(scope="module")
-def instances(simulated: Path) -> list[Instance]:
+def instances(simulated: Path) -> list[SliceRef]:
     series = next(s for s in discover(simulated).series if s.modality == "CT")
-    return [Instance.of_slice(ref) for ref in series.slices]
+    return list(series.slices)
 
 
 @pytest.fixture(params=["dicomweb", "dimse"])
@@ -78,7 +78,7 @@ def destination(request: pytest.FixtureRequest, orthanc: Any) -> Iterator[Destin
 # --- what both do -----------------------------------------------------------------------------------------
 
 
-def test_a_file_arrives_as_it_is(orthanc: Any, destination: Destination, instances: list[Instance]) -> None:
+def test_a_file_arrives_as_it_is(orthanc: Any, destination: Destination, instances: list[SliceRef]) -> None:
     destination.check()
     for instance in instances[:3]:
         assert destination.send(instance, instance.path) == ""
@@ -93,7 +93,7 @@ def test_a_file_arrives_as_it_is(orthanc: Any, destination: Destination, instanc
 
 
 def test_a_zip_archive_and_a_file_without_preamble(
-    orthanc: Any, destination: Destination, instances: list[Instance], tmp_path: Path
+    orthanc: Any, destination: Destination, instances: list[SliceRef], tmp_path: Path
 ) -> None:
     with zipfile.ZipFile(tmp_path / "ct.zip", "w") as archive:
         archive.write(instances[0].path, "a/b.dcm")
@@ -104,8 +104,7 @@ def test_a_zip_archive_and_a_file_without_preamble(
     assert bare.read_bytes()[128:132] != b"DICM"
     found = discover(tmp_path)
     assert not found.unreadable
-    for ref in found.series[0].slices:
-        instance = Instance.of_slice(ref)
+    for instance in found.series[0].slices:
         with part10(instance) as path:
             assert destination.send(instance, path) == ""
     for instance in instances[:2]:
@@ -114,12 +113,12 @@ def test_a_zip_archive_and_a_file_without_preamble(
 
 
 def test_an_instance_that_is_refused_says_why(
-    destination: Destination, instances: list[Instance], tmp_path: Path
+    destination: Destination, instances: list[SliceRef], tmp_path: Path
 ) -> None:
     ds = pydicom.dcmread(instances[0].path)
     ds.StudyInstanceUID = ""
     ds.save_as(tmp_path / "bad.dcm")
-    bad = Instance.of_file(tmp_path / "bad.dcm")
+    bad = file_of(tmp_path / "bad.dcm")
     reason = destination.send(bad, bad.path)
     assert reason.startswith(("refused: ", "not stored: "))
     assert destination.send(instances[1], instances[1].path) == ""
@@ -137,7 +136,7 @@ def test_an_instance_that_is_refused_says_why(
     ],
 )
 def test_who_is_not_let_in(
-    orthanc: Any, instances: list[Instance], environment: dict[str, str], text: str
+    orthanc: Any, instances: list[SliceRef], environment: dict[str, str], text: str
 ) -> None:
     there = web(orthanc.dicomweb, environment)
     for attempt in (there.check, lambda: send(there, instances[0])):
@@ -147,7 +146,7 @@ def test_who_is_not_let_in(
 
 
 @pytest.mark.parametrize("path", ["", "/dicomweb", "/app/explorer.html", "/dicom-web/servers"])
-def test_a_wrong_url(orthanc: Any, instances: list[Instance], path: str) -> None:
+def test_a_wrong_url(orthanc: Any, instances: list[SliceRef], path: str) -> None:
     with pytest.raises(DestinationRefused, match="check the URL"):
         send(web(orthanc.http + path), instances[0])
 
@@ -226,7 +225,7 @@ def answer(*, stored: str = "", failed: str = "", reason: int | None = None) -> 
 
 
 def test_what_is_sent_is_what_the_standard_says(
-    serve: Callable[..., Server], instances: list[Instance]
+    serve: Callable[..., Server], instances: list[SliceRef]
 ) -> None:
     one = instances[0]
     server = serve((200, JSON, answer(stored=one.sop_instance_uid)))
@@ -258,7 +257,7 @@ def test_what_is_sent_is_what_the_standard_says(
     ],
 )
 def test_the_answer_about_the_instance_counts(
-    serve: Callable[..., Server], instances: list[Instance], status: int, make: dict[str, Any], text: str
+    serve: Callable[..., Server], instances: list[SliceRef], status: int, make: dict[str, Any], text: str
 ) -> None:
     one = instances[0]
     made = {k: one.sop_instance_uid if v == "own" else v for k, v in make.items()}
@@ -269,7 +268,7 @@ def test_the_answer_about_the_instance_counts(
     "content", [b"{", b"[]", b"[1]", b"null", b'{"00081199": 1}', b'{"00081199":{"Value":[1]}}']
 )
 def test_an_answer_that_is_broken_is_no_success(
-    serve: Callable[..., Server], instances: list[Instance], content: bytes
+    serve: Callable[..., Server], instances: list[SliceRef], content: bytes
 ) -> None:
     assert "does not name it" in send(web(serve((200, JSON, content)).url), instances[0])
 
@@ -288,7 +287,7 @@ def test_an_answer_that_is_broken_is_no_success(
 )
 def test_answers_that_are_not_about_the_instance(
     serve: Callable[..., Server],
-    instances: list[Instance],
+    instances: list[SliceRef],
     status: int,
     kind: str,
     error: type[Exception],
@@ -301,7 +300,7 @@ def test_answers_that_are_not_about_the_instance(
     assert "\n" not in str(caught.value)
 
 
-def test_nobody_there(orthanc_module: Any, instances: list[Instance]) -> None:
+def test_nobody_there(orthanc_module: Any, instances: list[SliceRef]) -> None:
     port = orthanc_module.free_port()
     with pytest.raises(DestinationUnreachable, match="Connection refused"):
         web(f"http://127.0.0.1:{port}/dicom-web").check()
@@ -312,7 +311,7 @@ def test_nobody_there(orthanc_module: Any, instances: list[Instance]) -> None:
 
 
 def test_a_dicom_port_is_no_web_server_and_the_other_way_round(
-    orthanc: Any, instances: list[Instance]
+    orthanc: Any, instances: list[SliceRef]
 ) -> None:
     with pytest.raises(DestinationUnreachable):
         send(web(f"http://127.0.0.1:{orthanc.dicom_port}"), instances[0])
@@ -379,7 +378,7 @@ def test_credentials_that_cannot_be_used_are_not_repeated(environment: dict[str,
 
 
 def test_credentials_are_in_no_log_whatever_the_libraries_tell(
-    orthanc: Any, instances: list[Instance], caplog: pytest.LogCaptureFixture
+    orthanc: Any, instances: list[SliceRef], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     logging.getLogger("urllib3").setLevel(logging.DEBUG)
@@ -393,7 +392,7 @@ def test_credentials_are_in_no_log_whatever_the_libraries_tell(
 
 
 def test_netrc_and_proxies_are_not_used(
-    orthanc: Any, instances: list[Instance], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    orthanc: Any, instances: list[SliceRef], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / ".netrc").write_text("machine 127.0.0.1 login tester password c0rrect-horse\n")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -407,7 +406,7 @@ def test_netrc_and_proxies_are_not_used(
 # --- DIMSE ------------------------------------------------------------------------------------------------
 
 
-def test_titles_that_are_not_known(orthanc: Any, instances: list[Instance]) -> None:
+def test_titles_that_are_not_known(orthanc: Any, instances: list[SliceRef]) -> None:
     with pytest.raises(DestinationRefused, match=r"calling ae title not recognised.*knows OTHER"):
         send(Dimse(orthanc.address, calling="OTHER"), instances[0])
     with pytest.raises(DestinationRefused, match="called ae title not recognised"):
@@ -476,10 +475,10 @@ def archive() -> Iterator[Callable[..., Archive]]:
 
 
 def test_a_class_that_is_not_taken(
-    archive: Callable[..., Archive], instances: list[Instance], simulated: Path
+    archive: Callable[..., Archive], instances: list[SliceRef], simulated: Path
 ) -> None:
     there = archive([(CTImageStorage, ExplicitVRLittleEndian)])
-    seg = Instance.of_file(next(simulated.rglob("truth.seg.dcm")))
+    seg = file_of(next(simulated.rglob("truth.seg.dcm")))
     dimse = Dimse(there.address, calling="DEEPCAC2")
     try:
         for one in (seg, instances[0], seg):
@@ -495,10 +494,10 @@ def test_a_class_that_is_not_taken(
 
 
 def test_an_archive_that_takes_implicit_vr_only(
-    archive: Callable[..., Archive], instances: list[Instance], simulated: Path
+    archive: Callable[..., Archive], instances: list[SliceRef], simulated: Path
 ) -> None:
     there = archive([(c, ImplicitVRLittleEndian) for c in (CTImageStorage, SegmentationStorage)])
-    seg = Instance.of_file(next(simulated.rglob("truth.seg.dcm")))
+    seg = file_of(next(simulated.rglob("truth.seg.dcm")))
     for one in (instances[0], seg):
         assert send(Dimse(there.address, calling="DEEPCAC2"), one) == ""
     for one, got in zip((instances[0], seg), there.got, strict=True):
@@ -515,7 +514,7 @@ def test_an_archive_that_takes_implicit_vr_only(
         (0x0124, "refused: Not Authorised (0x0124)"),
     ],
 )
-def test_statuses(archive: Callable[..., Archive], instances: list[Instance], status: int, text: str) -> None:
+def test_statuses(archive: Callable[..., Archive], instances: list[SliceRef], status: int, text: str) -> None:
     there = archive([(CTImageStorage, ExplicitVRLittleEndian)], status=status)
     assert send(Dimse(there.address, calling="DEEPCAC2"), instances[0]).casefold() == text.casefold()
 
@@ -525,7 +524,7 @@ def test_failures_in_words() -> None:
     assert failure_in_words(0x1234) == "status 0x1234"
 
 
-def test_the_orthanc_of_the_tests_knows_only_loopback(orthanc: Any, instances: list[Instance]) -> None:
+def test_the_orthanc_of_the_tests_knows_only_loopback(orthanc: Any, instances: list[SliceRef]) -> None:
     """It cannot help listening on every address; a caller at another one is sent away."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
@@ -573,7 +572,7 @@ def server_context(certificates: dict[str, Path]) -> ssl.SSLContext:
 
 
 def test_https(
-    serve: Callable[..., Server], certificates: dict[str, Path], instances: list[Instance]
+    serve: Callable[..., Server], certificates: dict[str, Path], instances: list[SliceRef]
 ) -> None:
     context = server_context(certificates)
     server = serve((200, JSON, answer(stored=instances[0].sop_instance_uid)), tls=context)
@@ -588,13 +587,13 @@ def test_https(
     assert len(server.headers) == 1
 
 
-def test_https_to_a_server_without(orthanc: Any, instances: list[Instance]) -> None:
+def test_https_to_a_server_without(orthanc: Any, instances: list[SliceRef]) -> None:
     with pytest.raises(DestinationRefused, match="check that it speaks TLS"):
         send(web(orthanc.dicomweb.replace("http:", "https:")), instances[0])
 
 
 def test_dimse_over_tls(
-    archive: Callable[..., Archive], certificates: dict[str, Path], instances: list[Instance]
+    archive: Callable[..., Archive], certificates: dict[str, Path], instances: list[SliceRef]
 ) -> None:
     there = archive([(CTImageStorage, ExplicitVRLittleEndian)], tls=server_context(certificates))
     trusting = {"DEEPCAC2_CA_BUNDLE": str(certificates["server.crt"])}
@@ -607,7 +606,7 @@ def test_dimse_over_tls(
 
 
 def test_a_certificate_of_our_own(
-    start_orthanc: Callable[..., Any], certificates: dict[str, Path], instances: list[Instance]
+    start_orthanc: Callable[..., Any], certificates: dict[str, Path], instances: list[SliceRef]
 ) -> None:
     orthanc = start_orthanc(
         DicomTlsEnabled=True,
@@ -674,12 +673,14 @@ def test_a_preamble_is_put_before_what_lacks_one(syntax: UID, small_seg: Path, t
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.write(bare, "bare")
     for ref in (SliceRef(path=bare), SliceRef(path=tmp_path / "a.zip", member="bare")):
-        with part10(Instance.of_slice(ref)) as path:
+        with part10(ref) as path:
             assert path.read_bytes().endswith(bare.read_bytes())
             meta = pydicom.dcmread(path).file_meta
     assert meta.TransferSyntaxUID == syntax
     assert (meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID) == uids
 
 
-def test_uids_of_a_file_and_of_a_slice_agree(instances: list[Instance]) -> None:
-    assert Instance.of_file(instances[0].path) == instances[0]
+def test_uids_of_a_file_and_of_a_slice_agree(instances: list[SliceRef]) -> None:
+    file, one = file_of(instances[0].path), instances[0]
+    assert (file.sop_class_uid, file.sop_instance_uid) == (one.sop_class_uid, one.sop_instance_uid)
+    assert file.transfer_syntax_uid == one.transfer_syntax_uid

@@ -35,7 +35,7 @@ from pydicom.uid import (
 )
 
 from deepcac2.dicom import Series, SliceRef, discover, read_series
-from deepcac2.dicom.files import HEAD_BYTES, Upto, open_slice, placed, read_dicom
+from deepcac2.dicom.files import HEAD_BYTES, Upto, placed, read_dicom, read_slice
 from deepcac2.errors import InputDamaged, InputUnreadable, SeriesFailed
 
 HU = npt.NDArray[np.int16]
@@ -249,10 +249,10 @@ def test_sequences_inside_sequences(depth: int, whole: bool, ct, hu: HU, tmp_pat
     ct.write(tmp_path, hu[:1], edit=edit)
     ref = find(tmp_path).slices[0]
     if whole:
-        assert open_slice(ref).AnatomicRegionSequence[0]
+        assert read_slice(ref).AnatomicRegionSequence[0]
     else:
         with pytest.raises(InputDamaged, match="32 deep"):
-            open_slice(ref)
+            read_slice(ref)
 
 
 def test_deflated_and_zipped_headers_are_the_plain_ones(ct, hu: HU, tmp_path: Path) -> None:
@@ -265,10 +265,10 @@ def test_deflated_and_zipped_headers_are_the_plain_ones(ct, hu: HU, tmp_path: Pa
     expected = pydicom.dcmread(plain)
     for root in (plain, tmp_path / "packed", tmp_path / "twice.zip"):
         ref = find(root).slices[0]
-        read = open_slice(ref, upto=Upto.PIXELS)
+        read = read_slice(ref, upto=Upto.PIXELS)
         assert {e.tag: e.value for e in read} == {e.tag: e.value for e in expected}
         assert read.file_meta.TransferSyntaxUID == ref.transfer_syntax_uid
-        assert "PixelData" not in open_slice(ref)
+        assert "PixelData" not in read_slice(ref)
 
 
 # Pixels
@@ -426,7 +426,7 @@ def test_what_a_score_depends_on_stands_once(keyword: str, extra: int, ct, hu: H
         (paths[0], f"{keyword} stands in it twice")
     ]
     with pytest.raises(InputDamaged, match=f"{keyword} stands in it twice"):
-        open_slice(SliceRef(path=paths[0]), upto=Upto.PIXELS)
+        read_slice(SliceRef(path=paths[0]), upto=Upto.PIXELS)
     paths[0].write_bytes(content[:at] + filler + filler + content[at:])  # nothing depends on these
     assert not discover(tmp_path / "in").unreadable
 
@@ -446,15 +446,15 @@ def test_how_far_a_file_is_read(ct, hu: HU, tmp_path: Path) -> None:
         SliceRef(path=tmp_path / "deflated"),
         SliceRef(path=tmp_path / "a.zip", member="a"),
     ):
-        header, pixels, end = (open_slice(ref, upto=u) for u in (Upto.HEADER, Upto.PIXELS, Upto.END))
+        header, pixels, end = (read_slice(ref, upto=u) for u in (Upto.HEADER, Upto.PIXELS, Upto.END))
         assert ("PixelData" in header, "PixelData" in pixels) == (False, True)
         assert ("DataSetTrailingPadding" in pixels, "DataSetTrailingPadding" in end) == (False, True)
         assert end == pydicom.dcmread(path if ref.member else ref.path)
-        place = placed(open_slice(ref, upto=Upto.PLACE))
+        place = placed(read_slice(ref, upto=Upto.PLACE))
         assert (place is None) == (ref.path != path)
         if place is not None:
             start, length = place
             assert path.read_bytes()[start : start + length] == ds.PixelData
     path.write_bytes(path.read_bytes()[: start + 100])
     with pytest.raises(InputDamaged, match="cut short"):
-        open_slice(SliceRef(path=path), upto=Upto.END)
+        read_slice(SliceRef(path=path), upto=Upto.END)

@@ -23,13 +23,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from deepcac2.dicom import discover, read_series
-from deepcac2.dicom.segmentation import (
-    is_segmentation,
-    read_segmentation,
-    referenced_series,
-    segment_frames,
-    write_segmentation,
-)
+from deepcac2.dicom.seg.reader import is_segmentation, read_segmentation, referenced_series, segment_frames
+from deepcac2.dicom.seg.writer import write_segmentation
 from deepcac2.dicom.series import Series, SliceRef
 from deepcac2.errors import InputError, InputUnreadable, MaskMismatch, OutputUnwritable
 from deepcac2.imaging import Geometry
@@ -500,6 +495,28 @@ def test_the_same_voxels_on_a_grid_run_through_differently(tmp_path: Path) -> No
     np.testing.assert_array_equal(read_segmentation(path, bigger)["heart"][: SHAPE[0]], heart)
 
 
+def test_a_grid_that_holds_all_that_is_set(tmp_path: Path) -> None:
+    """Frames may reach beyond the CT; what is set in them may not."""
+    geometry = make_geometry((1.0, -1.0, 1.0))
+    heart, calcium = np.zeros(SHAPE, bool), np.zeros(SHAPE, bool)
+    heart[2:6, 4:20, 7:30] = calcium[3, 5, 9] = True
+    path = tmp_path / "seg.dcm"
+    write_segmentation(
+        path, series=write_ct(tmp_path / "ct", geometry), geometry=geometry, heart=heart, calcium=calcium,
+        algorithm_version="1",
+    )  # fmt: skip
+
+    def part(*corner: int) -> Geometry:
+        origin = tuple(float(v) for v in geometry.to_lps(corner))
+        return replace(geometry, shape=(4, 16, 23), origin=origin)
+
+    np.testing.assert_array_equal(read_segmentation(path, part(2, 4, 7))["heart"], np.ones((4, 16, 23), bool))
+    for corner in itertools.product((1, 2, 3), (3, 4, 5), (6, 7, 8)):
+        if corner != (2, 4, 7):
+            with pytest.raises(MaskMismatch, match="reaches beyond"):
+                read_segmentation(path, part(*corner))
+
+
 def dcmqi_segment(label: str, number: int, code: tuple[str, str, str]) -> dict:
     value, scheme, meaning = code
     return {
@@ -736,14 +753,14 @@ def test_on_a_real_scan(
 BOMBS = """
 import resource, sys, time
 from pathlib import Path
-from deepcac2.dicom.segmentation import (
-    decoded_frames, is_segmentation, open_segmentation, referenced_series, segment_frames
+from deepcac2.dicom.seg.reader import (
+    is_segmentation, open_segmentation, referenced_series, segment_frames
 )
 from deepcac2.errors import InputUnreadable
 import pydicom.pixels
 def pixels(path):
-    with open_segmentation(path) as ds:
-        return decoded_frames(ds, path.name).shape
+    with open_segmentation(path) as seg:
+        return seg.pixels().shape
 def most():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 plain = Path(sys.argv[1])

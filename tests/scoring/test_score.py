@@ -289,7 +289,7 @@ def test_refused_arguments() -> None:
         score(volume, mask.astype(np.uint8))
     with pytest.raises(InputError, match="Perhaps you meant 'agatston'"):
         score(volume, mask, rule="agaston")
-    with pytest.raises(InputError, match="Use one of agatston, classic"):
+    with pytest.raises(InputError, match="Valid are: agatston, ai-cac, classic"):
         score(volume, mask, rule="?")
     for value in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(InputError, match="slice thickness"):

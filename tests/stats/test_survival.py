@@ -127,7 +127,7 @@ def test_everyone_is_accounted_for() -> None:
         (lambda r, c: (r.assign(agatston_score="0"), c), "everybody is in one calcium group"),
         (lambda r, c: (r, c.assign(age="61")), "covariate 'age' has one value only"),
         (lambda r, c: (r, c.assign(age=c["pid"].map(lambda p: "n" + p))), "200 different values"),
-        (lambda r, c: (r, c.rename(columns={"age": "Age"})), "perhaps you meant 'Age'"),
+        (lambda r, c: (r, c.rename(columns={"age": "Age"})), "Perhaps you meant 'Age'"),
         (
             lambda r, c: (r, c.assign(died=np.where(r["agatston_score"] == "40", "0", c["died"]))),
             "with group '1 low' had the event",

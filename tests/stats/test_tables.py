@@ -89,7 +89,7 @@ def test_selected_series_are_those_that_say_so(tmp_path: Path) -> None:
 
 def test_a_column_that_is_missing_and_a_key_that_is_not_one() -> None:
     frame = pd.DataFrame({"CAC_AI": ["1"], "PID": ["1"]})
-    with pytest.raises(InputError, match="perhaps you meant 'CAC_AI'"):
+    with pytest.raises(InputError, match="Perhaps you meant 'CAC_AI'"):
         need(frame, ["CAC_Al"], "the table")
     with pytest.raises(InputError, match="'5' stands in more than one row"):
         unique_key(pd.DataFrame({"id": ["5", "6", "5"]}), "id", "the table")

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from deepcac2.dicom.segmentation import read_segmentation
+from deepcac2.dicom.seg.reader import read_segmentation
 from deepcac2.errors import TrainingError, WeightsError, WorkflowError
 from deepcac2.imaging import Geometry, Volume
 from deepcac2.imaging.files import write_image

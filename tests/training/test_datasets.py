@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from deepcac2.dicom import discover, read_series
-from deepcac2.dicom.segmentation import write_segmentation
+from deepcac2.dicom.seg.writer import write_segmentation
 from deepcac2.errors import TrainingError
 from deepcac2.imaging import Geometry
 from deepcac2.imaging.files import write_image
