@@ -36,6 +36,7 @@ from .media import MediaRange
 from .pixels import GONE, FileFrames, as_seen, bytes_of, opened
 from .security import Refused, foreign
 from .store import DicomStore, Row, StoredSeries
+from .table import literal, literals
 
 DICOM_JSON = "application/dicom+json"
 _LIMIT = 1000
@@ -461,7 +462,7 @@ class _Query:
         self.limit = min(_LIMIT, self._count("limit", _LIMIT))
         self.offset = self._count("offset", 0)
         self.study = bool(self.uids("StudyInstanceUID"))
-        self._required: list[tuple[str, list[str]]] = []
+        self._required = ["true"]
 
     def _count(self, name: str, default: int) -> int:
         values = self._values.get(name)
@@ -485,29 +486,29 @@ class _Query:
 
     def require(self, column: str, values: list[str]) -> None:
         """Add a condition: a column of the table has one of these values."""
-        self._required.append((f"{column} IN ({', '.join('?' * len(values))})", values))
+        self._required.append(f"{column} IN ({literals(values)})")
 
-    def where(self) -> list[tuple[str, list[str]]]:
-        """The conditions on rows of the table, see `DicomStore.studies`."""
+    def where(self) -> str:
+        """The condition on rows of the table, see `DicomStore.studies`."""
         conditions = list(self._required)
         if uids := self.uids("StudyInstanceUID"):
-            conditions.append((f"study_uid IN ({', '.join('?' * len(uids))})", uids))
+            conditions.append(f"study_uid IN ({literals(uids)})")
         if patients := [v for v in self.values("PatientID") if v != "*"]:
             if any(v.count("*") > _STARS for v in patients):
                 raise Refused(400, f"a PatientID has at most {_STARS} stars")
             # DICOM's * and ? are GLOB's; [ is not special in DICOM
-            pattern = " OR ".join(["patient_id GLOB ?"] * len(patients))
-            conditions.append((pattern, [v.replace("[", "[[]") for v in patients]))
+            patterns = (f"patient_id GLOB {literal(v.replace('[', '[[]'))}" for v in patients)
+            conditions.append(f"({' OR '.join(patterns)})")
         if dates := self.values("StudyDate"):
             if not re.fullmatch(r"\d{8}|\d{8}-(\d{8})?|-\d{8}", dates[0]):
                 raise Refused(400, "StudyDate is YYYYMMDD or a range YYYYMMDD-YYYYMMDD")
             first, dash, last = dates[0].partition("-")
             last = last or ("99991231" if dash else first)
-            conditions.append(("study_date BETWEEN ? AND ?", [first or "00000000", last]))
+            conditions.append(f"study_date BETWEEN {literal(first or '00000000')} AND {literal(last)}")
         modalities = self.values("ModalitiesInStudy")
         if modalities and "CT" not in modalities:
-            conditions.append(("status = ?", ["scored"] if "SEG" in modalities else [""]))
-        return conditions
+            conditions.append("status = 'scored'" if "SEG" in modalities else "false")
+        return " AND ".join(conditions)
 
 
 def _ranges(request: Request) -> list[MediaRange]:
