@@ -98,6 +98,9 @@ def to_dict(discovery: Discovery) -> dict[str, Any]:
     }
 
 
+_HEADER = ("modality", "series_description", "study_date", "manufacturer", "model_name", "kernel", "kvp")
+
+
 def _series_to_dict(series: Series) -> dict[str, Any]:
     from ..dicom import readable
 
@@ -111,13 +114,7 @@ def _series_to_dict(series: Series) -> dict[str, Any]:
         "verdict": "rejected" if rejection else "accepted",
         "reason": rejection.code if rejection else None,
         "findings": [{"code": f.code, "message": f.message, "fatal": f.fatal} for f in series.findings],
-        "modality": series.modality,
-        "series_description": series.series_description,
-        "study_date": series.study_date,
-        "manufacturer": series.manufacturer,
-        "model_name": series.model_name,
-        "kernel": series.kernel,
-        "kvp": series.kvp,
+        **{name: getattr(series, name) for name in _HEADER},
         "images": len(series.slices),
         "left_out": len(series.left_out),
         "rows": first.rows,

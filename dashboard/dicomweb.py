@@ -14,9 +14,9 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from itertools import chain
+from itertools import chain, islice
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 import pydicom
@@ -62,6 +62,7 @@ _SECONDS = 20.0
 _BASE = "urn:deepcac2:base"
 """Stands for the address of the instances of a series in metadata that is kept."""
 
+T = TypeVar("T")
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
@@ -140,10 +141,9 @@ class _Service:
         """Studies that match."""
         _accept_json(request)
         query = _Query(request)
-        found = []
-        for rows in self._store.studies(query.where(), query.limit + 1, query.offset):
-            found.append(self._study_json(rows, whole=bool(query.uids("StudyInstanceUID"))))
-        return _matches(found, query.limit)
+        found = self._store.studies(query.where(), query.limit + 1, query.offset)
+        whole = bool(query.uids("StudyInstanceUID"))
+        return _matches([self._study_json(rows, whole=whole) for rows in found], query.limit)
 
     def _study_json(self, rows: Sequence[Row], *, whole: bool) -> bytes:
         """A study. Counts come from the table; of a study asked for by UID, from what can be served."""
@@ -183,16 +183,7 @@ class _Service:
         """Series that match, of one study or of all."""
         _accept_json(request)
         query = _Query(request)
-        found: list[bytes] = []
-        skipped = 0
-        for one in self._matching(query):
-            if skipped < query.offset:
-                skipped += 1
-                continue
-            found.append(self._series_json(one))
-            if len(found) > query.limit:
-                break
-        return _matches(found, query.limit)
+        return _page(self._matching(query), self._series_json, query)
 
     def _matching(self, query: _Query) -> Iterator[StoredSeries]:
         """The series that a search for series or instances is about."""
@@ -228,19 +219,13 @@ class _Service:
         _accept_json(request)
         query = _Query(request)
         wanted = query.uids("SOPInstanceUID")
-        found: list[bytes] = []
-        skipped = 0
-        for one in self._matching(query):
-            for uid, ref in one.instances.items():
-                if wanted and uid not in wanted:
-                    continue
-                if skipped < query.offset:
-                    skipped += 1
-                    continue
-                found.append(_header(ref, self._store.show_phi, tags=_INSTANCE_TAGS))
-                if len(found) > query.limit:
-                    return _matches(found, query.limit)
-        return _matches(found, query.limit)
+        refs = (
+            ref
+            for one in self._matching(query)
+            for uid, ref in one.instances.items()
+            if not wanted or uid in wanted
+        )
+        return _page(refs, lambda ref: _header(ref, self._store.show_phi, tags=_INSTANCE_TAGS), query)
 
     # WADO-RS
 
@@ -607,6 +592,12 @@ def _header(ref: SliceRef, show_phi: bool, uri: str = "", tags: Sequence[int] | 
         pixels = bulk_element("OW", f"{uri}/bulkdata/{PIXEL_DATA:08X}")
         content = content[:-1] + b',"%08X":' % PIXEL_DATA + pixels + b"}"
     return content
+
+
+def _page(found: Iterator[T], to_json: Callable[[T], bytes], query: _Query) -> Response:
+    """The part of what a search found that is asked for."""
+    part = islice(found, query.offset, query.offset + query.limit + 1)
+    return _matches(list(map(to_json, part)), query.limit)
 
 
 def _matches(found: list[bytes], limit: int) -> Response:

@@ -3,7 +3,7 @@
 It opens the table for reading, gives up every right that a query could misuse, and only then looks at the
 statement: no file can be opened or written any more, and no process started, whatever DuckDB is talked into.
 
-Reads ``{"database", "sql", "rows", "seconds", "characters"}`` as JSON from its input and writes
+Reads ``{"database", "settings", "sql", "rows", "seconds", "characters"}`` as JSON from its input and writes
 ``{"columns", "rows", "more"}`` or ``{"error"}``.
 """
 
@@ -33,15 +33,7 @@ def main() -> int:
     connection = duckdb.connect(
         str(database),
         read_only=True,
-        config={
-            "threads": 2,
-            "memory_limit": f"{MEMORY_MB}MB",
-            "temp_directory": "",
-            "autoinstall_known_extensions": False,
-            "autoload_known_extensions": False,
-            "allow_community_extensions": False,
-            "python_enable_replacements": False,
-        },
+        config={**request["settings"], "memory_limit": f"{MEMORY_MB}MB", "temp_directory": ""},
     )
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")

@@ -14,6 +14,7 @@ from ..dicom.locate import SeriesLocator
 from ..dicom.segmentation import SEGMENTATION_SOP_CLASSES
 from ..dicom.series import SliceRef
 from ..errors import InputUnreadable
+from ..pipeline.outputs import DETAILS_NAME
 from ..pipeline.results import series_folder
 from ..system.inside import regular_inside
 from .files import read_details
@@ -145,7 +146,7 @@ class DicomStore:
         if row.folder is None:
             return {}
         try:
-            return read_details(row.folder, self._results)
+            return read_details(row.folder / DETAILS_NAME, self._results)
         except InputUnreadable:
             return {}
 

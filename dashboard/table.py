@@ -52,7 +52,10 @@ SETTINGS: dict[str, str | bool | int | float | list[str]] = {
 
 CLASSES = {
     c.name: Described(
-        name=f"{c.name}_class", kind=str, meaning=f"class of {c.name} in its histogram", label=c.title
+        name=f"{c.name}_class",
+        kind=str,
+        meaning=f"class of {c.name} in its histogram",
+        label=f"{c.title} class",
     )
     for c in MEANINGS.values()
     if c.limits
@@ -188,7 +191,7 @@ class Results:
             # in a process of its own, which takes the memory that building needs with it
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
                 building = process.submit(_build, self.database, path, clinical, patient, show_phi)
-                self.clinical = building.result()
+                self.clinical, self.different = building.result()
             self._connection = duckdb.connect(str(self.database), read_only=True, config=SETTINGS)
         except BaseException:
             self._scratch.cleanup()
@@ -197,9 +200,6 @@ class Results:
         self._connection.execute("SET lock_configuration = true")
         self._lock = threading.Lock()
         self.columns = {c.name: c for c in (*MEANINGS.values(), *_OURS, *self.clinical.columns)}
-        offered = [name for name in self.columns if name not in _NO_FILTER]
-        counts = ", ".join(f"count(DISTINCT nullif(CAST({quoted(n)} AS VARCHAR), ''))" for n in offered)
-        self.different = dict(zip(offered, self.all(f"SELECT {counts} FROM everything")[0], strict=True))
         self.results = [c for c in self.columns.values() if c.leads and self.different[c.name]]
         self.filters = {f.name: f for f in self._filters()}
         self.limits = {f.name: self._limits(f.column) for f in self.filters.values() if f.kind == "range"}
@@ -338,12 +338,26 @@ def literals(values: Iterable[str | float]) -> str:
     return ", ".join(map(literal, values)) or "NULL"
 
 
-def _build(database: Path, path: Path, clinical: Path | None, patient: str, show_phi: bool) -> Clinical:
-    """Make the file: the table ``everything`` and the view ``results`` of it, without `SEARCH_COLUMN`."""
+def _build(
+    database: Path, path: Path, clinical: Path | None, patient: str, show_phi: bool
+) -> tuple[Clinical, dict[str, int]]:
+    """Make the file: the table ``everything`` and the view ``results`` of it, without `SEARCH_COLUMN`.
+
+    Returns:
+        What was joined, and how many different values each column has by which rows may be chosen.
+    """
     with duckdb.connect(str(database), config={**SETTINGS, "memory_limit": "1GB"}) as connection:
         connection.execute("SET enable_progress_bar = false")  # on by default in a process without a script
         try:
-            return _fill(connection, path, clinical, patient=patient, show_phi=show_phi)
+            joined = _fill(connection, path, clinical, patient=patient, show_phi=show_phi)
+            names = (c.name for c in (*MEANINGS.values(), *_OURS, *joined.columns))
+            count = "SELECT count(DISTINCT nullif(CAST({} AS VARCHAR), '')) FROM everything"
+            different = {
+                name: connection.execute(count.format(quoted(name))).fetchall()[0][0]
+                for name in names
+                if name not in _NO_FILTER
+            }
+            return joined, different
         except duckdb.Error as error:
             reason = str(error).splitlines()[0]
             if os.strerror(errno.ENOSPC) in reason:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..dicom.gates import GATES
 from ..errors import InputUnreadable
-from ..pipeline.outputs import PREVIEW_NAME
+from ..pipeline.outputs import DETAILS_NAME, PREVIEW_NAME
 from ..pipeline.results import MEANINGS, no_formula, series_folder
 from ..pipeline.step import sections, steps
 from ..system.inside import regular_inside
@@ -80,10 +80,7 @@ def facets(results: Results, selection: Selection) -> dict[str, Any]:
     for one in lists:
         chosen = selection.values.get(one.name, ())
         counted = dict.fromkeys(chosen, 0) | found[one.name]  # what was chosen stays, to be given up again
-        if one.ordered:
-            order = sorted(counted, key=_place)
-        else:
-            order = sorted(counted, key=lambda value: (-counted[value], value))
+        order = sorted(counted, key=_place) if one.ordered else _frequent(counted)
         shown = [value for i, value in enumerate(order) if i < MOST_VALUES or value in chosen]
         out[one.name] = {
             "values": [{"value": value, "n": counted[value]} for value in shown],
@@ -120,6 +117,11 @@ def _counts(
     return out
 
 
+def _frequent(counts: Mapping[str, int]) -> list[str]:
+    """Values, the most frequent first."""
+    return sorted(counts, key=lambda value: (-counts[value], value))
+
+
 def _place(value: str) -> tuple[bool, str, float, str]:
     """Sort key of a value with an order of its own: by the number in it, the unknown last.
 
@@ -150,32 +152,31 @@ def charts(results: Results, selection: Selection) -> dict[str, Any]:
     for name, found in _counts(results, selection, filters).items():
         if name not in ("kernel", "time_point"):
             found.pop("", None)
-        order = sorted(found, key=(lambda v, n=found: (-n[v], v)) if name == "kernel" else _place)  # type: ignore[misc]
-        most = MOST_KERNELS if name == "kernel" else len(order)
-        rows = [{"value": value, "n": found[value]} for value in order[:most]]
-        counts[name] = {"rows": rows, "left": len(order[most:])}
-    by_time = {}
+        order = _frequent(found) if name == "kernel" else sorted(found, key=_place)
+        shown = order[:MOST_KERNELS] if name == "kernel" else order
+        rows = [{"value": value, "n": found[value]} for value in shown]
+        counts[name] = {"rows": rows, "left": len(order) - len(shown)}
+    by_time: dict[str, Any] = {}
     for name in groups:
         by_time[name] = results.dicts(
             f"SELECT time_point, CAST({quoted(name)} AS VARCHAR) AS value, count(*) AS n FROM everything "
             f"WHERE {where} AND {quoted(name)} IS NOT NULL GROUP BY ALL"
         )
         by_time[name].sort(key=lambda row: (_place(row["time_point"]), _place(row["value"])))
-    means = {}
+    means: dict[str, Any] = {}
     for name in classed:
         column = quoted(name)
-        rows = results.dicts(
+        averages = results.dicts(
             f"SELECT kernel, time_point, count(*) AS n, avg({column}) AS mean, median({column}) AS median "
             f"FROM everything WHERE {where} AND {quoted(CLASSES[name].name)} <> '' GROUP BY ALL"
         )
         used = Counter[str]()
-        for row in rows:
+        for row in averages:
             used[row["kernel"]] += row["n"]
-        order = sorted(used, key=lambda k: (-used[k], k))
-        shown = {kernel: nr for nr, kernel in enumerate(order[:MOST_SCORED_KERNELS])}
-        rows = [row for row in rows if row["kernel"] in shown]
-        rows.sort(key=lambda row: (shown[row["kernel"]], _place(row["time_point"])))
-        means[name] = {"rows": rows, "left": len(order) - len(shown)}
+        order = _frequent(used)[:MOST_SCORED_KERNELS]
+        averages = [row for row in averages if row["kernel"] in order]
+        averages.sort(key=lambda row: (order.index(row["kernel"]), _place(row["time_point"])))
+        means[name] = {"rows": averages, "left": len(used) - len(order)}
     return {"counts": counts, "by_time": by_time, "means": means}
 
 
@@ -217,22 +218,22 @@ def export(results: Results, selection: Selection) -> Iterator[str]:
     yield buffer.getvalue()
 
 
-def case_folder(folder: Path, row: dict[str, Any]) -> Path | None:
-    """The folder of a series' files, None where there is none; see `pipeline.results.series_folder`."""
+def place_of(folder: Path, row: Mapping[str, Any], name: str) -> Path:
+    """Where a file of a series would be, inside the results.
+
+    Raises:
+        InputUnreadable: The series has no folder there; see `pipeline.results.series_folder`.
+    """
     place = series_folder(folder.resolve(), row["folder"] or "")
-    try:
-        return place if place is not None and place.is_dir() else None
-    except OSError:  # a name too long
-        return None
-
-
-def picture(folder: Path, row: dict[str, Any]) -> Path | None:
-    """The preview of a series, None where there is none."""
-    place = case_folder(folder, row)
     if place is None:
-        return None
+        raise InputUnreadable("the series has no folder in the results; run it again")
+    return place / name
+
+
+def picture(folder: Path, row: Mapping[str, Any]) -> Path | None:
+    """The preview of a series, None where there is none."""
     try:
-        return regular_inside(place / PREVIEW_NAME, folder)
+        return regular_inside(place_of(folder, row, PREVIEW_NAME), folder)
     except InputUnreadable:
         return None
 
@@ -245,15 +246,11 @@ def case(results: Results, folder: Path, row: dict[str, Any]) -> dict[str, Any]:
         ``steps``, see `_of_steps`; ``meanings`` of its codes; ``preview``: whether there is a picture;
         ``others``: the other series of the patient.
     """
-    place = case_folder(folder, row)
-    details = None
-    if place is not None:
-        try:
-            details = read_details(place, folder)
-        except InputUnreadable:
-            details = None
-        else:
-            details.pop("row", None)
+    try:
+        details = read_details(place_of(folder, row, DETAILS_NAME), folder)
+        details.pop("row", None)
+    except InputUnreadable:
+        details = None
     codes = [*row["warnings"].split(";"), row["code"]]
     found = "".join(f", {quoted(column.name)}" for column in results.results)
     others = results.dicts(

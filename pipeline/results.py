@@ -44,12 +44,12 @@ _ABOUT_SCAN = (
     ),
     Described(name="study_date", kind=str, meaning="StudyDate, YYYYMMDD"),
     Described(name="time_point", kind=str, meaning="ClinicalTrialTimePointID, such as T0"),
-    Described(name="series_description", kind=str, meaning="SeriesDescription"),
+    Described(name="series_description", kind=str, meaning="SeriesDescription", label="Series"),
     Described(name="manufacturer", kind=str, meaning="Manufacturer"),
     Described(name="model_name", kind=str, meaning="ManufacturerModelName", label="Model"),
     Described(name="kernel", kind=str, meaning="ConvolutionKernel"),
     Described(name="kvp", kind=float, meaning="KVP, kV", label="Tube voltage", unit="kV"),
-    Described(name="slice_thickness", kind=float, meaning="SliceThickness, mm", unit="mm"),
+    Described(name="slice_thickness", kind=float, meaning="SliceThickness, mm", label="Slice", unit="mm"),
     Described(name="increment", kind=float, meaning="distance of neighbouring slices, mm", unit="mm"),
     Described(name="n_slices", kind=int, meaning="slices", label="Slices"),
     Described(
@@ -71,7 +71,7 @@ _ABOUT_SCAN = (
     Described(
         name="folder", kind=str, meaning="folder of the series in this release and in the run's output"
     ),
-    Described(name="deepcac2_version", kind=str, meaning="version that made it"),
+    Described(name="deepcac2_version", kind=str, meaning="version that made it", label="deepcac2"),
     Described(
         name="weights",
         kind=str,

@@ -443,7 +443,9 @@ class Release:
                 self.broken.append((MANIFEST, f"line {number} gives no size in bytes"))
 
         try:
-            with foreign(MANIFEST), io.TextIOWrapper(io.BufferedReader(_Stream(member)), "utf-8") as file:
+            with foreign(MANIFEST), member.open() as stream, io.TextIOWrapper(stream, "utf-8") as file:
+                if member.info.file_size > _MOST_MANIFEST:
+                    raise ValueError(f"it has more than {_MOST_MANIFEST >> 20} MB")
                 rows = csv.DictReader(file)
                 if absent := [c for c in MANIFEST_COLUMNS if c not in (rows.fieldnames or ())]:
                     raise ValueError(f"it has no column {absent[0]}")
@@ -496,10 +498,7 @@ class Release:
         if (self.manifest is None or name.rpartition("/")[2] in LARGEST) and self.size(name) > most:
             raise InputUnreadable(f"{name} says that it has more than {most >> 20} MB; it was not read")
         where = self._where[name]
-        if not isinstance(where, Path):
-            yield from where.blocks()
-            return
-        with foreign(name), where.open("rb") as file:
+        with foreign(name), where.open("rb") if isinstance(where, Path) else where.open() as file:
             while data := file.read(_CHUNK):
                 yield data
 
@@ -547,32 +546,6 @@ class _Member:
     archive: zipfile.ZipFile
     info: zipfile.ZipInfo
 
-    def blocks(self) -> Iterator[bytes]:
-        """The one door for members of zip files: their content, block by block.
-
-        Raises:
-            InputUnreadable: It cannot be unpacked.
-        """
-        with foreign(self.info.filename), self.archive.open(self.info) as source:
-            while data := source.read(_CHUNK):
-                yield data
-
-
-class _Stream(io.RawIOBase):
-    """A member as a stream, for readers of text; no more than `_MOST_MANIFEST` bytes of it."""
-
-    def __init__(self, member: _Member) -> None:
-        self._blocks, self._left, self._size = member.blocks(), b"", 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        if not self._left:
-            self._left = next(self._blocks, b"")
-            self._size += len(self._left)
-            if self._size > _MOST_MANIFEST:
-                raise ValueError(f"it has more than {_MOST_MANIFEST >> 20} MB")
-        count = min(len(buffer), len(self._left))
-        buffer[:count], self._left = self._left[:count], self._left[count:]
-        return count
+    def open(self) -> IO[bytes]:
+        """The one door for members of zip files; `zipfile` never gives more than `info.file_size` says."""
+        return self.archive.open(self.info)
