@@ -47,8 +47,11 @@ SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     "autoload_known_extensions": False,
     "allow_community_extensions": False,
     "python_enable_replacements": False,
+    "enable_external_access": False,
+    "lock_configuration": True,
 }
 """Of our connections; the memory is several times what the order of 130,000 rows needs."""
+_BUILDING = {**SETTINGS, "memory_limit": "1GB", "enable_external_access": True, "lock_configuration": False}
 
 CLASSES = {
     c.name: Described(
@@ -196,8 +199,6 @@ class Results:
         except BaseException:
             self._scratch.cleanup()
             raise
-        self._connection.execute("SET enable_external_access = false")
-        self._connection.execute("SET lock_configuration = true")
         self._lock = threading.Lock()
         self.columns = {c.name: c for c in (*MEANINGS.values(), *_OURS, *self.clinical.columns)}
         self.results = [c for c in self.columns.values() if c.leads and self.different[c.name]]
@@ -346,7 +347,7 @@ def _build(
     Returns:
         What was joined, and how many different values each column has by which rows may be chosen.
     """
-    with duckdb.connect(str(database), config={**SETTINGS, "memory_limit": "1GB"}) as connection:
+    with duckdb.connect(str(database), config=_BUILDING) as connection:
         connection.execute("SET enable_progress_bar = false")  # on by default in a process without a script
         try:
             joined = _fill(connection, path, clinical, patient=patient, show_phi=show_phi)

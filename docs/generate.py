@@ -54,7 +54,8 @@ def modules_page() -> str:
     parts = [
         f"# What is registered\n\n{NOTE} `deepcac2 inspect --modules`, `--columns`, `--rules` and "
         "`--workflows` list the same, with what other packages bring "
-        "([architecture](architecture.md#a-step-says-all-of-itself)); `--gates` lists the [gates](gates.md).\n",
+        "([architecture](architecture.md#a-step-says-all-of-itself)); "
+        "`--gates` lists the [gates](gates.md).\n",
         f"## Workflows\n\n{markdown(workflows())}",
         "## Modules\n",
     ]
