@@ -123,7 +123,7 @@ def router(store: DicomStore) -> APIRouter:
         *((f"{base}/rendered", service.rendered) for base in (study, series, instance)),
         *((f"{base}/thumbnail", service.thumbnail) for base in (study, series, instance)),
     ):
-        routes.add_api_route(path, answer, methods=["GET"], response_class=Response, include_in_schema=False)
+        routes.add_api_route(path, answer)
     return routes
 
 
