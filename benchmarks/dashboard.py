@@ -110,7 +110,7 @@ FILTERS = {
     "slice thickness": "thickness=2.5",
     "contrast": "contrast=contrast",
     "warning": "warning=sharp-kernel",
-    "score range": "score_min=100&score_max=400",
+    "score range": "agatston_score_min=100&agatston_score_max=400",
     "patient": "patient=10012",
     "text": "search=b30f",
     "all of these": "time_point=T1&risk_group=3&manufacturer=SIEMENS&kernel=B30f&thickness=2.5&search=opa",

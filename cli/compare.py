@@ -21,7 +21,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "methods",
         nargs="+",
         metavar="METHOD",
-        help="workflows: default, screening, direct, cascade, or files",
+        help="workflows, by a name of 'deepcac2 inspect --workflows' or as YAML files",
     )
     parser.add_argument(
         "--data", type=Path, required=True, metavar="FOLDER", help="DICOM CT with DICOM SEG of the calcium"

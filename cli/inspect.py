@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from .screen import add_row, new_console, new_table, note, say_json
+from .registry import LISTS, LONG, cell, lines
+from .screen import add_row, new_console, new_table, note, say, say_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,7 +42,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="FILE",
         help="write a Parquet table, one row a series, for 'cohort select'",
     )
-    parser.add_argument("--gates", action="store_true", help="list all quality gates and leave")
+    lists = parser.add_mutually_exclusive_group()
+    for name, (_, what) in LISTS.items():
+        lists.add_argument(
+            f"--{name}", dest="listed", action="store_const", const=name, help=f"list all {what} and leave"
+        )
     parser.set_defaults(run=run)
 
 
@@ -54,16 +59,15 @@ def run(args: argparse.Namespace) -> int:
     console = new_console()
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
-    if args.gates:
+    if args.listed is not None:
+        listed, _ = LISTS[args.listed]
         if args.json:
-            say_json(gates_to_list())
+            say_json(listed())
         else:
-            _print_gates(console)
+            say(*lines(listed())) if args.listed == "modules" else _print_list(console, listed())
         return 0
     if args.input is None:
-        raise InputError(
-            "give the folder to look into: deepcac2 inspect IN (or --gates for the list of gates)"
-        )
+        raise InputError("give the folder to look into: deepcac2 inspect IN (or --gates or another list)")
 
     from ..dicom import discover
     from ..pipeline.gates import check_allowed
@@ -96,6 +100,9 @@ def to_dict(discovery: Discovery) -> dict[str, Any]:
     }
 
 
+_HEADER = ("modality", "series_description", "study_date", "manufacturer", "model_name", "kernel", "kvp")
+
+
 def _series_to_dict(series: Series) -> dict[str, Any]:
     from ..dicom import readable
 
@@ -109,13 +116,7 @@ def _series_to_dict(series: Series) -> dict[str, Any]:
         "verdict": "rejected" if rejection else "accepted",
         "reason": rejection.code if rejection else None,
         "findings": [{"code": f.code, "message": f.message, "fatal": f.fatal} for f in series.findings],
-        "modality": series.modality,
-        "series_description": series.series_description,
-        "study_date": series.study_date,
-        "manufacturer": series.manufacturer,
-        "model_name": series.model_name,
-        "kernel": series.kernel,
-        "kvp": series.kvp,
+        **{name: getattr(series, name) for name in _HEADER},
         "images": len(series.slices),
         "left_out": len(series.left_out),
         "rows": first.rows,
@@ -126,37 +127,12 @@ def _series_to_dict(series: Series) -> dict[str, Any]:
     }
 
 
-def gates_to_list() -> list[dict[str, Any]]:
-    """Every gate as a dictionary, see `pipeline.gates.gates`."""
-    from ..pipeline.gates import gates
-
-    return [
-        {"code": g.code, "sentence": g.sentence, "severity": _severity(g.fatal), "overridable": g.overridable}
-        for g in gates().values()
-    ]
-
-
-def gates_markdown() -> str:
-    """The table of docs/gates.md."""
-    lines = ["| code | what it means | does | `--allow` |", "| --- | --- | --- | --- |"]
-    for gate in gates_to_list():
-        allow = "yes" if gate["overridable"] else "no"
-        lines.append(f"| `{gate['code']}` | {gate['sentence']} | {gate['severity']} | {allow} |")
-    return "\n".join(lines) + "\n"
-
-
-def _severity(fatal: bool) -> str:
-    return "rejects" if fatal else "warns"
-
-
-def _print_gates(console: Console) -> None:
+def _print_list(console: Console, rows: list[dict[str, Any]]) -> None:
     table = new_table()
-    for title in ("code", "what it means", "does", "--allow"):
-        table.add_column(title, no_wrap=title != "what it means")
-    for gate in gates_to_list():
-        add_row(
-            table, (gate["code"], gate["sentence"], gate["severity"], "yes" if gate["overridable"] else "no")
-        )
+    for title in rows[0]:
+        table.add_column(title, no_wrap=title not in LONG)
+    for row in rows:
+        add_row(table, map(cell, row.values()))
     console.print(table)
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .screen import add_row, new_console, new_table, note, say_json
+from .screen import Parser, add_row, new_console, new_table, note, say_json
 
 if TYPE_CHECKING:
     from ..batch.engine import Engine, Statistics
@@ -37,9 +37,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--workflow",
         default="default",
         metavar="NAME|FILE",
-        help="default: calcium segmented and scored; screening: scans without calcium excluded; direct: the "
-        "score read off the slices; cascade: default only where screening finds something; or a YAML file. "
-        "Several, separated by commas, read each scan only once (default: %(default)s)",
+        help="one of those below, or a YAML file. Several, separated by commas, read each scan only once "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--devices",
@@ -96,7 +95,17 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     screen.add_argument(
         "--json-progress", action="store_true", help="print one JSON object per series, for other programs"
     )
+    assert isinstance(parser, Parser)
+    parser.more = _more
     parser.set_defaults(run=run, goes_on=True)
+
+
+def _more() -> str:
+    """What stands below the help: the workflows."""
+    from .registry import workflows
+
+    named = "; ".join(f"{w['workflow']}: {w['description']}" for w in workflows())
+    return f"Workflows: {named}. What their modules take and find: deepcac2 inspect --modules"
 
 
 def count(text: str) -> int:
@@ -194,7 +203,9 @@ def add_choices(parser: argparse._ActionsContainer) -> None:
         metavar="NAME|PATH",
         help="other weights for one of the networks (the set says which); repeatable",
     )
-    parser.add_argument("--rule", metavar="NAME", help="scoring rule (default: the workflow's)")
+    parser.add_argument(
+        "--rule", metavar="NAME", help="one of 'deepcac2 inspect --rules' (default: the workflow's)"
+    )
     add_allow(parser)
 
 
@@ -222,10 +233,18 @@ def chosen_workflow(args: argparse.Namespace, workflow: Workflow) -> Workflow:
     if args.rule is not None and args.rule not in RULES:
         raise WorkflowError(f"--rule {args.rule}: no such rule.{nearest(args.rule, RULES)}")
     for name in args.weights:
-        module = next(m for m, role in roles().items() if role == resolve(name).role)
-        if workflow.options(module) is None:
-            raise WorkflowError(f"--weights {name}: the workflow {workflow.name!r} has no {module}")
-        workflow = workflow.with_options(module, weights=name)
+        role = resolve(name).role
+        modules = [module for module, its in roles().items() if its == role]
+        if not modules:
+            hint = nearest(role, roles().values())
+            raise WorkflowError(f"--weights {name}: no module takes weights of the role {role!r}.{hint}")
+        used = [module for module in modules if workflow.options(module) is not None]
+        if not used:
+            raise WorkflowError(
+                f"--weights {name}: the workflow {workflow.name!r} has no {' or '.join(modules)}"
+            )
+        for module in used:
+            workflow = workflow.with_options(module, weights=name)
     if args.rule is not None:
         if workflow.options("AGSCalculator") is None:
             raise WorkflowError(f"--rule {args.rule}: the workflow {workflow.name!r} has no AGSCalculator")
@@ -298,7 +317,7 @@ class _Watcher:
             self._bar.update(self._task, completed=event.done, description=words)
         elif event.row is not None and event.total <= _LINE_EACH:
             self.say(
-                f"{event.done}/{event.total} {_in_words(event.row)}{' (was there)' if event.skipped else ''}"
+                f"{event.done}/{event.total} {in_words(event.row)}{' (was there)' if event.skipped else ''}"
             )
         elif time.monotonic() - self._last_line >= 60:
             self._last_line = time.monotonic()
@@ -331,6 +350,7 @@ def _time(seconds: float) -> str:
 def _as_json(event: Progress) -> dict[str, Any]:
     """What ``--json-progress`` prints of an event."""
     from ..batch.worker import peak_memory
+    from ..pipeline.step import columns
 
     row = event.row
     stage, share = event.statistics.bottleneck()
@@ -353,32 +373,30 @@ def _as_json(event: Progress) -> dict[str, Any]:
             "series_uid": row.series_uid,
             "status": row.status,
             "code": row.code,
-            "agatston_score": row.agatston_score,
-            "risk_group": row.risk_group,
             "caution": row.caution,
-            "screening_positive": row.screening_positive,
-            "direct_score": row.direct_score,
+            **{column.name: getattr(row, column.name) for column in columns() if column.leads},
             "skipped": event.skipped,
         },
     }
 
 
-def _in_words(row: ResultRow) -> str:
+def in_words(row: ResultRow) -> str:
+    """One line on a series."""
     if row.status == "scored":
-        return f"{row.series_uid}: {', '.join(_results(row))}"
+        return f"{row.series_uid}: {', '.join(f'{name} {words}' for name, words in results(row).items())}"
     return f"{row.series_uid}: {row.status}, {row.code}"
 
 
-def _results(row: ResultRow) -> list[str]:
-    """What each method says of a series."""
-    said = []
-    if row.agatston_score is not None:
-        said.append(f"score {row.agatston_score:.1f}{_mark(row)}, risk group {row.risk_group}")
-    if row.screening_positive is not None:
-        said.append(("calcium possible" if row.screening_positive else "no calcium found") + _mark(row))
-    if row.direct_score is not None:
-        said.append(f"direct score {row.direct_score:.1f}{_mark(row)}, group {row.direct_group} of 0 to 4")
-    return said
+def results(row: ResultRow) -> dict[str, str]:
+    """What the steps were run for and found, by its heading, in words; marked where it needs a caution."""
+    from ..pipeline.cautions import MARK
+    from ..pipeline.step import columns
+
+    found = {}
+    for column in columns():
+        if column.leads and (words := column.words(getattr(row, column.name))):
+            found[column.title] = f"{words} {MARK}" if column.result and row.caution else words
+    return found
 
 
 _SHOWN = 40
@@ -393,12 +411,14 @@ def _report(summary: RunSummary, log_path: Path, *, quiet: bool) -> None:
     console = new_console(soft_wrap=True)
     shown = summary.first(_SHOWN) if summary.table else ()
     if shown and not quiet:
-        table = new_table()
-        used = [c for c in _COLUMNS if c in _ALWAYS or any(_COLUMNS[c](row) for row in shown)]
-        for name in used:
-            table.add_column(name, no_wrap=True, justify="right" if name in _NUMBERS else "left")
+        names = dict.fromkeys(name for row in shown for name in results(row))
+        table = new_table("patient", "series", "status", *names, "s")
+        for column in table.columns:
+            column.no_wrap = True
         for row in shown:
-            add_row(table, (_COLUMNS[name](row) for name in used))
+            found, seconds = results(row), "" if row.seconds is None else f"{row.seconds:.1f}"
+            cells = (found.get(name, "") for name in names)
+            add_row(table, (row.patient_id, _short(row), row.status, *cells, seconds))
         console.print(table)
         for row in shown:
             if row.caution:
@@ -433,39 +453,8 @@ def _warnings(row: ResultRow) -> str:
     return row.warnings + (f" (unlike the training scans: {unlike})" if unlike else "")
 
 
-def _mark(row: ResultRow) -> str:
-    """Beside a result that needs a caution."""
-    from ..pipeline.cautions import MARK
-
-    return f" {MARK}" if row.caution else ""
-
-
 def _short(row: ResultRow) -> str:
     return f"…{row.series_uid[-12:]}" if row.series_uid else "(file)"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
-
-
-def _marked(row: ResultRow, text: str) -> str:
-    return text and text + _mark(row)
-
-
-_COLUMNS: dict[str, Callable[[ResultRow], str]] = {
-    "patient": lambda row: row.patient_id,
-    "series": lambda row: _short(row),
-    "status": lambda row: row.status,
-    "calcium": lambda row: _marked(row, {None: "", True: "possible", False: "none"}[row.screening_positive]),
-    "score": lambda row: _marked(row, _number(row.agatston_score, 1)),
-    "risk group": lambda row: "" if row.risk_group is None else f"{row.risk_group} {row.risk_group_name}",
-    "direct": lambda row: _marked(row, _number(row.direct_score, 1)),
-    "heart mL": lambda row: _number(row.heart_volume_ml, 0),
-    "s": lambda row: _number(row.seconds, 1),
-}
-"""Columns of the table on the screen; those of methods that were not run are left out."""
-_ALWAYS = ("patient", "series", "status", "s")
-_NUMBERS = ("score", "direct", "heart mL", "s")
 
 
 @contextmanager

@@ -38,7 +38,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--rule",
         default="agatston",
         metavar="NAME",
-        help="agatston, classic, deepcac-v1, ai-cac, van-velzen, or all (default: %(default)s)",
+        help="one of 'deepcac2 inspect --rules', or all (default: %(default)s)",
     )
     parser.add_argument("--series", metavar="UID", help="series to take where CT holds several")
     parser.add_argument("--label", type=int, metavar="N", help="value of calcium in a label map")

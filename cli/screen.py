@@ -113,7 +113,19 @@ def guard_log() -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors, which repeat what was typed or what a pattern matched, are `printable`."""
+    """A parser whose errors, which repeat what was typed or what a pattern matched, are `printable`.
+
+    Attributes:
+        more: Makes what stands below its help, and is asked only when that is shown.
+    """
+
+    more: Callable[[], str] | None = None
+
+    def format_help(self) -> str:
+        """The help."""
+        if self.more is not None:
+            self.epilog = self.more()
+        return super().format_help()
 
     def error(self, message: str) -> NoReturn:
         super().error(_plain(message))

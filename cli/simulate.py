@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import InputError
@@ -25,17 +26,23 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "output", metavar="OUT", type=Path, help="folder to write to: new, empty, or to go on with"
     )
-    parser.add_argument("--patients", metavar="N", type=_positive, default=1, help="how many (default: 1)")
     parser.add_argument(
-        "--seed", metavar="S", type=_seed, default=1, help="number of the first patient (default: 1)"
+        "--patients", metavar="N", type=_whole(1, 1_000_000), default=1, help="how many (default: 1)"
     )
     parser.add_argument(
-        "--slices", metavar="N", type=_slices, help="slices per CT (default: as the protocol gives)"
+        "--seed",
+        metavar="S",
+        type=_whole(0, 10**9),
+        default=1,
+        help="number of the first patient (default: 1)",
+    )
+    parser.add_argument(
+        "--slices", metavar="N", type=_whole(8, 2000), help="slices per CT (default: as the protocol gives)"
     )
     parser.add_argument(
         "--size",
         metavar="N",
-        type=_size,
+        type=_whole(32, 2048),
         default=512,
         help="rows and columns (default: 512). Pixels are larger than 1.2 mm in all scans below 256, and in "
         "none from 417 on; 'run' rejects such a scan (coarse-pixels), as no weights know it",
@@ -96,27 +103,12 @@ def _trial(args: argparse.Namespace) -> int:
     return 0
 
 
-def _whole(text: str, low: int, high: int) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = low - 1
-    if not low <= value <= high:
-        raise argparse.ArgumentTypeError(f"must be a whole number from {low} to {high}, not {text!r}")
-    return value
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    """A whole number within limits, for argparse."""
 
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"must be a whole number from {low} to {high}, not {text!r}")
+        return int(text)
 
-def _positive(text: str) -> int:
-    return _whole(text, 1, 1_000_000)
-
-
-def _seed(text: str) -> int:
-    return _whole(text, 0, 10**9)
-
-
-def _slices(text: str) -> int:
-    return _whole(text, 8, 2000)
-
-
-def _size(text: str) -> int:
-    return _whole(text, 32, 2048)
+    return parse

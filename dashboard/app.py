@@ -5,6 +5,7 @@ from __future__ import annotations
 import mimetypes
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -16,13 +17,14 @@ from starlette.responses import FileResponse, StreamingResponse
 
 from .. import __version__
 from ..errors import DeepCACError, InputError, InputUnreadable
+from ..pipeline.step import Described
 from . import dicomweb, slices, viewer, views
 from .fetch import VEGA, VENDOR
 from .files import read_json
 from .security import SQL_PATH, Access, Guard
 from .sql import LENGTH, run_query
 from .store import DicomStore
-from .table import Results, Selection, parse_selection
+from .table import CLASSES, TYPES, Results, Selection, parse_selection
 
 WEB = Path(__file__).with_name("web")
 PAGES = ("/", "/not-scored", "/sql", "/case/{series_uid}")
@@ -65,7 +67,7 @@ def create_app(
     app.add_middleware(Guard, access=access or Access())
 
     try:
-        store = DicomStore(folder, ct, show_phi)
+        store = DicomStore(results, ct, show_phi)
     except DeepCACError:
         results.close()
         raise
@@ -195,11 +197,6 @@ def _about(results: Results, folder: Path, *, charts: bool, viewer: bool, slices
         "SELECT DISTINCT unnest(string_split(warnings, ';')) AS w FROM everything "
         "UNION SELECT DISTINCT code FROM everything ORDER BY 1"
     )
-    used = results.dicts(
-        "SELECT count(direct_score) > 0 AS direct_score, count(direct_group) > 0 AS direct_group, "
-        "count(screening_positive) > 0 AS screening_positive, count(agatston_score) > 0 AS agatston_score "
-        "FROM everything"
-    )[0]
     clinical = results.clinical
     return {
         "version": __version__,
@@ -207,18 +204,34 @@ def _about(results: Results, folder: Path, *, charts: bool, viewer: bool, slices
         "made_with": run.get("made_with") if isinstance(run, dict) else None,
         "statuses": statuses,
         "time_point_from": dict(results.all("SELECT time_point_from, count(*) FROM everything GROUP BY 1")),
-        "filters": [{"name": f.name, "label": f.label, "kind": f.kind} for f in results.filters.values()],
-        "columns": [{"name": name, "type": kind} for name, kind, *_ in results.all("DESCRIBE results")],
-        "used": used,
+        "filters": [asdict(one) for one in results.filters.values()],
+        "columns": [_described(column) for column in results.columns.values()],
+        "results": [column.name for column in results.results],
+        "usual": views.usual(results),
         "clinical": {
-            "columns": clinical.columns,
+            "columns": [column.name for column in clinical.columns],
             "left_out": clinical.left_out,
             "rows": clinical.rows,
             "matched": clinical.matched,
         },
         "meanings": {code: views.meaning(code) for (code,) in warnings if code and views.meaning(code)},
-        "risk_names": {str(group): name for group, name in views.RISK_NAMES.items()},
         "charts": charts,
         "viewer": viewer,
         "slices": slices,
+    }
+
+
+def _described(column: Described) -> dict[str, Any]:
+    """A column for the page; whether it has a histogram is told by `classes`, the name of its class's."""
+    classes = CLASSES[column.name].name if column.name in CLASSES else ""
+    return {
+        "name": column.name,
+        "label": column.title,
+        "unit": column.unit,
+        "meaning": column.meaning,
+        "kind": column.kind.__name__,
+        "type": TYPES[column.kind],
+        "result": column.leads,
+        "groups": column.groups,
+        "classes": classes,
     }

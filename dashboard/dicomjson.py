@@ -57,13 +57,13 @@ PIXEL_DATA = 0x7FE00010
 def hide(ds: Dataset) -> None:
     """Empty or remove what names a person, at any depth: person names, `HIDDEN`, private elements."""
     for tag in list(ds.keys()):
-        if _is_private(tag):
+        if tag.is_private:
             del ds[tag]
             continue
-        raw = ds.get_item(tag)
-        if tag in HIDDEN or _vr(tag, raw) == "PN":
-            ds[tag] = DataElement(tag, ds[tag].VR, None)
-        elif _vr(tag, raw) == "SQ":
+        vr = _vr(tag, ds.get_item(tag))
+        if tag in HIDDEN or vr == "PN":
+            ds[tag] = DataElement(tag, vr, None)
+        elif vr == "SQ":
             for item in ds[tag].value or ():
                 hide(item)
 
@@ -72,7 +72,7 @@ def to_json(ds: Dataset, *, show_phi: bool, bulk_uri: str = "", tags: Iterable[i
     """A data set as one DICOM JSON object.
 
     Args:
-        ds: Read without its pixels.
+        ds: Read without its pixels; changed where names are hidden.
         show_phi: False: what names a person is left empty or out, see `hide`.
         bulk_uri: Address below which longer binary values are, by tag; "": they are left out.
         tags: Only these elements, where they are there; by default all.
@@ -80,26 +80,23 @@ def to_json(ds: Dataset, *, show_phi: bool, bulk_uri: str = "", tags: Iterable[i
     Returns:
         UTF-8. Values that cannot be converted are left out of their element.
     """
-    chosen = None if tags is None else set(tags)
-    return _object(ds, show_phi, bulk_uri, chosen)
+    if not show_phi:
+        hide(ds)
+    return _object(ds, bulk_uri, None if tags is None else set(tags))
 
 
-def _object(ds: Dataset, show_phi: bool, bulk_uri: str, chosen: set[int] | None = None) -> bytes:
+def _object(ds: Dataset, bulk_uri: str, chosen: set[int] | None = None) -> bytes:
     parts = []
     charset = ds.original_character_set
     encodings = (charset,) if isinstance(charset, str) else tuple(charset)
     for tag in sorted(ds.keys()):
         if tag.element == 0 or (chosen is not None and tag not in chosen):
             continue
-        if not show_phi and _is_private(tag):
-            continue
         raw = ds.get_item(tag)
         vr = _vr(tag, raw)
         key = b'"%08X":' % tag
-        if not show_phi and (tag in HIDDEN or vr == "PN"):
-            parts.append(key + b'{"vr":"%s"}' % vr.encode())
-        elif vr == "SQ":
-            items = [_object(item, show_phi, "") for item in ds[tag].value or ()]
+        if vr == "SQ":
+            items = [_object(item, "") for item in ds[tag].value or ()]
             value = b',"Value":[%s]' % b",".join(items) if items else b""
             parts.append(key + b'{"vr":"SQ"%s}' % value)
         elif vr in _BULK and _length(raw) > INLINE_BYTES:
@@ -138,10 +135,6 @@ def _of_element(found: DataElement) -> bytes:
         return orjson.dumps(found.to_json_dict(None, INLINE_BYTES))
     except MALFORMED:
         return b'{"vr":"%s"}' % found.VR.encode()
-
-
-def _is_private(tag: BaseTag) -> bool:
-    return tag.is_private
 
 
 def _vr(tag: BaseTag, raw: DataElement | RawDataElement) -> str:

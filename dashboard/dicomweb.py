@@ -14,9 +14,9 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from itertools import chain
+from itertools import chain, islice
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 import pydicom
@@ -36,6 +36,7 @@ from .media import MediaRange
 from .pixels import GONE, FileFrames, as_seen, bytes_of, opened
 from .security import Refused, foreign
 from .store import DicomStore, Row, StoredSeries
+from .table import literal, literals
 
 DICOM_JSON = "application/dicom+json"
 _LIMIT = 1000
@@ -61,6 +62,7 @@ _SECONDS = 20.0
 _BASE = "urn:deepcac2:base"
 """Stands for the address of the instances of a series in metadata that is kept."""
 
+T = TypeVar("T")
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
@@ -121,7 +123,7 @@ def router(store: DicomStore) -> APIRouter:
         *((f"{base}/rendered", service.rendered) for base in (study, series, instance)),
         *((f"{base}/thumbnail", service.thumbnail) for base in (study, series, instance)),
     ):
-        routes.add_api_route(path, answer, methods=["GET"], response_class=Response, include_in_schema=False)
+        routes.add_api_route(path, answer)
     return routes
 
 
@@ -139,10 +141,9 @@ class _Service:
         """Studies that match."""
         _accept_json(request)
         query = _Query(request)
-        found = []
-        for rows in self._store.studies(query.where(), query.limit + 1, query.offset):
-            found.append(self._study_json(rows, whole=bool(query.uids("StudyInstanceUID"))))
-        return _matches(found, query.limit)
+        found = self._store.studies(query.where(), query.limit + 1, query.offset)
+        whole = bool(query.uids("StudyInstanceUID"))
+        return _matches([self._study_json(rows, whole=whole) for rows in found], query.limit)
 
     def _study_json(self, rows: Sequence[Row], *, whole: bool) -> bytes:
         """A study. Counts come from the table; of a study asked for by UID, from what can be served."""
@@ -182,16 +183,7 @@ class _Service:
         """Series that match, of one study or of all."""
         _accept_json(request)
         query = _Query(request)
-        found: list[bytes] = []
-        skipped = 0
-        for one in self._matching(query):
-            if skipped < query.offset:
-                skipped += 1
-                continue
-            found.append(self._series_json(one))
-            if len(found) > query.limit:
-                break
-        return _matches(found, query.limit)
+        return _page(self._matching(query), self._series_json, query)
 
     def _matching(self, query: _Query) -> Iterator[StoredSeries]:
         """The series that a search for series or instances is about."""
@@ -227,19 +219,13 @@ class _Service:
         _accept_json(request)
         query = _Query(request)
         wanted = query.uids("SOPInstanceUID")
-        found: list[bytes] = []
-        skipped = 0
-        for one in self._matching(query):
-            for uid, ref in one.instances.items():
-                if wanted and uid not in wanted:
-                    continue
-                if skipped < query.offset:
-                    skipped += 1
-                    continue
-                found.append(_header(ref, self._store.show_phi, tags=_INSTANCE_TAGS))
-                if len(found) > query.limit:
-                    return _matches(found, query.limit)
-        return _matches(found, query.limit)
+        refs = (
+            ref
+            for one in self._matching(query)
+            for uid, ref in one.instances.items()
+            if not wanted or uid in wanted
+        )
+        return _page(refs, lambda ref: _header(ref, self._store.show_phi, tags=_INSTANCE_TAGS), query)
 
     # WADO-RS
 
@@ -461,7 +447,7 @@ class _Query:
         self.limit = min(_LIMIT, self._count("limit", _LIMIT))
         self.offset = self._count("offset", 0)
         self.study = bool(self.uids("StudyInstanceUID"))
-        self._required: list[tuple[str, list[str]]] = []
+        self._required = ["true"]
 
     def _count(self, name: str, default: int) -> int:
         values = self._values.get(name)
@@ -485,29 +471,29 @@ class _Query:
 
     def require(self, column: str, values: list[str]) -> None:
         """Add a condition: a column of the table has one of these values."""
-        self._required.append((f"{column} IN ({', '.join('?' * len(values))})", values))
+        self._required.append(f"{column} IN ({literals(values)})")
 
-    def where(self) -> list[tuple[str, list[str]]]:
-        """The conditions on rows of the table, see `DicomStore.studies`."""
+    def where(self) -> str:
+        """The condition on rows of the table, see `DicomStore.studies`."""
         conditions = list(self._required)
         if uids := self.uids("StudyInstanceUID"):
-            conditions.append((f"study_uid IN ({', '.join('?' * len(uids))})", uids))
+            conditions.append(f"study_uid IN ({literals(uids)})")
         if patients := [v for v in self.values("PatientID") if v != "*"]:
             if any(v.count("*") > _STARS for v in patients):
                 raise Refused(400, f"a PatientID has at most {_STARS} stars")
             # DICOM's * and ? are GLOB's; [ is not special in DICOM
-            pattern = " OR ".join(["patient_id GLOB ?"] * len(patients))
-            conditions.append((pattern, [v.replace("[", "[[]") for v in patients]))
+            patterns = (f"patient_id GLOB {literal(v.replace('[', '[[]'))}" for v in patients)
+            conditions.append(f"({' OR '.join(patterns)})")
         if dates := self.values("StudyDate"):
             if not re.fullmatch(r"\d{8}|\d{8}-(\d{8})?|-\d{8}", dates[0]):
                 raise Refused(400, "StudyDate is YYYYMMDD or a range YYYYMMDD-YYYYMMDD")
             first, dash, last = dates[0].partition("-")
             last = last or ("99991231" if dash else first)
-            conditions.append(("study_date BETWEEN ? AND ?", [first or "00000000", last]))
+            conditions.append(f"study_date BETWEEN {literal(first or '00000000')} AND {literal(last)}")
         modalities = self.values("ModalitiesInStudy")
         if modalities and "CT" not in modalities:
-            conditions.append(("status = ?", ["scored"] if "SEG" in modalities else [""]))
-        return conditions
+            conditions.append("status = 'scored'" if "SEG" in modalities else "false")
+        return " AND ".join(conditions)
 
 
 def _ranges(request: Request) -> list[MediaRange]:
@@ -606,6 +592,12 @@ def _header(ref: SliceRef, show_phi: bool, uri: str = "", tags: Sequence[int] | 
         pixels = bulk_element("OW", f"{uri}/bulkdata/{PIXEL_DATA:08X}")
         content = content[:-1] + b',"%08X":' % PIXEL_DATA + pixels + b"}"
     return content
+
+
+def _page(found: Iterator[T], to_json: Callable[[T], bytes], query: _Query) -> Response:
+    """The part of what a search found that is asked for."""
+    part = islice(found, query.offset, query.offset + query.limit + 1)
+    return _matches(list(map(to_json, part)), query.limit)
 
 
 def _matches(found: list[bytes], limit: int) -> Response:

@@ -49,17 +49,17 @@ def read_json(path: Path, root: Path) -> Any:
     return content
 
 
-def read_details(folder: Path, root: Path) -> dict[str, Any]:
+def read_details(path: Path, root: Path) -> dict[str, Any]:
     """The details JSON of a series, of which what is used has the form that it should have.
 
     Args:
-        folder: Of the series.
+        path: The file.
         root: The results folder.
 
     Raises:
         InputUnreadable: See `read_json`, or it is of another form.
     """
-    content = read_json(folder / DETAILS_NAME, root)
+    content = read_json(path, root)
     if not isinstance(content, dict) or not _has_form(content, _DETAILS):
         raise InputUnreadable(f"{DETAILS_NAME} in {root} is not of the form that a run writes; run again")
     return content

@@ -111,16 +111,13 @@ class FileFrames:
         """Transfer syntax of `stored`; frames of any file that is not compressed are the same in all."""
         self.media_type = media.OCTETS if self._native else _MEDIA_TYPES.get(str(stored), media.OCTETS)
 
+    @foreign(*NO_FRAME)
     def stored(self, index: int) -> bytes:
         """A frame as it is stored, in little endian; bits of a binary mask begin at the first.
 
         Raises:
             Refused: 406: the file is cut short, or is none that holds this frame.
         """
-        with foreign(*NO_FRAME):
-            return self._stored(index)
-
-    def _stored(self, index: int) -> bytes:
         ds = self._ds
         if not self._native:
             offsets = ds.get("ExtendedOffsetTable"), ds.get("ExtendedOffsetTableLengths")
@@ -183,7 +180,7 @@ class FileFrames:
         """
         with foreign(*NO_FRAME), quiet_pydicom():
             _check_size(self._ds)
-            stored = self._stored(index)
+            stored = self.stored(index)
             one = Dataset()
             for keyword in _IMAGE_TAGS:
                 if keyword in self._ds:

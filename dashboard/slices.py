@@ -37,16 +37,8 @@ def router(store: DicomStore) -> APIRouter:
     cases = _Cases(store)
     routes = APIRouter(route_class=TextErrorRoute)
     path = "/api/cases/{series_uid}/slices"
-    routes.add_api_route(
-        path, cases.overview, methods=["GET"], response_class=Response, include_in_schema=False
-    )
-    routes.add_api_route(
-        path + "/{index}.png",
-        cases.picture,
-        methods=["GET"],
-        response_class=Response,
-        include_in_schema=False,
-    )
+    routes.add_api_route(path, cases.overview)
+    routes.add_api_route(path + "/{index}.png", cases.picture)
     return routes
 
 
@@ -59,12 +51,9 @@ class _Cases:
         self._counted_of = lru_cache(maxsize=_KEPT)(self._count_again)
         self._one_by_one = Lock()  # a whole CT is in memory, so once at a time
 
+    @foreign(*_NO_SLICES)
     def overview(self, request: Request) -> Response:
         """How many slices there are, those with counted calcium, and the best to begin with."""
-        with foreign(*_NO_SLICES):
-            return self._overview(request)
-
-    def _overview(self, request: Request) -> Response:
         row, ct = self._case(request)
         details = self._store.details(row)
         slices, counted = slices_of(ct, details), _counted(details)
@@ -77,12 +66,9 @@ class _Cases:
             {"count": len(slices), "counted": sorted(z for z in counted if z < len(slices)), "first": first}
         )
 
+    @foreign(*_NO_SLICES)
     def picture(self, request: Request) -> Response:
         """One slice, seen from the feet, the front up; with ``overlay=1`` the heart's outline and calcium."""
-        with foreign(*_NO_SLICES):
-            return self._picture(request)
-
-    def _picture(self, request: Request) -> Response:
         row, ct = self._case(request)
         slices = slices_of(ct, self._store.details(row))
         asked = request.path_params["index"]

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from ..errors import InputError
+from .table import SETTINGS
 
 SECONDS = 5.0
 """A query that takes longer is ended."""
@@ -50,6 +51,7 @@ def run_query(database: Path, sql: str) -> dict[str, Any]:
     try:
         request = {
             "database": str(database),
+            "settings": SETTINGS,
             "sql": sql,
             "rows": ROWS,
             "seconds": SECONDS,

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sqlite3
-import tempfile
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,18 +13,18 @@ from ..dicom.headers import quiet_pydicom, text, whole
 from ..dicom.locate import SeriesLocator
 from ..dicom.seg.codes import SEGMENTATION_SOP_CLASSES
 from ..dicom.series import SliceRef
-from ..errors import InputError, InputUnreadable
+from ..errors import InputUnreadable
+from ..pipeline.places import DETAILS_NAME
 from ..pipeline.results import series_folder
 from ..system.inside import regular_inside
 from .files import read_details
 from .pixels import GONE
 from .security import Refused, foreign
-from .table import literal, no_space, table_of, typed
+from .table import MOST_ROWS, Results, literal, literals
 
-_COLUMNS = "series_uid, study_uid, patient_id, study_date, status, n_slices, folder"
 _AT_ONCE = 5000
 _KEPT = 64
-"""Headers of SEG and SR kept in memory, a few kilobytes each."""
+"""Studies, and headers of SEG and SR, kept in memory, a few kilobytes each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,132 +65,72 @@ class StoredSeries:
 class DicomStore:
     """Finds DICOM by UID. Nothing that a request says becomes part of a path: UIDs are looked up.
 
-    The table is kept in a private temporary database and headers are read when they are asked for, so memory
-    does not grow with the number of series.
+    Headers are read when they are asked for, so memory does not grow with the number of series.
     """
 
-    def __init__(self, results: Path, ct: Path | None, show_phi: bool = False) -> None:
-        """Read the table.
+    def __init__(self, table: Results, ct: Path | None, show_phi: bool = False) -> None:
+        """Look for the CT.
 
         Args:
-            results: Output folder of a run.
+            table: Of a run.
             ct: Folder with the CT that it was run on; None: only what the run made is served.
             show_phi: Whether names, birth dates and the like are served as they are.
 
         Raises:
-            InputError: `results` holds no table.
             InputUnreadable: `ct` does not exist.
-            DiskFull: The table's copy has no space in the folder for temporary files.
         """
         self.show_phi = show_phi
-        self._results = results.resolve()
+        self._table = table
+        self._results = table.folder.resolve()
         self._locator = None if ct is None else SeriesLocator(ct)
-        self._lock = threading.Lock()
-        self._database = sqlite3.connect("", check_same_thread=False)
         self.made_from = lru_cache(maxsize=_KEPT)(self._made_from)
-        temporary = Path(tempfile.gettempdir())  # where SQLite's is, too
-        try:
-            self._fill(table_of(results))
-        except sqlite3.OperationalError as error:
-            if "full" not in str(error):  # SQLITE_FULL
-                raise
-            raise no_space(temporary) from error
-
-    def _fill(self, table: Path) -> None:
-        import duckdb
-
-        names = _COLUMNS.split(", ")
-        self._database.execute(f"CREATE TABLE series ({', '.join(names)})")
-        insert = f"INSERT INTO series VALUES ({', '.join('?' * len(names))})"
-        # part by part: DuckDB has the whole answer in memory before the first row is fetched
-        chosen = ", ".join(typed(name) for name in names)
-        part = f"SELECT {chosen} FROM read_parquet({literal(str(table))}, file_row_number = true)"
-        first = 0
-        try:
-            with duckdb.connect(config={"threads": 1}) as connection:
-                while rows := connection.execute(
-                    f"{part} WHERE file_row_number BETWEEN {first} AND {first + _AT_ONCE - 1} "
-                    "ORDER BY file_row_number"
-                ).fetchall():
-                    self._database.executemany(insert, (row for row in rows if row[0] and row[1]))
-                    first += _AT_ONCE
-        except duckdb.Error as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(
-                f"cannot read {table}: {reason}; give the output folder of 'deepcac2 run'"
-            ) from error
-        self._database.execute("CREATE INDEX by_series ON series (series_uid)")
-        self._database.execute("CREATE INDEX by_study ON series (study_uid)")
+        self.study = lru_cache(maxsize=_KEPT)(self._study)
 
     # The table
 
-    def _rows(self, where: str, values: Sequence[Any], limit: int = -1, offset: int = 0) -> list[Row]:
-        with self._lock:
-            found = self._database.execute(
-                f"SELECT {_COLUMNS} FROM series WHERE {where} ORDER BY rowid LIMIT ? OFFSET ?",
-                [*values, limit, offset],
-            ).fetchall()
-        return [self._row(*row) for row in found]
-
-    def _row(
-        self,
-        series_uid: str,
-        study_uid: str,
-        patient_id: str,
-        study_date: str,
-        status: str,
-        n_slices: int,
-        folder: str,
-    ) -> Row:
-        return Row(
-            series_uid=series_uid,
-            study_uid=study_uid,
-            patient_id=patient_id,
-            study_date=study_date,
-            status=status,
-            n_slices=n_slices or 0,
-            folder=series_folder(self._results, folder or ""),
+    def _rows(self, where: str, part: str = "") -> tuple[Row, ...]:
+        found = self._table.dicts(
+            f"SELECT {', '.join(f.name for f in fields(Row))} FROM everything "
+            f"WHERE series_uid <> '' AND study_uid <> '' AND {where} ORDER BY rowid {part}"
         )
+        for row in found:
+            row["n_slices"] = row["n_slices"] or 0
+            row["folder"] = series_folder(self._results, row["folder"])
+        return tuple(Row(**row) for row in found)
 
     @property
     def count(self) -> int:
         """Number of series in the table."""
-        with self._lock:
-            found: int = self._database.execute("SELECT count(*) FROM series").fetchone()[0]
-        return found
+        return int(self._table.all("SELECT count(*) FROM everything WHERE series_uid <> ''")[0][0])
 
     def row(self, series_uid: str) -> Row | None:
         """The row of a series of the run."""
-        return next(iter(self._rows("series_uid = ?", [series_uid], 1)), None)
+        return next(iter(self._rows(f"series_uid = {literal(series_uid)}", "LIMIT 1")), None)
 
-    def study(self, study_uid: str) -> list[Row]:
+    def _study(self, study_uid: str) -> tuple[Row, ...]:
         """The rows of a study."""
-        return self._rows("study_uid = ?", [study_uid])
+        return self._rows(f"study_uid = {literal(study_uid)}")
 
-    def studies(
-        self, where: Sequence[tuple[str, Sequence[str]]] = (), limit: int = -1, offset: int = 0
-    ) -> list[list[Row]]:
+    def studies(self, where: str = "true", limit: int = MOST_ROWS, offset: int = 0) -> list[list[Row]]:
         """The rows of the studies that match, study by study.
 
         Args:
-            where: Conditions on a row, each with its values, such as ``("patient_id = ?", ["P1"])``. They
-                come from the code, values from requests.
+            where: Condition on a row, in SQL; what a request says stands in it as `table.literal`.
             limit, offset: Of studies.
         """
-        condition = " AND ".join(f"({text})" for text, _ in where) or "1"
-        values = [value for _, some in where for value in some]
-        with self._lock:
-            uids = self._database.execute(
-                f"SELECT study_uid FROM series WHERE {condition} GROUP BY study_uid ORDER BY min(rowid) "
-                "LIMIT ? OFFSET ?",
-                [*values, limit, offset],
-            ).fetchall()
-        return [self.study(uid) for (uid,) in uids]
+        uids = self._table.all(
+            f"SELECT study_uid FROM everything WHERE series_uid <> '' AND study_uid <> '' AND {where} "
+            f"GROUP BY study_uid ORDER BY min(rowid) LIMIT {limit} OFFSET {offset}"
+        )
+        found: dict[str, list[Row]] = {uid: [] for (uid,) in uids}
+        for row in self._rows(f"study_uid IN ({literals(found)})"):
+            found[row.study_uid].append(row)
+        return list(found.values())
 
     def rows(self) -> Iterator[Row]:
         """All rows in order, some thousand at a time."""
         offset = 0
-        while found := self._rows("1", [], _AT_ONCE, offset):
+        while found := self._rows("true", f"LIMIT {_AT_ONCE} OFFSET {offset}"):
             yield from found
             offset += len(found)
 
@@ -209,7 +146,7 @@ class DicomStore:
         if row.folder is None:
             return {}
         try:
-            return read_details(row.folder, self._results)
+            return read_details(row.folder / DETAILS_NAME, self._results)
         except InputUnreadable:
             return {}
 

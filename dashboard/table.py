@@ -7,9 +7,9 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import isfinite
 from multiprocessing import get_context
@@ -21,14 +21,14 @@ import duckdb
 
 from ..errors import DiskFull, InputError, InputUnreadable
 from ..pipeline.places import PARQUET
-from ..pipeline.results import ResultRow
+from ..pipeline.results import MEANINGS
+from ..pipeline.step import Described
 from ..system.inside import regular_inside
 from ..system.nearest import nearest
 
 DATABASE = "results.duckdb"
-_TYPES = {"str": "VARCHAR", "int": "BIGINT", "float": "DOUBLE", "bool": "BOOLEAN"}
-RESULT_COLUMNS = {f.name: _TYPES[str(f.type).split(" ")[0]] for f in fields(ResultRow)}
-"""The columns of `ResultRow` with their types in DuckDB."""
+TYPES: dict[type, str] = {str: "VARCHAR", int: "BIGINT", float: "DOUBLE", bool: "BOOLEAN"}
+"""Of a column in DuckDB."""
 
 _NEEDED = ("patient_id", "study_uid", "series_uid", "status")
 _KEYS = ("series_uid", "study_uid")
@@ -47,27 +47,48 @@ SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     "autoload_known_extensions": False,
     "allow_community_extensions": False,
     "python_enable_replacements": False,
+    "enable_external_access": False,
+    "lock_configuration": True,
 }
 """Of our connections; the memory is several times what the order of 130,000 rows needs."""
+_BUILDING = {**SETTINGS, "memory_limit": "1GB", "enable_external_access": True, "lock_configuration": False}
 
-_OURS = ("time_point_from", "contrast", "thickness", "score_class", "search_text")
-"""Columns that we add: where the time point comes from, whether a gate noted contrast agent, the thickness to
-two digits, the class of the histogram, and what is searched."""
+CLASSES = {
+    c.name: Described(
+        name=f"{c.name}_class",
+        kind=str,
+        meaning=f"class of {c.name} in its histogram",
+        label=f"{c.title} class",
+    )
+    for c in MEANINGS.values()
+    if c.limits
+}
+"""By the column that has a histogram, the one that we add for it."""
+_OURS = (
+    Described(
+        name="time_point_from",
+        kind=str,
+        meaning="where the time point comes from: header, clinical (table), or order (of the studies)",
+    ),
+    Described(
+        name="contrast", kind=str, meaning="whether a gate noted contrast agent", label="Contrast agent"
+    ),
+    Described(name="thickness", kind=float, meaning="SliceThickness to two digits", unit="mm"),
+    *CLASSES.values(),
+)
+"""What we add to the run's columns."""
 _CONTRAST = "'contrast', 'contrast-measured'"
 """The gates that note contrast agent."""
 
-SCORE_CLASSES = (0, 10, 50, 100, 200, 300, 400, 1000, 2000)
-"""Upper limits of the classes of the histogram: the groups' own (0, 100, 300) and finer ones."""
-
 MOST_VALUES = 30
-"""Most different values of a clinical column that is offered as a list to choose from; chosen."""
+"""Most different values of a text that is offered as a list to choose from; chosen."""
 FEWEST_NUMBERS = 7
 """A clinical column of at least so many different numbers is filtered by a range; chosen."""
 
 _ROWS_AT_ONCE = 10_000
 _LONGEST = 10_000
 """Characters of a cell; a run writes some hundred. Chosen."""
-_MOST_ROWS = 5_000_000
+MOST_ROWS = 5_000_000
 """Rows of a table: a small file may claim any number. Chosen."""
 
 Kind = Literal["values", "list", "range"]
@@ -85,6 +106,8 @@ class Filter:
             ``range``: a number between both limits, these included.
         ordered: Values in their own order; otherwise the most frequent first.
         number: The column holds numbers.
+        meaning: Of the column.
+        more: Not among the first that a reader looks for.
     """
 
     name: str
@@ -93,14 +116,15 @@ class Filter:
     kind: Kind = "values"
     ordered: bool = False
     number: bool = False
+    meaning: str = ""
+    more: bool = False
 
 
-FILTERS = (
+_FIRST = (
     Filter(name="status", label="Status", column="status"),
     Filter(name="time_point", label="Time point", column="time_point", ordered=True),
-    Filter(name="risk_group", label="Risk group", column="risk_group", ordered=True, number=True),
-    Filter(name="score_class", label="Score", column="score_class", ordered=True),
-    Filter(name="score", label="Score range", column="agatston_score", kind="range"),
+)
+_OF_SCAN = (
     Filter(name="manufacturer", label="Manufacturer", column="manufacturer"),
     Filter(name="kernel", label="Kernel", column="kernel"),
     Filter(name="thickness", label="Slice thickness, mm", column="thickness", ordered=True, number=True),
@@ -108,6 +132,12 @@ FILTERS = (
     Filter(name="warning", label="Warning", column="warnings", kind="list"),
     Filter(name="code", label="Reason not scored", column="code"),
 )
+"""Filters that every table has; before these come the results, after them whatever else may be chosen by."""
+_NO_FILTER = {
+    "patient_id", "study_uid", "series_uid", "reason", "caution", "study_date", "series_description",
+    "slice_thickness", "folder",
+}  # fmt: skip
+"""Columns by which no filter chooses: most rows have their own value; ``thickness`` has two digits."""
 _SEARCHED = (
     "patient_id", "series_uid", "study_uid", "series_description", "kernel", "manufacturer", "model_name",
     "code", "reason", "warnings",
@@ -121,15 +151,13 @@ class Clinical:
     """What was joined from a clinical table.
 
     Attributes:
-        columns: Their names in our table, in the order of the file.
-        numbers: Those that hold numbers only.
+        columns: Those of our table, in the order of the file; a column of numbers only has these.
         left_out: Names of the columns that say who somebody is, not read.
         joined_by: Column of our table.
         rows, matched: Rows of the results table, and how many of them found their clinical row.
     """
 
-    columns: tuple[str, ...] = ()
-    numbers: frozenset[str] = frozenset()
+    columns: tuple[Described, ...] = ()
     left_out: tuple[str, ...] = ()
     joined_by: str = ""
     rows: int = 0
@@ -159,23 +187,22 @@ class Results:
         patient: str = "patient_id",
         show_phi: bool = False,
     ) -> None:
-        path = table_of(folder)
+        self.folder, path = folder, table_of(folder)
         self._scratch = tempfile.TemporaryDirectory(prefix="deepcac2-dashboard-")
         self.database = Path(self._scratch.name) / DATABASE
         try:
             # in a process of its own, which takes the memory that building needs with it
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
                 building = process.submit(_build, self.database, path, clinical, patient, show_phi)
-                self.clinical = building.result()
+                self.clinical, self.different = building.result()
             self._connection = duckdb.connect(str(self.database), read_only=True, config=SETTINGS)
         except BaseException:
             self._scratch.cleanup()
             raise
-        self._connection.execute("SET enable_external_access = false")
-        self._connection.execute("SET lock_configuration = true")
         self._lock = threading.Lock()
-        self.columns = tuple(name for name, *_ in self.all("DESCRIBE results"))
-        self.filters = {f.name: f for f in (*FILTERS, *self._clinical_filters())}
+        self.columns = {c.name: c for c in (*MEANINGS.values(), *_OURS, *self.clinical.columns)}
+        self.results = [c for c in self.columns.values() if c.leads and self.different[c.name]]
+        self.filters = {f.name: f for f in self._filters()}
         self.limits = {f.name: self._limits(f.column) for f in self.filters.values() if f.kind == "range"}
 
     def __enter__(self) -> Results:
@@ -241,15 +268,34 @@ class Results:
         ((low, high),) = self.all(f"SELECT min({quoted(column)}), max({quoted(column)}) FROM everything")
         return {"min": low, "max": high}
 
-    def _clinical_filters(self) -> Iterator[Filter]:
-        for name in self.clinical.columns:
-            column = quoted(name)
-            ((different,),) = self.all(f"SELECT count(DISTINCT {column}) FROM everything")
-            number = name in self.clinical.numbers
-            if number and different >= FEWEST_NUMBERS:
-                yield Filter(name=f"c.{name}", label=name, column=name, kind="range")
-            elif different <= MOST_VALUES:
-                yield Filter(name=f"c.{name}", label=name, column=name, ordered=True, number=number)
+    def _filters(self) -> list[Filter]:
+        """One for every column by which rows can be chosen, the results' in front."""
+        both = (self._filter(c) for one in self.results for c in (CLASSES.get(one.name), one))
+        own = [*_FIRST, *filter(None, both), *_OF_SCAN]
+        there = {f.column for f in own}
+        rest = (self._filter(c) for c in self.columns.values() if c.name not in there)
+        clinical = {c.name for c in self.clinical.columns}
+        return [*own, *(replace(f, more=f.column not in clinical) for f in rest if f is not None)]
+
+    def _filter(self, column: Described | None) -> Filter | None:
+        """A filter by a column; None where nothing is to be chosen."""
+        different = 0 if column is None else self.different.get(column.name, 0)
+        if column is None or not different:
+            return None
+        clinical = column in self.clinical.columns
+        number = column.kind in (int, float)
+        label = f"{column.title}, {column.unit}" if column.unit else column.title
+        made = Filter(
+            name=f"c.{column.name}" if clinical else column.name,
+            label=f"{label} range" if column.name in CLASSES else label,
+            column=column.name,
+            ordered=True,
+            number=number,
+            meaning=column.meaning,
+        )
+        if number and not column.groups and not (clinical and different < FEWEST_NUMBERS):
+            return replace(made, kind="range")
+        return made if column.groups or different <= MOST_VALUES else None
 
 
 def table_of(folder: Path) -> Path:
@@ -293,26 +339,36 @@ def literals(values: Iterable[str | float]) -> str:
     return ", ".join(map(literal, values)) or "NULL"
 
 
-def _build(database: Path, path: Path, clinical: Path | None, patient: str, show_phi: bool) -> Clinical:
-    """Make the file: the table ``everything`` and the view ``results`` of it, without `SEARCH_COLUMN`."""
-    with duckdb.connect(str(database), config={**SETTINGS, "memory_limit": "1GB"}) as connection:
+def _build(
+    database: Path, path: Path, clinical: Path | None, patient: str, show_phi: bool
+) -> tuple[Clinical, dict[str, int]]:
+    """Make the file: the table ``everything`` and the view ``results`` of it, without `SEARCH_COLUMN`.
+
+    Returns:
+        What was joined, and how many different values each column has by which rows may be chosen.
+    """
+    with duckdb.connect(str(database), config=_BUILDING) as connection:
         connection.execute("SET enable_progress_bar = false")  # on by default in a process without a script
         try:
-            return _fill(connection, path, clinical, patient=patient, show_phi=show_phi)
+            joined = _fill(connection, path, clinical, patient=patient, show_phi=show_phi)
+            names = (c.name for c in (*MEANINGS.values(), *_OURS, *joined.columns))
+            count = "SELECT count(DISTINCT nullif(CAST({} AS VARCHAR), '')) FROM everything"
+            different = {
+                name: connection.execute(count.format(quoted(name))).fetchall()[0][0]
+                for name in names
+                if name not in _NO_FILTER
+            }
+            return joined, different
         except duckdb.Error as error:
             reason = str(error).splitlines()[0]
             if os.strerror(errno.ENOSPC) in reason:
-                raise no_space(database.parent.parent) from error
+                raise DiskFull(
+                    f"no space left in {database.parent.parent} for a copy of the table; free some, or set "
+                    "TMPDIR to a folder with space"
+                ) from error
             raise InputUnreadable(
                 f"cannot read {path}: {reason}; give the output folder of 'deepcac2 run'"
             ) from error
-
-
-def no_space(folder: Path) -> DiskFull:
-    """The error where a copy of the table does not fit into the folder for temporary files."""
-    return DiskFull(
-        f"no space left in {folder} for a copy of the table; free some, or set TMPDIR to a folder with space"
-    )
 
 
 def _fill(
@@ -323,25 +379,22 @@ def _fill(
     missing = [name for name in _NEEDED if name not in present]
     if missing:
         raise InputError(f"{path} has no column {missing[0]!r}; give the output folder of 'deepcac2 run'")
-    chosen = ", ".join(typed(name, present=name in present) for name in RESULT_COLUMNS)
+    chosen = ", ".join(_typed(column, present=column.name in present) for column in MEANINGS.values())
     connection.execute(f"CREATE TEMP VIEW raw AS SELECT {chosen} FROM {source}")
     ((rows,),) = connection.execute("SELECT count(*) FROM raw").fetchall()
     if not rows:
         raise InputError(f"{path} holds no series; score some with 'deepcac2 run'")
-    if rows > _MOST_ROWS:
-        raise InputError(f"{path} claims {rows} series; the dashboard takes {_MOST_ROWS} at most")
+    if rows > MOST_ROWS:
+        raise InputError(f"{path} claims {rows} series; the dashboard takes {MOST_ROWS} at most")
     joined = Clinical(rows=rows)
     extra, of_clinical, join = "", "''", ""
     if clinical is not None:
         joined, time_point = _read_clinical(connection, clinical, patient=patient, show_phi=show_phi)
-        extra = "".join(f", c.{quoted(name)}" for name in joined.columns)
+        extra = "".join(f", c.{quoted(column.name)}" for column in joined.columns)
         of_clinical = f"coalesce(upper(trim(c.{quoted(time_point)})), '')" if time_point else "''"
         join = f"LEFT JOIN clinical c ON c.__key = r.{joined.joined_by} AND c.__key <> ''"
-    ours = ", ".join(f"r.{name}" for name in RESULT_COLUMNS if name != "time_point")
-    classes = " ".join(
-        f"WHEN r.agatston_score <= {high} THEN '{label}'"
-        for high, label in zip(SCORE_CLASSES, score_labels(), strict=False)
-    )
+    ours = ", ".join(f"r.{quoted(name)}" for name in MEANINGS if name != "time_point")
+    classes = "".join(f"{_class_of(column)}, " for column in MEANINGS.values() if column.name in CLASSES)
     searched = ", ".join(f"r.{name}" for name in _SEARCHED)
     connection.execute(f"""
         CREATE TABLE everything AS
@@ -358,8 +411,7 @@ def _fill(
             CASE WHEN r.code IN ({_CONTRAST}) OR list_has_any(string_split(r.warnings, ';'), [{_CONTRAST}])
                 THEN 'contrast' ELSE 'none noted' END AS contrast,
             round(r.slice_thickness, 2) AS thickness,
-            CASE WHEN r.agatston_score IS NULL OR isnan(r.agatston_score) THEN ''
-                {classes} ELSE '{score_labels()[-1]}' END AS score_class,
+            {classes}
             lower(concat_ws(chr(10), {searched})) AS {SEARCH_COLUMN}
             {extra}
         FROM raw r LEFT JOIN studies s USING (patient_id, study_uid) {join}""")
@@ -373,33 +425,46 @@ def _fill(
                 f"no {joined.joined_by} of {clinical} is in the results; "
                 "name its column of PatientIDs with --patient COLUMN"
             )
-        joined = Clinical(**{**vars(joined), "rows": rows, "matched": matched})
+        joined = replace(joined, rows=rows, matched=matched)
         connection.execute("DROP TABLE clinical")
     return joined
 
 
-def typed(name: str, *, present: bool = True) -> str:
+def _typed(column: Described, *, present: bool) -> str:
     """A column of the run's table in SQL, of the type that it should have; long texts are cut.
 
     Args:
-        name: Of `RESULT_COLUMNS`.
         present: Whether the table has it; otherwise it is empty.
     """
-    kind = RESULT_COLUMNS[name]
+    name, kind = quoted(column.name), TYPES[column.kind]
     value = f"CAST({name} AS {kind})" if present else "NULL"
-    if kind == "VARCHAR":
+    if column.kind is str:
         return f"left(coalesce({value}, ''), {_LONGEST}) AS {name}"
     return f"CAST({value} AS {kind}) AS {name}"
 
 
-def score_labels() -> list[str]:
-    """The classes of `SCORE_CLASSES` in words, and the last one above them.
+def _class_of(column: Described) -> str:
+    """The column of `CLASSES` in SQL; "" where there is no number."""
+    value, labels = f"CAST(r.{quoted(column.name)} AS DOUBLE)", class_labels(column.limits)
+    cases = " ".join(
+        f"WHEN {value} <= {high!r} THEN {literal(label)}"
+        for high, label in zip(column.limits, labels, strict=False)
+    )
+    return (
+        f"CASE WHEN {value} IS NULL OR isnan({value}) THEN '' {cases} ELSE {literal(labels[-1])} END "
+        f"AS {quoted(CLASSES[column.name].name)}"
+    )
 
-    >>> score_labels()[:3], score_labels()[-1]
-    (['0', '0–10', '10–50'], '> 2000')
+
+def class_labels(limits: Sequence[float]) -> list[str]:
+    """Classes with these upper limits in words, and the last one above them.
+
+    >>> class_labels((0, 10, 2000)), class_labels((5, 10))
+    (['0', '0–10', '10–2000', '> 2000'], ['≤ 5', '5–10', '> 10'])
     """
-    between = (f"{low}–{high}" for low, high in pairwise(SCORE_CLASSES))
-    return ["0", *between, f"> {SCORE_CLASSES[-1]}"]
+    first = "0" if limits[0] == 0 else f"≤ {limits[0]:g}"
+    between = (f"{low:g}–{high:g}" for low, high in pairwise(limits))
+    return [first, *between, f"> {limits[-1]:g}"]
 
 
 def _read_clinical(
@@ -431,7 +496,7 @@ def _read_clinical(
             f"{path}: {again} values of {key!r} stand in several rows; give one row each, "
             "or a column study_uid or series_uid"
         )
-    kept, left_out, numbers, columns = [], [], set(), []
+    kept, left_out, columns = [], [], []
     time_point = ""
     for name in names:
         if name in (key, patient, *_KEYS):
@@ -439,7 +504,7 @@ def _read_clinical(
         if _PRIVATE.search(name) and not show_phi:
             left_out.append(name)
             continue
-        taken = (*RESULT_COLUMNS, *_OURS)
+        taken = (*MEANINGS, *(c.name for c in _OURS), SEARCH_COLUMN)
         ours = f"clinical_{name}" if name.lower() in taken else name
         if name.lower() == "time_point":
             time_point = ours
@@ -450,16 +515,15 @@ def _read_clinical(
         ).fetchall()
         number = some and not wrong and ours != time_point
         kept.append(f"{f'TRY_CAST({text} AS DOUBLE)' if number else text} AS {quoted(ours)}")
-        columns.append(ours)
-        if number:
-            numbers.add(ours)
+        columns.append(
+            Described(
+                name=ours, kind=float if number else str, label=ours, meaning="column of the clinical table"
+            )
+        )
     everything = ", ".join([f"coalesce(trim({quoted(key)}), '') AS __key", *kept])
     connection.execute(f"CREATE TEMP TABLE clinical AS SELECT {everything} FROM clinical_raw")
     connection.execute("DROP TABLE clinical_raw")
-    shown = Clinical(
-        columns=tuple(columns), numbers=frozenset(numbers), left_out=tuple(left_out), joined_by=joined_by
-    )
-    return shown, time_point
+    return Clinical(columns=tuple(columns), left_out=tuple(left_out), joined_by=joined_by), time_point
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -472,6 +536,7 @@ class Selection:
         patient: Part of the PatientID.
         search: Part of any text of a row.
         sort, descending: Column and direction.
+        columns: To be shown beside those that always are; empty: the usual ones.
     """
 
     values: Mapping[str, tuple[str, ...]]
@@ -480,6 +545,7 @@ class Selection:
     search: str = ""
     sort: str = "patient_id"
     descending: bool = False
+    columns: tuple[str, ...] = ()
 
     def where(self, filters: Mapping[str, Filter], *, without: str = "") -> str:
         """The condition; `without` a filter, to count what its other values would give."""
@@ -496,7 +562,7 @@ class Selection:
                 if "" in chosen:
                     parts[-1] = f"({parts[-1]} OR {column} IS NULL)"
             else:
-                parts.append(f"coalesce({column}, '') IN ({literals(chosen)})")
+                parts.append(f"coalesce(CAST({column} AS VARCHAR), '') IN ({literals(chosen)})")
         for name, (low, high) in self.ranges.items():
             for limit, sign in ((low, ">="), (high, "<=")):
                 if limit is not None and name != without:
@@ -525,18 +591,18 @@ _TIES = "patient_id, study_date, series_uid, rowid"
 
 
 _ORDERS = {"asc": False, "desc": True}
-_OTHER = ("patient", "search", "sort", "order", "page", "size")
+_OTHER = ("patient", "search", "sort", "order", "page", "size", "columns")
 
 
 def parse_selection(
-    query: Sequence[tuple[str, str]], filters: Mapping[str, Filter], columns: Sequence[str]
+    query: Sequence[tuple[str, str]], filters: Mapping[str, Filter], columns: Collection[str]
 ) -> Selection:
     """The selection that a request's query asks for.
 
     Args:
         query: Names and values as they stand in the address; a filter may stand there several times.
         filters: Of the table, by name.
-        columns: Of the table, to sort by.
+        columns: Of the table, to sort by and to show.
 
     Raises:
         InputError: A name or a value is unknown; the nearest name is proposed.
@@ -560,8 +626,10 @@ def parse_selection(
             valid = [*_OTHER, *(f"{f}_min" if filters[f].kind == "range" else f for f in filters)]
             raise InputError(f"there is no filter {name[:40]!r}.{nearest(name, valid)}")
     sort = single.get("sort") or "patient_id"
-    if sort not in columns:
-        raise InputError(f"there is no column {sort[:40]!r} to sort by.{nearest(sort, columns)}")
+    shown = tuple(dict.fromkeys(filter(None, single.get("columns", "").split(","))))
+    for column, what in ((sort, "to sort by"), *((name, "to show") for name in shown)):
+        if column not in columns:
+            raise InputError(f"there is no column {column[:40]!r} {what}.{nearest(column, columns)}")
     order = single.get("order") or "asc"
     if order not in _ORDERS:
         raise InputError("order is asc or desc")
@@ -572,4 +640,5 @@ def parse_selection(
         search=single.get("search", ""),
         sort=sort,
         descending=_ORDERS[order],
+        columns=shown,
     )

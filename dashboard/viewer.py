@@ -64,9 +64,9 @@ def router(vendor: Path, dicomweb: str = "/dicomweb") -> APIRouter | None:
         caching = _HASHED if path.name != "app.bundle.css" else "no-cache"
         return FileResponse(path, media_type=kind, headers=_headers(caching))
 
-    routes.add_api_route("/viewer", page, methods=["GET"], include_in_schema=False)
-    routes.add_api_route("/viewer/app-config.js", app_config, methods=["GET"], include_in_schema=False)
-    routes.add_api_route("/viewer/{name:path}", file, methods=["GET"], include_in_schema=False)
+    routes.add_api_route("/viewer", page)
+    routes.add_api_route("/viewer/app-config.js", app_config)
+    routes.add_api_route("/viewer/{name:path}", file)
     return routes
 
 

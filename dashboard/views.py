@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputUnreadable
 from ..outputs.preview import PREVIEW
 from ..pipeline.gates import gates
-from ..pipeline.results import COLUMNS, no_formula, series_folder
-from ..scoring.result import RiskGroup
+from ..pipeline.places import DETAILS_NAME
+from ..pipeline.results import MEANINGS, no_formula, series_folder
+from ..pipeline.step import sections, steps
 from ..system.inside import regular_inside
 from .files import read_details
-from .table import Filter, Results, Selection, literal, literals, quoted, score_labels
+from .table import CLASSES, Filter, Results, Selection, literal, quoted
 
-SHOWN = (
-    "patient_id", "study_uid", "series_uid", "status", "code", "reason", "time_point", "time_point_from",
-    "agatston_score", "risk_group", "caution", "screening_positive", "direct_score", "direct_group",
-    "study_date", "series_description", "manufacturer", "model_name", "kernel", "slice_thickness", "n_slices",
-    "contrast", "off_domain", "warnings",
-)  # fmt: skip
-"""Columns of a page of the table; the clinical ones follow."""
+ALWAYS = ("patient_id", "series_uid", "series_description", "time_point", "status", "code", "reason",
+          "caution", "study_date", "model_name")  # fmt: skip
+"""Columns that every row of a page has, shown or not."""
 
 MOST_ROWS = 200
 """Most rows of a page."""
@@ -34,7 +32,6 @@ MOST_KERNELS = 15
 """Most kernels in the chart of their numbers."""
 MOST_SCORED_KERNELS = 10
 """Most kernels in the chart of average scores: each has a bar for every time point."""
-RISK_NAMES = {int(group): group.label for group in RiskGroup}
 
 
 def cases(results: Results, selection: Selection, *, page: int, size: int) -> dict[str, Any]:
@@ -55,9 +52,17 @@ def cases(results: Results, selection: Selection, *, page: int, size: int) -> di
     size = min(max(size, 1), MOST_ROWS)
     pages = max(1, -(-series // size))
     page = min(max(page, 1), pages)
-    columns = (*SHOWN, *results.clinical.columns)
-    rows = list(results.select(selection, columns, limit=size, offset=(page - 1) * size))
+    columns = dict.fromkeys((*ALWAYS, *(selection.columns or usual(results))))
+    rows = list(results.select(selection, [*columns], limit=size, offset=(page - 1) * size))
     return {"series": series, "patients": patients, "page": page, "pages": pages, "size": size, "rows": rows}
+
+
+def usual(results: Results) -> list[str]:
+    """The columns that a table shows unless others are chosen: who, what was found, with which scan."""
+    found = [column.name for column in results.results]
+    scan = ["kernel", "manufacturer", "slice_thickness", "warnings"]
+    clinical = [column.name for column in results.clinical.columns]
+    return ["patient_id", "series_description", "time_point", "status", *found, *scan, *clinical]
 
 
 def facets(results: Results, selection: Selection) -> dict[str, Any]:
@@ -75,14 +80,8 @@ def facets(results: Results, selection: Selection) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for one in lists:
         chosen = selection.values.get(one.name, ())
-        counted = {
-            **dict.fromkeys(chosen, 0),
-            **found[one.name],
-        }  # what was chosen stays, to be given up again
-        if one.ordered:
-            order = sorted(counted, key=lambda value, name=one.name: _place(name, value))  # type: ignore[misc]
-        else:
-            order = sorted(counted, key=lambda value: (-counted[value], value))
+        counted = dict.fromkeys(chosen, 0) | found[one.name]  # what was chosen stays, to be given up again
+        order = sorted(counted, key=_place) if one.ordered else _frequent(counted)
         shown = [value for i, value in enumerate(order) if i < MOST_VALUES or value in chosen]
         out[one.name] = {
             "values": [{"value": value, "n": counted[value]} for value in shown],
@@ -119,72 +118,67 @@ def _counts(
     return out
 
 
-def _place(name: str, value: str) -> tuple[bool, float, str]:
-    """Sort key of a value of a filter with an order of its own: numbers as numbers, the unknown last."""
-    if name == "score_class":
-        return (value == "", _CLASSES.get(value, len(_CLASSES)), value)
-    try:
-        return (value == "", float(value), "")
-    except ValueError:
-        head, _, last = value.rpartition(" ")  # "study 10" after "study 9"
-        return (value == "", float(last) if last.isdigit() else float("inf"), head or value)
+def _frequent(counts: Mapping[str, int]) -> list[str]:
+    """Values, the most frequent first."""
+    return sorted(counts, key=lambda value: (-counts[value], value))
 
 
-_CLASSES = {label: i for i, label in enumerate(score_labels())}
+def _place(value: str) -> tuple[bool, str, float, str]:
+    """Sort key of a value with an order of its own: by the number in it, the unknown last.
+
+    >>> sorted(["study 10", "", "> 20", "study 9", "10–20", "0–10", "0"], key=_place)
+    ['0', '0–10', '10–20', '> 20', 'study 9', 'study 10', '']
+    """
+    number = re.search(r"((?<!\w)-)?\d+(\.\d*)?(e[+-]?\d+)?", value)
+    if number is None:
+        return value == "", value, 0.0, ""
+    return False, value[: number.start()], float(number[0]), value
 
 
 def charts(results: Results, selection: Selection) -> dict[str, Any]:
     """The numbers of every chart, over the selected rows.
 
     Returns:
-        ``kernels``, ``time_points``, ``risk_groups``, ``histogram``: rows with their number ``n``;
-        ``risk_by_time``: ``time_point``, ``risk_group``, ``n``; ``scores``: ``kernel``, ``time_point``,
-        ``n``, ``mean`` and ``median`` of the score. ``kernels_left`` and ``scored_kernels_left`` say how many
-        kernels are too rare to be in their chart.
+        ``counts``: by filter, the rows (``value``, ``n``) of each value, and how many are too rare to be
+        ``left``: kernels, time points, and of the results the groups and the classes. ``by_time``: by
+        column of groups, ``time_point``, ``value``, ``n``. ``means``: by column with classes, ``rows``
+        with ``kernel``, ``time_point``, ``n``, ``mean`` and ``median``, and how many kernels are ``left``.
     """
     where = selection.where(results.filters)
-    by_kernel, by_time = Counter[str](), Counter[str]()
-    by_group, by_class = Counter[int](), Counter[str]()
-    by_both, scored = Counter[tuple[str, int]](), Counter[str]()
-    for kernel, time_point, group, class_, n in results.all(
-        "SELECT kernel, time_point, risk_group, score_class, count(*) "
-        f"FROM everything WHERE {where} GROUP BY ALL",
-    ):
-        by_kernel[kernel] += n
-        by_time[time_point] += n
-        if group is not None:
-            by_group[group] += n
-            by_both[time_point, group] += n
-        if class_:
-            by_class[class_] += n
-            scored[kernel] += n
-    kernels, used = (
-        sorted(found, key=lambda k, found=found: (-found[k], k))  # type: ignore[misc]
-        for found in (by_kernel, scored)
-    )
-    shown = used[:MOST_SCORED_KERNELS]
-    scores = results.dicts(
-        "SELECT kernel, time_point, count(*) AS n, avg(agatston_score) AS mean, "
-        f"median(agatston_score) AS median FROM everything WHERE {where} AND score_class <> '' "
-        f"AND kernel IN ({literals(shown)}) GROUP BY ALL"
-    )
-    scores.sort(key=lambda row: (shown.index(row["kernel"]), _place("time_point", row["time_point"])))
-    times = sorted(by_time, key=lambda t: _place("time_point", t))
-    return {
-        "kernels": [{"kernel": k, "n": by_kernel[k]} for k in kernels[:MOST_KERNELS]],
-        "kernels_left": len(kernels[MOST_KERNELS:]),
-        "time_points": [{"time_point": t, "n": by_time[t]} for t in times],
-        "risk_groups": [{"risk_group": g, "n": by_group[g]} for g in sorted(by_group)],
-        "risk_by_time": [
-            {"time_point": t, "risk_group": g, "n": by_both[t, g]}
-            for t in times
-            for g in sorted(by_group)
-            if by_both[t, g]
-        ],
-        "histogram": [{"score_class": c, "n": by_class[c]} for c in _CLASSES if by_class[c]],
-        "scores": scores,
-        "scored_kernels_left": len(used[MOST_SCORED_KERNELS:]),
-    }
+    groups = [c.name for c in results.results if c.groups]
+    classed = [c.name for c in results.results if c.name in CLASSES]
+    wanted = ["kernel", "time_point", *groups, *(CLASSES[name].name for name in classed)]
+    filters = [results.filters[name] for name in wanted if name in results.filters]
+    counts: dict[str, Any] = {}
+    for name, found in _counts(results, selection, filters).items():
+        if name not in ("kernel", "time_point"):
+            found.pop("", None)
+        order = _frequent(found) if name == "kernel" else sorted(found, key=_place)
+        shown = order[:MOST_KERNELS] if name == "kernel" else order
+        rows = [{"value": value, "n": found[value]} for value in shown]
+        counts[name] = {"rows": rows, "left": len(order) - len(shown)}
+    by_time: dict[str, Any] = {}
+    for name in groups:
+        by_time[name] = results.dicts(
+            f"SELECT time_point, CAST({quoted(name)} AS VARCHAR) AS value, count(*) AS n FROM everything "
+            f"WHERE {where} AND {quoted(name)} IS NOT NULL GROUP BY ALL"
+        )
+        by_time[name].sort(key=lambda row: (_place(row["time_point"]), _place(row["value"])))
+    means: dict[str, Any] = {}
+    for name in classed:
+        column = quoted(name)
+        averages = results.dicts(
+            f"SELECT kernel, time_point, count(*) AS n, avg({column}) AS mean, median({column}) AS median "
+            f"FROM everything WHERE {where} AND {quoted(CLASSES[name].name)} <> '' GROUP BY ALL"
+        )
+        used = Counter[str]()
+        for row in averages:
+            used[row["kernel"]] += row["n"]
+        order = _frequent(used)[:MOST_SCORED_KERNELS]
+        averages = [row for row in averages if row["kernel"] in order]
+        averages.sort(key=lambda row: (order.index(row["kernel"]), _place(row["time_point"])))
+        means[name] = {"rows": averages, "left": len(used) - len(order)}
+    return {"counts": counts, "by_time": by_time, "means": means}
 
 
 def not_scored(results: Results, selection: Selection) -> list[dict[str, Any]]:
@@ -212,7 +206,7 @@ def export(results: Results, selection: Selection) -> Iterator[str]:
     The columns are those of ``results.csv``, with the time point filled in, where it comes from, and the
     clinical columns. Text that a spreadsheet would run as a formula is preceded by an apostrophe.
     """
-    names = (*COLUMNS, "time_point_from", *results.clinical.columns)
+    names = (*MEANINGS, "time_point_from", *(column.name for column in results.clinical.columns))
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer)
     writer.writerow(names)
@@ -225,22 +219,22 @@ def export(results: Results, selection: Selection) -> Iterator[str]:
     yield buffer.getvalue()
 
 
-def case_folder(folder: Path, row: dict[str, Any]) -> Path | None:
-    """The folder of a series' files, None where there is none; see `pipeline.results.series_folder`."""
+def place_of(folder: Path, row: Mapping[str, Any], name: str) -> Path:
+    """Where a file of a series would be, inside the results.
+
+    Raises:
+        InputUnreadable: The series has no folder there; see `pipeline.results.series_folder`.
+    """
     place = series_folder(folder.resolve(), row["folder"] or "")
-    try:
-        return place if place is not None and place.is_dir() else None
-    except OSError:  # a name too long
-        return None
-
-
-def picture(folder: Path, row: dict[str, Any]) -> Path | None:
-    """The preview of a series, None where there is none."""
-    place = case_folder(folder, row)
     if place is None:
-        return None
+        raise InputUnreadable("the series has no folder in the results; run it again")
+    return place / name
+
+
+def picture(folder: Path, row: Mapping[str, Any]) -> Path | None:
+    """The preview of a series, None where there is none."""
     try:
-        return regular_inside(place / PREVIEW.file, folder)
+        return regular_inside(place_of(folder, row, PREVIEW.file), folder)
     except InputUnreadable:
         return None
 
@@ -250,31 +244,45 @@ def case(results: Results, folder: Path, row: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         ``row``; ``details`` (of ``details.json``, None where there is none; its copy of the row is left out);
-        ``meanings`` of its codes; ``preview``: whether there is a picture; ``others``: the other series of
-        the patient.
+        ``steps``, see `_of_steps`; ``meanings`` of its codes; ``preview``: whether there is a picture;
+        ``others``: the other series of the patient.
     """
-    place = case_folder(folder, row)
-    details = None
-    if place is not None:
-        try:
-            details = read_details(place, folder)
-        except InputUnreadable:
-            details = None
-        else:
-            details.pop("row", None)
+    try:
+        details = read_details(place_of(folder, row, DETAILS_NAME), folder)
+        details.pop("row", None)
+    except InputUnreadable:
+        details = None
     codes = [*row["warnings"].split(";"), row["code"]]
+    found = "".join(f", {quoted(column.name)}" for column in results.results)
     others = results.dicts(
         "SELECT series_uid, study_uid, time_point, study_date, series_description, kernel, status, code, "
-        "agatston_score, risk_group, caution FROM everything WHERE patient_id <> '' "
+        f"caution{found} FROM everything WHERE patient_id <> '' "
         f"AND patient_id = {literal(row['patient_id'])} AND series_uid <> {literal(row['series_uid'])} "
         "AND series_uid <> '' AND code <> 'not-ct' "
         "ORDER BY study_date, series_uid LIMIT 100",
     )
     return {
         "row": row,
-        "clinical": {name: row[name] for name in results.clinical.columns},
+        "clinical": {column.name: row[column.name] for column in results.clinical.columns},
         "details": details,
+        "steps": list(_of_steps(row, details or {})),
         "meanings": {code: meaning(code) for code in codes if meaning(code)},
         "preview": picture(folder, row) is not None,
         "others": others,
     }
+
+
+def _of_steps(row: Mapping[str, Any], details: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """What each step found: ``module``, ``title``, ``columns`` (names of those with a value), ``sections``.
+
+    A section of the details stands with the first of the steps that ran which writes it.
+    """
+    ran = details.get("seconds")
+    left = {f: details[name] for name, f in sections().items() if details.get(name)}
+    for step in steps().values():
+        columns = [c.name for c in step.columns if row[c.name] not in (None, "")]
+        here = not isinstance(ran, dict) or not ran or step.module in ran
+        parts = {f.section: left.pop(f) for f in step.writes if here and f in left}
+        if columns or parts:
+            title = (step.options.__doc__ or step.module).strip().partition("\n")[0].rstrip(".")
+            yield {"module": step.module, "title": title, "columns": columns, "sections": parts}

@@ -1,4 +1,4 @@
-"""Write the pages that repeat what the code says, ``cli.md`` and ``errors.md`` (`make docs`).
+"""Write the pages that repeat what the code says: ``cli.md``, ``errors.md`` and ``modules.md`` (`make docs`).
 
 Usage: ``python docs/generate.py [FOLDER]``, by default into the folder of this file.
 """
@@ -47,11 +47,41 @@ def errors_page() -> str:
     return f"# Errors and exit codes\n\n{NOTE}\n\n{title}\n\n```text\n{lines}\n```\n\n{text.rstrip()}\n"
 
 
+def modules_page() -> str:
+    """Workflows, modules with their options, columns of the table and scoring rules, as registered."""
+    from deepcac2.cli.registry import columns, markdown, modules, rules, workflows
+
+    parts = [
+        f"# What is registered\n\n{NOTE} `deepcac2 inspect --modules`, `--columns`, `--rules` and "
+        "`--workflows` list the same, with what other packages bring "
+        "([architecture](architecture.md#a-step-says-all-of-itself)); "
+        "`--gates` lists the [gates](gates.md).\n",
+        f"## Workflows\n\n{markdown(workflows())}",
+        "## Modules\n",
+    ]
+    for row in modules():
+        parts.append(f"### `{row['module']}`\n\n{row['what it does']}\n")
+        said = [
+            f"{what}: {', '.join(row[name])}"
+            for what, name in (("Reads", "reads"), ("Finds", "finds"))
+            if row[name]
+        ]
+        said += [f"Role of its weights: {row['weights']}"] if row["weights"] else []
+        said += (
+            [f"In a report: {', '.join(value['name'] for value in row['report'])}"] if row["report"] else []
+        )
+        parts.append("".join(f"{sentence}.\n" for sentence in said))
+        parts.append(markdown(row["options"]) if row["options"] else "No options.\n")
+    parts += [f"## Columns of the table\n\n{markdown(columns())}", f"## Scoring rules\n\n{markdown(rules())}"]
+    return "\n".join(part for part in parts if part)
+
+
 def main() -> int:
     os.environ.update(COLUMNS=WIDTH, NO_COLOR="1")
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
     (folder / "cli.md").write_text(cli_page(), encoding="utf-8")
     (folder / "errors.md").write_text(errors_page(), encoding="utf-8")
+    (folder / "modules.md").write_text(modules_page(), encoding="utf-8")
     return 0
 
 

@@ -25,9 +25,9 @@ STATUSES = ("scored", "rejected", "failed")
 
 
 _ABOUT_SERIES = (
-    Described(name="patient_id", kind=str, meaning="PatientID of the CT"),
-    Described(name="study_uid", kind=str, meaning="StudyInstanceUID of the CT"),
-    Described(name="series_uid", kind=str, meaning="SeriesInstanceUID of the CT"),
+    Described(name="patient_id", kind=str, meaning="PatientID of the CT", label="Patient"),
+    Described(name="study_uid", kind=str, meaning="StudyInstanceUID of the CT", label="Study UID"),
+    Described(name="series_uid", kind=str, meaning="SeriesInstanceUID of the CT", label="Series UID"),
     Described(name="status", kind=str, meaning="scored, rejected by a quality gate, or failed"),
     Described(
         name="code",
@@ -44,15 +44,21 @@ _ABOUT_SCAN = (
     ),
     Described(name="study_date", kind=str, meaning="StudyDate, YYYYMMDD"),
     Described(name="time_point", kind=str, meaning="ClinicalTrialTimePointID, such as T0"),
-    Described(name="series_description", kind=str, meaning="SeriesDescription"),
+    Described(name="series_description", kind=str, meaning="SeriesDescription", label="Series"),
     Described(name="manufacturer", kind=str, meaning="Manufacturer"),
-    Described(name="model_name", kind=str, meaning="ManufacturerModelName"),
+    Described(name="model_name", kind=str, meaning="ManufacturerModelName", label="Model"),
     Described(name="kernel", kind=str, meaning="ConvolutionKernel"),
-    Described(name="kvp", kind=float, meaning="KVP, kV"),
-    Described(name="slice_thickness", kind=float, meaning="SliceThickness, mm"),
-    Described(name="increment", kind=float, meaning="distance of neighbouring slices, mm"),
-    Described(name="n_slices", kind=int, meaning="slices"),
-    Described(name="noise_hu", kind=float, meaning="standard deviation measured inside the heart, HU"),
+    Described(name="kvp", kind=float, meaning="KVP, kV", label="Tube voltage", unit="kV"),
+    Described(name="slice_thickness", kind=float, meaning="SliceThickness, mm", label="Slice", unit="mm"),
+    Described(name="increment", kind=float, meaning="distance of neighbouring slices, mm", unit="mm"),
+    Described(name="n_slices", kind=int, meaning="slices", label="Slices"),
+    Described(
+        name="noise_hu",
+        kind=float,
+        meaning="standard deviation measured inside the heart, HU",
+        label="Noise",
+        unit="HU",
+    ),
     Described(
         name="off_domain",
         kind=str,
@@ -61,11 +67,11 @@ _ABOUT_SCAN = (
     Described(
         name="warnings", kind=str, meaning="codes of findings that did not reject the series, joined by ;"
     ),
-    Described(name="seconds", kind=float, meaning="time it took"),
+    Described(name="seconds", kind=float, meaning="time it took", label="Time", unit="s"),
     Described(
         name="folder", kind=str, meaning="folder of the series in this release and in the run's output"
     ),
-    Described(name="deepcac2_version", kind=str, meaning="version that made it"),
+    Described(name="deepcac2_version", kind=str, meaning="version that made it", label="deepcac2"),
     Described(
         name="weights",
         kind=str,

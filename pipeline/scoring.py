@@ -14,7 +14,7 @@ from ..dicom.gates import Gate, is_sharp_kernel, register_gate
 from ..errors import WorkflowError
 from ..imaging import Volume
 from ..imaging.labels import calcium_labels
-from ..scoring import CalciumScore, score
+from ..scoring import CalciumScore, RiskGroup, score
 from ..scoring.rules import find_rule
 from .case import Case
 from .cautions import zero_findings
@@ -36,6 +36,9 @@ calcium above 1000 HU is known (van Rosendael et al., JAMA Cardiol 2020;5:282) a
 simulator draws calcium up to 1500 HU and metal from 2500 HU on."""
 MIN_METAL_MM3 = 1.0
 """Least volume of such voxels, so that a grain of noise is no metal."""
+
+SCORE_LIMITS = (0.0, 10.0, 50.0, 100.0, 200.0, 300.0, 400.0, 1000.0, 2000.0)
+"""Upper limits of the classes of a histogram of scores: the groups' own (0, 100, 300) and finer ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,12 +181,15 @@ CALCULATOR = register(
                 kind=float,
                 meaning="Agatston score by the rule in the column rule; no unit",
                 of=_SCORE,
+                result=True,
+                limits=SCORE_LIMITS,
             ),
             Column(
                 name="risk_group",
                 kind=int,
                 meaning="0: score 0; 1: above 0 up to 100; 2: above 100 up to 300; 3: above 300",
                 of=_GROUP,
+                groups=tuple(group.label for group in RiskGroup),
             ),
             Column(
                 name="risk_group_name",
@@ -195,15 +201,25 @@ CALCULATOR = register(
                 name="volume_mm3",
                 kind=float,
                 meaning="volume of the counted calcium, mm3",
+                label="Volume",
+                unit="mm³",
                 of=_of(lambda result: round(result.volume_mm3, 3)),
             ),
             Column(
                 name="mass_mg",
                 kind=float,
                 meaning="mass of the counted calcium, mg, where a calibration factor was given",
+                label="Mass",
+                unit="mg",
                 of=_of(lambda result: result.mass_mg),
             ),
-            Column(name="n_lesions", kind=int, meaning="counted lesions", of=_of(lambda r: len(r.lesions))),
+            Column(
+                name="n_lesions",
+                kind=int,
+                meaning="counted lesions",
+                label="Lesions",
+                of=_of(lambda result: len(result.lesions)),
+            ),
             Column(
                 name="rule",
                 kind=str,

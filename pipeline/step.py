@@ -48,11 +48,41 @@ class Described:
         name: In tables, reports and workflows.
         kind: ``str``, ``int``, ``float`` or ``bool``.
         meaning: One sentence, with the unit.
+        label: In words, for headings; "": the name says it.
+        unit: Such as ``"mL"``, where it stands beside the value.
+        result: It is what its step is run for: shown first, and marked where the case has cautions.
+        groups: Names of its values 0, 1, 2 …, where these are groups of a result.
+        limits: Upper limits of the classes in which its values are counted for a histogram.
     """
 
     name: str
     kind: type[str | int | float | bool]
     meaning: str
+    label: str = ""
+    unit: str = ""
+    result: bool = False
+    groups: tuple[str, ...] = ()
+    limits: tuple[float, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """Its heading."""
+        return self.label or self.name.replace("_", " ").capitalize()
+
+    @property
+    def leads(self) -> bool:
+        """Whether it is a result or a group of one: what a reader looks for first."""
+        return self.result or bool(self.groups)
+
+    def words(self, value: Any) -> str:
+        """A value as people read it: a group with its name, yes or no, a number with its unit."""
+        if value is None:
+            return ""
+        if self.groups:
+            return f"{value} {self.groups[value]}" if 0 <= value < len(self.groups) else str(value)
+        if self.kind is bool:
+            return "yes" if value else "no"
+        return f"{value:.1f} {self.unit}".rstrip() if self.kind is float else f"{value} {self.unit}".rstrip()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +101,9 @@ class Value(Described):
     """What a report may include by name (``data``).
 
     Attributes:
-        label: In words.
         of: Its value; None where the case has none.
     """
 
-    label: str
     of: Callable[[Case], Any]
 
 

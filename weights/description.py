@@ -8,6 +8,7 @@ Converters and training write it; loading checks against it.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -19,7 +20,8 @@ from ..system.foreign import read_json
 from ..system.hashing import sha256_of
 
 DESCRIPTION = "weights.json"
-ROLES = ("heart", "calcium", "screening", "direct")
+_ROLE = r"[\w-]+"
+"""What a role is called; which there are is for the modules that take the weights to say."""
 _FORMAT = 1
 
 
@@ -108,7 +110,7 @@ class WeightSet:
 
     Attributes:
         name: What reports call it.
-        role: One of `ROLES`.
+        role: What it is for, such as ``"heart"``: that of the module which takes it (`pipeline.step.roles`).
         path: Folder that holds the files.
         files: File name to sha256 (64 lower-case hex digits), without ``weights.json`` itself.
         hash: sha256 over the names and hashes in `files`: one number for all tensors.
@@ -148,15 +150,15 @@ def write_description(
     Args:
         folder: Where the files lie already.
         name: Name of the set.
-        role: One of `ROLES`.
+        role: As in `WeightSet`.
         files: Names of the files that make up the set, without ``weights.json``.
         metadata: Further entries, JSON types only.
 
     Raises:
-        ValueError: Unknown role.
+        ValueError: The role is no name.
     """
-    if role not in ROLES:
-        raise ValueError(f"role is one of {', '.join(ROLES)}, not {role!r}")
+    if not re.fullmatch(_ROLE, role):
+        raise ValueError(f"a role is a name of letters, digits, _ and -, not {role!r}")
     hashes = {f: sha256_of(folder / f) for f in files}
     content = {"format": _FORMAT, "name": name, "role": role, "files": hashes, **metadata}
     write_json(folder / DESCRIPTION, content)
@@ -219,7 +221,8 @@ def read_description(path: Path) -> dict[str, Any]:
     files = content.get("files")
     well_formed = (
         isinstance(content.get("name"), str)
-        and content.get("role") in ROLES
+        and isinstance(content.get("role"), str)
+        and re.fullmatch(_ROLE, content["role"]) is not None
         and isinstance(files, dict)
         and bool(files)
         and all(isinstance(v, str) and len(v) == 64 for v in files.values())

@@ -31,7 +31,7 @@ def resolve(name_or_path: str | Path, role: str | None = None) -> WeightSet:
     Args:
         name_or_path: ``"bundled"`` (the manifest's default for the role), a name in the manifest, or a
             path: the folder of a set, or one ``.safetensors`` file with its description beside it.
-        role: One of `ROLES`; None takes a set of any role (not ``"bundled"``).
+        role: That it must have, see `WeightSet`; None takes a set of any role (not ``"bundled"``).
 
     Raises:
         WeightsMissing: Not there; the message says how to get it.

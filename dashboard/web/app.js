@@ -64,6 +64,7 @@ async function begin() {
     main.replaceChildren(h("p", { class: "panel error", role: "alert" }, error.message));
     return;
   }
+  about.byName = Object.fromEntries(about.columns.map((c) => [c.name, c]));
   const scored = about.statuses.scored ?? 0;
   const all = Object.values(about.statuses).reduce((a, b) => a + b, 0);
   document.getElementById("run").textContent = `${about.name} · ${plural(all, "series", "series")}, ${count(scored)} scored`;

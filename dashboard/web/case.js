@@ -1,7 +1,7 @@
 // One series: the result, the pictures, and all that is written about it.
 
 import { get } from "./api.js";
-import { badge, count, date, facts, h, mark, number, shortUid, table } from "./dom.js";
+import { count, date, facts, h, mark, measured, number, shortUid, shown, table } from "./dom.js";
 
 export async function caseView(content, { about }) {
   const uid = decodeURIComponent(location.pathname.slice("/case/".length));
@@ -13,7 +13,7 @@ export async function caseView(content, { about }) {
     heading(found, about),
     h("div", { class: "columns" },
       h("div", {}, pictures(found, about, base), lesions(details?.score)),
-      h("div", {}, notes(found), series(found), score(details), heart(details), domain(details),
+      h("div", {}, notes(found), series(found), found.steps.map((one) => step(one, row, about)), rule(details), domain(details),
         clinical(found.clinical), made(details), others(found, about))));
   if (details) {
     content.append(h("details", { class: "panel" }, h("summary", {}, "details.json as it is"),
@@ -25,14 +25,19 @@ function panel(title, ...children) {
   return h("section", { class: "panel", "aria-label": title }, h("h3", {}, title), ...children);
 }
 
-function heading({ row, viewer }, about) {
-  const result = row.status === "scored"
-    ? [row.agatston_score !== null && h("div", { class: "result" }, h("span", { class: "quiet" }, "Agatston score"),
-      h("strong", {}, number(row.agatston_score, 1)), mark(row.caution), badge(row.risk_group, about.risk_names[row.risk_group])),
-    row.direct_score !== null && h("div", { class: "result" }, h("span", { class: "quiet" }, "Direct score"),
-      h("strong", {}, number(row.direct_score, 1)), mark(row.caution), h("span", {}, `group ${row.direct_group ?? "–"}`)),
-    row.screening_positive !== null && h("div", { class: "result" }, h("span", { class: "quiet" }, "Calcium possible"),
-      h("strong", {}, row.screening_positive ? "yes" : "no"), mark(row.caution))]
+/** What each step was run for, in large letters, with its groups beside it. */
+function results({ row, steps }, about) {
+  return steps.flatMap(({ columns }) => {
+    const found = columns.map((name) => about.byName[name]).filter((c) => c.result);
+    const badges = found.filter((c) => c.groups.length).map((c) => shown(c, row[c.name]));
+    return found.filter((c) => !c.groups.length).map((c) => h("div", { class: "result" },
+      h("span", { class: "quiet", title: c.meaning }, c.label), h("strong", {}, shown(c, row[c.name])), mark(row.caution), badges));
+  });
+}
+
+function heading(found, about) {
+  const { row, viewer } = found;
+  const result = row.status === "scored" ? results(found, about)
     : [h("div", { class: "result" }, h("span", { class: `state ${row.status}` }, `${row.status}: ${row.code}`))];
   return h("section", { class: "panel case-head", "aria-label": "Result" },
     h("div", { class: "who" }, h("p", { class: "quiet small" }, h("a", { href: "/" }, "‹ all cases")),
@@ -126,15 +131,58 @@ function uidText(uid) {
   return h("span", { class: "uid" }, uid);
 }
 
-function score(details) {
+/** What a step found: its columns, and what its sections of the details say beyond them. */
+function step({ title, module, columns, sections }, row, about) {
+  const values = columns.map((name) => {
+    const column = about.byName[name];
+    return [column.label, h("span", {}, shown(column, row[name]), column.unit ? ` ${column.unit}` : ""), column.meaning];
+  });
+  const more = Object.values(sections).flatMap((content) => entries(content, columns));
+  const box = panel(title, facts([...values, ...more]));
+  box.dataset.module = module;
+  return box;
+}
+
+const UNITS = { hu: "HU", kv: "kV", mg: "mg", ml: "mL", mm: "mm", mm2: "mm²", mm3: "mm³", lps: "mm (LPS)" };
+
+/** A name of the details in words, and the unit that it ends in. */
+function words(name) {
+  const [, stem, unit] = /^(.+)_(hu|kv|mg|ml|mm[23]?|lps)$/.exec(name) ?? [null, name, ""];
+  return [stem.replaceAll("_", " "), UNITS[unit] ?? ""];
+}
+
+/** Names and values of a section, those within values, too. */
+function entries(content, known = [], before = "") {
+  if (content === null || typeof content !== "object") return [[before, plain(content, "")]];
+  return Object.entries(content).filter(([name]) => !known.includes(name)).flatMap(([name, value]) => {
+    const [label, unit] = words(name);
+    if (value !== null && typeof value === "object" && !Array.isArray(value)) return entries(value, [], `${before}${label}: `);
+    return [[before + label, plain(value, unit)]];
+  });
+}
+
+const SHORT = 6;
+
+/** A value of the details: long lists are folded. */
+function plain(value, unit) {
+  if (value === null || value === undefined) return "–";
+  if (typeof value === "boolean") return value ? "yes" : "no";
+  if (Array.isArray(value)) {
+    const list = value.map((v) => (typeof v === "number" ? measured(v) : typeof v === "object" ? JSON.stringify(v) : String(v))).join(", ");
+    return value.length <= SHORT ? `${list} ${unit}`.trim()
+      : h("details", {}, h("summary", {}, `${count(value.length)} values`), `${list} ${unit}`.trim());
+  }
+  return `${typeof value === "number" ? measured(value) : value} ${unit}`.trim();
+}
+
+/** The scoring rule with its numbers. */
+function rule(details) {
   const s = details?.score;
   if (!s) return null;
   const p = s.parameters ?? {};
-  return panel("Score", facts([
-    ["Agatston score", number(s.total, 2)], ["Risk group", `${s.risk_group} ${s.risk_group_name}`],
-    ["Volume", `${number(s.volume_mm3, 1)} mm³`], ["Mass", s.mass_mg === null ? "not calibrated" : `${number(s.mass_mg, 1)} mg`],
-    ["Lesions", count(s.lesions.length)], ["Counted voxels", count(s.n_counted)],
-    ["Rule", `${s.rule}: ${p.summary ?? ""}`], ["Threshold", p.threshold && `${p.threshold} HU`],
+  return panel("Rule", facts([
+    ["Rule", `${s.rule}: ${p.summary ?? ""}`], ["Counted voxels", count(s.n_counted)],
+    ["Threshold", p.threshold && `${p.threshold} HU`],
     ["Weights by HU", p.weights?.map(([hu, w]) => `from ${hu}: ${w}`).join(", ")],
     ["Factor for thickness", number(p.thickness_factor, 3)],
   ]));
@@ -151,33 +199,16 @@ function lesions(found) {
     { label: "Max. HU", number: true }, { label: "Mean HU", number: true }, { label: "Slices", keep: true }, { label: "Weights" }, { label: "Centre (LPS), mm", keep: true }], rows));
 }
 
-function heart(details) {
-  const { heart_volume_ml: volume, heart_median_hu: median, heart_inner_median_hu: inner, heart_solidity: solid, heart_centre_lps: centre, ...rest } = details?.heart ?? {};
-  const patches = details?.calcium ?? {};
-  if (volume === undefined && !patches.patches_total) return null;
-  return panel("Heart and calcium", facts([
-    ["Centre", centre ? `${centre.map((c) => number(c, 1)).join(", ")} mm (LPS)` : ""],
-    ["Heart volume", volume !== undefined ? `${number(volume, 1)} mL` : ""], ["Median", median !== undefined ? `${number(median, 0)} HU` : ""],
-    ["Blood", inner !== undefined ? `${number(inner, 0)} HU` : ""], ["Solidity", solid !== undefined ? number(solid, 3) : ""],
-    ...Object.entries(rest).map(([k, v]) => [k.replaceAll("_", " "), String(v)]),
-    ["Patches computed", patches.patches_total ? `${count(patches.patches_run)} of ${count(patches.patches_total)}` : ""],
-    ...["screening", "direct"].flatMap((name) => Object.entries(details[name] ?? {})
-      .filter(([, v]) => typeof v !== "object").map(([k, v]) => [`${name}: ${k.replaceAll("_", " ")}`, String(v)])),
-  ]));
-}
-
-const DOMAIN_UNITS = { noise_hu: "HU", kvp: "kV", thickness_mm: "mm", increment_mm: "mm", pixel_mm: "mm", field_of_view_mm: "mm", coverage_mm: "mm" };
-
 function domain(details) {
   const d = details?.domain;
   if (!d) return null;
   const roles = Object.keys(d.weights ?? {});
   const key = { kernel: "kernels" };
-  const words = (v) => (v === null || v === undefined ? "–" : Array.isArray(v) ? v.join(typeof v[0] === "number" ? "–" : ", ") : v === true ? "yes" : v === false ? "no" : String(v));
-  const rows = Object.entries(d.scan).map(([name, value]) => [
-    name.replace(/_(hu|mm)$/, "").replaceAll("_", " ").replace("kvp", "tube voltage"),
-    `${words(value)}${DOMAIN_UNITS[name] && value !== null ? ` ${DOMAIN_UNITS[name]}` : ""}`,
-    ...roles.map((role) => words(d.weights[role].domain?.[key[name] ?? name]))]);
+  const range = (v) => (Array.isArray(v) && typeof v[0] === "number" ? v.map(measured).join("–") : plain(v, ""));
+  const rows = Object.entries(d.scan).map(([name, value]) => {
+    const [label, unit] = name === "kvp" ? ["tube voltage", "kV"] : words(name);
+    return [label, value === null ? "–" : plain(value, unit), ...roles.map((role) => range(d.weights[role].domain?.[key[name] ?? name]))];
+  });
   const outside = Object.keys(d.outside ?? {});
   return panel("Like what the weights know?",
     h("p", {}, outside.length ? `Unlike in: ${outside.join(", ")}.` : "Inside in all that the weights state."),
@@ -204,8 +235,10 @@ function made(details) {
 
 function others({ others: rows }, about) {
   if (!rows.length) return null;
+  const found = about.results.map((name) => about.byName[name]);
   return panel("Other series of this patient", table("Other series of this patient",
-    [{ label: "Series" }, { label: "Time point" }, { label: "Kernel" }, { label: "Score", number: true }, { label: "Risk group" }],
-    rows.map((r) => [h("a", { href: `/case/${r.series_uid}` }, r.series_description || shortUid(r.series_uid)), r.time_point || date(r.study_date),
-      r.kernel, r.status === "scored" ? h("span", {}, number(r.agatston_score, 1), " ", mark(r.caution)) : r.code, badge(r.risk_group, about.risk_names[r.risk_group])])));
+    [{ label: "Series" }, { label: "Time point" }, { label: "Kernel" }, ...found.map((c) => ({ label: c.label, number: !c.groups.length })), { label: "Status" }],
+    rows.map((r) => [h("a", { href: `/case/${r.series_uid}` }, r.series_description || shortUid(r.series_uid)), r.time_point || date(r.study_date), r.kernel,
+      ...found.map((c) => h("span", {}, shown(c, r[c.name]), " ", c.groups.length || r[c.name] === null ? null : mark(r.caution))),
+      r.status === "scored" ? r.status : r.code])));
 }

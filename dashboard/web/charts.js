@@ -1,10 +1,9 @@
 // The charts: Vega-Lite where its files are there, and always the same numbers as a table.
 
-import { count, h, number } from "./dom.js";
+import { count, h, level, number } from "./dom.js";
 import { toggled, valueText } from "./filters.js";
 
 const FILES = ["vega.min.js", "vega-lite.min.js", "vega-embed.min.js", "vega-interpreter.min.js"];
-const RISK = [0, 1, 2, 3];
 const SERIES_COLOURS = [1, 2, 3, 4, 5, 6].map((n) => `var(--series-${n})`);
 let loaded;
 
@@ -34,9 +33,7 @@ const CONFIG = {
 
 /** What each chart shows. `spec` gets its rows; `filters` says which filters a click on a bar sets. */
 function kinds(about) {
-  const risk = (group) => `${group} ${about.risk_names[group]}`;
-  const riskScale = { domain: RISK.map(risk), range: RISK.map((g) => `var(--risk-${g})`) };
-  const known = (rows, name) => rows.map((r) => ({ ...r, label: valueText(name, String(r[name] ?? ""), about), value: String(r[name] ?? "") }));
+  const scale = (groups) => ({ domain: groups.map((g, i) => `${i} ${g}`), range: groups.map((_, i) => `var(--risk-${level(i, groups)})`) });
   const order = (rows, field = "label") => [...new Set(rows.map((r) => r[field]))];
   const bars = (rows, title, extra = {}) => ({
     mark: { type: "bar", cornerRadiusEnd: 2 },
@@ -48,57 +45,62 @@ function kinds(about) {
       ...extra,
     },
   });
-  return [
-    { key: "risk_groups", title: "Risk groups", of: "series by risk group",
-      rows: (d) => d.risk_groups.map((r) => ({ ...r, label: risk(r.risk_group), value: String(r.risk_group) })),
-      filters: { risk_group: "value" }, columns: [["Risk group", "label"], ["Series", "n"]],
-      spec: (rows) => bars(rows, "series", { color: { field: "label", scale: riskScale, legend: null } }) },
-    { key: "histogram", title: "Scores", of: "series by Agatston score",
-      rows: (d) => known(d.histogram, "score_class"),
-      filters: { score_class: "value" }, columns: [["Score", "label"], ["Series", "n"]],
-      spec: (rows) => bars(rows, "series") },
-    { key: "risk_by_time", title: "Risk groups across time points", of: "share of the risk groups at each time point",
-      rows: (d) => known(d.risk_by_time, "time_point").map((r) => ({ ...r, risk: risk(r.risk_group), group: String(r.risk_group) })),
-      filters: { time_point: "value", risk_group: "group" },
-      columns: [["Time point", "label"], ["Risk group", "risk"], ["Series", "n"]],
-      spec: (rows) => ({
-        mark: { type: "bar" },
+  const text = (name, value) => valueText(name, value, about);
+  const counts = (name, title, of, encoding) => ({
+    key: name, title, of, left: (d) => d.counts[name]?.left,
+    rows: (d) => (d.counts[name]?.rows ?? []).map((r) => ({ ...r, label: text(name, r.value) })),
+    filters: { [name]: "value" }, columns: [[title, "label"], ["Series", "n"]], spec: (rows) => bars(rows, "series", encoding),
+  });
+  const byTime = ({ name, label, groups }) => ({
+    key: `${name}-by-time`, title: `${label} across time points`, of: `share of each ${label.toLowerCase()} at each time point`,
+    rows: (d) => (d.by_time[name] ?? []).map((r) => ({ ...r, label: text("time_point", r.time_point), group: text(name, r.value) })),
+    filters: { time_point: "time_point", [name]: "value" },
+    columns: [["Time point", "label"], [label, "group"], ["Series", "n"]],
+    spec: (rows) => ({
+      mark: { type: "bar" },
+      encoding: {
+        y: { field: "label", type: "nominal", sort: order(rows), title: null },
+        x: { field: "n", type: "quantitative", stack: "normalize", title: "share of series", axis: { format: "%", tickCount: 5 } },
+        color: { field: "group", scale: scale(groups), sort: scale(groups).domain, legend: { title: null, orient: "bottom", columns: 2 } },
+        order: { field: "value", type: "ordinal" },
+        tooltip: [{ field: "label", title: "time point" }, { field: "group", title: label.toLowerCase() }, { field: "n", title: "series", format: "," }],
+      },
+    }),
+  });
+  const means = ({ name, label }) => ({
+    key: `${name}-mean`, title: `${label}: mean by kernel and time`, of: `mean ${label} by kernel and time point`,
+    left: (d) => d.means[name]?.left,
+    rows: (d) => (d.means[name]?.rows ?? []).map((r) => ({ ...r, label: text("kernel", r.kernel), time: text("time_point", r.time_point) })),
+    filters: { kernel: "kernel", time_point: "time_point" },
+    columns: [["Kernel", "label"], ["Time point", "time"], ["Mean", "mean"], ["Median", "median"], ["Series", "n"]],
+    spec: (rows) => {
+      const times = order(rows, "time").sort(new Intl.Collator("en", { numeric: true }).compare);
+      const one = times.length < 2;
+      return {
+        mark: { type: "bar", cornerRadiusEnd: 2 },
         encoding: {
-          y: { field: "label", type: "nominal", sort: order(rows), title: null },
-          x: { field: "n", type: "quantitative", stack: "normalize", title: "share of series", axis: { format: "%", tickCount: 5 } },
-          color: { field: "risk", scale: riskScale, sort: RISK.map(risk), legend: { title: null, orient: "bottom", columns: 2 } },
-          order: { field: "risk_group", type: "quantitative" },
-          tooltip: [{ field: "label", title: "time point" }, { field: "risk", title: "risk group" }, { field: "n", title: "series", format: "," }],
+          x: { field: "label", type: "nominal", sort: order(rows), title: null, axis: { labelAngle: order(rows).length > 6 ? -45 : 0 } },
+          xOffset: one ? undefined : { field: "time", sort: times },
+          y: { field: "mean", type: "quantitative", title: "mean", axis: { tickCount: 5 } },
+          color: one ? undefined : { field: "time", sort: times, scale: { domain: times, range: SERIES_COLOURS },
+            legend: { title: null, orient: "bottom" } },
+          tooltip: [{ field: "label", title: "kernel" }, { field: "time", title: "time point" },
+            { field: "mean", title: "mean", format: ",.1f" }, { field: "median", title: "median", format: ",.1f" },
+            { field: "n", title: "series", format: "," }],
         },
-      }) },
-    { key: "kernels", title: "Kernels", of: "series by reconstruction kernel", left: "kernels_left",
-      rows: (d) => known(d.kernels, "kernel"), filters: { kernel: "value" }, columns: [["Kernel", "label"], ["Series", "n"]],
-      spec: (rows) => bars(rows, "series") },
-    { key: "time_points", title: "Time points", of: "series by time point",
-      rows: (d) => known(d.time_points, "time_point"), filters: { time_point: "value" },
-      columns: [["Time point", "label"], ["Series", "n"]], spec: (rows) => bars(rows, "series") },
-    { key: "scores", title: "Mean score by kernel and time", of: "mean Agatston score by kernel and time point",
-      left: "scored_kernels_left",
-      rows: (d) => known(d.scores, "kernel").map((r) => ({ ...r, time: valueText("time_point", r.time_point, about), time_value: r.time_point })),
-      filters: { kernel: "value", time_point: "time_value" },
-      columns: [["Kernel", "label"], ["Time point", "time"], ["Mean", "mean"], ["Median", "median"], ["Series", "n"]],
-      spec: (rows) => {
-        const times = order(rows, "time").sort(new Intl.Collator("en", { numeric: true }).compare);
-        const one = times.length < 2;
-        return {
-          mark: { type: "bar", cornerRadiusEnd: 2 },
-          encoding: {
-            x: { field: "label", type: "nominal", sort: order(rows), title: null, axis: { labelAngle: order(rows).length > 6 ? -45 : 0 } },
-            xOffset: one ? undefined : { field: "time", sort: times },
-            y: { field: "mean", type: "quantitative", title: "mean score", axis: { tickCount: 5 } },
-            color: one ? undefined : { field: "time", sort: times, scale: { domain: times, range: SERIES_COLOURS },
-              legend: { title: null, orient: "bottom" } },
-            tooltip: [{ field: "label", title: "kernel" }, { field: "time", title: "time point" },
-              { field: "mean", title: "mean", format: ",.1f" }, { field: "median", title: "median", format: ",.1f" },
-              { field: "n", title: "series", format: "," }],
-          },
-        };
-      } },
+      };
+    },
+  });
+  const found = about.results.map((name) => about.byName[name]);
+  const groups = found.filter((c) => c.groups.length);
+  const classed = found.filter((c) => c.classes);
+  return [
+    ...groups.map((c) => counts(c.name, c.label, `series by ${c.label.toLowerCase()}`, { color: { field: "label", scale: scale(c.groups), legend: null } })),
+    ...classed.map((c) => counts(c.classes, c.label, `series by ${c.label}`)),
+    ...groups.map(byTime),
+    counts("kernel", "Kernel", "series by reconstruction kernel"),
+    counts("time_point", "Time point", "series by time point"),
+    ...classed.map(means),
   ];
 }
 
@@ -138,7 +140,7 @@ export class Charts {
   async draw(kind, numbers, vega) {
     const rows = kind.rows(numbers);
     kind.figure.classList.toggle("none", !rows.length);
-    const left = kind.left ? numbers[kind.left] : 0;
+    const left = kind.left?.(numbers) ?? 0;
     kind.note.textContent = !rows.length ? "Nothing of it in the selection." : left ? `and ${count(left)} rarer ${left === 1 ? "one" : "ones"}` : "";
     this.list(kind, rows);
     if (!vega) return;

@@ -48,11 +48,11 @@ export function table(caption, columns, rows, attributes = {}) {
         h("td", { class: columns[i].number ? "num" : columns[i].keep && "keep" }, cell ?? "–")))))));
 }
 
-/** Names and values, one beside the other. */
+/** Names and values, one beside the other, each name with what it means when asked. */
 export function facts(pairs) {
   return h("dl", { class: "facts" }, pairs
     .filter(([, value]) => value !== undefined && value !== "")
-    .map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value ?? "–"))));
+    .map(([name, value, meaning]) => h("div", {}, h("dt", { title: meaning }, name), h("dd", {}, value ?? "–"))));
 }
 
 /** A mark beside a result that needs a caution, which it says when asked; nothing where there is none. */
@@ -60,8 +60,26 @@ export function mark(caution) {
   return caution ? h("span", { class: "mark", role: "img", title: caution, "aria-label": `caution: ${caution}` }, "!") : null;
 }
 
-export function badge(group, name) {
-  if (group === null || group === undefined) return "–";
-  return h("span", { class: `badge risk-${group}` }, h("span", { "aria-hidden": "true", class: "dot" }),
-    `${group} ${name ?? ""}`.trim());
+/** Which of the four colours a group has, from the lowest to the highest. */
+export function level(group, groups) {
+  return Math.max(0, Math.min(3, Math.round((3 * group) / Math.max(1, groups.length - 1))));
+}
+
+function badge(group, groups) {
+  return h("span", { class: `badge risk-${level(group, groups)}` }, h("span", { "aria-hidden": "true", class: "dot" }),
+    `${group} ${groups[group] ?? ""}`.trim());
+}
+
+/** A number as it is read: of small ones three digits that count. */
+export function measured(value) {
+  if (Number.isInteger(value) || Math.abs(value) >= 10) return number(value, 1);
+  return new Intl.NumberFormat("en", { maximumSignificantDigits: 3 }).format(value);
+}
+
+/** A value of a column in words: a group with its name, yes or no, a number. */
+export function shown(column, value) {
+  if (value === null || value === undefined || value === "") return "–";
+  if (column.groups.length) return badge(value, column.groups);
+  if (column.kind === "bool") return value ? "yes" : "no";
+  return typeof value === "number" ? measured(value) : String(value);
 }

@@ -1,6 +1,6 @@
 // The filters beside the table, and the selection in the address: the only place where it is kept.
 
-import { count, h, number } from "./dom.js";
+import { count, h, measured, number } from "./dom.js";
 
 const FEW = 7;
 
@@ -24,9 +24,10 @@ export function chosen(query, about) {
 
 export function valueText(name, value, about) {
   if (value === "") return name === "code" ? "scored" : "not known";
-  if (name === "risk_group") return `${value} ${about.risk_names[value] ?? ""}`.trim();
-  if (name === "thickness") return number(Number(value), 2);
-  return value;
+  const column = about.byName[about.filters.find((f) => f.name === name).column];
+  if (column.groups.length) return `${value} ${column.groups[value] ?? ""}`.trim();
+  if (column.kind === "bool") return value === "true" ? "yes" : "no";
+  return column.kind === "float" ? measured(Number(value)) : value;
 }
 
 /** The query with a value put in, or taken out where it is in. */
@@ -64,14 +65,16 @@ export class Filters {
 
   build() {
     this.body.append(this.textField("patient", "Patient", "part of a PatientID"));
+    const more = h("details", {}, h("summary", {}, "More"));
     for (const filter of this.about.filters) {
-      const box = h("fieldset", { "data-filter": filter.name }, h("legend", {}, filter.label));
+      const box = h("fieldset", { "data-filter": filter.name }, h("legend", { title: filter.meaning }, filter.label));
       const list = h("div");
       box.append(list);
       this.lists.set(filter.name, { box, list, filter });
       if (filter.kind === "range") list.append(this.rangeFields(filter));
-      this.body.append(box);
+      (filter.more ? more : this.body).append(box);
     }
+    if (more.children.length > 1) this.body.append(more);
   }
 
   textField(name, label, hint) {

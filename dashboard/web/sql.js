@@ -3,17 +3,22 @@
 import { post } from "./api.js";
 import { count, h, number, plural, table } from "./dom.js";
 
-const EXAMPLES = [
-  ["Scores by kernel", "SELECT kernel, count(*) AS series, round(avg(agatston_score), 1) AS mean, median(agatston_score) AS median\nFROM results WHERE status = 'scored'\nGROUP BY kernel ORDER BY series DESC"],
-  ["Patients whose risk group differs", "SELECT patient_id, list(DISTINCT risk_group ORDER BY risk_group) AS groups, count(*) AS series\nFROM results WHERE status = 'scored'\nGROUP BY patient_id HAVING count(DISTINCT risk_group) > 1"],
-  ["Reasons by manufacturer", "SELECT manufacturer, code, count(*) AS series\nFROM results WHERE status <> 'scored'\nGROUP BY ALL ORDER BY series DESC"],
-  ["How often each warning", "SELECT warning, count(*) AS series\nFROM (SELECT unnest(string_split(warnings, ';')) AS warning FROM results)\nWHERE warning <> '' GROUP BY warning ORDER BY series DESC"],
-];
-let last = EXAMPLES[0][1];
+function examples(about) {
+  const found = about.results.map((name) => about.byName[name]);
+  const score = found.find((c) => c.kind === "float");
+  const group = found.find((c) => c.groups.length);
+  return [
+    score && [`${score.label} by kernel`, `SELECT kernel, count(*) AS series, round(avg(${score.name}), 1) AS mean, median(${score.name}) AS median\nFROM results WHERE status = 'scored'\nGROUP BY kernel ORDER BY series DESC`],
+    group && [`Patients whose ${group.label.toLowerCase()} differs`, `SELECT patient_id, list(DISTINCT ${group.name} ORDER BY ${group.name}) AS groups, count(*) AS series\nFROM results WHERE status = 'scored'\nGROUP BY patient_id HAVING count(DISTINCT ${group.name}) > 1`],
+    ["Reasons by manufacturer", "SELECT manufacturer, code, count(*) AS series\nFROM results WHERE status <> 'scored'\nGROUP BY ALL ORDER BY series DESC"],
+    ["How often each warning", "SELECT warning, count(*) AS series\nFROM (SELECT unnest(string_split(warnings, ';')) AS warning FROM results)\nWHERE warning <> '' GROUP BY warning ORDER BY series DESC"],
+  ].filter(Boolean);
+}
+let last;
 
 export async function sqlView(content, { about }) {
   const text = h("textarea", { id: "sql", rows: "7", spellcheck: "false", autocapitalize: "off", autocomplete: "off" });
-  text.value = last;
+  text.value = last ?? examples(about)[0][1];
   const status = h("p", { role: "status", "aria-live": "polite", class: "counts" });
   const out = h("div");
   const button = h("button", { type: "submit", class: "primary" }, "Run");
@@ -43,9 +48,10 @@ export async function sqlView(content, { about }) {
         " (DuckDB). It is only read; a query has 5 seconds, and gives back 1,000 rows at most."),
       h("label", { for: "sql", class: "hidden" }, "SQL statement"), text,
       h("div", { class: "bar" }, button, h("span", { class: "quiet small" }, "Ctrl + Enter"), status),
-      h("div", { class: "examples" }, h("span", { class: "quiet" }, "Examples: "), EXAMPLES.map(([name, sql]) =>
+      h("div", { class: "examples" }, h("span", { class: "quiet" }, "Examples: "), examples(about).map(([name, sql]) =>
         h("button", { type: "button", class: "link", onclick: () => { text.value = sql; text.focus(); } }, name)))),
     out,
     h("details", { class: "panel" }, h("summary", {}, `Columns of results (${count(about.columns.length)})`),
-      table("Columns", [{ label: "Column" }, { label: "Type" }], about.columns.map((c) => [h("code", {}, c.name), c.type]))));
+      table("Columns", [{ label: "Column" }, { label: "Type" }, { label: "What it holds" }],
+        about.columns.map((c) => [h("code", {}, c.name), c.type, c.meaning]))));
 }

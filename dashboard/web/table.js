@@ -1,51 +1,45 @@
 // The case table: sorted and paged on the server.
 
-import { badge, count, date, h, mark, number, shortUid } from "./dom.js";
+import { count, date, h, mark, shortUid, shown } from "./dom.js";
 import { withValue } from "./filters.js";
 
-/** A result in words, with a mark beside it where it needs one. */
-function marked(row, value, words) {
-  return row.caution && value !== null ? h("span", { class: "marked" }, words, " ", mark(row.caution)) : words;
+/** Cells that say more than their column. */
+const CELLS = {
+  patient_id: (r) => h("a", { href: `/case/${r.series_uid}` }, r.patient_id || "(no ID)"),
+  series_description: (r) => h("span", { class: "series" },
+    r.series_description || "–", h("span", { class: "quiet uid", title: r.series_uid }, shortUid(r.series_uid))),
+  time_point: (r) => h("span", { title: date(r.study_date) }, r.time_point || "–"),
+  study_date: (r) => date(r.study_date),
+  status: (r) => h("span", { class: `state ${r.status}`, title: r.reason }, r.code ? `${r.status}: ${r.code}` : r.status),
+  manufacturer: (r) => h("span", { title: r.model_name }, r.manufacturer || "–"),
+};
+
+function cell(column, row, about) {
+  const value = row[column.name];
+  if (CELLS[column.name]) return CELLS[column.name](row);
+  if (column.name === "warnings" && value) {
+    return h("span", { class: "tags" }, value.split(";").map((w) => h("span", { class: "tag", title: about.meanings[w] }, w)));
+  }
+  const words = shown(column, value);
+  const marked = column.result && !column.groups.length && row.caution && value !== null;
+  return marked ? h("span", { class: "marked" }, words, " ", mark(row.caution)) : words;
 }
 
-function columns(about) {
-  const list = [
-    { name: "patient_id", label: "Patient", cell: (r) => h("a", { href: `/case/${r.series_uid}` }, r.patient_id || "(no ID)") },
-    { name: "series_description", label: "Series", cell: (r) => h("span", { class: "series" },
-      r.series_description || "–", h("span", { class: "quiet uid", title: r.series_uid }, shortUid(r.series_uid))) },
-    { name: "time_point", label: "Time point", cell: (r) => h("span", { title: date(r.study_date) }, r.time_point || "–") },
-    { name: "status", label: "Status", only: (rows) => rows.some((r) => r.status !== "scored"),
-      cell: (r) => h("span", { class: `state ${r.status}`, title: r.reason }, r.code ? `${r.status}: ${r.code}` : r.status) },
-    { name: "agatston_score", label: "Score", number: true, cell: (r) => marked(r, r.agatston_score, number(r.agatston_score, 1)) },
-    { name: "risk_group", label: "Risk group", cell: (r) => badge(r.risk_group, about.risk_names[r.risk_group]) },
-    { name: "kernel", label: "Kernel", cell: (r) => r.kernel || "–" },
-    { name: "manufacturer", label: "Manufacturer", cell: (r) => h("span", { title: r.model_name }, r.manufacturer || "–") },
-    { name: "slice_thickness", label: "Slice, mm", number: true, cell: (r) => number(r.slice_thickness, 2) },
-    { name: "warnings", label: "Warnings", cell: (r) => r.warnings
-      ? h("span", { class: "tags" }, r.warnings.split(";").map((w) => h("span", { class: "tag", title: about.meanings[w] }, w)))
-      : "–" },
-  ];
-  if (about.used.direct_score) list.splice(6, 0, { name: "direct_score", label: "Direct score", number: true, cell: (r) => marked(r, r.direct_score, number(r.direct_score, 1)) });
-  if (about.used.direct_group) list.splice(7, 0, { name: "direct_group", label: "Direct group", number: true, cell: (r) => number(r.direct_group) });
-  if (about.used.screening_positive) {
-    list.splice(6, 0, { name: "screening_positive", label: "Calcium possible",
-      cell: (r) => (r.screening_positive === null ? "–" : marked(r, true, r.screening_positive ? "yes" : "no")) });
-  }
-  for (const name of about.clinical.columns) {
-    list.push({ name, label: name, cell: (r) => (typeof r[name] === "number" ? number(r[name], 2) : r[name] ?? "–") });
-  }
-  return list;
+function isNumber(column) {
+  return ["int", "float"].includes(column.kind) && !column.groups.length;
 }
 
 export class Table {
   constructor(about, query, change) {
+    this.about = about;
     this.query = query;
     this.change = change;
-    this.columns = columns(about);
+    this.choice = h("div", { class: "choice-of-columns" });
     this.head = h("tr");
     this.body = h("tbody");
     this.pager = h("nav", { class: "pager", "aria-label": "Pages of the table" });
     this.element = h("section", { class: "panel table", "aria-label": "Cases" },
+      h("details", { class: "columns-chosen" }, h("summary", {}, "Columns"), this.choice),
       h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table of cases" },
         h("table", { class: "cases" },
           h("caption", { class: "hidden" }, "Series of the selection. The buttons in the heading sort."),
@@ -58,25 +52,42 @@ export class Table {
     const query = this.query();
     const sort = query.get("sort") ?? "patient_id";
     const order = query.get("order") === "desc" ? "descending" : "ascending";
-    const shown = this.columns.filter((c) => !c.only || c.only(rows) || sort === c.name);
-    this.head.replaceChildren(...shown.map((c) => {
+    const names = query.get("columns")?.split(",") ?? this.about.usual;
+    const columns = names.map((name) => this.about.byName[name]).filter((c) =>
+      c.name !== "status" || sort === "status" || query.has("columns") || rows.some((r) => r.status !== "scored"));
+    this.drawChoice(names);
+    this.head.replaceChildren(...columns.map((c) => {
       const now = c.name === sort;
-      return h("th", { scope: "col", class: c.number && "num", "aria-sort": now ? order : "none" },
-        h("button", { type: "button", "data-key": `sort ${c.name}`, onclick: () => this.sort(c, now, order) },
-          c.label, h("span", { class: "arrow", "aria-hidden": "true" }, now ? (order === "ascending" ? "▲" : "▼") : "↕")));
+      return h("th", { scope: "col", class: isNumber(c) && "num", "aria-sort": now ? order : "none" },
+        h("button", { type: "button", title: c.meaning, "data-key": `sort ${c.name}`, onclick: () => this.sort(c, now, order) },
+          c.unit ? `${c.label}, ${c.unit}` : c.label, h("span", { class: "arrow", "aria-hidden": "true" }, now ? (order === "ascending" ? "▲" : "▼") : "↕")));
     }));
-    this.body.replaceChildren(...rows.map((row) => h("tr", {}, shown.map((c, i) =>
-      h(i ? "td" : "th", { class: c.number && "num", scope: i ? null : "row" }, c.cell(row))))));
+    this.body.replaceChildren(...rows.map((row) => h("tr", {}, columns.map((c, i) =>
+      h(i ? "td" : "th", { class: isNumber(c) && "num", scope: i ? null : "row" }, cell(c, row, this.about))))));
     if (!rows.length) {
-      this.body.append(h("tr", {}, h("td", { colspan: String(shown.length), class: "empty" }, "No series fits all filters.")));
+      this.body.append(h("tr", {}, h("td", { colspan: String(columns.length), class: "empty" }, "No series fits all filters.")));
     }
     this.drawPager(page, pages, size, series);
     if (focused) [...this.element.querySelectorAll("[data-key]")].find((e) => e.dataset.key === focused)?.focus();
   }
 
+  /** A box for each column of the table, ticked where it is shown. */
+  drawChoice(names) {
+    this.choice.replaceChildren(...this.about.columns.map((c) => {
+      const input = h("input", { type: "checkbox", "data-key": `column ${c.name}` });
+      input.checked = names.includes(c.name);
+      input.addEventListener("change", () => {
+        const next = input.checked ? [...names, c.name] : names.filter((n) => n !== c.name);
+        const usual = String(next) === String(this.about.usual);
+        this.change(withValue(this.query(), "columns", usual ? "" : String(next)));
+      });
+      return h("label", { class: "choice", title: c.meaning }, input, h("span", { class: "word" }, c.label));
+    }));
+  }
+
   sort(column, now, order) {
     const next = withValue(this.query(), "sort", column.name);
-    const descending = now ? order === "ascending" : Boolean(column.number);
+    const descending = now ? order === "ascending" : isNumber(column);
     if (descending) next.set("order", "desc");
     else next.delete("order");
     this.change(next);

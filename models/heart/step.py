@@ -246,6 +246,8 @@ STEP = register(
                 name="heart_volume_ml",
                 kind=float,
                 meaning="volume of the heart mask, mL",
+                label="Heart volume",
+                unit="mL",
                 of=lambda case: case.get(HEART_MEASURES, {}).get("heart_volume_ml"),
             ),
         ),

@@ -171,6 +171,8 @@ STEP = register(
                 kind=bool,
                 meaning="whether the exclusion found that there may be calcium; empty: not asked",
                 of=_positive,
+                label="Calcium possible",
+                result=True,
             ),
         ),
         values=(

@@ -156,12 +156,14 @@ STEP = register(
                 kind=float,
                 meaning="Agatston score of direct scoring; empty: not asked",
                 of=_score,
+                result=True,
             ),
             Column(
                 name="direct_group",
                 kind=int,
                 meaning="its risk group: 0: < 1; 1: < 10; 2: < 100; 3: < 400; 4: 400 and more",
                 of=_group,
+                groups=("below 1", "below 10", "below 100", "below 400", "400 and more"),
             ),
         ),
         values=(

@@ -12,6 +12,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from deepcac2.cli.main import main
+from deepcac2.cli.registry import LISTS
 from deepcac2.pipeline.gates import gates
 
 
@@ -79,6 +80,33 @@ def test_gates(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(any(line.startswith(f"{code} ") for line in lines) for code in gates())
     assert main(["inspect", "--gates", "--json"]) == 0
     assert [g["code"] for g in json.loads(capsys.readouterr().out)] == list(gates())
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_what_is_registered_is_listed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", f"--{name}", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert main(["inspect", f"--{name}"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for row in rows:
+        first = next(iter(row.values()))
+        assert any(line.startswith(f"{first} ") for line in lines), first
+
+
+def test_options_are_listed_with_defaults_and_meanings(capsys: pytest.CaptureFixture[str]) -> None:
+    """As their dataclasses and docstrings say, several names in one line of these, too."""
+    assert main(["inspect", "--modules", "--json"]) == 0
+    found = {row["module"]: row for row in json.loads(capsys.readouterr().out)}
+    options = {o["option"]: o for o in found["AGSCalculator"]["options"]}
+    assert options["rule"] == {
+        "option": "rule",
+        "default": '"agatston"',
+        "meaning": "A rule of `scoring.RULES`.",
+    }
+    importer = {o["option"]: o["meaning"] for o in found["DicomImporter"]["options"]}
+    assert importer["sort_data"] == importer["meta"]
+    assert importer["meta"].endswith("no file is copied.")
+    assert [c["name"] for c in found["HeartRunner"]["columns"]] == ["heart_volume_ml"]
 
 
 @pytest.mark.parametrize(

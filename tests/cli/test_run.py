@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from deepcac2.batch.engine import Load, Statistics
 from deepcac2.batch.run import Progress
@@ -16,6 +17,9 @@ from deepcac2.batch.worker import Effort
 from deepcac2.cli.main import build_parser, main
 from deepcac2.cli.run import _line
 from deepcac2.dicom import discover
+from deepcac2.weights import write_description
+
+CONFIG = Path(__file__).parents[2] / "config"
 
 
 @pytest.mark.slow
@@ -46,6 +50,29 @@ def test_only_what_a_table_names(simulated: Path, tmp_path: Path, capsys: pytest
     table.write_text("selected,series_uid\nfalse,1.2.3\n")
     assert main(["run", str(simulated), str(out), "--only", str(table)]) == 10
     assert "selects no series" in capsys.readouterr().err
+
+
+def test_weights_of_a_role_that_no_module_takes(
+    simulated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.json").write_text("{}")
+    write_description(tmp_path, name="theirs", role="hart", files=["a.json"])
+    assert main(["run", str(simulated), str(tmp_path / "out"), "--weights", str(tmp_path)]) == 30
+    said = "no module takes weights of the role 'hart'. Perhaps you meant 'heart'."
+    assert said in capsys.readouterr().err
+
+
+def test_help_names_every_workflow(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    names = [path.stem for path in CONFIG.glob("*.yml")]
+    assert len(names) > 3
+    for name in names:
+        assert (
+            f"{name}: {yaml.safe_load((CONFIG / f'{name}.yml').read_text())['general']['description']}"
+            in shown
+        )
 
 
 def test_a_line_a_minute_says_how_a_long_run_is_doing() -> None:

@@ -165,9 +165,10 @@ def viewer_app() -> Callable[..., FastAPI]:
     def make(case: ViewerCase, show_phi: bool = False, vendor: Path | None = None) -> FastAPI:
         from deepcac2.dashboard import dicomweb, slices, viewer
         from deepcac2.dashboard.store import DicomStore
+        from deepcac2.dashboard.table import Results
 
         app = FastAPI()
-        store = DicomStore(case.results, case.ct, show_phi)
+        store = DicomStore(Results(case.results), case.ct, show_phi)
         app.include_router(dicomweb.router(store), prefix="/dicomweb")
         app.include_router(slices.router(store))
         pages = viewer.router(vendor) if vendor is not None else None

@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,8 +22,9 @@ from pydicom.dataset import Dataset
 from deepcac2.dashboard import media
 from deepcac2.dashboard.pixels import FileFrames
 from deepcac2.dashboard.store import DicomStore
+from deepcac2.dashboard.table import Results
 from deepcac2.dicom.series import SliceRef
-from deepcac2.errors import InputError, InputUnreadable
+from deepcac2.errors import InputUnreadable
 
 SYNTAXES = "dicom-zoo/one-slice-16-syntaxes"
 
@@ -336,6 +338,12 @@ def test_types_that_are_not_offered(served: str, viewer_case: Any) -> None:
         assert get(served, path, Accept=accept)[0] == 200, path
 
 
+@pytest.fixture(scope="module")
+def viewer_table(viewer_case: Any) -> Iterator[Results]:
+    with Results(viewer_case.results) as table:
+        yield table
+
+
 def test_accept_headers() -> None:
     ranges = media.parse(
         'text/html;q=0.2, multipart/related; type="application/dicom"; transfer-syntax=*, nonsense'
@@ -350,15 +358,13 @@ def test_accept_headers() -> None:
     assert media.choose(media.parse("image/png;q=0"), ["image/png"]) is None
 
 
-def test_results_and_ct_must_be_there(tmp_path: Path, viewer_case: Any) -> None:
-    with pytest.raises(InputError, match=r"deepcac2 run"):
-        DicomStore(tmp_path, None)
+def test_the_ct_must_be_there(tmp_path: Path, viewer_table: Results) -> None:
     with pytest.raises(InputUnreadable, match="does not exist"):
-        DicomStore(viewer_case.results, tmp_path / "nowhere")
+        DicomStore(viewer_table, tmp_path / "nowhere")
 
 
-def test_without_the_ct_what_the_run_made_is_served(viewer_case: Any) -> None:
-    store = DicomStore(viewer_case.results, None)
+def test_without_the_ct_what_the_run_made_is_served(viewer_case: Any, viewer_table: Results) -> None:
+    store = DicomStore(viewer_table, None)
     assert [one.series_uid for one in store.everything(viewer_case.study)] == [viewer_case.seg]
     assert store.segmentation(viewer_case.series) == viewer_case.seg
     assert store.segmentation(viewer_case.compressed) is None
@@ -376,9 +382,10 @@ import sys
 from pathlib import Path
 from deepcac2.dashboard import dicomweb, slices, viewer
 from deepcac2.dashboard.store import DicomStore
+from deepcac2.dashboard.table import Results
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-store = DicomStore(Path({str(tmp_path)!r}), None)
+store = DicomStore(Results(Path({str(tmp_path)!r})), None)
 app = FastAPI()
 app.include_router(dicomweb.router(store), prefix='/dicomweb')
 client = TestClient(app)

@@ -25,9 +25,9 @@ from starlette.responses import StreamingResponse
 from starlette.testclient import TestClient
 
 from deepcac2.dashboard.app import create_app
-from deepcac2.dashboard.files import read_json
+from deepcac2.dashboard.files import read_details, read_json
 from deepcac2.dashboard.security import Access, Guard, Refused, check_address
-from deepcac2.dashboard.views import case_folder, picture
+from deepcac2.dashboard.views import picture, place_of
 from deepcac2.errors import InputError, InputUnreadable
 from deepcac2.pipeline.results import ResultRow, write_parquet
 
@@ -153,8 +153,9 @@ def test_a_file_that_is_none_of_the_results(folder: Folder, client: TestClient, 
 def test_a_folder_that_is_no_path(tmp_path: Path, place: str) -> None:
     (tmp_path / "loop").symlink_to("loop")
     row = {"folder": place}
-    assert case_folder(tmp_path, row) is None
     assert picture(tmp_path, row) is None
+    with pytest.raises(InputUnreadable):
+        read_details(place_of(tmp_path, row, "details.json"), tmp_path)
 
 
 def test_a_link_within_the_results_is_followed(folder: Folder, client: TestClient) -> None:

@@ -131,14 +131,14 @@ def test_a_filter_changes_table_and_charts(site: Site, page: Any, table: pd.Data
     site.open(page)
     scored = table[table.status == "scored"]
     assert told(page).startswith(f"{len(scored)} series of {scored.patient_id.nunique()} patients")
-    before = numbers(page, "time_points")
+    before = numbers(page, "time_point")
     page.locator('[data-filter="kernel"]').get_by_label("LUNG").check()
     settle(page)
     chosen = scored[scored.kernel == "LUNG"]
     assert told(page).startswith(f"{len(chosen)} series")
     assert set(column(page, "Kernel")) == {"LUNG"}
-    assert numbers(page, "kernels") == {"LUNG": str(len(chosen))}
-    assert numbers(page, "time_points") != before
+    assert numbers(page, "kernel") == {"LUNG": str(len(chosen))}
+    assert numbers(page, "time_point") != before
     assert "kernel=LUNG" in page.url
     # the other kernels are still offered, and taking the filter off brings everything back
     assert page.locator('[data-filter="kernel"] input[type=checkbox]').count() > 3
@@ -154,43 +154,43 @@ def test_a_filter_changes_table_and_charts(site: Site, page: Any, table: pd.Data
 def test_a_click_on_a_bar_filters(site: Site, page: Any, table: pd.DataFrame) -> None:
     site.open(page)
     scored = table[table.status == "scored"]
-    assert bars(page, "risk_groups") == 4
-    page.locator('[data-chart="risk_groups"] svg .mark-rect path').nth(3).click()
+    assert bars(page, "risk_group") == 4
+    page.locator('[data-chart="risk_group"] svg .mark-rect path').nth(3).click()
     settle(page)
     assert told(page).startswith(f"{int((scored.risk_group == 3).sum())} series")
-    assert bars(page, "risk_groups") == 1
+    assert bars(page, "risk_group") == 1
     assert "risk_group=3" in page.url
-    page.locator('[data-chart="risk_groups"] svg .mark-rect path').first.click()
+    page.locator('[data-chart="risk_group"] svg .mark-rect path').first.click()
     settle(page)
-    assert bars(page, "risk_groups") == 4
+    assert bars(page, "risk_group") == 4
 
 
 @needs_charts
 def test_charts_can_be_read_without_seeing_them(site: Site, page: Any, table: pd.DataFrame) -> None:
     site.open(page)
-    label = page.locator('[data-chart="risk_groups"] [role=img]').get_attribute("aria-label")
+    label = page.locator('[data-chart="risk_group"] [role=img]').get_attribute("aria-label")
     n = int((table.risk_group == 3).sum())
     assert f"3 high: {n}" in label
 
 
 def test_sort_and_page(site: Site, page: Any, table: pd.DataFrame) -> None:
     site.open(page)
-    page.get_by_role("button", name="Score", exact=False).first.focus()
-    page.locator("table.cases thead button", has_text="Score").click()
+    page.get_by_role("button", name="Agatston score", exact=False).first.focus()
+    page.locator("table.cases thead button", has_text="Agatston score").click()
     settle(page)
-    scores = [float(s.removesuffix(" !").replace(",", "")) for s in column(page, "Score")]
+    scores = [float(s.removesuffix(" !").replace(",", "")) for s in column(page, "Agatston score")]
     assert scores == sorted(scores, reverse=True)
     assert scores[0] == pytest.approx(table.agatston_score.max(), abs=0.06)
-    head = page.locator("table.cases thead th", has_text="Score")
+    head = page.locator("table.cases thead th", has_text="Agatston score")
     assert head.get_attribute("aria-sort") == "descending"
     first = rows(page)
     page.get_by_role("button", name="next page").click()
     settle(page)
     assert "page 2 of" in told(page)
-    later = [float(s.removesuffix(" !").replace(",", "")) for s in column(page, "Score")]
+    later = [float(s.removesuffix(" !").replace(",", "")) for s in column(page, "Agatston score")]
     assert later[0] <= scores[-1]
     assert not {*rows(page)} & {*first}
-    page.locator("table.cases thead button", has_text="Score").click()
+    page.locator("table.cases thead button", has_text="Agatston score").click()
     settle(page)
     assert head.get_attribute("aria-sort") == "ascending"
     assert "page 1 of" in told(page)
@@ -236,7 +236,7 @@ def test_a_result_that_needs_a_caution_is_marked(site: Site, page: Any, table: p
     site.open(page, f"/?search={row.series_uid}")
     marks = page.locator("table.cases .mark")
     assert [m.get_attribute("title") for m in marks.all()] == [said]
-    assert column(page, "Score") == [f"{row.agatston_score:,.1f} !"]
+    assert column(page, "Agatston score") == [f"{row.agatston_score:,.1f} !"]
     site.open(page, f"/case/{row.series_uid}")
     head = page.get_by_role("region", name="Result")
     assert head.locator(".mark").get_attribute("title") == said
@@ -310,7 +310,7 @@ def test_with_the_keyboard(site: Site, page: Any) -> None:
     kernels = column(page, "Kernel")
     given = [k for k in kernels if k != "–"]
     assert given == sorted(given)
-    page.locator('[data-chart="risk_groups"] summary').focus()
+    page.locator('[data-chart="risk_group"] summary').focus()
     page.keyboard.press("Enter")
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
@@ -401,7 +401,7 @@ def test_without_the_files_of_the_charts(
         site.watch(page)
         site.open(page)
         assert "make viewer" in page.locator(".charts").inner_text()
-        assert numbers(page, "risk_groups")["3 high"] == str(int((table.risk_group == 3).sum()))
+        assert numbers(page, "risk_group")["3 high"] == str(int((table.risk_group == 3).sum()))
         assert len(rows(page)) == 50
         page.close()
         assert site.said == []

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from deepcac2.cli.run import _COLUMNS, _in_words
+from deepcac2.cli.run import in_words, results
 from deepcac2.dicom import Series, SliceRef, make_finding
 from deepcac2.imaging import Geometry, Volume
 from deepcac2.imaging.labels import calcium_labels
@@ -51,7 +51,7 @@ def test_a_zero_from_thick_slices_says_what_it_may_miss(
     assert ("small calcium may be missed" in row.caution) == said
     assert details(case, PROVENANCE)["cautions"] == ([row.caution] if said else [])
     assert ("zero-at-thick-slices" in row.warnings) == said
-    assert _in_words(row) == f"1.2: score 0.0{' !' if said else ''}, risk group 0"
+    assert in_words(row) == f"1.2: Agatston score 0.0{' !' if said else ''}, Risk group 0 very low"
 
 
 def test_one_thick_slice_is_enough() -> None:
@@ -73,10 +73,10 @@ def test_a_result_that_a_gate_would_have_refused_is_marked() -> None:
     row = result_row(case)
     assert row.caution == "in spite of coarse-pixels: pixels are 2.8 mm"
     assert details(case, PROVENANCE)["cautions"] == [row.caution]
-    assert _COLUMNS["score"](row) == f"{row.agatston_score:.1f} !"
+    assert results(row)["Agatston score"] == f"{row.agatston_score:.1f} !"
     plain = result_row(scored(1.0, bright=True, findings=(warning,)))
     assert plain.caution == ""
-    assert _COLUMNS["score"](plain) == f"{plain.agatston_score:.1f}"
+    assert results(plain)["Agatston score"] == f"{plain.agatston_score:.1f}"
 
 
 def test_without_a_result_there_is_nothing_to_caution_about() -> None:
@@ -84,4 +84,4 @@ def test_without_a_result_there_is_nothing_to_caution_about() -> None:
     case = Case(series=Series(series_uid="1.2"), findings=(allowed,))
     assert cautions(case) == ()
     row = result_row(replace(case, facts={DIRECT: {"score": 1.0, "group": 1}}))
-    assert _COLUMNS["direct"](row) == "1.0 !"
+    assert results(row) == {"Direct score": "1.0 !", "Direct group": "1 below 10"}

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -74,7 +75,8 @@ def shows(case):
 register(Step(
     module="ToyRunner", options=Options, phase="compute", build=build, reads=lambda options: (CT,),
     writes=(BRIGHT, MEASURES, CALCIUM, HEART), shows=shows,
-    columns=(Column(name="toy_voxels", kind=int, meaning="voxels that are bright", of=voxels),),
+    columns=(Column(name="toy_voxels", kind=int, meaning="voxels that are bright", of=voxels,
+                    label="Bright", unit="voxels"),),
     values=(Value(name="toy_voxels", label="Bright", kind=int, meaning="Bright voxels.", of=voxels),),
 ))
 register_writer(Writer(
@@ -120,10 +122,30 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+DASHBOARD = """
+import json, sys
+from pathlib import Path
+from starlette.testclient import TestClient
+from deepcac2.dashboard.app import create_app
+
+with TestClient(create_app(Path(sys.argv[1])), base_url="http://127.0.0.1:8000") as client:
+    seen = {name: client.get(f"/api/{name}").json() for name in ("about", "facets")}
+    seen["cases"] = client.get("/api/cases?toy_voxels_min=1&columns=toy_voxels").json()
+    seen["case"] = client.get("/api/cases/" + seen["cases"]["rows"][0]["series_uid"]).json()
+    seen["export"] = client.get("/api/export.csv").text
+print(json.dumps(seen))
+"""
+
+
 def deepcac2(elsewhere: Path, *command: object) -> subprocess.CompletedProcess[str]:
+    return python(elsewhere, "from deepcac2.cli.main import main; raise SystemExit(main())", *command)
+
+
+def python(elsewhere: Path, code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """A program in a process that has the toy installed."""
     paths = [str(elsewhere), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.run(
-        [sys.executable, "-m", "deepcac2", *map(str, command)],
+        [sys.executable, "-c", code, *map(str, arguments)],
         cwd=elsewhere,  # `models` of the checkout is no place for others
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
@@ -158,8 +180,39 @@ def test_one_file_outside_is_a_method_an_output_a_gate_and_a_rule(
     with Image.open(folder / "preview.png") as picture:
         assert picture.size[0] > 0
 
-    listed = deepcac2(elsewhere, "inspect", "--gates").stdout
-    assert "bright" in listed
+    seen = json.loads(python(elsewhere, DASHBOARD, out).stdout)
+    (column,) = (c for c in seen["about"]["columns"] if c["name"] == "toy_voxels")
+    assert (column["label"], column["unit"], column["meaning"]) == (
+        "Bright",
+        "voxels",
+        "voxels that are bright",
+    )
+    (choice,) = (f for f in seen["about"]["filters"] if f["name"] == "toy_voxels")
+    assert choice["kind"] == "range"
+    assert seen["facets"]["toy_voxels"] == {"min": voxels, "max": voxels}
+    assert [r["toy_voxels"] for r in seen["cases"]["rows"]] == [voxels]
+    (step,) = (s for s in seen["case"]["steps"] if s["module"] == "ToyRunner")
+    assert step["title"] == "Find what is bright"
+    assert step["columns"] == ["toy_voxels"]
+    assert step["sections"] == {"toy": {"voxels": voxels}}
+    (exported,) = csv.DictReader(seen["export"].splitlines())
+    assert int(exported["toy_voxels"]) == voxels
+
+
+def test_the_command_line_lists_it(elsewhere: Path) -> None:
+    def listed(what: str) -> dict[str, dict[str, Any]]:
+        rows = json.loads(deepcac2(elsewhere, "inspect", f"--{what}", "--json").stdout)
+        return {next(iter(row.values())): row for row in rows}
+
+    assert listed("gates")["bright"]["sentence"] == "The scan has too many bright voxels."
+    assert listed("rules")["plain"]["summary"] == "one weight for all"
+    assert listed("columns")["toy_voxels"]["module"] == "ToyRunner"
+    toy = listed("modules")["ToyRunner"]
+    assert toy["options"] == [{"option": "above_hu", "default": "300", "meaning": "From here on."}]
+    assert (toy["reads"], toy["report"][0]["name"]) == (["CT"], "toy_voxels")
+    text = deepcac2(elsewhere, "inspect", "--modules").stdout
+    assert "ToyRunner (compute): Find what is bright." in text
+    assert "option above_hu = 300  From here on." in text
 
 
 def test_without_it_its_workflow_is_not_known(elsewhere: Path, simulated: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from deepcac2.errors import WeightsAltered, WeightsError, WeightsMissing, WeightsUnsupported
+from deepcac2.pipeline.step import roles
 from deepcac2.weights import (
     Domain,
     bundle,
@@ -25,7 +26,6 @@ from deepcac2.weights import (
     verify,
     write_description,
 )
-from deepcac2.weights.description import ROLES
 from deepcac2.weights.manifest import MANIFEST, make_default
 
 
@@ -139,7 +139,8 @@ def test_nothing_there_says_what_there_is(tmp_path):
         "[]",
         '{"format": 2}',
         '{"format": 1, "name": "x", "role": "heart", "files": {}}',
-        '{"format": 1, "name": "x", "role": "liver", "files": {"a": "' + 64 * "0" + '"}}',
+        '{"format": 1, "name": "x", "role": "", "files": {"a": "' + 64 * "0" + '"}}',
+        '{"format": 1, "name": "x", "role": "../liver", "files": {"a": "' + 64 * "0" + '"}}',
         '{"format": 1, "name": "x", "role": "heart", "files": {"a": "12"}}',
     ],
 )
@@ -156,9 +157,13 @@ def test_a_description_cannot_point_out_of_its_folder(tmp_path):
         resolve(tmp_path, "heart")
 
 
-def test_unknown_role_is_a_programming_error(tmp_path):
-    with pytest.raises(ValueError, match="role is one of"):
-        write_description(tmp_path, name="x", role="liver", files=[])
+def test_a_role_is_any_name_and_no_path(tmp_path, calcium):
+    found = write_description(calcium, name="x", role="liver-2", files=["model.safetensors"])
+    assert resolve(calcium, "liver-2") == found
+    with pytest.raises(WeightsError, match="holds liver-2 weights, not calcium weights"):
+        resolve(calcium, "calcium")
+    with pytest.raises(ValueError, match="a role is a name"):
+        write_description(tmp_path, name="x", role="../liver", files=[])
 
 
 def test_sets_not_fetched_yet_say_how(tmp_path, monkeypatch):
@@ -166,6 +171,9 @@ def test_sets_not_fetched_yet_say_how(tmp_path, monkeypatch):
     assert user_folder() == tmp_path / "deepcac2" / "weights"
     with pytest.raises(WeightsMissing, match="deepcac2 weights fetch platipy-heart"):
         resolve("platipy-heart", "heart")
+
+
+ROLES = sorted(set(roles().values()))
 
 
 def test_manifest_tells_what_every_set_is():
