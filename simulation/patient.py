@@ -49,6 +49,18 @@ class SimulatedPatient:
     facts: dict[str, Any] = field(repr=False)
 
 
+def heart_box_centre(seed: int) -> tuple[float, float, float]:
+    """LPS position (x, y, z), mm, of the middle of the heart's box, without drawing anything.
+
+    The box is that of the scanner's axes, as `pipeline.stages.heart_centre` finds it in a mask.
+    """
+    body, size, obesity = sample_body(seed)
+    heart, _ = place_heart(seed, body, size, obesity)
+    lps = sample_frame(seed).to_lps(heart.inside()[0])
+    x, y, z = (lps.min(axis=0) + lps.max(axis=0)) / 2
+    return float(x), float(y), float(z)
+
+
 def heart_centre(seed: int) -> tuple[float, float, float]:
     """LPS position (x, y, z), mm, of the heart's centroid, without drawing anything."""
     body, size, obesity = sample_body(seed)
@@ -63,6 +75,7 @@ def simulate_patient(
     geometry: Geometry | None = None,
     acquisition: Acquisition | None = None,
     visit: int = 0,
+    version: int = 1,
 ) -> SimulatedPatient:
     """Simulate one patient's chest CT.
 
@@ -74,13 +87,14 @@ def simulate_patient(
         geometry: Grid to draw on, any orientation; by default the patient's own `default_geometry`.
         acquisition: Kernel, thickness and noise; by default the patient's own `sample_acquisition`.
         visit: Years after the first scan: calcium has grown (`GROWTH`), noise and motion are others.
+        version: Of the simulator, see `Anatomy`.
 
     Raises:
         ArithmeticError: The drawing holds values that are not numbers.
     """
-    scan = sample_acquisition(seed) if acquisition is None else acquisition
-    grid = default_geometry(seed) if geometry is None else geometry
-    anatomy = sample_anatomy(seed)
+    scan = sample_acquisition(seed, version) if acquisition is None else acquisition
+    grid = default_geometry(seed, version=version) if geometry is None else geometry
+    anatomy = sample_anatomy(seed, version)
     when = (f"visit{visit}",) if visit else ()
     lesions_now = [replace(one, radii=one.radii * GROWTH ** (visit / 3)) for one in anatomy.lesions]
     working, factor, sub = working_grid(grid)

@@ -120,10 +120,13 @@ def _shifted(
 
 def simulated_crop(seed: int, recipe: CalciumRecipe) -> Crop:
     """Crop and label of one simulated patient; only the region around the heart is rendered."""
-    from ..simulation import default_geometry, heart_centre, simulate_patient
+    from ..simulation import default_geometry, heart_box_centre, simulate_patient
 
-    centre = _shifted(heart_centre(seed), recipe.centre_jitter_mm, np.random.default_rng([seed, 77]))
-    patient = simulate_patient(seed, geometry=region_around(default_geometry(seed), centre))
+    version = recipe.simulator
+    centre = _shifted(heart_box_centre(seed), recipe.centre_jitter_mm, np.random.default_rng([seed, 77]))
+    patient = simulate_patient(
+        seed, geometry=region_around(default_geometry(seed, version=version), centre), version=version
+    )
     return crop_of(patient.volume, patient.heart, patient.calcium, centre, recipe, other=patient.distractors)
 
 
@@ -192,6 +195,7 @@ def _inserted_sources(
             jitter_mm=recipe.centre_jitter_mm,
             label_threshold=recipe.label_threshold,
             margin_mm=recipe.heart_margin_mm,
+            version=recipe.simulator,
         )
 
     seeds = count(recipe.first_seed + recipe.patients)
@@ -250,7 +254,7 @@ def make_calcium_cache(
     device: torch.device,
 ) -> CropCache:
     """Cut all crops of a training, or go on cutting; see `build_cache` and `crop_sources`."""
-    keys = ("centre_jitter_mm", "label_threshold", "heart_margin_mm")
+    keys = ("centre_jitter_mm", "label_threshold", "heart_margin_mm", "simulator")
     settings = {k: getattr(recipe, k) for k in keys}
     settings["heart_weights"] = heart_weights if data or backgrounds else ""
     sources = crop_sources(recipe, data, backgrounds, HeartFinder(heart_weights, device))
@@ -278,7 +282,7 @@ def hard_seeds(recipe: CalciumRecipe) -> Iterator[int]:
     from ..simulation import has_rare
 
     seeds = count(recipe.first_seed + HARD_SEEDS)
-    return islice(filter(has_rare, seeds), recipe.hard_patients)
+    return islice(filter(partial(has_rare, version=recipe.simulator), seeds), recipe.hard_patients)
 
 
 # Training

@@ -16,6 +16,7 @@ class CalciumRecipe:
 
     Attributes:
         patients: Simulated patients beside the annotated scans, seeds from `first_seed` upwards.
+        simulator: Version of the simulator that draws them (`simulation.simulate_patient`).
         hard_patients: Further simulated patients, each with something of `simulation.RARE`, which looks most
             like coronary calcium and is rare: the first such seeds from 10,000 above `first_seed` on.
         insertions: Crops made from each background by putting simulated calcium into a real heart
@@ -53,6 +54,7 @@ class CalciumRecipe:
     name: str
     patients: int = 0
     first_seed: int = 100_000
+    simulator: int = 1
     hard_patients: int = 0
     insertions: int = 0
     validation_share: float = 0.2

@@ -30,6 +30,7 @@ from ..models.calcium import CANDIDATE_HU, CROP_SHAPE, CROP_SPACING
 from ..simulation import sample_acquisition
 from ..simulation.acquisition import KERNELS
 from ..simulation.anatomy import Anatomy, sample_anatomy, stream
+from ..simulation.arteries import sample_plaques
 from ..simulation.coronary import Lesion, sample_lesions
 from ..simulation.distractors import all_distractors
 from ..simulation.shapes import Array, Points
@@ -196,18 +197,19 @@ class Depth:
 def lay_coronaries(anatomy: Anatomy, background: Background) -> dict[str, Points]:
     """The simulated coronary arteries in a real heart: centrelines (n, 3), LPS mm."""
     fitted = fit_to_heart(anatomy, background)
+    shallowest = -2.0 if anatomy.version == 1 else 1.0
     out = {}
     for name, line in anatomy.coronaries.items():
         p = line.astype(np.float32)
-        wanted = np.clip(anatomy.heart.sac(p[:, 0], p[:, 1], p[:, 2]), -25, -2).astype(np.float64)
+        wanted = np.clip(anatomy.heart.sac(p[:, 0], p[:, 1], p[:, 2]), -25, shallowest).astype(np.float64)
         out[name] = background.depth.moved(fitted(line), wanted)
     return out
 
 
 def insert(
-    background: Background, seed: int
+    background: Background, seed: int, version: int = 1
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Put the calcium of simulated patient `seed` into a real heart.
+    """Put the calcium of simulated patient `seed`, drawn by a version of the simulator, into a real heart.
 
     Returns:
         float32 HU, bool calcium and bool distractors (z, y, x) on the background's grid: where the noise-free
@@ -215,15 +217,16 @@ def insert(
     """
     rng = stream(seed, "insert")
     geometry = background.volume.geometry
-    anatomy = sample_anatomy(seed)
+    anatomy = sample_anatomy(seed, version)
+    draw = sample_lesions if version == 1 else sample_plaques
     lines = lay_coronaries(anatomy, background)
     lesions: tuple[Lesion, ...] = ()
     while not lesions and rng.random() < WITH_CALCIUM:
-        _, lesions = sample_lesions(rng, lines, anatomy.coronary_radius)
+        _, lesions = draw(rng, lines, anatomy.coronary_radius)
     fitted = fit_to_heart(anatomy, background)
     others = [replace(x, points=fitted(x.points)) for x in all_distractors(anatomy)]
     scan = replace(
-        sample_acquisition(seed),
+        sample_acquisition(seed, version),
         kernel=background.kernel,
         thickness=background.thickness,
         increment=geometry.spacing[0],
@@ -260,7 +263,13 @@ def _contrast(specks: list[Speck], base: Array) -> tuple[Array, Array]:
 
 
 def inserted_crop(
-    background: Background, seed: int, *, jitter_mm: float, label_threshold: float, margin_mm: float
+    background: Background,
+    seed: int,
+    *,
+    jitter_mm: float,
+    label_threshold: float,
+    margin_mm: float,
+    version: int = 1,
 ) -> Crop:
     """A training crop with simulated calcium in a real heart, turned and stretched a little.
 
@@ -272,14 +281,17 @@ def inserted_crop(
         jitter_mm: Standard deviation of the crop's shift, mm.
         label_threshold: Share of a crop voxel that must be calcium for it to be labelled so.
         margin_mm: What is within this distance of the heart counts as near it.
+        version: Of the simulator.
 
     Returns:
         HU and label, see `patches.Crop`.
     """
     rng = stream(seed, "turn")
-    hu, calcium, other = insert(background, seed)
+    hu, calcium, other = insert(background, seed, version)
     geometry = background.volume.geometry
-    centre = geometry.to_lps(np.argwhere(background.heart).mean(axis=0)) + rng.normal(0.0, jitter_mm, 3)
+    box = bounding_box(background.heart)
+    middle = geometry.to_lps([(s.start + s.stop - 1) / 2 for s in box])
+    centre = middle + rng.normal(0.0, jitter_mm, 3)
     grid = centred_grid(geometry, (centre[0], centre[1], centre[2]), CROP_SPACING, CROP_SHAPE)
     where = _turned(grid, geometry, centre, rng)
     near = widened(background.heart, geometry, margin_mm)
