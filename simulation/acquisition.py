@@ -305,8 +305,8 @@ def _without_gating(scan: Acquisition, rng: np.random.Generator) -> Acquisition:
         scan,
         field_of_view=float(rng.uniform(scan.field_of_view, 500.0)),
         motion=float(14 * rng.beta(1.2, 2.6)),
-        arc=2.0,
-        flank=float(rng.uniform(0, 1.2)),
+        arc=3.5,
+        flank=float(rng.uniform(0, 2.0)),
     )
 
 

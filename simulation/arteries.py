@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from .coronary import RIM_MM3, VISIBLE, ZERO_SHARE, Lesion, across, beside_trunk, unit
+from .coronary import RIM_MM3, VISIBLE, Lesion, across, beside_trunk, unit
 from .heart import Heart
 from .shapes import Points, smooth_curve
 
-MEDIAN_SCORE, SPREAD, HIGHEST_SCORE = 140.0, 1.75, 8000.0
-"""Agatston score of those who have calcium: 13 % lie above 1000, more than in screening (chosen: what is
+MEDIAN_SCORE, SPREAD, HIGHEST_SCORE = 220.0, 1.7, 8000.0
+"""Agatston score of those who have calcium: 19 % lie above 1000, more than in screening (chosen: what is
 rare has to be met to be learnt)."""
 ARTERY_SHARE = {"LM": 0.08, "LAD": 0.36, "LCX": 0.22, "RCA": 0.34}
 """How calcium spreads over the arteries; more in RCA and LCX than version 1 has (chosen)."""
+NO_CALCIUM_SHARE = 0.15
+"""Share of patients without coronary calcium, less than in screening (chosen)."""
 BRANCH_SHARE = 0.18
 """Share of the plaques of an artery that lie in its branches (chosen)."""
-BARE_SHARE = 0.3
+BARE_SHARE = 0.45
 """Share of the pieces of an artery that run without fat of their own, against muscle or atrium (chosen)."""
 PIECE_MM = 18.0
 """Length over which the fat around an artery changes."""
@@ -137,7 +139,7 @@ def sample_plaques(
     Returns:
         (score aimed at, plaques); (0.0, ()) for a patient without calcium.
     """
-    if rng.random() < ZERO_SHARE:
+    if rng.random() < NO_CALCIUM_SHARE:
         return 0.0, ()
     target = float(np.clip(MEDIAN_SCORE * np.exp(rng.normal(0, SPREAD)), 1, HIGHEST_SCORE))
     names = list(ARTERY_SHARE)

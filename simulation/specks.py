@@ -127,7 +127,7 @@ def lesion_specks(
             moved = float(np.linalg.norm(np.ptp(path, axis=0)))
             flank = Flank(
                 strength=scan.flank * min(moved / FLANK_MM, 1.0) * float(rng.uniform(0.3, 1.0)),
-                width=(float(rng.uniform(1.0, 5.0)), float(rng.uniform(1.0, 5.0))),
+                width=(float(rng.uniform(0.8, 4.5)), float(rng.uniform(0.8, 4.5))),
             )
         speck = rasterise(lesion, frame, geometry, spread=spread, thickness=thickness, path=path, flank=flank)
         if speck is not None:
@@ -153,6 +153,8 @@ def motion_path(rng: np.random.Generator, distance: float, arc: float = 0.0) -> 
     way = np.clip((phase - rest) / rng.uniform(0.2, 0.6) + 0.5, 0, 1)
     path: Points = (way - way.mean())[:, None] * direction * distance
     if arc:
+        phase = np.linspace(0, 1, 2 * DWELLS)
+        way = np.clip((phase - rest) / rng.uniform(0.3, 1.3) + 0.5, 0, 1)
         turn = rng.uniform(-arc, arc) * way
         ahead = np.array([-direction[1], direction[0], 0.0])
         bent = np.cos(turn)[:, None] * direction + np.sin(turn)[:, None] * ahead
