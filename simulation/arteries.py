@@ -104,8 +104,13 @@ def sample_arteries(rng: np.random.Generator, heart: Heart) -> dict[str, Points]
     lines["RCA.PLV"] = branch(
         rca[-1], (turn[-1], turn[-1] + rng.uniform(25, 50)), (level[-1], rng.uniform(0, 14))
     )
-    curves = {name: smooth_curve(knots, 1.0) for name, knots in lines.items()}
-    return {k: beside_trunk(c, heart) if k in ("LM", "LAD", "LCX") else c for k, c in curves.items()}
+    out = {name: smooth_curve(lines[name], 1.0) for name in ARTERY_SHARE}
+    out |= {name: beside_trunk(out[name], heart) for name in ("LM", "LAD", "LCX")}
+    for name in lines.keys() - out.keys():
+        trunk, knots = out[name.split(".")[0]], lines[name]
+        knots[0] = trunk[np.linalg.norm(trunk - knots[0], axis=1).argmin()]  # led aside with its artery
+        out[name] = smooth_curve(knots, 1.0)
+    return {name: out[name] for name in lines}
 
 
 def sample_sleeves(rng: np.random.Generator, arteries: dict[str, Points], fat: float) -> dict[str, Points]:
