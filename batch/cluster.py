@@ -15,7 +15,7 @@ from concurrent.futures import TimeoutError as TaskTimeout
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any
 
@@ -24,7 +24,7 @@ from ..errors import DeepCACError, DeviceError
 from ..pipeline.chain import PHASES, provenance_of
 from ..pipeline.run import RUN_FILE, Job
 from .local import LOADING_SECONDS, Outcome, WorkerLost
-from .worker import Finished, Handed, Role, Worker, add_log_file, silence_libraries
+from .worker import Finished, Handed, NotBegun, Role, Worker, add_log_file, silence_libraries
 
 log = logging.getLogger(__name__)
 
@@ -168,6 +168,12 @@ class RayWorkers:
         self._tell = done
         self._start_threads(self.counts[0])
         self._start(self._look_after)
+
+    def halt(self) -> None:
+        """See `Workers.halt`."""
+        with suppress(Empty):
+            while (given := self._tasks.get_nowait()) is not None:
+                given[1](NotBegun())
 
     def submit(self, stage: int, task: Series | Path, done: Callable[[Outcome], None]) -> None:
         """See `Workers.submit`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import TimeoutError as TaskTimeout
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from ..pipeline.results import ResultRow
 from ..pipeline.run import Job, Settled, finished
 from .ledger import QUARANTINE_AFTER, Journal
 from .local import Outcome, WorkerLost, Workers
-from .worker import Effort, Finished, Handed
+from .worker import Effort, Finished, Handed, NotBegun
 
 log = logging.getLogger(__name__)
 
@@ -142,14 +142,25 @@ class Engine:
         self._ready = ready
         self._outcomes: SimpleQueue[tuple[_Task | None, Outcome | str]] = SimpleQueue()
         self._again: deque[_Task] = deque()
+        self._at: Counter[int] = Counter()
         self._stopping = threading.Event()
         self.statistics = Statistics(
             stages={n: Load(workers=c) for n, c in zip(workers.names, workers.counts, strict=True)}
         )
 
     def stop(self) -> None:
-        """Take no further series; `run` returns when those at work are done. From any thread or signal."""
-        self._stopping.set()
+        """Begin no further series; `run` returns when those being computed are done, and those that were only
+        read or waiting are left for another run. From any thread or signal."""
+        if not self._stopping.is_set():
+            self._stopping.set()
+            self._workers.halt()
+
+    @property
+    def finishing(self) -> int:
+        """Series that are computed or written now, at most, and would be finished after `stop`."""
+        compute = len(self._workers.names) // 2  # of read, compute and write; or of one stage for all
+        written = sum(count for stage, count in self._at.items() if stage > compute)
+        return min(self._at[compute], self._workers.counts[compute]) + written
 
     def run(self, series: Iterable[Series], *, redo: bool = False) -> None:
         """Work until every series has its row, or until `stop`.
@@ -168,7 +179,7 @@ class Engine:
             # One for each worker, and a few on their way: more would only wait, and fill memory.
             limit = sum(self._workers.counts) + min(self._workers.counts)
             while at_work < limit and not (exhausted and not self._again):
-                task = self._again.popleft() if self._again else self._next(todo)
+                task = self._next(todo)
                 if task is None:
                     exhausted = True
                     break
@@ -186,7 +197,9 @@ class Engine:
                 at_work -= self._take(task, outcome)
 
     def _next(self, todo: Iterator[_Task]) -> _Task | None:
-        return None if self._stopping.is_set() else next(todo, None)
+        if self._stopping.is_set():
+            return None
+        return self._again.popleft() if self._again else next(todo, None)
 
     def _to_do(self, series: Iterable[Series], redo: bool) -> Iterator[_Task]:
         """The series that need work; the others get their rows here."""
@@ -208,6 +221,7 @@ class Engine:
 
     def _submit(self, task: _Task) -> None:
         given = task.handed if task.handed is not None else task.series
+        self._at[task.stage] += 1
         self._workers.submit(task.stage, given, lambda outcome: self._outcomes.put((task, outcome)))
 
     def _started(self, outcome: Outcome | str) -> None:
@@ -219,12 +233,17 @@ class Engine:
 
     def _take(self, task: _Task, outcome: Outcome | str) -> int:
         """What follows from an outcome; 1 if the task is no longer at work."""
+        self._at[task.stage] -= 1
         if isinstance(outcome, (Handed, Finished)):
             self.statistics.stages[self._workers.names[task.stage]].add(outcome.effort)
         if isinstance(outcome, Handed):
             task.stage, task.handed = task.stage + 1, outcome.path
-            self._submit(task)
+            self._submit(task)  # what comes too late to be computed is told so there
             return 0
+        if isinstance(outcome, NotBegun):
+            if task.handed is not None:
+                task.handed.unlink(missing_ok=True)
+            return 1
         if isinstance(outcome, Finished):
             self._settle(outcome.settled)
             return 1

@@ -12,7 +12,8 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -23,14 +24,14 @@ from ..dicom import Series
 from ..pipeline.chain import PHASES
 from ..pipeline.run import Job
 from . import worker
-from .worker import Finished, Handed, Role, Worker
+from .worker import Finished, Handed, NotBegun, Role, Worker
 
 log = logging.getLogger(__name__)
 
 LOADING_SECONDS = 900.0
 """A worker that has not loaded its models after this time hangs; a cold network drive may take minutes."""
 
-Outcome = Handed | Finished | BaseException
+Outcome = Handed | Finished | NotBegun | BaseException
 """Of a task: what a worker says, or what ended it."""
 
 
@@ -61,6 +62,10 @@ class Workers(Protocol):
     def ready(self, done: Callable[[Outcome | str], None]) -> None:
         """Start whatever takes long to start; `done` is told the device in words, or what went wrong."""
 
+    def halt(self) -> None:
+        """Begin nothing any more: what only waits to be read or computed comes back as `NotBegun`, and what
+        is computed already is still written. Called once, from any thread or signal."""
+
 
 class InProcess:
     """This process does everything itself, one series at a time: for debuggers, profilers and small scripts.
@@ -82,6 +87,9 @@ class InProcess:
     def ready(self, done: Callable[[Outcome | str], None]) -> None:
         """See `Workers.ready`."""
         done(self._worker.warm_up())
+
+    def halt(self) -> None:
+        """See `Workers.halt`: nothing waits here."""
 
     def submit(self, stage: int, task: Series | Path, done: Callable[[Outcome], None]) -> None:
         """See `Workers.submit`."""
@@ -158,6 +166,11 @@ class LocalWorkers:
         for pool in self._devices:
             pool.schedule(worker.warm_up, (), LOADING_SECONDS, done)
 
+    def halt(self) -> None:
+        """See `Workers.halt`."""
+        with suppress(FileNotFoundError):  # all is done, and the folder gone
+            (self._scratch.path / worker.HALT).touch()
+
     def submit(self, stage: int, task: Series | Path, done: Callable[[Outcome], None]) -> None:
         """See `Workers.submit`; of several devices the one with the least to do gets the task."""
         pool = min(self._stages[stage], key=lambda p: p.waiting)
@@ -167,6 +180,7 @@ class LocalWorkers:
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
     """Whatever is started here hears none of `worker.SIGNALS` before it says so (`worker.start`)."""
+    resource_tracker.ensure_running()  # Python's helper: where it is started below, it unblocks the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, worker.SIGNALS)
     try:
         yield

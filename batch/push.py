@@ -18,7 +18,7 @@ from pathlib import Path
 from pydicom.errors import InvalidDicomError
 
 from ..dicom import Discovery, Series, chosen, discover, safe_name
-from ..dicom.sending import Destination, Instance, part10
+from ..dicom.sending import ALREADY_THERE, Destination, Instance, part10
 from ..errors import DestinationUnreachable, InputError, OutputBusy
 from ..pipeline.results import PARQUET, read_parquet, series_folder
 from ..pipeline.run import stored_row
@@ -53,7 +53,8 @@ class PushSummary:
     Attributes:
         journal: Where it is noted.
         series: Scored series that were asked for.
-        sent, present, problems: Instances sent now, sent by an earlier call, and not sent.
+        sent, present, problems: Instances taken now, there already (sent by an earlier call, or the
+            destination says so), and not taken.
         not_scored: Series that were asked for and are not among the scored ones.
     """
 
@@ -295,7 +296,8 @@ class _Sender:
         uid = instance.sop_instance_uid
         if not uid:
             return "not sent: its header has no SOPInstanceUID"
-        before = None if self._again else self._journal.known(uid)
+        known = self._journal.known(uid)
+        before = None if self._again else known
         status = instance.path.stat()
         state = (status.st_size, status.st_mtime_ns)
         if before is not None and before[1:] == state:
@@ -305,15 +307,22 @@ class _Sender:
             digest = sha256_of(path)
             if before is not None and before[0] == digest:
                 self._summary.present += 1
-            elif reason := self._try(instance, path):
-                return reason
-            else:
+            elif (answer := self._try(instance, path)) == "":
                 self._summary.sent += 1
+            elif answer != ALREADY_THERE:
+                return answer
+            elif known is not None and known[0] != digest:
+                return (
+                    "not taken: it is there with the other content that was sent before, and stays; "
+                    "delete it there, then push again"
+                )
+            else:
+                self._summary.present += 1
         self._journal.sent(series_uid, uid, digest, *state)
         return ""
 
     def _try(self, instance: Instance, path: Path) -> str:
-        """Send, waiting and trying again when the connection is lost."""
+        """Send, waiting and trying again when the connection is lost; see `Destination.send`."""
         wait = _FIRST_WAIT
         for left in range(self._retries, -1, -1):
             try:

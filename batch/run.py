@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 from ..dicom import Discovery, Series, chosen, discover
 from ..errors import DeviceError, OutputError
 from ..imaging.atomic import remove_leftovers
-from ..pipeline.results import CSV, PARQUET, ResultRow, read_parquet, write_csv, write_parquet
-from ..pipeline.run import Job, check_folders, settle_output, stored_row
+from ..pipeline.results import PARQUET, STATUSES, ResultRow, read_parquet, unreadable_row, write_table
+from ..pipeline.run import Job, check_folders, settle_output, stored_row, write_run
 from ..pipeline.workflow import Workflow
 from .cluster import RayWorkers
 from .engine import Engine, Statistics
@@ -160,15 +162,6 @@ def default_prefetch(devices: Sequence[str]) -> int:
     return min(wanted, max(1, (os.cpu_count() or 2) // 2))
 
 
-def _unreadable_rows(discovery: Discovery) -> list[ResultRow]:
-    return [
-        ResultRow(
-            patient_id="", study_uid="", series_uid="", status="failed", code="unreadable-file", reason=text
-        )
-        for text in (f"{u.path}: {u.reason}" for u in discovery.unreadable)
-    ]
-
-
 def _absent_row(uid: str) -> ResultRow:
     reason = "this series was asked for, and is not in the input folder"
     return ResultRow(
@@ -216,6 +209,7 @@ def run_folder(
     job = Job(workflow=workflow, output=output, allow=frozenset(allow), keep=frozenset(keep))
     with OutputLock(output, shard) as lock:
         discovery = discover(source, allow=frozenset(job.provenance["allowed_gates"]))
+        found = len(discovery.uids)
         absent: list[str] = []
         if only is not None:
             discovery = chosen(discovery, only)
@@ -224,6 +218,7 @@ def run_folder(
             job,
             discovery,
             lock,
+            found=found,
             absent=absent,
             means=means,
             redo=redo,
@@ -240,6 +235,7 @@ def run_found(
     lock: OutputLock,
     *,
     means: Means,
+    found: int | None = None,
     absent: Sequence[str] = (),
     redo: bool = False,
     watch: Callable[[Progress], None] = lambda progress: None,
@@ -247,12 +243,31 @@ def run_found(
     running: Callable[[Engine], None] = lambda engine: None,
     log_path: Path | None = None,
 ) -> RunSummary:
-    """Do a job for series that were found, with the right to write into its output; see `run_folder`."""
+    """Do a job for series that were found, with the right to write into its output; see `run_folder`.
+
+    ``run.json`` says under ``series`` how many were ``found`` in the input, how many were ``selected`` for
+    this run and its other shards (those asked for and absent included), and whether it is ``finished``:
+    whether each of them has its row. While a run is at work it is not, so that one that is killed stays
+    unfinished. Of a run that has ended there is also how many are ``scored``, ``rejected``, ``failed`` and
+    ``missing``, and the SeriesInstanceUIDs of the missing ones as ``missing_series``.
+
+    Args:
+        found: Series in the input folder; None: those of `discovery`.
+        absent: SeriesInstanceUIDs that were asked for and are not there.
+    """
     output, shard = job.output, lock.shard
-    settle_output(job, redo=redo)
+    selected: dict[str, Any] = {
+        "found": len(discovery.uids) if found is None else found,
+        "selected": len(discovery.uids) + len(absent),
+        "finished": False,
+    }
+    settle_output(job, redo=redo, series=selected)
     if shard is None:  # alone: what lies there half-written is a killed run's
         remove_leftovers(output)
-    unreadable = [*_unreadable_rows(discovery), *map(_absent_row, absent)]
+    unreadable = [
+        *(unreadable_row(u.path, u.reason) for u in discovery.unreadable),
+        *map(_absent_row, absent),
+    ]
     first = shard is None or shard.number == 0  # who counts what belongs to no series
 
     def mine() -> Iterator[Series]:
@@ -297,12 +312,24 @@ def run_found(
         journal.close()
         with lock.last_one() as last:
             if last:
-                # From what lies there: series not done yet have no row.
-                stored = (stored_row(job.folder(s)) for s in discovery.series)
-                rows = chain(unreadable, (r for r in stored if r is not None))
-                write_parquet(output / PARQUET, rows)
-                write_csv(output / CSV, read_parquet(output / PARQUET))
+                fates = Counter(r.status for r in unreadable if r.series_uid)
+                missing: list[str] = []
+
+                def stored() -> Iterator[ResultRow]:
+                    """From what lies there: series not done yet have no row."""
+                    for one in discovery.series:
+                        row = stored_row(job.folder(one))
+                        if row is None:
+                            missing.append(one.series_uid)
+                        else:
+                            fates[row.status] += 1
+                            yield row
+
+                write_table(output, chain(unreadable, stored()))
                 written = True
+                selected |= {s: fates[s] for s in STATUSES}
+                selected |= {"missing": len(missing), "missing_series": missing, "finished": not missing}
+                write_run(job, selected)
     return RunSummary(
         output=output,
         left=total - done,

@@ -33,6 +33,8 @@ SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM})
 """What asks a run to end."""
 STOP = "stop"
 """File in the scratch folder: from now on SIGTERM is meant."""
+HALT = "halt"
+"""File in the scratch folder: from now on no series is begun, and none is computed that only was read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +88,11 @@ class Finished:
 
     settled: Settled
     effort: Effort
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotBegun:
+    """A task that was not begun, as the run is stopping."""
 
 
 class Worker:
@@ -189,9 +196,13 @@ def silence_libraries() -> None:
     logging.getLogger("pydicom").setLevel(logging.ERROR)
 
 
-def work(task: Series | Path) -> Handed | Finished:
+def work(task: Series | Path) -> Handed | Finished | NotBegun:
     """The task of a worker process."""
-    return _started()(task)
+    worker = _started()
+    computed = worker.role.phases == tuple(PHASES)[-1:]  # only to be written
+    if not computed and (worker.role.scratch / HALT).exists():
+        return NotBegun()
+    return worker(task)
 
 
 def warm_up() -> str:

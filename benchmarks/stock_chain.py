@@ -60,6 +60,7 @@ from deepcac2.models.calcium import (
 from deepcac2.models.heart import HeartModel
 from deepcac2.pipeline.case import Case
 from deepcac2.pipeline.chain import Chain, build_chain
+from deepcac2.pipeline.operating import operating_point
 from deepcac2.pipeline.stages import heart_centre
 from deepcac2.pipeline.workflow import DeepCACRunnerOptions, Workflow
 from deepcac2.weights import WeightSet, resolve
@@ -498,8 +499,9 @@ def measure(scratch: Path, *, series: int, slices: int, threads: int, ending: st
     folders = sorted(path / "ct" for path in source.iterdir() if path.is_dir())
 
     workflow = Workflow.load("default")
-    options = workflow.options("DeepCACRunner")
     heart_weights, calcium_weights = resolve("bundled", "heart"), resolve("bundled", "calcium")
+    point = operating_point(calcium_weights, heart_margin_mm=None, peak_probability=None)
+    options = DeepCACRunnerOptions(**point.values)
     chain = build_chain(workflow, output=scratch / "ours", device=CPU, allow=ALLOWED)
     nnunet = Nnunet.write(heart_weights, scratch / "nnunet", ending=ending, threads=threads)
     plain = CalciumModel.load(calcium_weights, CPU)  # without the memory layout that ours prefers

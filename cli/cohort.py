@@ -40,7 +40,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "table", metavar="TABLE", type=Path, help="table of 'cohort select' or 'cohort query'"
     )
     download.add_argument("folder", metavar="FOLDER", type=Path)
-    download.set_defaults(run=run_download)
+    download.set_defaults(run=run_download, goes_on=True)
     query = actions.add_parser(
         "query",
         help="make the paper's selection in BigQuery",

@@ -86,23 +86,27 @@ def run(args: argparse.Namespace) -> int:
 
 def to_dict(discovery: Discovery) -> dict[str, Any]:
     """What ``--json`` prints: ``series``, ``unreadable`` files and how many others were ``ignored``."""
+    from ..dicom import readable
+
     return {
         "series": [_series_to_dict(s) for s in discovery.series],
         "unreadable": [
-            {"path": str(u.path), "member": u.member, "reason": u.reason} for u in discovery.unreadable
+            {"path": readable(u.path), "member": u.member, "reason": u.reason} for u in discovery.unreadable
         ],
         "ignored": discovery.ignored,
     }
 
 
 def _series_to_dict(series: Series) -> dict[str, Any]:
+    from ..dicom import readable
+
     first = series.slices[0]
     rejection = series.rejection
     return {
         "patient_id": series.patient_id,
         "study_uid": series.study_uid,
         "series_uid": series.series_uid,
-        "folder": str(first.path.parent),
+        "folder": readable(first.path.parent),
         "verdict": "rejected" if rejection else "accepted",
         "reason": rejection.code if rejection else None,
         "findings": [{"code": f.code, "message": f.message, "fatal": f.fatal} for f in series.findings],
@@ -167,6 +171,8 @@ def _print_discovery(console: Console, discovery: Discovery) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from ..dicom import readable
+
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("patient", overflow="fold")
     table.add_column("series", overflow="fold")
@@ -188,7 +194,7 @@ def _print_discovery(console: Console, discovery: Discovery) -> None:
         )
     console.print(table)
     for unreadable in discovery.unreadable:
-        where = str(unreadable.path) + (f" ({unreadable.member})" if unreadable.member else "")
+        where = readable(unreadable.path) + (f" ({unreadable.member})" if unreadable.member else "")
         console.print(
             Text("unreadable: ", "red").append(_printable(f"{where}: {unreadable.reason}"), "default")
         )

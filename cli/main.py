@@ -56,7 +56,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code (see `errors`)."""
+    """Run the command line and return its exit code (see `errors`).
+
+    A command that goes on where it was interrupted says so by ``goes_on`` among its parser's defaults.
+    """
     args = build_parser().parse_args(argv)
     try:
         code: int = args.run(args)
@@ -64,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command goes on where this one stopped\n")
+        goes_on = getattr(args, "goes_on", False)
+        sys.stderr.write(f"interrupted{'; the same command goes on where this one stopped' * goes_on}\n")
         return 130
     except BrokenPipeError:
         return 0

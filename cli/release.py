@@ -26,12 +26,18 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "build",
         help="make a release of a run",
         description="Write SEG and report of every scored series of a run into zip files, with table, data "
-        "dictionary, README and a manifest with checksums. The same run gives the same bytes.",
+        "dictionary, README and a manifest with checksums. The same run gives the same bytes. A run that is "
+        "not finished is refused.",
     )
     build.add_argument("results", metavar="RESULTS", type=Path, help="output folder of 'deepcac2 run'")
     build.add_argument("out", metavar="OUT.zip", type=Path, help="zip file to write")
     build.add_argument(
         "--part-size", metavar="SIZE", type=_size, help="begin another file after so much, such as 20GB"
+    )
+    build.add_argument(
+        "--unfinished",
+        action="store_true",
+        help="make one of a run that is not finished too; README and manifest say what is missing",
     )
     build.set_defaults(run=run_build)
 
@@ -73,10 +79,13 @@ def run_build(args: argparse.Namespace) -> int:
     """Build a release."""
     from ..cohort.release import build_release
 
-    built = build_release(args.results, args.out, part_bytes=args.part_size)
+    built = build_release(args.results, args.out, part_bytes=args.part_size, unfinished=args.unfinished)
     sys.stdout.write(
         f"{built.series} series of {built.rows} in the table, {built.bytes / 1e6:.1f} MB unpacked\n"
     )
+    if built.missing != 0:
+        missing = "it is not known which" if built.missing is None else f"{built.missing}"
+        sys.stderr.write(f"not of a finished run: {missing} of the selected series are missing\n")
     for part in built.parts:
         sys.stdout.write(f"{part}  {part.stat().st_size / 1e6:.1f} MB\n")
     return 0

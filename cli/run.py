@@ -95,7 +95,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     screen.add_argument(
         "--json-progress", action="store_true", help="print one JSON object per series, for other programs"
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, goes_on=True)
 
 
 def count(text: str) -> int:
@@ -165,7 +165,7 @@ def run(args: argparse.Namespace) -> int:
 
 @contextmanager
 def _stoppable(watcher: _Watcher) -> Iterator[Callable[[Engine], None]]:
-    """SIGINT and SIGTERM let what is at work finish; the second one ends it."""
+    """SIGINT and SIGTERM let what is being computed finish; the second one ends it."""
     engines: list[Engine] = []
 
     def stop(number: int, frame: object) -> None:
@@ -173,7 +173,7 @@ def _stoppable(watcher: _Watcher) -> Iterator[Callable[[Engine], None]]:
             raise KeyboardInterrupt
         stopped.append(number)
         engines[0].stop()
-        watcher.say("stopping: the series at work are finished first; once more to end at once")
+        watcher.stopping(engines[0])
 
     stopped: list[int] = []
     before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -247,12 +247,27 @@ class _Watcher:
         self.as_json = as_json
         self._bar: Any = None
         self._task: Any = None
+        self._engine: Engine | None = None
         self._last_line = time.monotonic()
 
     def say(self, text: str) -> None:
         if self.quiet or self.as_json:
             return
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def stopping(self, engine: Engine) -> None:
+        """Say that a run is stopping, and from now on in the bar how many series it finishes first."""
+        self._engine = engine
+        count = engine.finishing
+        what = {0: "nothing is being computed", 1: "the series being computed is finished first"}.get(
+            count, f"the {count} series being computed are finished first"
+        )
+        self.say(f"stopping: {what}; once more to end at once")
+        if self._task is not None:
+            self._bar.update(self._task, description=self._stopping())
+
+    def _stopping(self) -> str:
+        return "" if self._engine is None else f"stopping after {self._engine.finishing} more"
 
     def __enter__(self) -> _Watcher:
         if not self.quiet and not self.as_json and self.console.is_terminal:
@@ -280,7 +295,8 @@ class _Watcher:
             if self._task is None:
                 self._task = self._bar.add_task("series", total=event.total)
             counts = ", ".join(f"{n} {s}" for s, n in event.counts.items() if n)
-            self._bar.update(self._task, completed=event.done, description=counts or "series")
+            words = ", ".join(filter(None, (self._stopping(), counts))) or "series"
+            self._bar.update(self._task, completed=event.done, description=words)
         elif event.row is not None and event.total <= _LINE_EACH:
             self.say(
                 f"{event.done}/{event.total} {_in_words(event.row)}{' (was there)' if event.skipped else ''}"
@@ -340,6 +356,7 @@ def _as_json(event: Progress) -> dict[str, Any]:
             "code": row.code,
             "agatston_score": row.agatston_score,
             "risk_group": row.risk_group,
+            "caution": row.caution,
             "screening_positive": row.screening_positive,
             "direct_score": row.direct_score,
             "skipped": event.skipped,
@@ -357,11 +374,11 @@ def _results(row: ResultRow) -> list[str]:
     """What each method says of a series."""
     said = []
     if row.agatston_score is not None:
-        said.append(f"score {row.agatston_score:.1f}, risk group {row.risk_group}")
+        said.append(f"score {row.agatston_score:.1f}{_mark(row)}, risk group {row.risk_group}")
     if row.screening_positive is not None:
-        said.append("calcium possible" if row.screening_positive else "no calcium found")
+        said.append(("calcium possible" if row.screening_positive else "no calcium found") + _mark(row))
     if row.direct_score is not None:
-        said.append(f"direct score {row.direct_score:.1f}, group {row.direct_group} of 0 to 4")
+        said.append(f"direct score {row.direct_score:.1f}{_mark(row)}, group {row.direct_group} of 0 to 4")
     return said
 
 
@@ -373,6 +390,8 @@ def _report(summary: RunSummary, log_path: Path, *, quiet: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from ..dicom import readable
+    from ..pipeline.cautions import MARK
     from ..pipeline.outputs import PREVIEW_NAME
     from ..pipeline.results import CSV
 
@@ -387,6 +406,8 @@ def _report(summary: RunSummary, log_path: Path, *, quiet: bool) -> None:
             table.add_row(*(_COLUMNS[name](row) for name in used))
         console.print(table)
         for row in shown:
+            if row.caution:
+                console.print(f"{MARK} {_short(row)} {row.caution}")
             note = _warnings(row) if row.status == "scored" else f"{row.code}: {row.reason}"
             if note:
                 console.print(f"  {_short(row)} {row.status}: {note}")
@@ -394,12 +415,12 @@ def _report(summary: RunSummary, log_path: Path, *, quiet: bool) -> None:
             console.print(f"  and {summary.done - len(shown)} more in the table")
         preview = next((p for r in shown if (p := summary.output / r.folder / PREVIEW_NAME).is_file()), None)
         if preview is not None:
-            console.print(f"preview: {preview}")
+            console.print(f"preview: {readable(preview)}")
     counts = ", ".join(f"{summary.count(s)} {s}" for s in ("scored", "rejected", "failed"))
-    where = str(summary.output / CSV) if summary.table else "written by the last shard to end"
+    where = readable(summary.output / CSV) if summary.table else "written by the last shard to end"
     if not quiet and summary.statistics.series > 1:
         console.print(_speed(summary.statistics))
-    console.print(f"{counts}; table: {where}; log: {log_path}")
+    console.print(f"{counts}; table: {where}; log: {readable(log_path)}")
 
 
 def _speed(statistics: Statistics) -> str:
@@ -417,6 +438,13 @@ def _warnings(row: ResultRow) -> str:
     return row.warnings + (f" (unlike the training scans: {unlike})" if unlike else "")
 
 
+def _mark(row: ResultRow) -> str:
+    """Beside a result that needs a caution."""
+    from ..pipeline.cautions import MARK
+
+    return f" {MARK}" if row.caution else ""
+
+
 def _short(row: ResultRow) -> str:
     return f"…{row.series_uid[-12:]}" if row.series_uid else "(file)"
 
@@ -425,14 +453,18 @@ def _number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
+def _marked(row: ResultRow, text: str) -> str:
+    return text and text + _mark(row)
+
+
 _COLUMNS: dict[str, Callable[[ResultRow], str]] = {
     "patient": lambda row: row.patient_id,
     "series": lambda row: _short(row),
     "status": lambda row: row.status,
-    "calcium": lambda row: {None: "", True: "possible", False: "none"}[row.screening_positive],
-    "score": lambda row: _number(row.agatston_score, 1),
+    "calcium": lambda row: _marked(row, {None: "", True: "possible", False: "none"}[row.screening_positive]),
+    "score": lambda row: _marked(row, _number(row.agatston_score, 1)),
     "risk group": lambda row: "" if row.risk_group is None else f"{row.risk_group} {row.risk_group_name}",
-    "direct": lambda row: _number(row.direct_score, 1),
+    "direct": lambda row: _marked(row, _number(row.direct_score, 1)),
     "heart mL": lambda row: _number(row.heart_volume_ml, 0),
     "s": lambda row: _number(row.seconds, 1),
 }

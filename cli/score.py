@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ..dicom import Series
     from ..imaging import Volume
-    from ..scoring import CalciumScore
+    from ..scoring import CalciumScore, Rule
 
 GRID_TOLERANCE_MM = 0.1
 """How far corners of CT and mask may lie apart: files round spacing and direction differently."""
@@ -64,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
     rules = list(RULES.values()) if args.rule == "all" else [find_rule(args.rule)]
     volume, series = _read_ct(args)
     mask = _read_mask(args, volume)
+    _warn_of_skipped(args.mask, rules)
     thickness = args.slice_thickness
     if thickness is None and series is not None:
         thickness = series.slice_thickness
@@ -81,6 +82,21 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print_tables(scores)
     return 0
+
+
+def _warn_of_skipped(mask: Path, rules: Sequence[Rule]) -> None:
+    """Say so where a run made the mask, and skipped what these rules would count."""
+    from ..pipeline.run import read_details
+
+    try:
+        exact = read_details(mask.parent)["calcium"]["exact_from_hu"]
+    except (InputError, KeyError, TypeError):
+        return
+    if names := [rule.name for rule in rules if rule.counts_below(exact)]:
+        sys.stderr.write(
+            f"warning: {mask} was made for a rule that counts from {exact} HU on and is not complete below; "
+            f"for {' and '.join(names)} run again with the rule in the workflow\n"
+        )
 
 
 def _read_ct(args: argparse.Namespace) -> tuple[Volume, Series | None]:
@@ -141,7 +157,11 @@ def _read_mask(args: argparse.Namespace, volume: Volume) -> npt.NDArray[np.bool_
         segments = read_segmentation(args.mask, volume.geometry)
         wanted = args.segment or "calcium"
         if wanted not in segments:
-            raise InputError(f"{args.mask} has no {wanted} segment: try --segment {next(iter(segments))}")
+            name = "coronary calcium" if wanted == "calcium" else wanted
+            raise InputError(
+                f"{args.mask} has no segment known as {name}: try --segment {next(iter(segments))}, or name "
+                f"it '{name.capitalize()}' there"
+            )
         return segments[wanted]
     if not is_image(args.mask):
         raise InputUnreadable(

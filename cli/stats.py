@@ -97,7 +97,9 @@ def _add_survival(parser: argparse.ArgumentParser, *, needed: bool = True) -> No
             "--clinical", metavar="TABLE", type=Path, help="table with one row a person, for survival"
         )
     parser.add_argument("--time", metavar="COLUMN", required=needed, help="time to event or end of follow-up")
-    parser.add_argument("--event", metavar="COLUMN", required=needed, help="1 event, 0 censored")
+    parser.add_argument(
+        "--event", metavar="COLUMN", required=needed, help="1, true or yes: event; 0, false or no: censored"
+    )
     parser.add_argument("--covariates", metavar="A,B,…", default="", help="further columns of the Cox model")
     parser.add_argument(
         "--patient",

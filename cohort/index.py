@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..dicom import Discovery, Series
+from ..dicom import Discovery, Series, readable
 from ..dicom.series import SAME_POSITION_MM, SliceRef, slice_normal
 from ..errors import OutputUnwritable
 from ..imaging.atomic import atomic_path
@@ -52,7 +52,7 @@ def index_row(series: Series) -> dict[str, Any]:
         "columns": first.columns,
         "pixel_spacing": None if first.pixel_spacing is None else first.pixel_spacing[0],
         "code": "" if series.rejection is None else series.rejection.code,
-        "folder": str(first.path.parent),
+        "folder": readable(first.path.parent),
     }
 
 
@@ -79,7 +79,11 @@ def write_index(path: Path, discovery: Discovery) -> int:
     rows: Iterator[dict[str, Any]] = map(index_row, discovery.series)
     count = 0
     try:
-        with atomic_path(path) as temporary, parquet.ParquetWriter(temporary, schema) as writer:
+        with (
+            atomic_path(path) as temporary,
+            temporary.open("wb") as file,
+            parquet.ParquetWriter(file, schema) as writer,
+        ):
             while batch := list(islice(rows, _AT_ONCE)):
                 writer.write_table(pa.Table.from_pylist(batch, schema=schema))
                 count += len(batch)

@@ -22,7 +22,7 @@ import pandas as pd
 from ..errors import InputError
 from ..scoring.agreement import RISK_CUTS, SEED, Estimate, group_names, grouped
 from .scans import one_scan_each, scored
-from .tables import Flow, need, numbers, unique_key
+from .tables import Flow, need, numbers, unique_key, yes_no
 
 MOST_LEVELS = 12
 """Most different texts of a covariate that is taken for groups; chosen."""
@@ -128,17 +128,23 @@ def build_cohort(
         results: Table of a run, see `pipeline.results.ResultRow`, as `read_table` gives it.
         clinical: Table with one row a person.
         time: Column of the time to event or end of follow-up, any unit.
-        event: Column: 1 event, 0 censored.
+        event: Column: 1, true or yes: event; 0, false or no: censored; empty: not known, left out.
         covariates: Columns of the Cox model beside the groups: numbers, or at most 12 different texts.
         patient: Column of `clinical` with the PatientID of the results.
         cuts: Limits of the groups.
 
     Raises:
-        InputError: A column is missing, a person has two rows, no person is in both tables, nobody had the
-            event, a group or level has no event, or a covariate does not vary.
+        InputError: A column is missing, a person has two rows, no person is in both tables, an event is
+            none of these values, or 1 or empty throughout; nobody had the event, a group or level has no
+            event, or a covariate does not vary.
     """
     need(clinical, [patient, time, event, *covariates], "the clinical table")
     unique_key(clinical, patient, "the clinical table")
+    events = yes_no(clinical, event, "the clinical table")  # of all in it: a coding belongs to the column
+    if events.isna().any() and not (events == 0).any():
+        raise InputError(
+            f"the clinical table: {event} is 1 or empty, and never 0; write 0 where the event did not happen"
+        )
     scans = scored(results)
     persons, scan_flow = one_scan_each(scans.frame, scans.flow, "first")
     flow = Flow("persons", len(persons))
@@ -149,12 +155,11 @@ def build_cohort(
             f"no person is in both tables: the results have {persons['patient_id'].iloc[0]!r}, the clinical "
             f"table has {clinical[patient].iloc[0]!r} in {patient}"
         )
-    wanted = clinical.assign(patient_id=clinical[patient].str.strip())
+    wanted = clinical.assign(**{event: events}).assign(patient_id=clinical[patient].str.strip())
     wanted = wanted[list(dict.fromkeys(["patient_id", time, event, *covariates]))]
     frame = joined[["patient_id", "agatston_score"]].merge(wanted, on="patient_id", how="left")
     frame = numbers(frame, time, flow, minimum=0)
-    frame = numbers(frame, event, flow)
-    frame = flow.keep(frame, frame[event].isin((0, 1)), f"{event} is neither 0 nor 1")
+    frame = flow.keep(frame, frame[event].notna(), f"no {event}")
     notes: list[str] = []
     columns: dict[str, pd.Series[float]] = {}
     for name in covariates:
@@ -171,6 +176,8 @@ def build_cohort(
         raise InputError("everybody is in one calcium group; there is nothing to compare")
     for g in present:
         _has_event(frame[event].to_numpy()[group == g], f"group {names[g]!r}")
+    if (frame[event] == 1).all():
+        notes.append(f"{event} is 1 for everybody: nobody is censored; check that 0 stands for no event")
     notes.append(f"hazard ratios of the groups are against {names[present[0]]!r}")
     for g in present[1:]:
         columns[names[g]] = pd.Series((group == g).astype(float), frame.index)

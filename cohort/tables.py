@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 PARQUET = ".parquet"
+_YES, _NO = frozenset({"1", "1.0", "true", "yes"}), frozenset({"0", "0.0", "false", "no"})
+_NAMED = 5
+"""Different values that an error names at most; chosen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,16 +145,48 @@ def selected_series(path: Path) -> frozenset[str]:
 
     Raises:
         InputUnreadable: See `read_table`.
-        InputError: It has no column ``series_uid``, or selects nothing.
+        InputError: It has no column ``series_uid``, a value of ``selected`` is no answer (`yes_no`) or
+            missing, or it selects nothing.
     """
     frame = read_table(path)
     need(frame, ["series_uid"], str(path))
     if "selected" in frame:
-        frame = frame[frame["selected"].str.strip().str.lower().isin(("true", "1", "yes"))]
+        chosen = yes_no(frame, "selected", str(path))
+        if chosen.isna().any():
+            raise InputError(
+                f"{path}: selected is empty in {int(chosen.isna().sum())} of {len(frame)} rows; write yes or "
+                "no in each"
+            )
+        frame = frame[chosen == 1]
     uids = frozenset(frame["series_uid"].str.strip()) - {""}
     if not uids:
         raise InputError(f"{path} selects no series")
     return uids
+
+
+def yes_no(frame: pd.DataFrame, name: str, table: str) -> pd.Series[float]:
+    """A column of answers as numbers: 1 for 1, true and yes, 0 for 0, false and no, NaN where it is empty.
+
+    Anything else is an error and never a missing value: a column coded 1 and 2, read so, would lose one of
+    its answers and turn the other into its contrary.
+
+    Args:
+        frame: With the column `name`, text in any case.
+        table: What the table is called in the error.
+
+    Raises:
+        InputError: It holds another value; those found are named.
+    """
+    text = frame[name].str.strip().str.lower()
+    answers = text.map({**dict.fromkeys(_YES, 1.0), **dict.fromkeys(_NO, 0.0)}).astype(float)
+    if (answers.isna() & (text != "")).any():
+        found = sorted(set(frame[name].str.strip()) - {""})
+        named = ", ".join(map(repr, found[:_NAMED])) + (", …" if len(found) > _NAMED else "")
+        raise InputError(
+            f"{table}: {name} holds {named}; write 0 and 1, false and true, or no and yes, and leave empty "
+            "what is not known"
+        )
+    return answers
 
 
 def numbers(

@@ -9,7 +9,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from ..dicom.segmentation import SEGMENTATION_SOP_CLASSES
 from ..errors import DeepCACError, InputError, InputUnreadable
 from ..pipeline.outputs import REPORT_NAME
 from ..scoring import RULES, risk_group, score
-from .release import FILES, SEG_NAME, Release, seg_file
+from .release import FILES, SEG_NAME, SELECTION, Release, Selected, seg_file
 
 KEYS = ("Predicted Agatston Score", "Predicted Risk Group", "SeriesInstanceUID")
 """Keys of a report in the published release."""
@@ -39,8 +39,8 @@ class Problem:
     """Something that is not as it should be.
 
     Attributes:
-        code: What kind of thing: ``structure``, ``checksum``, ``report``, ``risk-group``, ``seg``, ``ct``,
-            ``score``.
+        code: What kind of thing: ``structure``, ``missing``, ``checksum``, ``report``, ``risk-group``,
+            ``seg``, ``ct``, ``score``.
         place: File or series.
         message: One sentence.
     """
@@ -77,6 +77,8 @@ class Verification:
         checksums: Files whose checksum was compared; 0 without a manifest.
         with_ct: Series whose CT was at hand.
         problems: All of them.
+        selected: Which series the release is of; None: it does not say, so that nobody knows whether any are
+            missing.
         rules: With the CT: every scoring rule, the best first.
     """
 
@@ -84,6 +86,7 @@ class Verification:
     checksums: int
     with_ct: int
     problems: tuple[Problem, ...]
+    selected: Selected | None = None
     rules: tuple[RuleFit, ...] = ()
     scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict, repr=False)
 
@@ -112,6 +115,7 @@ def verify(
     if not release.series:
         raise InputError("no <PatientID>/<SeriesInstanceUID>/ folders in it: this is no release")
     problems = [Problem(code="structure", place=b.split(":")[0], message=b) for b in release.broken]
+    problems += _selection(release)
     present = {name for files in release.series.values() for name in files.values()} | set(release.other)
     for name in release.manifest:
         if name not in present:
@@ -154,9 +158,23 @@ def verify(
         checksums=checked,
         with_ct=with_ct,
         problems=tuple(problems),
+        selected=release.selected,
         rules=rules,
         scores=computed,
     )
+
+
+def _selection(release: Release) -> Iterator[Problem]:
+    """Series that were selected and are not there: not done by the run, or in a part that was not given."""
+    selected = release.selected
+    missing = dict.fromkeys((*release.missing, *(() if selected is None else selected.missing_series)))
+    for uid in missing:
+        yield Problem(code="missing", place=uid, message="was selected, and the run had not done it")
+    if selected is not None and SELECTION in release.other and len(release.series) != selected.scored:
+        message = (
+            f"{selected.scored} series were scored and {len(release.series)} are here: give all its parts"
+        )
+        yield Problem(code="missing", place=SELECTION, message=message)
 
 
 def _read(release: Release, name: str, problems: list[Problem]) -> bytes | None:
@@ -310,6 +328,11 @@ def _fits(stored: Mapping[str, float], computed: Mapping[str, Mapping[str, float
 def summary(found: Verification, *, most: int = 20) -> list[str]:
     """In words, for the terminal: at most so many problems of a kind."""
     lines = [f"{found.series} series; {found.checksums} checksums compared; {found.with_ct} with their CT"]
+    lines.append(
+        "it does not say which series were selected, so whether any are missing is not known"
+        if found.selected is None
+        else found.selected.sentence()
+    )
     kinds = Counter(p.code for p in found.problems)
     for code, count in kinds.items():
         lines.append(f"{code}: {count}")
@@ -333,6 +356,7 @@ def to_dict(found: Verification) -> dict[str, Any]:
         "series": found.series,
         "checksums": found.checksums,
         "with_ct": found.with_ct,
+        "selected": None if found.selected is None else asdict(found.selected),
         "rule": found.rule,
         "rules": [vars(r) for r in found.rules],
         "problems": [vars(p) for p in found.problems],

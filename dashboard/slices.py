@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -12,18 +13,19 @@ from fastapi.responses import JSONResponse, Response
 
 from ..dicom.headers import quiet_pydicom
 from ..dicom.reading import read_series
-from ..dicom.segmentation import SegmentFrames, segment_frames
+from ..dicom.segmentation import SegmentFrames, read_segmentation, segment_frames
 from ..dicom.series import SAME_POSITION_MM, Series, SliceRef, slice_positions
 from ..errors import DeepCACError
 from ..imaging.orientation import to_canonical
 from ..pipeline.previews import plane_picture
+from ..scoring import CalciumScore, Rule, score
 from .dicomweb import Refused, TextErrorRoute, checked_uid
 from .store import DicomStore, Row, StoredSeries
 
 _SIDE = 640
 """Of a picture, pixels. Chosen."""
 _KEPT = 4
-"""Cases of which the places of the SEG's frames are kept in memory."""
+"""Cases of which the places of the SEG's frames and of what counted are kept in memory."""
 
 
 def router(store: DicomStore) -> APIRouter:
@@ -50,12 +52,13 @@ class _Cases:
     def __init__(self, store: DicomStore) -> None:
         self._store = store
         self._frames_of = lru_cache(maxsize=_KEPT)(self._read_frames)
+        self._score_of = lru_cache(maxsize=_KEPT)(self._score_again)
 
     def overview(self, request: Request) -> Response:
         """How many slices there are, those with counted calcium, and the best to begin with."""
         row, ct = self._case(request)
-        slices = slices_of(ct)
-        counted = _counted(self._store.details(row))
+        details = self._store.details(row)
+        slices, counted = slices_of(ct, details), _counted(details)
         frames = self._frames_of(row)
         first = max(counted, key=lambda z: counted[z], default=None)
         if first is None:
@@ -68,7 +71,7 @@ class _Cases:
     def picture(self, request: Request) -> Response:
         """One slice, seen from the feet, the front up; with ``overlay=1`` the heart's outline and calcium."""
         row, ct = self._case(request)
-        slices = slices_of(ct)
+        slices = slices_of(ct, self._store.details(row))
         asked = request.path_params["index"]
         if not asked.isdecimal() or len(asked) > 6:
             raise Refused(400, "a slice is a number from 0")
@@ -84,10 +87,12 @@ class _Cases:
         heart = calcium = np.zeros(hu.shape, dtype=np.bool_)
         frames = self._frames_of(row)
         if request.query_params.get("overlay") == "1" and frames is not None and frames.shape == hu.shape[1:]:
-            masks = frames.masks(ref)
-            threshold = _threshold(self._store.details(row))
-            heart, calcium = masks["heart"][None], masks["calcium"][None]
-            calcium = calcium if threshold is None else calcium & (hu >= threshold)
+            masks, details = frames.masks(ref), self._store.details(row)
+            heart = masks["heart"][None]
+            if details.get("score") is None:  # of an exclusion: what it left over
+                calcium = masks["calcium"][None]
+            elif int(asked) in _counted(details):
+                calcium = self._score_of(row).counted[[int(asked)]]
         turned = to_canonical(hu, geometry)
         if turned.order[0] == 0:  # axial, as all that is scored
             heart, calcium = to_canonical(heart, geometry).array, to_canonical(calcium, geometry).array
@@ -120,16 +125,49 @@ class _Cases:
         except DeepCACError as error:
             raise Refused(404, str(error)) from error
 
+    def _score_again(self, row: Row) -> CalciumScore:
+        """The score of a case with counted calcium, from its CT and SEG, by the rule that its details name.
 
-def slices_of(ct: StoredSeries) -> tuple[SliceRef, ...]:
-    """The slices as the run numbered them: of several at one position the first (see `read_series`)."""
+        Whether a voxel counts is not seen from its slice alone: a lesion may go through slices.
+        """
+        made, ct = self._store.segmentation_of(row.series_uid), self._store.ct(row)
+        if made is None or ct is None:
+            raise Refused(404, "what counted in this series needs its CT and its SEG")
+        said = self._store.details(row)["score"]
+        try:
+            with quiet_pydicom():
+                volume = read_series(Series(series_uid=row.series_uid, slices=ct.slices)).volume
+            found = score(
+                volume,
+                read_segmentation(next(iter(made.instances.values())).path, volume.geometry)["calcium"],
+                rule=Rule.from_parameters(said["parameters"]),
+                slice_thickness=said["parameters"].get("slice_thickness_mm"),
+            )
+        except DeepCACError as error:
+            raise Refused(404, str(error)) from error
+        if not math.isclose(found.total, said["total"], rel_tol=1e-6):
+            raise Refused(
+                404, f"CT and SEG score {found.total:.1f}, the results say {said['total']:.1f}: run again"
+            )
+        return found
+
+
+def slices_of(ct: StoredSeries, details: dict[str, Any]) -> tuple[SliceRef, ...]:
+    """The slices as the run numbered them: of several at one position the first, from the one where the
+    volume of the run begins (`read_series` leaves out blank ones at the ends)."""
     positions = slice_positions(ct.slices)
     if positions is None:
         return ct.slices
+    geometry = details.get("geometry") or {}
+    begin = np.dot(geometry["origin"], geometry["axes"][0]) if geometry else -np.inf
     kept: list[int] = []
     for index, position in enumerate(positions):
-        if not kept or position - positions[kept[-1]] >= SAME_POSITION_MM:
+        if position > begin - SAME_POSITION_MM and (
+            not kept or position - positions[kept[-1]] >= SAME_POSITION_MM
+        ):
             kept.append(index)
+    if geometry:
+        kept = kept[: geometry["shape"][0]]
     return tuple(ct.slices[index] for index in kept)
 
 
@@ -140,9 +178,3 @@ def _counted(details: dict[str, Any]) -> dict[int, float]:
         for part in lesion.get("parts", ()):
             weight[part["slice_index"]] = weight.get(part["slice_index"], 0.0) + part["score"]
     return weight
-
-
-def _threshold(details: dict[str, Any]) -> float | None:
-    """HU from which the rule counted, None where it counts the whole mask."""
-    found = ((details.get("score") or {}).get("parameters") or {}).get("threshold")
-    return None if found is None else float(found)

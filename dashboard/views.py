@@ -19,9 +19,9 @@ from .table import Filter, Results, Selection, literal, literals, quoted, score_
 
 SHOWN = (
     "patient_id", "study_uid", "series_uid", "status", "code", "reason", "time_point", "time_point_from",
-    "agatston_score", "risk_group", "screening_positive", "direct_score", "direct_group", "study_date",
-    "series_description", "manufacturer", "model_name", "kernel", "slice_thickness", "n_slices", "contrast",
-    "off_domain", "warnings",
+    "agatston_score", "risk_group", "caution", "screening_positive", "direct_score", "direct_group",
+    "study_date", "series_description", "manufacturer", "model_name", "kernel", "slice_thickness", "n_slices",
+    "contrast", "off_domain", "warnings",
 )  # fmt: skip
 """Columns of a page of the table; the clinical ones follow."""
 
@@ -250,7 +250,7 @@ def case(results: Results, folder: Path, row: dict[str, Any]) -> dict[str, Any]:
     codes = [*row["warnings"].split(";"), row["code"]]
     others = results.dicts(
         "SELECT series_uid, study_uid, time_point, study_date, series_description, kernel, status, code, "
-        "agatston_score, risk_group FROM everything WHERE patient_id <> '' "
+        "agatston_score, risk_group, caution FROM everything WHERE patient_id <> '' "
         f"AND patient_id = {literal(row['patient_id'])} AND series_uid <> {literal(row['series_uid'])} "
         "AND series_uid <> '' AND code <> 'not-ct' "
         "ORDER BY study_date, series_uid LIMIT 100",

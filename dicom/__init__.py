@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from .discovery import Discovery, UnreadableFile, chosen, discover
 from .gates import GATES, Gate, check_headers, make_finding
-from .names import safe_name
+from .names import readable, safe_name
 from .reading import Reading, read_series
 from .series import Finding, Series, SliceRef
 
@@ -31,6 +31,7 @@ __all__ = [
     "make_finding",
     "read_segmentation",
     "read_series",
+    "readable",
     "safe_name",
     "write_segmentation",
     "write_structured_report",

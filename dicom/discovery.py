@@ -12,7 +12,7 @@ import os
 import stat
 import zipfile
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -24,7 +24,8 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from ..errors import InputUnreadable, NoDicomFound
-from .gates import check_allowed, check_headers, is_stray
+from .contrast import INTRAVENOUS, NONE, ORAL, contrast_kind
+from .gates import check_allowed, check_headers, has_geometry, is_ct, is_stray, spectral_sign
 from .headers import (
     ENHANCED_CT,
     number,
@@ -36,6 +37,7 @@ from .headers import (
     texts,
     whole,
 )
+from .names import readable
 from .series import Series, SliceRef, increment_of, slice_normal, slice_positions
 from .store import SeriesStore
 
@@ -52,6 +54,9 @@ _HEAD_BYTES = 1 << 15
 """Read at once, which is faster than element by element; headers of single-frame CT mostly end before, and
 where one does not, the file is opened again."""
 _ZIP_MAGIC = b"PK\x03\x04"
+_APPLE_DOUBLE = b"\x00\x05\x16\x07"
+"""What macOS keeps of a file beside it where the file system cannot, as ``._NAME`` or below ``__MACOSX``
+(RFC 1740): no image, whatever its name ends in."""
 
 _IN_MEMORY = 50_000
 """Images whose series are kept in memory: some 50 MB."""
@@ -59,7 +64,11 @@ _IN_MEMORY = 50_000
 _TAGS = [
     "SpecificCharacterSet", "ImageType", "SOPClassUID", "SOPInstanceUID", "StudyDate", "Modality",
     "Manufacturer", "SeriesDescription", "ManufacturerModelName", "PatientID", "ContrastBolusAgent",
-    "ContrastBolusAgentSequence", "ContrastBolusRoute", "SliceThickness", "KVP", "GantryDetectorTilt",
+    "ContrastBolusAgentSequence", "ContrastBolusAdministrationRouteSequence", "SliceThickness", "KVP",
+    "GantryDetectorTilt", "ContrastBolusRoute", "ContrastBolusVolume", "ContrastBolusTotalDose",
+    "ContrastBolusIngredient", "ContrastBolusIngredientCodeSequence", "AcquisitionDate", "AcquisitionTime",
+    "AcquisitionDateTime", "FrameOfReferenceUID", "PatientPosition", "RescaleType",
+    "MultienergyCTCharacteristicsSequence",
     "ClinicalTrialTimePointID", "ConvolutionKernel", "StudyInstanceUID", "SeriesInstanceUID",
     "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient", "NumberOfFrames", "Rows",
     "Columns", "PixelSpacing", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
@@ -115,6 +124,7 @@ class _Image:
     facts: dict[str, str]
     kvp: float | None
     gantry_tilt: float | None
+    contrast_ml: float | None
 
 
 def discover(root: Path, *, workers: int | None = None, allow: Collection[str] = ()) -> Discovery:
@@ -275,7 +285,7 @@ def _read_file(path: Path) -> _Found:
             if head.startswith(_ZIP_MAGIC):
                 return _read_zip(path)
             if not _may_be_dicom(head):
-                return _no_dicom(path, None)
+                return _no_dicom(path, None, head)
             buffer = io.BytesIO(head)
             found = _read_header(buffer, head, path, None)
         if len(head) == _HEAD_BYTES and (found.unreadable or buffer.tell() >= len(head)):
@@ -314,7 +324,7 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) ->
             if head.startswith(_ZIP_MAGIC):
                 return _unreadable(path, name, "a zip archive inside a zip archive; unpack it first")
             if not _may_be_dicom(head):
-                return _no_dicom(path, name)
+                return _no_dicom(path, name, head)
             content = head + file.read()
     except Exception as exc:  # zlib, lzma, struct, zipfile: a damaged member must not end the search
         return _unreadable(path, name, f"damaged in the zip archive: {exc}")
@@ -327,10 +337,12 @@ def _may_be_dicom(head: bytes) -> bool:
 
 
 def _unreadable(path: Path, member: str | None, reason: str) -> _Found:
-    return _Found(unreadable=(UnreadableFile(path=path, member=member, reason=reason),))
+    return _Found(unreadable=(UnreadableFile(path=path, member=member, reason=readable(reason)),))
 
 
-def _no_dicom(path: Path, member: str | None) -> _Found:
+def _no_dicom(path: Path, member: str | None, head: bytes) -> _Found:
+    if head.startswith(_APPLE_DOUBLE):
+        return _Found(ignored=1)
     if (member or path.name).lower().endswith(_DICOM_SUFFIXES):
         return _unreadable(path, member, "named like DICOM, but there is no DICOM in it")
     return _Found(ignored=1)
@@ -346,7 +358,7 @@ def _read_header(file: IO[bytes], head: bytes, path: Path, member: str | None) -
             return _Found(ignored=1)
         if not text(ds, "SeriesInstanceUID"):
             if not part10 and not sop_class:
-                return _no_dicom(path, member)
+                return _no_dicom(path, member, head)
             return _unreadable(path, member, "its DICOM header is damaged or names no SeriesInstanceUID")
         return _Found(images=tuple(_images(ds, sop_class, path, member)))
     except Exception as exc:  # a damaged header makes pydicom raise nearly anything; the file gets its row
@@ -366,10 +378,19 @@ def _images(ds: Dataset, sop_class: str, path: Path, member: str | None) -> Iter
         "manufacturer": text(ds, "Manufacturer"),
         "model_name": text(ds, "ManufacturerModelName"),
         "kernel": text(ds, "ConvolutionKernel"),
-        "contrast_agent": text(ds, "ContrastBolusAgent"),
-        "contrast_route": text(ds, "ContrastBolusRoute"),
+        "contrast_agent": _contrast_agent(ds),
+        "contrast_route": _contrast_route(ds),
+        "frame_of_reference": text(ds, "FrameOfReferenceUID"),
+        "patient_position": text(ds, "PatientPosition"),
+        "acquired": text(ds, "AcquisitionDate") + text(ds, "AcquisitionTime")
+        if text(ds, "AcquisitionDate")
+        else text(ds, "AcquisitionDateTime"),
+        "rescale_type": text(ds, "RescaleType"),
+        "energy_kev": text(
+            _first(ds, "MultienergyCTCharacteristicsSequence"), "MonoenergeticEnergyEquivalent"
+        ),
     }
-    kvp, tilt = number(ds, "KVP"), number(ds, "GantryDetectorTilt")
+    kvp, tilt, volume = number(ds, "KVP"), number(ds, "GantryDetectorTilt"), _contrast_volume(ds)
     common = SliceRef(
         path=path,
         member=member,
@@ -392,7 +413,7 @@ def _images(ds: Dataset, sop_class: str, path: Path, member: str | None) -> Iter
         "patient_id": text(ds, "PatientID"),
     }
     if sop_class not in ENHANCED_CT or len(per_frame) != frames:
-        yield _Image(ref=common, facts=facts, kvp=kvp, gantry_tilt=tilt, **identity)
+        yield _Image(ref=common, facts=facts, kvp=kvp, gantry_tilt=tilt, contrast_ml=volume, **identity)
         return
 
     for index, item in enumerate(per_frame):
@@ -411,18 +432,21 @@ def _images(ds: Dataset, sop_class: str, path: Path, member: str | None) -> Iter
             slice_thickness=number(measures, "SliceThickness"),
             image_type=texts(frame_type, "FrameType") or common.image_type,
         )
-        agent = _first(ds, "ContrastBolusAgentSequence")
+        characteristics = group("MultienergyCTCharacteristicsSequence")
         own = {
             **facts,
             "kernel": "\\".join(texts(group("CTReconstructionSequence"), "ConvolutionKernel"))
             or facts["kernel"],
-            "contrast_agent": facts["contrast_agent"] or text(agent, "CodeMeaning"),
+            "rescale_type": text(group("PixelValueTransformationSequence"), "RescaleType"),
+            "energy_kev": text(characteristics, "MonoenergeticEnergyEquivalent") or facts["energy_kev"],
+            "acquired": text(group("FrameContentSequence"), "FrameAcquisitionDateTime") or facts["acquired"],
         }
         yield _Image(
             ref=ref,
             facts=own,
             kvp=number(group("CTXRayDetailsSequence"), "KVP") or kvp,
             gantry_tilt=number(group("CTGeometrySequence"), "GantryDetectorTilt") or tilt,
+            contrast_ml=volume,
             **identity,
         )
 
@@ -433,41 +457,116 @@ def _first(ds: Dataset, keyword: str) -> Dataset:
     return sequence[0] if sequence else Dataset()
 
 
+def _contrast_agent(ds: Dataset) -> str:
+    """All that names a contrast agent: the text, and the codes of agents and ingredients (PS3.3 C.7.6.4; in
+    enhanced CT, C.7.6.4b, ingredients stand inside the agents' items)."""
+    agents = _items(ds, "ContrastBolusAgentSequence")
+    inside = [i for a in agents for i in _items(a, "ContrastBolusIngredientCodeSequence")]
+    coded = (*agents, *inside, *_items(ds, "ContrastBolusIngredientCodeSequence"))
+    named = (*texts(ds, "ContrastBolusAgent"), *texts(ds, "ContrastBolusIngredient"), *map(_meaning, coded))
+    return "\\".join(filter(None, named))
+
+
+def _contrast_route(ds: Dataset) -> str:
+    """All that names the route of a contrast agent, likewise."""
+    inside = _items(ds, "ContrastBolusAgentSequence")
+    coded = [i for d in (ds, *inside) for i in _items(d, "ContrastBolusAdministrationRouteSequence")]
+    return "\\".join(filter(None, (*texts(ds, "ContrastBolusRoute"), *map(_meaning, coded))))
+
+
+def _contrast_volume(ds: Dataset) -> float | None:
+    """Volume or dose of contrast agent, mL; in enhanced CT that of all agents."""
+    inside = [number(item, "ContrastBolusVolume") or 0.0 for item in _items(ds, "ContrastBolusAgentSequence")]
+    return number(ds, "ContrastBolusVolume") or number(ds, "ContrastBolusTotalDose") or sum(inside) or None
+
+
+def _items(ds: Dataset, keyword: str) -> list[Dataset]:
+    return list(ds.get(keyword) or ())
+
+
+def _meaning(item: Dataset) -> str:
+    return text(item, "CodeMeaning") or text(item, "CodeValue") or text(item, "LongCodeValue")
+
+
 def _assemble(images: list[_Image]) -> Series:
-    """One `Series`: strays left out, slices ordered, each fact taken from the first slice that has it."""
-    strays = [i for i in images if is_stray(i.ref)]
-    kept = [i for i in images if not is_stray(i.ref)]
-    if not kept:
-        kept, strays = strays, []
-    kept = _ordered(kept)
+    """One `Series`: slices ordered, the rest left out. What decides about the score is asked of every slice;
+    names are taken from the first slice that has one."""
+    slices_of_it, left_out = _sorted_out(images)
+    kept = _ordered(slices_of_it)
 
     def fact(name: str) -> str:
         return next((i.facts[name] for i in kept if i.facts[name]), "")
 
+    def different(name: str) -> tuple[str, ...]:
+        return tuple(sorted({i.facts[name] for i in kept} - {""}))
+
     thicknesses = sorted(i.ref.slice_thickness for i in kept if i.ref.slice_thickness is not None)
     slices = tuple(i.ref for i in kept)
     positions = slice_positions(slices)
+    kernels, kvps = different("kernel"), tuple(sorted({i.kvp for i in kept if i.kvp is not None}))
+    acquired = different("acquired")
+    bolus = _gravest(kept)
+    signs = {spectral_sign(i.ref, **{k: i.facts[k] for k in _SPECTRAL}) for i in kept} - {""}
     return Series(
         series_uid=kept[0].series_uid,
         study_uid=kept[0].study_uid,
         patient_id=kept[0].patient_id,
-        kvp=next((i.kvp for i in kept if i.kvp is not None), None),
+        kvp=kvps[0] if len(kvps) == 1 else None,
+        kvps=kvps if len(kvps) > 1 else (),
         gantry_tilt=next((i.gantry_tilt for i in kept if i.gantry_tilt is not None), None),
         slice_thickness=thicknesses[len(thicknesses) // 2] if thicknesses else None,
         increment=None if positions is None else increment_of(positions),
         mixed_identity=len({(i.patient_id, i.study_uid) for i in images}) > 1,
         slices=slices,
-        left_out=tuple(i.ref for i in _ordered(strays)),
+        left_out=tuple(i.ref for i in _ordered(left_out)),
         modality=fact("modality"),
         series_description=fact("series_description"),
         study_date=fact("study_date"),
         time_point=fact("time_point"),
         manufacturer=fact("manufacturer"),
         model_name=fact("model_name"),
-        kernel=fact("kernel"),
-        contrast_agent=fact("contrast_agent"),
-        contrast_route=fact("contrast_route"),
+        kernel=kernels[0] if len(kernels) == 1 else "",
+        kernels=kernels if len(kernels) > 1 else (),
+        contrast_agent=bolus.facts["contrast_agent"],
+        contrast_route=bolus.facts["contrast_route"],
+        contrast_volume_ml=bolus.contrast_ml,
+        frames_of_reference=len(different("frame_of_reference")),
+        patient_positions=different("patient_position"),
+        acquired=(*acquired[:1], *acquired[1:][-1:]),
+        spectral=min(signs, default=""),
     )
+
+
+def _sorted_out(images: list[_Image]) -> tuple[list[_Image], list[_Image]]:
+    """The slices, and what else has their SeriesInstanceUID: objects that are no CT, localizers and screen
+    captures, and copies cut off in their header. Of each kind nothing is left out where nothing else remains:
+    the gates say what that is."""
+    whole_ones = {i.ref.sop_instance_uid for i in images if has_geometry(i.ref)} - {""}
+    kinds: tuple[Callable[[_Image], bool], ...] = (
+        lambda i: not is_ct(i.ref, i.facts["modality"] or "CT"),
+        lambda i: is_stray(i.ref),
+        lambda i: i.ref.sop_instance_uid in whole_ones and not has_geometry(i.ref),
+    )
+    kept, left_out = images, []
+    for is_other in kinds:
+        rest = [i for i in kept if not is_other(i)]
+        if rest:
+            left_out += [i for i in kept if is_other(i)]
+            kept = rest
+    return kept, left_out
+
+
+_SPECTRAL = ("series_description", "rescale_type", "energy_kev")
+
+
+def _gravest(images: list[_Image]) -> _Image:
+    """The image that names the gravest contrast agent; of several the first."""
+    said: dict[tuple[str, str, float | None], _Image] = {}
+    for image in images:
+        facts = image.facts
+        said.setdefault((facts["contrast_agent"], facts["contrast_route"], image.contrast_ml), image)
+    order = (INTRAVENOUS, ORAL, NONE)
+    return min(said.items(), key=lambda one: order.index(contrast_kind(*one[0])))[1]
 
 
 def _ordered(images: list[_Image]) -> list[_Image]:

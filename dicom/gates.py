@@ -3,23 +3,26 @@
 A gate has a stable code, a sentence, a severity and, where going on makes sense, can be overridden with
 ``--allow CODE``, which turns its rejection into a warning. The limits and why they are what they are stand
 beside the constants. `check_headers` applies the gates that need headers only; those that need pixels are
-applied by `read_series` (``undecodable``, ``no-rescale``, ``duplicate-slices``, ``padding``) and by the
-pipeline (``contrast-measured``, ``heart-…``, ``off-domain-…``), and are registered here so that one table
-holds them all.
+applied by `read_series` (``undecodable``, ``damaged-copy``, ``no-rescale``, ``padding``, ``hu-impossible``,
+``duplicate-slices``, ``blank-slices``) and by the pipeline (``contrast-measured``, ``heart-…``,
+``off-domain-…``), and are registered here so that one table holds them all.
 """
 
 from __future__ import annotations
 
 import difflib
+import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
+from .contrast import contrast_kind
 from .headers import CT_IMAGE, ENHANCED_CT
 from .names import safe_name
 from .series import (
@@ -47,6 +50,11 @@ THICKNESS_TOLERANCE_MM = 0.05
 
 THICK_MM = 3.0
 """Above this, mm, partial volume hides small calcifications; the Agatston score was defined at 3 mm."""
+
+MAX_PIXEL_MM = 1.2
+"""Largest edge of a pixel, mm. Our own limit: a scanner's full field of 500 mm has 0.98 mm at 512 pixels, and
+the bundled weights were trained on 0.6 to 0.84 mm; on pixels of 2.8 and 4.2 mm they gave scores of 47 to 239
+where the truth is 0."""
 
 GAP_TOLERANCE = 0.1
 """A gap may differ from the increment by this share: the error that it makes in that slice's score."""
@@ -95,7 +103,17 @@ GATES: dict[str, Gate] = {
     for gate in (
         Gate(code="not-ct", sentence="The series holds no CT images."),
         Gate(code="mixed-identity", sentence="Its images name more than one patient or study."),
+        Gate(
+            code="instance-uid",
+            sentence="Images have no SOPInstanceUID, or different ones share one: nothing can refer to them.",
+        ),
         Gate(code="localizer", sentence="The series is a localizer (scout, topogram, surview)."),
+        Gate(
+            code="spectral",
+            sentence="The images were computed for one energy or material from spectral data "
+            "(mono-energetic, virtual non-contrast): their values are not those of a CT at 120 kV.",
+            overridable=True,
+        ),
         Gate(
             code="derived",
             sentence="The images were derived from others (MPR, MIP, screen capture), not reconstructed "
@@ -125,6 +143,11 @@ GATES: dict[str, Gate] = {
             "else the series is rejected.",
         ),
         Gate(
+            code="blank-slices",
+            sentence="Slices show nothing (a single value): left out with a warning at the ends of the "
+            "stack, else the series is rejected.",
+        ),
+        Gate(
             code="too-few-slices",
             sentence=f"Fewer than {MIN_SLICES} slices, or less than {MIN_COVERAGE_MM:g} mm covered.",
             overridable=True,
@@ -140,6 +163,12 @@ GATES: dict[str, Gate] = {
             overridable=True,
         ),
         Gate(
+            code="coarse-pixels",
+            sentence=f"Pixels are larger than {MAX_PIXEL_MM:g} mm: the weights know finer ones, and find "
+            "calcium where there is none.",
+            overridable=True,
+        ),
+        Gate(
             code="missing-slices",
             sentence="Slices are missing inside the stack.",
             overridable=True,
@@ -151,6 +180,16 @@ GATES: dict[str, Gate] = {
             overridable=True,
         ),
         Gate(
+            code="mixed-frame",
+            sentence="The slices lie in more than one frame of reference.",
+            overridable=True,
+        ),
+        Gate(
+            code="mixed-scan",
+            sentence="The slices were taken on different days or in different positions of the patient.",
+            overridable=True,
+        ),
+        Gate(
             code="contrast",
             sentence="The header names an intravenous contrast agent.",
             overridable=True,
@@ -158,8 +197,8 @@ GATES: dict[str, Gate] = {
         Gate(code="undecodable", sentence="The pixels of an image cannot be decoded."),
         Gate(
             code="no-rescale",
-            sentence="The header does not say how stored values become Hounsfield units, or they are none; "
-            "signed values without rescale are taken as HU with a warning.",
+            sentence="The header does not say how stored values become Hounsfield units, or not for all "
+            "images, or they are none; signed values without any rescale are taken as HU with a warning.",
         ),
         Gate(
             code="contrast-measured",
@@ -168,13 +207,23 @@ GATES: dict[str, Gate] = {
         ),
         Gate(code="heart-not-found", sentence="No heart was found."),
         Gate(
+            code="no-chest",
+            sentence="There is no lung beside what was found as heart: the scan shows no chest.",
+        ),
+        Gate(
             code="heart-cut-off",
             sentence="The heart reaches the edge of the scan and is not all in it.",
             overridable=True,
         ),
         Gate(
             code="heart-implausible",
-            sentence="What was found as heart has an implausible volume, shape or surroundings.",
+            sentence="What was found as heart has an implausible volume or shape.",
+            overridable=True,
+        ),
+        Gate(
+            code="chest-implausible",
+            sentence="What was found as heart does not lie as a heart does: lungs on both sides, the spine "
+            "behind it, the head above.",
             overridable=True,
         ),
         Gate(
@@ -189,12 +238,23 @@ GATES: dict[str, Gate] = {
         ),
         Gate(
             code="stray-images",
-            sentence="Images that are no slices (localizer, screen capture) were left out.",
+            sentence="What is no CT slice (localizer, screen capture, structure set, report) was left out.",
+            fatal=False,
+        ),
+        Gate(
+            code="damaged-copy",
+            sentence="A damaged copy of an image was left out; the whole one beside it was used.",
             fatal=False,
         ),
         Gate(
             code="thick-slices",
             sentence=f"Slices thicker than {THICK_MM:g} mm: small calcifications may be missed.",
+            fatal=False,
+        ),
+        Gate(
+            code="zero-at-thick-slices",
+            sentence=f"No calcium was found, in slices of {THICK_MM:g} mm or more: small calcium may be "
+            "missed.",
             fatal=False,
         ),
         Gate(
@@ -206,6 +266,11 @@ GATES: dict[str, Gate] = {
         Gate(
             code="sharp-kernel",
             sentence="A sharp (lung or bone) kernel: noise and edges may raise the score.",
+            fatal=False,
+        ),
+        Gate(
+            code="mixed-kernel",
+            sentence="The slices were reconstructed with different kernels.",
             fatal=False,
         ),
         Gate(
@@ -244,6 +309,11 @@ GATES: dict[str, Gate] = {
             fatal=False,
         ),
         Gate(
+            code="weights-untuned",
+            sentence="The weights do not say what they were tuned to; neutral values stand in.",
+            fatal=False,
+        ),
+        Gate(
             code="escaped-id",
             sentence="The PatientID holds characters that no folder name may hold; its folder is named "
             "otherwise.",
@@ -252,6 +322,12 @@ GATES: dict[str, Gate] = {
         Gate(
             code="padding",
             sentence="The header's padding value lies among tissue values and was not applied.",
+            fatal=False,
+        ),
+        Gate(
+            code="hu-impossible",
+            sentence="Values that no CT can hold: padding that the header does not name, or values stored "
+            "wrongly.",
             fatal=False,
         ),
     )
@@ -288,12 +364,10 @@ def make_finding(
     """
     gate = GATES[code]
     severe = gate.fatal if fatal is None else fatal
-    if severe and gate.overridable:
-        if code in allow:
-            severe = False
-        else:
-            message = f"{message} (go on with --allow {code})"
-    return Finding(code=code, message=message, fatal=severe)
+    allowed = severe and gate.overridable and code in allow
+    if severe and gate.overridable and not allowed:
+        message = f"{message} (go on with --allow {code})"
+    return Finding(code=code, message=message, fatal=severe and not allowed, allowed=allowed)
 
 
 def check_headers(series: Series, allow: Collection[str] = ()) -> tuple[Finding, ...]:
@@ -322,27 +396,26 @@ _Result = tuple[str, str, bool | None]
 def _check(series: Series) -> Iterator[_Result]:
     """(code, message, severity or None for the gate's own) of everything found."""
     slices = series.slices
-    other = Counter(s.sop_class_uid for s in slices if not _is_ct(s, series.modality))
-    if other or series.modality != "CT":
+    if series.modality != "CT" or not all(is_ct(s, series.modality) for s in slices):
         kind = f"modality {series.modality or 'unknown'}"
         yield "not-ct", f"no CT images ({kind}); only CT is scored", None
         return
     if series.mixed_identity:
         yield "mixed-identity", "the images of this series name more than one patient or study", None
+    yield from _check_instances(slices)
     if all(_is_localizer(s) for s in slices):
         yield "localizer", "a localizer, not a scan", None
         return
     yield from _check_type(slices)
-    if series.left_out:
-        count = len(series.left_out)
-        yield "stray-images", f"{count} localizers or screen captures in the series were left out", None
+    yield from _check_left_out(series)
 
+    yield from _check_one_scan(series)
     yield from _check_acquisition(series)
 
     if any(s.frames > 1 and s.frame is None for s in slices):
         yield "enhanced-multiframe", "a multi-frame file does not say where each of its frames lies", None
         return
-    missing = sum(not _has_geometry(s) for s in slices)
+    missing = sum(not has_geometry(s) for s in slices)
     if missing:
         yield (
             "no-geometry",
@@ -351,10 +424,56 @@ def _check(series: Series) -> Iterator[_Result]:
         )
         return
     yield from _check_thickness(series)
+    pixel = max(max(s.pixel_spacing) for s in slices if s.pixel_spacing)
+    if pixel > MAX_PIXEL_MM:
+        yield "coarse-pixels", f"pixels are {pixel:.3g} mm, at most {MAX_PIXEL_MM:g} mm are scored", None
     mixed = list(_check_mixed(slices))
     yield from mixed
     if not mixed:
         yield from _check_stack(series)
+
+
+def _check_instances(slices: tuple[SliceRef, ...]) -> Iterator[_Result]:
+    """Each image needs a SOPInstanceUID of its own: the SEG, the SR and their readers find it by that. Copies
+    of a file share it and lie at one position; frames of one file share it."""
+    nameless = sum(not s.sop_instance_uid for s in slices)
+    if nameless:
+        text = f"{nameless} of {len(slices)} images have no SOPInstanceUID: results could not refer to them"
+        yield "instance-uid", text, None
+        return
+    files: dict[tuple[str, int | None], list[SliceRef]] = defaultdict(list)
+    for s in slices:
+        files[s.sop_instance_uid, s.frame].append(s)
+    shared = sum(len(same) for same in files.values() if not _at_one_place(same))
+    if shared:
+        yield (
+            "instance-uid",
+            f"{shared} of {len(slices)} images share a SOPInstanceUID with another: results could not refer "
+            "to them; export the series anew",
+            None,
+        )
+
+
+def _at_one_place(refs: list[SliceRef]) -> bool:
+    places = [
+        r.position for r in refs if r.position is not None
+    ]  # where there is none, `no-geometry` says so
+    return len(places) < 2 or bool((np.ptp(np.asarray(places), axis=0) < SAME_POSITION_MM).all())
+
+
+def _check_left_out(series: Series) -> Iterator[_Result]:
+    uids = {s.sop_instance_uid for s in series.slices}
+    copies = sum(r.sop_instance_uid in uids and not has_geometry(r) for r in series.left_out)
+    strays = len(series.left_out) - copies
+    if strays:
+        text = f"{strays} localizers, screen captures or objects that are no CT were left out of the series"
+        yield "stray-images", text, None
+    if copies:
+        yield (
+            "damaged-copy",
+            f"{copies} copies of images were cut off in their header; the whole images were used",
+            None,
+        )
 
 
 _LOCALIZER_WORDS = ("LOCALIZER", "SCOUT", "SURVIEW", "TOPOGRAM", "SCANOGRAM")
@@ -367,7 +486,8 @@ SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 """SOP class Secondary Capture Image; its multi-frame kinds add a further component (PS3.4 B.5)."""
 
 
-def _is_ct(ref: SliceRef, modality: str) -> bool:
+def is_ct(ref: SliceRef, modality: str) -> bool:
+    """Whether an image of this modality is one of a CT by its SOP class, or a screen capture."""
     known = (CT_IMAGE, *ENHANCED_CT, "")
     return modality == "CT" and (ref.sop_class_uid in known or _is_capture(ref))
 
@@ -385,6 +505,46 @@ def _is_capture(ref: SliceRef) -> bool:
 def is_stray(ref: SliceRef) -> bool:
     """Whether an image is no slice by its type: a localizer or a screen capture."""
     return _is_localizer(ref) or _is_capture(ref)
+
+
+_SPECTRAL_TYPES = re.compile(
+    r"\b(?:VMI|MONO(?:E|PLUS|ENERGETIC)? ?\d*(?: ?KEV)?|\d{2,3} ?KEV|VNC|VNCA|VNI|VUE|VIRTUAL\w*|UNENHANCED"
+    r"|MAT [A-Z]+|EFF ATOMIC NUM|Z EFF\w*|ZEFF|ELECTRON DENSITY|RHO Z|IODINE\w*|WATER|CALCIUM SUPP\w*"
+    r"|PURE(?:IODINE|CALCIUM|LUMEN))\b"
+)
+"""In ImageType from its third value on, ``_`` and ``-`` read as spaces. The terms of value 4 (PS3.3
+C.8.2.1.1.1 and C.8.15.2.1.1.5, from Supplement 188): VMI, MAT_SPECIFIC, MAT_REMOVED, MAT_FRACTIONAL,
+MAT_MODIFIED, MAT_VALUE_BASED, EFF_ATOMIC_NUM, ELECTRON_DENSITY. Then makers' own names of such images: of
+one energy MONO_40KEV, MonoPlus, MonoE; virtual non-contrast, non-iodine and unenhanced VNC, VNI, VUE; of a
+material iodine, water, PureLumen. Incomplete by nature. A mere word for two energies (DUAL, GSI) is none:
+scanners write it into ordinary images as well."""
+_SPECTRAL_WORDS = re.compile(
+    r"\b(?:\d{2,3} ?KEV|VMI|VNC|MONO ?(?:E|PLUS|ENERGETIC)|VIRTUAL (?:NON|UN|MONO)\w*)\b"
+)
+"""The same in SeriesDescription, where many scanners say it alone: fewer words, as people write there."""
+_SPECTRAL_RESCALE = ("HU_MOD",)
+"""RescaleType: modified Hounsfield Units (PS3.3 C.11.1.1.2)."""
+
+
+def spectral_sign(
+    ref: SliceRef, *, series_description: str = "", rescale_type: str = "", energy_kev: str = ""
+) -> str:
+    """What of an image's header says that it was computed for one energy or material, "" where nothing does.
+
+    Args:
+        ref: Its ImageType is read.
+        series_description, rescale_type: SeriesDescription and RescaleType.
+        energy_kev: MonoenergeticEnergyEquivalent (0018,937C), keV.
+    """
+    values = [v.upper().replace("_", " ").replace("-", " ") for v in ref.image_type[2:]]
+    if any(_SPECTRAL_TYPES.search(value) for value in values):
+        return "ImageType " + "\\".join(ref.image_type)
+    if rescale_type.upper() in _SPECTRAL_RESCALE:
+        return f"RescaleType {rescale_type}"
+    if energy_kev:
+        return f"an energy of {energy_kev} keV"
+    said = _SPECTRAL_WORDS.search(series_description.upper().replace("_", " ").replace("-", " "))
+    return f"SeriesDescription {series_description}" if said else ""
 
 
 def _check_type(slices: tuple[SliceRef, ...]) -> Iterator[_Result]:
@@ -409,13 +569,57 @@ def _check_type(slices: tuple[SliceRef, ...]) -> Iterator[_Result]:
         yield "derived", "the images are marked as derived, though not as MPR or MIP", False
 
 
+MIDNIGHT_MINUTES = 60
+"""A scan may begin before midnight and end after it, minutes; the longest chest CT takes less. Chosen."""
+
+
+def _check_one_scan(series: Series) -> Iterator[_Result]:
+    """Whether the slices are of one scan.
+
+    A radiologist measures in one scan only: the patient on the table in one position, taken at one go. Slices
+    in two positions (supine and prone, or turned round on the table), or of two days, are of two scans put
+    under one UID, in which heart and calcium may stand twice or in part; so they are rejected, except where a
+    scan ran over midnight. Two frames of reference have no common origin: the slices' places cannot be
+    compared. All may be allowed, as some tools that remove names give every file its own UID or date.
+    """
+    if series.frames_of_reference > 1:
+        text = f"its slices lie in {series.frames_of_reference} frames of reference"
+        yield "mixed-frame", f"{text}: their places cannot be compared", None
+    if len(series.patient_positions) > 1:
+        positions = ", ".join(series.patient_positions)
+        yield "mixed-scan", f"the patient lay in different positions ({positions}): these are two scans", None
+    days = sorted({moment[:8] for moment in series.acquired})
+    if len(days) > 1:
+        over_midnight = _minutes(*series.acquired) <= MIDNIGHT_MINUTES
+        text = f"taken from {days[0]} to {days[-1]}"
+        said = "over midnight, it seems" if over_midnight else "these are two scans"
+        yield "mixed-scan", f"{text}: {said}", False if over_midnight else None
+
+
+def _minutes(first: str, last: str) -> float:
+    """From one moment (YYYYMMDDHHMMSS, fractions and more ignored) to another; infinite where the time of day
+    is not known."""
+    try:
+        begin, end = (datetime.strptime(moment[:12], "%Y%m%d%H%M") for moment in (first, last))
+    except ValueError:
+        return math.inf
+    return (end - begin).total_seconds() / 60
+
+
 def _check_acquisition(series: Series) -> Iterator[_Result]:
     agent = named_contrast(series)
     if agent == "oral":
         yield "contrast", "the header names an oral contrast agent", False
     elif agent:
-        yield "contrast", "the header names a contrast agent", None
-    if series.kvp is None:
+        given = " by ".join(filter(None, (series.contrast_agent, series.contrast_route)))
+        amount = "" if given or series.contrast_volume_ml is None else f"{series.contrast_volume_ml:g} mL"
+        yield "contrast", f"the header names a contrast agent: {(given or amount)[:60]}", None
+    if series.spectral:
+        yield "spectral", f"computed from spectral data, not an ordinary CT image: {series.spectral}", None
+    if len(series.kvps) > 1:
+        volts = " and ".join(f"{v:g}" for v in series.kvps)
+        yield "kvp", f"its slices were taken at {volts} kV: they do not score alike", None
+    elif series.kvp is None:
         yield "kvp", f"the tube voltage is not in the header; {NOMINAL_KVP:g} kV is assumed", None
     elif abs(series.kvp - NOMINAL_KVP) > 0.5:
         lower = "lower" if series.kvp > NOMINAL_KVP else "higher"
@@ -429,24 +633,20 @@ def _check_acquisition(series: Series) -> Iterator[_Result]:
             f"the PatientID cannot name a folder as it is; its results lie in {safe_name(series.patient_id)}"
         )
         yield "escaped-id", text, None
-    if is_sharp_kernel(series.kernel):
-        text = f"reconstructed with the sharp kernel {series.kernel}: noise and edges may raise the score"
+    kernels = series.kernels or (series.kernel,)
+    if len(kernels) > 1:
+        text = f"its slices were reconstructed with different kernels ({', '.join(kernels)})"
+        yield "mixed-kernel", f"{text}: they do not score alike", None
+    for kernel in filter(is_sharp_kernel, kernels):
+        text = f"reconstructed with the sharp kernel {kernel}: noise and edges may raise the score"
         yield "sharp-kernel", text, None
+        break
 
 
 def named_contrast(series: Series) -> str:
-    """The contrast agent that the header names: ``"intravenous"``, ``"oral"`` or ``""``."""
-    agent = series.contrast_agent.strip()
-    if not agent or _NO_CONTRAST.fullmatch(agent):
-        return ""
-    return "oral" if "ORAL" in (series.contrast_route or agent).upper() else "intravenous"
+    """The contrast agent that any slice's header names: ``"intravenous"``, ``"oral"`` or ``""``."""
+    return contrast_kind(series.contrast_agent, series.contrast_route, series.contrast_volume_ml)
 
-
-_NO_CONTRAST = re.compile(
-    r"(?i)no|none|n|n/a|na|0|-+|nil|false|without.*|w/o.*|no[ _-]?(iv |i\.v\. )?contrast.*"
-    r"|non[ _-]?contrast.*|native.*|unenhanced.*"
-)
-"""What technicians type into ContrastBolusAgent when none was given."""
 
 _SHARP_NAMES = re.compile(r"(?i)(lung|bone(plus)?\d?|edge|ultra|y?[def]|yl|l|fc(3|5|8)\d.*)")
 """GE LUNG, BONE, BONEPLUS, EDGE, ULTRA; Philips D, E, F (also YD, YE), L; Canon FC30-39, FC50-59 and FC80-89
@@ -475,7 +675,8 @@ def is_sharp_kernel(kernel: str) -> bool:
     return bool(_SHARP_NAMES.fullmatch(first))
 
 
-def _has_geometry(ref: SliceRef) -> bool:
+def has_geometry(ref: SliceRef) -> bool:
+    """Whether position, orientation, spacing and size are there and usable."""
     spacing = ref.pixel_spacing
     return bool(
         ref.position is not None
@@ -485,6 +686,11 @@ def _has_geometry(ref: SliceRef) -> bool:
         and ref.rows
         and ref.columns
     )
+
+
+def is_thick(thickness_mm: float) -> bool:
+    """Whether slices are so thick, mm, that a zero may be partial volume; `THICK_MM` itself is."""
+    return thickness_mm >= THICK_MM - THICKNESS_TOLERANCE_MM
 
 
 def _check_thickness(series: Series) -> Iterator[_Result]:

@@ -102,6 +102,27 @@ def number(ds: Dataset, keyword: str) -> float | None:
     return found[0] if found else None
 
 
+def stated(ds: Dataset, keyword: str) -> float | None:
+    """The one finite number that an element states, be it several times; None where it is absent or empty.
+
+    Raises:
+        ValueError: It holds something else, or different numbers.
+    """
+    tag = _tag(keyword)
+    value = ds.get_item(tag).value if tag in ds else None
+    if value is None or (isinstance(value, (str, bytes)) and not value.strip()):
+        return None
+    found = _values(ds, keyword)
+    try:
+        different = {float(v) for v in found}
+    except (ValueError, TypeError):
+        different = set()
+    if len(different) != 1 or not all(map(math.isfinite, different)):
+        said = value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)
+        raise ValueError(f"{keyword} is {said.strip()[:40]!r}, not one number")
+    return different.pop()
+
+
 def whole(ds: Dataset, keyword: str) -> int | None:
     """One whole number, or None."""
     found = number(ds, keyword)

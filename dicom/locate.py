@@ -51,7 +51,7 @@ class SeriesLocator:
         self._root = root
         self._database = sqlite3.connect("", check_same_thread=False)
         self._database.execute(
-            "CREATE TABLE place (uid TEXT, path TEXT, PRIMARY KEY (uid, path)) WITHOUT ROWID"
+            "CREATE TABLE place (uid TEXT, path BLOB, PRIMARY KEY (uid, path)) WITHOUT ROWID"
         )
         self._changed = threading.Condition()
         self._steps: list[Callable[[], None]] = [self._first_of_each_folder, self._every_file]
@@ -92,7 +92,7 @@ class SeriesLocator:
 
     def _places(self, series_uid: str) -> list[Path]:
         rows = self._database.execute("SELECT path FROM place WHERE uid = ? ORDER BY path", (series_uid,))
-        return [Path(row[0]) for row in rows]
+        return [Path(os.fsdecode(row[0])) for row in rows]
 
     def _keep(self, series_uid: str, series: Series | None) -> Series | None:
         if series is not None:
@@ -135,7 +135,9 @@ class SeriesLocator:
         left = iter(things)
         with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
             while batch := list(islice(left, _BATCH)):
-                found = [(uid, str(place)) for places in pool.map(look, batch) for uid, place in places]
+                found = [
+                    (uid, os.fsencode(place)) for places in pool.map(look, batch) for uid, place in places
+                ]
                 with self._changed:
                     self._database.executemany("INSERT OR IGNORE INTO place VALUES (?, ?)", found)
                     self._changed.notify_all()

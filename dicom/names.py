@@ -1,9 +1,10 @@
-"""Path components from identifiers that come from outside."""
+"""Names that come from outside: as path components, and as text."""
 
 from __future__ import annotations
 
 import hashlib
 import re
+from pathlib import Path
 
 MAX_LENGTH = 120
 """Longest component, characters: file systems allow 255 bytes, and temporary names need some of them."""
@@ -38,3 +39,12 @@ def safe_name(identifier: str) -> str:
         digest = hashlib.sha256(raw).hexdigest()[:32]
         name = f"{name[: MAX_LENGTH - len(digest) - 1]}~{digest}"
     return name
+
+
+def readable(path: Path | str) -> str:
+    """A path as text that every file and screen takes: bytes of it that are no UTF-8 become ``\\xNN``.
+
+    >>> readable("scan-\\udce4.dcm")
+    'scan-\\\\xe4.dcm'
+    """
+    return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

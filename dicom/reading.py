@@ -7,8 +7,8 @@ import os
 import re
 import tempfile
 import zipfile
-from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -21,12 +21,20 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels.utils import iter_pixels
-from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    UID,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000TransferSyntaxes,
+    JPEGLSTransferSyntaxes,
+)
 
 from ..errors import SeriesFailed, SeriesRejected
 from ..imaging.volume import PADDING_HU, Geometry, Volume
-from .gates import make_finding
-from .headers import CT_IMAGE, number, quiet_pydicom, text
+from .gates import MIN_COVERAGE_MM, MIN_SLICES, make_finding
+from .headers import CT_IMAGE, quiet_pydicom, stated, text
+from .names import readable
 from .series import SAME_POSITION_MM, Finding, Series, SliceRef, increment_of, slice_normal, slice_positions
 
 _TAGS = [
@@ -34,6 +42,7 @@ _TAGS = [
     "Columns",
     "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue",
     "PixelPaddingRangeLimit", "RescaleIntercept", "RescaleSlope", "RescaleType", "PixelData",
+    "ModalityLUTSequence",
     "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 ]  # fmt: skip
@@ -49,9 +58,26 @@ _JPEG_12_BIT = ("1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.53", "1.2.840.100
 _NOT_HU = ("OD", "MGML", "Z_EFF", "ED", "EDW", "PCT")
 """RescaleType terms of PS3.3 C.11.1.1.2 that are no Hounsfield units (e.g. iodine maps, electron density)."""
 
+_MAX_TAIL = 16
+"""Bytes of any value that may follow a codestream's end marker, beside 00 and FF. Writers pad to an even
+length, some to 4, 8 or 16 bytes, and not all with zeros. Within coded data FF is never followed by D9 (all
+of these formats stuff it), so a stream that was cut has no end marker there."""
+
+MIN_CT_HU, MAX_CT_HU = -10_240, 30_710
+"""What a CT can hold, HU: the extended CT scale, in which scanners store metal (12 bits in steps of 10 HU);
+the usual scale ends at -1024 and 3071. Negative values stored as unsigned come out above 31,000."""
+
+IMPOSSIBLE_SHARE = 1e-4
+"""From this share of the pixels on, values outside that range are worth a warning: 26 pixels of a slice of
+512², a small lesion. Padding outside the scanner's circle is a fifth of a slice. Our own limit."""
+
 PLAUSIBLE_PADDING_HU = -900
-"""A padding value above this many HU is not believed: files that declare 0 with intercept 0 would otherwise
-lose all water. Lung is denser than this but for air, and real padding is -1024 or below."""
+"""A padding value between this many HU and `MAX_CT_HU` is not believed: files that declare 0 with intercept 0
+would otherwise lose all water. Lung is denser than this but for air, and real padding is -1024 or below."""
+
+_AIR_HU, _MIN_AIR_SHARE = -200, 0.01
+"""Stored values without any rescale are taken as HU only where at least this share of them is below so many
+HU: every scan of a body has air around or in it, and values from 0 up still lack their intercept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +112,9 @@ def read_series(series: Series, *, workers: int | None = None) -> Reading:
 
     Raises:
         SeriesRejected: ``no-geometry``, ``mixed-size``, ``no-rescale``, or ``duplicate-slices`` where slices
-            at one position differ.
-        SeriesFailed: ``undecodable`` where a file is missing, damaged, truncated or in no known syntax.
+            at one position differ; ``blank-slices`` where slices inside the stack show nothing.
+        SeriesFailed: ``undecodable`` where a file is missing, damaged, truncated or in no known syntax, and
+            no whole copy of it is among the slices.
     """
     slices = series.slices
     positions = slice_positions(slices)
@@ -107,18 +134,53 @@ def read_series(series: Series, *, workers: int | None = None) -> Reading:
         ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool,
     ):
         archives = {path: _open_archive(path, stack) for path, member in by_file if member is not None}
-        remarks: Counter[str] = Counter()
-        for counted in pool.map(lambda item: _read_file(item, slices, archives, hu), by_file.values()):
-            remarks += counted
-    findings = [
-        make_finding(code, f"{count} of {len(slices)} images: {_REMARKS[code]}", fatal=False)
-        for code, count in sorted(remarks.items())
-    ]
-    keep = _without_duplicates(positions, hu)
-    if len(keep) < len(slices):
-        message = f"{len(slices) - len(keep)} of {len(slices)} slices were identical copies and were dropped"
-        findings.append(make_finding("duplicate-slices", message, fatal=False))
-        slices, hu, positions = tuple(slices[i] for i in keep), hu[keep], positions[keep]
+        seen: dict[int, _Seen] = {}
+        failed: dict[int, SeriesFailed] = {}
+        files = by_file.values()
+        for indices, outcome in zip(
+            files, pool.map(lambda item: _read_file(item, slices, archives, hu), files), strict=True
+        ):
+            if isinstance(outcome, SeriesFailed):
+                failed |= dict.fromkeys(indices, outcome)
+            else:
+                seen |= zip(indices, outcome, strict=True)
+
+    findings: list[Finding] = []
+
+    def warn(code: str, message: str) -> None:
+        findings.append(make_finding(code, message, fatal=False))
+
+    keep = _without_failed(slices, failed)
+    if failed:
+        warn(
+            "damaged-copy", f"{len(failed)} damaged copies of images were left out; the whole ones were used"
+        )
+    count = len(keep)
+    _check_rescaled([seen[i] for i in keep], hu[0].size)
+    if not seen[keep[0]].rescaled:
+        warn(
+            "no-rescale",
+            f"{count} images have no rescale in the header; their signed values were taken as HU",
+        )
+    refused = sum(seen[i].padding_refused for i in keep)
+    if refused:
+        text = "the padding value lies among tissue values and was not applied"
+        warn("padding", f"{refused} of {count} images: {text}")
+    impossible = sum(seen[i].impossible for i in keep) / (count * hu[0].size)
+    if impossible >= IMPOSSIBLE_SHARE:
+        text = (
+            f"{impossible:.2%} of the pixels have values that no CT can hold ({MIN_CT_HU} to {MAX_CT_HU} HU)"
+        )
+        warn("hu-impossible", f"{text}: padding that the header does not name, or values stored wrongly")
+    keep = _without_duplicates(positions, hu, keep)
+    if len(keep) < count:
+        text = f"{count - len(keep)} of {count} slices were identical copies and were dropped"
+        warn("duplicate-slices", text)
+    showing = _without_blank_ends(positions, keep, [not seen[i].blank for i in keep])
+    if len(showing) < len(keep):
+        warn("blank-slices", f"{len(keep) - len(showing)} slices at the ends show nothing and were left out")
+    if len(showing) < len(slices):
+        slices, hu, positions = tuple(slices[i] for i in showing), hu[showing], positions[showing]
     volume = Volume(hu=hu, geometry=_geometry(slices, positions))
     return Reading(volume=volume, slices=slices, findings=tuple(findings))
 
@@ -127,13 +189,59 @@ def _open_archive(path: Path, stack: ExitStack) -> zipfile.ZipFile:
     try:
         return stack.enter_context(zipfile.ZipFile(path))
     except (OSError, zipfile.BadZipFile) as exc:
-        raise SeriesFailed(f"{path.name} cannot be opened: {exc}", code="undecodable") from exc
+        raise SeriesFailed(f"{readable(path.name)} cannot be opened: {exc}", code="undecodable") from exc
 
 
-_REMARKS = {
-    "padding": "the padding value lies among tissue values and was not applied",
-    "no-rescale": "no rescale in the header; the signed stored values were taken as HU",
-}
+@dataclass(frozen=True, kw_only=True)
+class _Seen:
+    """What came to light when an image was read.
+
+    Attributes:
+        rescaled: Whether the header says how its values become HU.
+        air: Pixels below `_AIR_HU`, without padding; not counted where rescaled.
+        padding_refused: It has pixels of a declared padding value that was not believed.
+        impossible: Pixels outside `MIN_CT_HU` … `MAX_CT_HU`, without padding.
+        blank: It shows nothing (`_shows_nothing`).
+    """
+
+    rescaled: bool
+    air: int
+    padding_refused: bool
+    impossible: int
+    blank: bool
+
+
+def _without_failed(slices: Sequence[SliceRef], failed: dict[int, SeriesFailed]) -> list[int]:
+    """Indices of the slices that could be read.
+
+    Raises:
+        SeriesFailed: One could not, and no copy of it (same SOPInstanceUID and frame) could.
+    """
+    keep = [i for i in range(len(slices)) if i not in failed]
+    whole = {(slices[i].sop_instance_uid, slices[i].frame) for i in keep if slices[i].sop_instance_uid}
+    for index, error in sorted(failed.items()):
+        if (slices[index].sop_instance_uid, slices[index].frame) not in whole:
+            raise error
+    return keep
+
+
+def _check_rescaled(seen: Sequence[_Seen], pixels: int) -> None:
+    """All images or none must have a rescale; without, `pixels` an image must look like HU.
+
+    Raises:
+        SeriesRejected: ``no-rescale``.
+    """
+    without = sum(not s.rescaled for s in seen)
+    if 0 < without < len(seen):
+        raise SeriesRejected(
+            f"{without} of {len(seen)} images have no rescale while the others do; export the series anew",
+            code="no-rescale",
+        )
+    if without and sum(s.air for s in seen) < _MIN_AIR_SHARE * pixels * len(seen):
+        raise SeriesRejected(
+            "the header does not say how stored values become HU, and there is no air as it would be in HU",
+            code="no-rescale",
+        )
 
 
 def _read_file(
@@ -141,34 +249,37 @@ def _read_file(
     slices: tuple[SliceRef, ...],
     archives: dict[Path, zipfile.ZipFile],
     hu: npt.NDArray[np.int16],
-) -> Counter[str]:
-    """Decode one file's frames into ``hu[indices]``; returns how often which warning is due."""
+) -> list[_Seen] | SeriesFailed:
+    """Decode one file's frames into ``hu[indices]``; returns what was seen of each, or why it failed."""
     ref = slices[indices[0]]
-    remarks: Counter[str] = Counter()
+    seen: list[_Seen] = []
     try:
         source: Any = ref.path if ref.member is None else io.BytesIO(archives[ref.path].read(ref.member))
         ds = dcmread(source, specific_tags=_TAGS, force=True)
         if "PixelData" not in ds:
             raise ValueError("the file has no pixels or is cut short")
         frames = _decode(ds, [slices[i].frame for i in indices])
-        for index, stored in zip(indices, frames, strict=True):
-            if stored.shape != hu.shape[1:]:
-                raise ValueError(f"pixels are {stored.shape}, not {hu.shape[1:]}")
-            remarks += _to_hu(stored, ds, slices[index].frame, hu[index])
+        for index, cells in zip(indices, frames, strict=True):
+            if cells.shape != hu.shape[1:]:
+                raise ValueError(f"pixels are {cells.shape}, not {hu.shape[1:]}")
+            seen.append(_to_hu(cells, ds, slices[index].frame, hu[index]))
     except SeriesRejected:
         raise
     except Exception as exc:  # decoders raise nearly anything on damaged pixels
-        detail = " ".join(str(exc).split())[:200]
-        raise SeriesFailed(
+        detail = readable(" ".join(str(exc).split())[:200])
+        error = SeriesFailed(
             f"image {indices[0] + 1} of {len(slices)} ({ref.file_name}) cannot be decoded: {detail}; "
             "copy the file again from its source",
             code="undecodable",
-        ) from exc
-    return remarks
+        )
+        error.__cause__ = exc
+        return error
+    return seen
 
 
 def _decode(ds: Dataset, frames: list[int | None]) -> Iterator[npt.NDArray[Any]]:
-    """Stored values (rows, columns) of the asked-for frames of one file; None: the only frame."""
+    """Cells (rows, columns) of the asked-for frames of one file, `_unused_bits` as they are; None: the only
+    frame."""
     syntax = str(ds.file_meta.TransferSyntaxUID) if "TransferSyntaxUID" in ds.file_meta else ""
     if not syntax:
         # a data set without a file meta header; pydicom found out how it is encoded
@@ -179,15 +290,33 @@ def _decode(ds: Dataset, frames: list[int | None]) -> Iterator[npt.NDArray[Any]]
         ds.file_meta.TransferSyntaxUID = known
     if _JPEG_FAMILY.fullmatch(syntax):
         streams = list(generate_frames(ds.PixelData, number_of_frames=int(ds.get("NumberOfFrames") or 1)))
-        if not all(stream.rstrip(b"\0\xff").endswith(b"\xff\xd9") for stream in streams):
+        if not all(map(_has_end, streams)):
             raise ValueError("the compressed pixels are cut short")  # some decoders would fill up with grey
         if syntax in _JPEG_12_BIT and ds.BitsAllocated == 16:
             yield from (_decode_jpeg_12_bit(streams[frame or 0], ds, syntax) for frame in frames)
             return
+    whole_cells: dict[str, Any] = {"correct_unused_bits": False} if _unused_bits(ds) else {}
     if frames == [None]:
+        ds.pixel_array_options(**whole_cells)
         yield ds.pixel_array
     else:
-        yield from iter_pixels(ds, indices=[frame or 0 for frame in frames])
+        yield from iter_pixels(ds, indices=[frame or 0 for frame in frames], **whole_cells)
+
+
+def _has_end(stream: bytes) -> bool:
+    """Whether a codestream has its end marker, whatever pads it."""
+    stream = stream.rstrip(b"\0\xff")
+    return stream.find(b"\xff\xd9", max(0, len(stream) - _MAX_TAIL - 2)) >= 0
+
+
+def _unused_bits(ds: Dataset) -> int:
+    """Bits of each cell above BitsStored, which are none of its value; 0 where the decoder leaves none."""
+    syntax = ds.file_meta.TransferSyntaxUID
+    if syntax in (*JPEG2000TransferSyntaxes, *_JPEG_12_BIT):
+        return 0
+    if syntax in JPEGLSTransferSyntaxes and ds.PixelRepresentation == 1:
+        return 0
+    return max(0, int(ds.BitsAllocated) - int(ds.BitsStored))
 
 
 def _decode_jpeg_12_bit(stream: bytes, ds: Dataset, syntax: str) -> npt.NDArray[Any]:
@@ -209,28 +338,38 @@ def _decode_jpeg_12_bit(stream: bytes, ds: Dataset, syntax: str) -> npt.NDArray[
     return stored.reshape(stored.shape[-2:])
 
 
-def _to_hu(
-    stored: npt.NDArray[Any], ds: Dataset, frame: int | None, out: npt.NDArray[np.int16]
-) -> Counter[str]:
-    """Write the HU of one image's stored values into `out`; returns which warnings are due."""
-    remarks: Counter[str] = Counter()
+def _to_hu(cells: npt.NDArray[Any], ds: Dataset, frame: int | None, out: npt.NDArray[np.int16]) -> _Seen:
+    """Write the HU of one image's cells into `out`; returns what was seen.
+
+    Raises:
+        SeriesRejected: ``no-rescale``: the cells do not become HU.
+    """
     rescale = _rescale(ds, frame)
-    if rescale is None:
-        if stored.dtype.kind != "i":
-            raise SeriesRejected("the header does not say how stored values become HU", code="no-rescale")
-        remarks["no-rescale"] += 1
+    if rescale is None and cells.dtype.kind != "i":
+        raise SeriesRejected("the header does not say how stored values become HU", code="no-rescale")
     slope, intercept = rescale or (1.0, 0.0)
-    padding = _padding_range(ds, stored.dtype)
-    mask = None
+    size, unused = 8 * cells.dtype.itemsize, _unused_bits(ds)
+    signed = cells.dtype.kind == "i"
+    lowest = -(1 << size - unused - 1) if signed else 0
+    highest = (1 << size - unused - signed) - 1
+    stored, smallest, largest = cells, int(cells.min()), int(cells.max())
+    if smallest < lowest or largest > highest:  # the unused bits of some cells are set
+        stored = (cells << unused) >> unused
+        smallest, largest = int(stored.min()), int(stored.max())
+    mask, refused = None, False
+    padding = _padding_range(ds, cells.dtype)
     if padding is not None:
         low, high = padding
-        mask = stored == low if low == high else (stored >= low) & (stored <= high)
-        if max(low * slope, high * slope) + intercept > PLAUSIBLE_PADDING_HU:
-            remarks["padding"] += int(mask.any())
-            mask = None
+        # what does not fit into the stored bits stands in whole cells; of a cell whose further bits hold
+        # something else, an old overlay say, the stored ones count
+        where = stored if lowest <= low and high <= highest else cells
+        mask = where == low if low == high else (where >= low) & (where <= high)
+        darkest, brightest = sorted((low * slope + intercept, high * slope + intercept))
+        if brightest > PLAUSIBLE_PADDING_HU and darkest <= MAX_CT_HU:
+            refused, mask = bool(mask.any()), None
     if slope == 1 and intercept == int(intercept):
         offset = int(intercept)
-        if _INT16.min <= int(stored.min()) + offset and int(stored.max()) + offset <= _INT16.max:
+        if _INT16.min <= smallest + offset and largest + offset <= _INT16.max:
             # the sum fits into int16, so wrapping on the way there does no harm
             np.add(stored.astype(np.int16), np.array(offset).astype(np.int16), out=out)
         else:
@@ -240,15 +379,37 @@ def _to_hu(
         np.clip(np.rint(exact), _INT16.min, _INT16.max, out=out, casting="unsafe")
     if mask is not None:
         out[mask] = PADDING_HU
-    return remarks
+    content: npt.NDArray[np.bool_] | bool = True if mask is None else ~mask
+    impossible = 0
+    if int(out.max()) > MAX_CT_HU or int(out.min()) < MIN_CT_HU:
+        impossible = int(np.count_nonzero((out > MAX_CT_HU) | (out < MIN_CT_HU)))
+    if stored is not cells and not signed:
+        # all unused bits and the highest stored one set: a negative value, without them it looks like tissue
+        negative = cells >= (1 << size) - (1 << size - unused - 1)
+        impossible += int(np.count_nonzero(negative & content))
+    return _Seen(
+        rescaled=rescale is not None,
+        air=0 if rescale else int(np.count_nonzero((out < _AIR_HU) & content)),
+        padding_refused=refused,
+        impossible=impossible,
+        blank=_shows_nothing(out),
+    )
+
+
+def _shows_nothing(hu: npt.NDArray[np.int16]) -> bool:
+    """Whether an image has no two different values above `PADDING_HU`, which also air cut off there has."""
+    for part in (hu[::16, ::16], hu):  # a few pixels mostly tell
+        values = part[part > PADDING_HU]
+        if values.size and values.min() != values.max():
+            return False
+    return True
 
 
 def _rescale(ds: Dataset, frame: int | None) -> tuple[float, float] | None:
     """(slope, intercept) of one image, or None where the header has neither.
 
     Raises:
-        SeriesRejected: ``no-rescale``: the values are no HU.
-        ValueError: The slope is 0.
+        SeriesRejected: ``no-rescale``: the values are no HU, or one of the two is missing or malformed.
     """
     holder = ds
     if frame is not None:
@@ -260,41 +421,55 @@ def _rescale(ds: Dataset, frame: int | None) -> tuple[float, float] | None:
     kind = text(holder, "RescaleType").upper()
     if kind in _NOT_HU:
         raise SeriesRejected(f"pixel values are no Hounsfield units (RescaleType {kind})", code="no-rescale")
-    slope, intercept = number(holder, "RescaleSlope"), number(holder, "RescaleIntercept")
+    if ds.get("ModalityLUTSequence"):
+        raise SeriesRejected("pixel values become HU by a table, which is not supported", code="no-rescale")
+    try:
+        slope, intercept = stated(holder, "RescaleSlope"), stated(holder, "RescaleIntercept")
+    except ValueError as exc:
+        raise SeriesRejected(f"{exc}: how stored values become HU is not known", code="no-rescale") from exc
     if slope is None and intercept is None:
         return None
+    if slope is None or intercept is None:
+        missing = "RescaleSlope" if slope is None else "RescaleIntercept"
+        raise SeriesRejected(
+            f"an image has no {missing}: how stored values become HU is not known; export the series anew",
+            code="no-rescale",
+        )
     if slope == 0:
-        raise ValueError("RescaleSlope is 0")
-    return (1.0 if slope is None else slope), (0.0 if intercept is None else intercept)
+        raise SeriesRejected("RescaleSlope is 0: stored values do not become HU", code="no-rescale")
+    return slope, intercept
 
 
 def _padding_range(ds: Dataset, dtype: np.dtype[Any]) -> tuple[int, int] | None:
-    """Lowest and highest stored value that stands for padding, or None."""
-    value = _stored(ds.get("PixelPaddingValue"), dtype)
+    """Lowest and highest cell that stands for padding, or None."""
+    value = _as_cell(ds.get("PixelPaddingValue"), dtype)
     if value is None:
         return None
-    limit = _stored(ds.get("PixelPaddingRangeLimit"), dtype)
+    limit = _as_cell(ds.get("PixelPaddingRangeLimit"), dtype)
     limit = value if limit is None else limit
     return min(value, limit), max(value, limit)
 
 
-def _stored(value: object, dtype: np.dtype[Any]) -> int | None:
-    """A padding value in the pixels' own type; writers often put -2000 as unsigned 63536 and vice versa."""
+def _as_cell(value: object, dtype: np.dtype[Any]) -> int | None:
+    """A padding value with the pixels' own sign; writers often put -2000 as unsigned 63536 and vice versa."""
     if isinstance(value, bytes) and len(value) == 2:
         value = int.from_bytes(value, "little")
     if not isinstance(value, int):
         return None
-    return int(np.array(value).astype(dtype))
+    return int(np.array(value).astype(np.int16 if dtype.kind == "i" else np.uint16))
 
 
-def _without_duplicates(positions: npt.NDArray[np.float64], hu: npt.NDArray[np.int16]) -> list[int]:
-    """Indices of the slices to keep: the first at each position.
+def _without_duplicates(
+    positions: npt.NDArray[np.float64], hu: npt.NDArray[np.int16], indices: Sequence[int]
+) -> list[int]:
+    """Of some slices' indices those to keep: the first at each position.
 
     Raises:
         SeriesRejected: Two slices at one position differ.
     """
     keep: list[int] = []
-    for index, position in enumerate(positions):
+    for index in indices:
+        position = positions[index]
         if keep and position - positions[keep[-1]] < SAME_POSITION_MM:
             if not np.array_equal(hu[index], hu[keep[-1]]):
                 raise SeriesRejected(
@@ -305,6 +480,41 @@ def _without_duplicates(positions: npt.NDArray[np.float64], hu: npt.NDArray[np.i
             continue
         keep.append(index)
     return keep
+
+
+def _without_blank_ends(
+    positions: npt.NDArray[np.float64], indices: list[int], shows: list[bool]
+) -> list[int]:
+    """Of some slices' indices those from the first to the last that shows something.
+
+    Blank slices at the ends are no part of what was scanned. Left in the stack, they would hide from the
+    gates after this one that the scan is short or ends within the heart.
+
+    Raises:
+        SeriesRejected: ``blank-slices``: one inside the stack shows nothing, or what is left is too short.
+    """
+    seen = np.flatnonzero(shows)
+    if not len(seen):
+        raise SeriesRejected("no slice shows anything: each has a single value", code="blank-slices")
+    inside = indices[seen[0] : seen[-1] + 1]
+    blank = [i for i, there in zip(indices, shows, strict=True) if not there and inside[0] < i < inside[-1]]
+    if blank:
+        raise SeriesRejected(
+            f"{len(blank)} of {len(indices)} slices, the first at {positions[blank[0]]:.2f} mm, show nothing "
+            "(a single value) and are as good as missing; get the series again from its source",
+            code="blank-slices",
+        )
+
+    def long_enough(part: list[int]) -> bool:
+        return len(part) >= MIN_SLICES and positions[part[-1]] - positions[part[0]] >= MIN_COVERAGE_MM
+
+    if long_enough(indices) and not long_enough(inside):
+        raise SeriesRejected(
+            f"only {len(inside)} of {len(indices)} slices show anything; needed are {MIN_SLICES} over "
+            f"{MIN_COVERAGE_MM:g} mm",
+            code="blank-slices",
+        )
+    return inside
 
 
 def _geometry(slices: tuple[SliceRef, ...], positions: npt.NDArray[np.float64]) -> Geometry:

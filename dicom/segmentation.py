@@ -7,9 +7,12 @@ calcium is *Pathologic calcification* in *Morphologically Abnormal Structure*, i
 from __future__ import annotations
 
 import hashlib
+import logging
+import re
 import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +26,48 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from ..errors import InputError, InputUnreadable, MaskMismatch
 from ..imaging import Geometry
-from ..imaging.atomic import atomic_path
+from ..imaging.atomic import write_whole
 from .files import open_slice
 from .headers import quiet_pydicom
 from .series import Series, SliceRef
+
+log = logging.getLogger(__name__)
 
 HEART = Code("80891009", "SCT", "Heart")
 CALCIUM = Code("18115005", "SCT", "Pathologic calcification")
 ANATOMICAL_STRUCTURE = Code("91723000", "SCT", "Anatomical Structure")
 ABNORMAL_STRUCTURE = Code("49755003", "SCT", "Morphologically Abnormal Structure")
 CORONARY_ARTERY = Code("41801008", "SCT", "Coronary artery")
+_CALCIFICATION_CODES = frozenset({CALCIUM.value, "M-55420"})
+_HEART_CODES = frozenset({HEART.value, "T-32000"})
+_CORONARY_CODES = frozenset({CORONARY_ARTERY.value, "T-43000", "3227004", "59438005", "57396003", "13647002"})
+"""Coronary artery, left main, left anterior descending, left circumflex and right coronary artery; of the
+first, as of the two above, the code of SNOMED RT too."""
+_GENERAL_CODES = frozenset(
+    {
+        *("85756007", "T-D0050"),  # tissue
+        *("113343008", "T-D0060"),  # organ
+        *("91723000", "T-D000A"),  # anatomical structure
+        *("49755003", "M-01000"),  # morphologically abnormal structure
+        *("237897009", "129759000", "29483008"),  # calcified, vascular calcification, calcified plaque
+        *_CORONARY_CODES,
+    }
+)
+"""Types that leave it to the label whether a segment is the heart or coronary calcium."""
+
+_HEART_LABELS = frozenset({("heart",), ("whole", "heart")})
+_CALCIUM_WORDS = frozenset({"calcium", "calcification", "calcifications", "calcified", "calc"})
+_CORONARY_WORDS = frozenset({"coronary", "coronaries", "lm", "lmca", "lad", "lcx", "rca"})
+_WORDS_BESIDE = frozenset(
+    {
+        *("artery", "arteries", "arterial", "left", "right", "main", "anterior", "descending", "circumflex"),
+        *("plaque", "plaques", "lesion", "lesions", "score", "segment", "segmentation", "seg", "mask"),
+        *("of", "in", "and", "the", "total", "all"),
+    }
+)
+"""Words of labels, lower case. Any other word in a label may say that the calcium lies elsewhere: *coronary
+sinus*, *non-coronary*, *aorta and coronary arteries*."""
+
 ARTIFICIAL_INTELLIGENCE = Code("123110", "DCM", "Artificial Intelligence")
 
 SEGMENTATION_SOP_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
@@ -125,9 +160,9 @@ def write_segmentation(
     altogether keeps one frame of zeros, in the middle of the heart or, without a heart, of the stack, so
     that the file is valid and every reader meets both segments.
 
-    SeriesInstanceUID follows from the CT's SeriesInstanceUID and `algorithm_name`, SOPInstanceUID also
-    from the version and the masks: the same masks written again are the same instance. Dates and times
-    are those of writing. The file appears under its name only when complete.
+    SeriesInstanceUID follows from the CT's SeriesInstanceUID and `algorithm_name`, SOPInstanceUID from
+    every byte that is written: the same result written again is the same file. Dates and times are the
+    CT's; why, says `encoded_once`. The file appears under its name only when complete.
 
     Args:
         path: File to write.
@@ -159,7 +194,7 @@ def write_segmentation(
         pixels[used == z_of_empty, 0, 0, list(masks).index(name)] = 1
 
     with quiet_pydicom():
-        header = _header(refs[0], series)
+        header, content_time = _header(refs[0], series)
     sources = [_source_image(header, refs, int(z), series, geometry) for z in used]
     algorithm = hd.AlgorithmIdentificationSequence(
         name=algorithm_name, family=ARTIFICIAL_INTELLIGENCE, version=algorithm_version
@@ -189,17 +224,20 @@ def write_segmentation(
     measures = segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
     measures.SpacingBetweenSlices = _ds(geometry.spacing[0])
     segmentation.update(header)
-    _fix_uids(segmentation, [series.series_uid, algorithm_name, algorithm_version, str(used.tolist())])
-    with atomic_path(path) as temporary:
-        segmentation.save_as(temporary)
+    dimensions = generate_uid(entropy_srcs=[series.series_uid, algorithm_name, "dimensions"])
+    for item in (*segmentation.DimensionOrganizationSequence, *segmentation.DimensionIndexSequence):
+        item.DimensionOrganizationUID = dimensions
+    write_whole(path, encoded_once(segmentation, *content_time))
 
 
 def read_segmentation(path: Path, geometry: Geometry) -> dict[str, BoolArray]:
     """The heart and calcium masks of a DICOM SEG, on a given grid.
 
-    Segments are known by their code (`HEART`, `CALCIUM`) or by their label ("heart"; "calc" or the word
-    "cac"); calcium with another anatomic region than the coronary artery or the heart is not ours.
-    Several segments of one kind are joined; others are ignored. Frames are placed by their position and
+    Segments are known by their codes: *Heart*, and *Pathologic calcification* in a coronary artery. Where the
+    codes leave it open, the label decides by its words: "heart" or "whole heart" alone, and "CAC", or a
+    word for calcium with one for the coronary arteries, and none that may mean another place. Several
+    segments of one kind are joined; others are ignored, with a warning in the log that names those that
+    their codes or labels bring near. Frames are placed by their position and
     orientation, whatever their order and direction. BINARY, FRACTIONAL (at least half of the maximum)
     and LABELMAP segmentations are read.
 
@@ -212,20 +250,24 @@ def read_segmentation(path: Path, geometry: Geometry) -> dict[str, BoolArray]:
 
     Raises:
         InputUnreadable: not a DICOM SEG, or its pixels cannot be decoded.
-        InputError: it describes neither a heart nor calcium.
+        InputError: it describes neither a heart nor coronary calcium.
         MaskMismatch: its frames do not lie on the grid.
     """
     with quiet_pydicom():
         dataset = _read(path)
-    kinds = {
-        int(item.SegmentNumber): kind
-        for item in dataset.get("SegmentSequence", [])
-        if (kind := _kind(item)) is not None
-    }
+    segments = list(dataset.get("SegmentSequence", []))
+    kinds = {int(item.SegmentNumber): kind for item in segments if (kind := _kind(item)) is not None}
     if not kinds:
-        labels = ", ".join(str(item.get("SegmentLabel", "?")) for item in dataset.get("SegmentSequence", []))
         raise InputError(
-            f"{path} holds no heart and no calcium segment (it holds: {labels or 'none'}): give another SEG"
+            f"{path} holds no segment that is known as the heart or as coronary calcium (it holds: "
+            f"{_labels(segments) or 'none'}): give another SEG, or name its segments 'Heart' and 'Coronary "
+            "calcium'"
+        )
+    if unclear := [item for item in segments if _kind(item) is None and _is_near(item)]:
+        log.warning(
+            "%s: left out, as neither codes nor label say that it is the whole heart or coronary calcium: %s",
+            path.name,
+            _labels(unclear),
         )
     result = {kind: np.zeros(geometry.shape, dtype=np.bool_) for kind in sorted(set(kinds.values()))}
     try:
@@ -371,8 +413,11 @@ def _middle(occupied: BoolArray) -> int:
     return int(z[len(z) // 2]) if z.size else len(occupied) // 2
 
 
-def _header(ref: SliceRef, series: Series) -> Dataset:
-    """The attributes of the CT that go into the SEG, with the two UIDs that it cannot do without."""
+def _header(ref: SliceRef, series: Series) -> tuple[Dataset, tuple[str, str]]:
+    """The attributes of the CT that go into the SEG, with the two UIDs that it cannot do without.
+
+    Beside them date and time of the CT's content, see `encoded_once`.
+    """
     try:
         header = open_slice(ref)
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, InvalidDicomError) as error:
@@ -390,7 +435,54 @@ def _header(ref: SliceRef, series: Series) -> Dataset:
         copied.StudyInstanceUID = series.study_uid or generate_uid(entropy_srcs=[series.series_uid, "study"])
     if not copied.get("FrameOfReferenceUID"):
         copied.FrameOfReferenceUID = generate_uid(entropy_srcs=[series.series_uid, "frame of reference"])
-    return copied
+    return copied, content_time_of(header)
+
+
+_DATE = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
+_TIME = re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?")
+"""Values of DA and TM that are some (PS3.5 table 6.2-1)."""
+_NO_DATE, _NO_TIME = "19000101", "000000"
+"""ContentDate and ContentTime, which may not be empty, where the CT has none."""
+
+
+def content_time_of(header: Dataset) -> tuple[str, str]:
+    """Date and time of an image's content, or else of its acquisition, series or study."""
+    for what in ("Content", "Acquisition", "Series", "Study"):
+        date, time = (str(header.get(f"{what}{kind}") or "").strip() for kind in ("Date", "Time"))
+        if _DATE.fullmatch(date):
+            return date, time if _TIME.fullmatch(time) else _NO_TIME
+    return _NO_DATE, _NO_TIME
+
+
+def encoded_once(dataset: Dataset, date: str, time: str) -> bytes:
+    """The file of a SEG or SR, with the dates, times and SOPInstanceUID that it gets here.
+
+    One UID is one content, for good: an archive keeps the first file that it gets under a UID and refuses
+    or drops the next. So the UID follows from every byte of the file. For the same result to be the same
+    instance, wherever and whenever it is computed again (a run with --redo, another machine, MHub's runner),
+    nothing in the file may depend on the clock: ContentDate and ContentTime, which the standard wants, are
+    those of the CT, of which the content is a function and from which it cannot stray where the dates of a
+    cohort were shifted; the other dates and times, which are optional, are left out. When a series was
+    computed stands in the log of the run.
+
+    Args:
+        dataset: What is written, with file meta information.
+        date, time: ContentDate (DA) and ContentTime (TM).
+    """
+    dataset.ContentDate, dataset.ContentTime = date, time
+    for keyword in ("InstanceCreationDate", "InstanceCreationTime"):
+        if keyword in dataset:
+            del dataset[keyword]
+    for item in dataset.get("ContributingEquipmentSequence", []):
+        if "ContributionDateTime" in item:
+            del item.ContributionDateTime
+    stand_in = generate_uid(entropy_srcs=["deepcac2", "SOPInstanceUID"])
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = stand_in
+    encoded = BytesIO()
+    dataset.save_as(encoded)
+    content = encoded.getvalue()
+    uid = generate_uid(entropy_srcs=[hashlib.sha256(content).hexdigest()])
+    return content.replace(stand_in.encode(), uid.encode())  # both have 64 characters
 
 
 def _source_image(
@@ -493,17 +585,6 @@ def reference_to(ref: SliceRef) -> Dataset:
     return item
 
 
-def _fix_uids(segmentation: Dataset, sources: list[str]) -> None:
-    """Make the instance's own UIDs follow from its content."""
-    content = hashlib.sha256(segmentation.PixelData).hexdigest()
-    uid = generate_uid(entropy_srcs=[*sources, content])
-    segmentation.SOPInstanceUID = uid
-    segmentation.file_meta.MediaStorageSOPInstanceUID = uid
-    dimensions = generate_uid(entropy_srcs=[uid, "dimensions"])
-    for item in (*segmentation.DimensionOrganizationSequence, *segmentation.DimensionIndexSequence):
-        item.DimensionOrganizationUID = dimensions
-
-
 # Reading
 
 
@@ -524,16 +605,45 @@ def _codes(item: Dataset, keyword: str) -> set[str]:
 
 
 def _kind(item: Dataset) -> str | None:
-    """``"heart"``, ``"calcium"`` or None for an item of SegmentSequence; SNOMED RT codes count too."""
+    """``"heart"``, ``"calcium"`` or None, for neither or not to be told, for an item of SegmentSequence."""
     types = _codes(item, "SegmentedPropertyTypeCodeSequence")
     regions = _codes(item, "AnatomicRegionSequence")
-    label = str(item.get("SegmentLabel", "")).lower()
-    if types & {CALCIUM.value, "M-55420"} or "calc" in label or "cac" in label.split():
-        elsewhere = regions and not regions & {CORONARY_ARTERY.value, "T-43000", HEART.value, "T-32000"}
-        return None if elsewhere else "calcium"
-    if types & {HEART.value, "T-32000"} or "heart" in label:
+    words = _words(item)
+    if types & _HEART_CODES or (types <= _GENERAL_CODES and words in _HEART_LABELS):
         return "heart"
-    return None
+    calcified = bool(types & _CALCIFICATION_CODES)
+    if not (calcified or types <= _GENERAL_CODES) or not regions <= _CORONARY_CODES | _HEART_CODES:
+        return None
+    said_by_code = calcified and bool(regions & _CORONARY_CODES)
+    return "calcium" if said_by_code or _means_coronary_calcium(words) else None
+
+
+def _words(item: Dataset) -> tuple[str, ...]:
+    """The words of a segment's label, lower case; *CoronaryCalcium* and *coronary_calcium* are two."""
+    found = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_]+", str(item.get("SegmentLabel", "")))
+    return tuple(word.lower() for word in found)
+
+
+def _means_coronary_calcium(words: Sequence[str]) -> bool:
+    said = set(words)
+    coronary = "cac" in said or bool(said & _CALCIUM_WORDS and said & _CORONARY_WORDS)
+    return coronary and said <= _CALCIUM_WORDS | _CORONARY_WORDS | _WORDS_BESIDE | {"cac"}
+
+
+def _is_near(item: Dataset) -> bool:
+    """Whether a reader could take a segment for the heart or for coronary calcium."""
+    types = _codes(item, "SegmentedPropertyTypeCodeSequence")
+    near = _CALCIUM_WORDS | _CORONARY_WORDS | {"cac", "heart"}
+    return bool(types & (_CALCIFICATION_CODES | _HEART_CODES) or near.intersection(_words(item)))
+
+
+_LABELS = 8
+"""Labels that an error or warning names at most; chosen."""
+
+
+def _labels(items: Sequence[Dataset]) -> str:
+    names = [str(item.get("SegmentLabel", "?")) for item in items]
+    return ", ".join(names[:_LABELS]) + (f" and {len(names) - _LABELS} more" if len(names) > _LABELS else "")
 
 
 def _frame_groups(dataset: Dataset, n: int, path: Path) -> list[tuple[Dataset, Dataset]]:

@@ -36,6 +36,11 @@ log = logging.getLogger(__name__)
 
 _BLOCK = 1 << 20
 """Bytes of a file in memory at once."""
+ALREADY_THERE = "there already"
+"""What `Destination.send` returns of an instance that the other side has had under its UID before."""
+_DUPLICATE = frozenset({0x0111, 0xB00E})
+"""Failure reasons that say so: *Duplicate SOP Instance* (PS3.7 annex C), and the one that Microsoft's DICOM
+service has for it in its answers with HTTP 409 (45070, in its conformance statement)."""
 _LARGEST_ANSWER = 1 << 20
 """Bytes of an answer that are read; one about a single instance has a few hundred."""
 
@@ -140,7 +145,8 @@ class Destination(Protocol):
             path: Its file, see `part10`.
 
         Returns:
-            "" when the other side has it; else why it did not take it, for the user.
+            "" when the other side has taken it; `ALREADY_THERE` when it keeps what it got under this UID
+            before; else why it did not take it, for the user.
 
         Raises:
             DestinationUnreachable: No connection, or lost before there was an answer.
@@ -402,6 +408,8 @@ class DicomWeb:
             failed, stored = {}, {}
         if uid in failed:
             code = _value(failed[uid], "00081197")
+            if code in _DUPLICATE:
+                return ALREADY_THERE
             return (
                 f"refused: {failure_in_words(code)}" if isinstance(code, int) else "refused without a reason"
             )
@@ -586,6 +594,8 @@ class Dimse:
 
         if status == 0:
             return ""
+        if status in _DUPLICATE:
+            return ALREADY_THERE
         if code_to_category(status) == "Warning":
             log.warning("instance %s: stored, with the warning 0x%04X", uid, status)
             return ""

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from .names import readable
+
 SAME_POSITION_MM = 0.02
 """Slices closer than this along the normal lie at one position: ImagePositionPatient is usually written to
 0.01 mm or finer, and no CT has slices 0.02 mm apart."""
@@ -54,7 +56,7 @@ class SliceRef:
     @property
     def file_name(self) -> str:
         """The file's own name, without folders, for messages."""
-        return (self.member or self.path.name).rsplit("/", 1)[-1]
+        return readable(self.member or self.path.name).rsplit("/", 1)[-1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,11 +67,13 @@ class Finding:
         code: The gate's reason code, e.g. ``"too-thick"``.
         message: One sentence for the user, with the numbers of this series.
         fatal: True: the series is rejected. False: a warning that travels with the result.
+        allowed: It would have rejected the series, had the user not allowed it.
     """
 
     code: str
     message: str
     fatal: bool
+    allowed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +86,19 @@ class Series:
     Attributes:
         slices: The images, ordered by position along the slice normal (index 0 at the smallest), else by
             InstanceNumber. Slices at one position are all here; `read_series` compares their pixels.
-        left_out: Images in the series which are no slices of it: localizers, screen captures.
+        left_out: What is in the series and no slice of it: localizers, screen captures, objects that are no
+            CT (a structure set, a report), and copies cut off in their header beside the whole image.
         mixed_identity: Its images name more than one patient or study.
-        contrast_agent, contrast_route: ContrastBolusAgent and ContrastBolusRoute of any image.
+        kernel, kvp: Of all slices; "" and None where they differ.
+        kernels, kvps: The different values where there are several, else empty.
+        contrast_agent, contrast_route: All that names an agent or a route in the image that names the
+            gravest (see `contrast_kind`), several values joined by backslashes.
+        contrast_volume_ml: ContrastBolusVolume, else ContrastBolusTotalDose, of that image.
+        frames_of_reference: How many different FrameOfReferenceUIDs the slices name.
+        patient_positions: The different values of PatientPosition.
+        acquired: AcquisitionDate and AcquisitionTime of the first and the last slice taken (YYYYMMDD, or
+            YYYYMMDDHHMMSS), one value where they are the same.
+        spectral: What says that the images were computed for an energy or a material, "" for none.
         time_point: ClinicalTrialTimePointID, such as NLST's "T0".
         increment: Distance of neighbouring slice positions along the normal, mm (see `increment_of`),
             or None.
@@ -105,6 +119,13 @@ class Series:
     slice_thickness: float | None = None
     contrast_agent: str = ""
     contrast_route: str = ""
+    contrast_volume_ml: float | None = None
+    kernels: tuple[str, ...] = ()
+    kvps: tuple[float, ...] = ()
+    frames_of_reference: int = 0
+    patient_positions: tuple[str, ...] = ()
+    acquired: tuple[str, ...] = ()
+    spectral: str = ""
     gantry_tilt: float | None = None
     increment: float | None = None
     mixed_identity: bool = False

@@ -6,6 +6,8 @@ A Comprehensive 3D SR with three kinds of measurement groups:
 - *Heart*: TID 1411 on the heart segment, with its volume;
 - *Lesion 1*, *Lesion 2* …: TID 1501, without a segment, as no segment of the SEG is a lesion.
 
+What a reader must know beside the numbers stands as text in the container of qualitative evaluations.
+
 The first number of each group is inferred from a point: a lesion's centre, or the heart's
 (docs/decisions/0010).
 """
@@ -29,7 +31,7 @@ from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
 
 from ..errors import InputUnreadable
-from ..imaging.atomic import atomic_path
+from ..imaging.atomic import write_whole
 from .headers import quiet_pydicom
 from .segmentation import (
     CALCIUM,
@@ -42,6 +44,8 @@ from .segmentation import (
     STUDY_REQUIRED,
     TRIAL_EMPTY,
     TRIAL_REQUIRED,
+    content_time_of,
+    encoded_once,
     reference_to,
 )
 from .series import Series, SliceRef
@@ -77,6 +81,14 @@ RISK_GROUPS = (
 )
 """The risk groups 0 to 3; those of SNOMED CT are in PS3.16 CID 3118 Level of Risk."""
 
+EVALUATIONS = Code("C0034375", "UMLS", "Qualitative Evaluations")
+"""PS3.16 TID 1500, the container of evaluations of the whole study; pydicom lists no codes of UMLS."""
+COMMENT = Code("121106", "DCM", "Comment")
+"""PS3.16 Annex D."""
+
+SCORE_DIGITS, VOLUME_DIGITS, MASS_DIGITS = 2, 1, 2
+"""Digits after the point of scores, volumes (mm³, mL) and masses (mg): more than any scan can repeat."""
+
 SERIES_NUMBER = 9002
 """SeriesNumber of our SR: after the SEG's."""
 
@@ -109,6 +121,7 @@ class MeasuredCalcium:
             not measured.
         lesions: In the order of their numbers, which begin at 1.
         parameters: What the algorithm was set to, one text: of several, dcmqi reads only the first.
+        remarks: What a reader must know, each a text: cautions, warnings, what the report is for.
     """
 
     score: float
@@ -120,6 +133,7 @@ class MeasuredCalcium:
     heart_centre: Sequence[float] | None = None
     lesions: tuple[MeasuredLesion, ...] = ()
     parameters: str = ""
+    remarks: tuple[str, ...] = ()
 
 
 def write_structured_report(
@@ -135,9 +149,9 @@ def write_structured_report(
 
     Patient and study are those of the SEG, which has them from the CT. All images of the series are named
     as evidence. SeriesInstanceUID follows from the CT's SeriesInstanceUID and `algorithm_name`,
-    SOPInstanceUID also from the version, the SEG and what was measured: the same result written again is
-    the same instance. Dates and times are those of writing. The file appears under its name only when
-    complete.
+    SOPInstanceUID from every byte that is written: the same result written again is the same file. Dates
+    and times are the SEG's; why, says `segmentation.encoded_once`. UIDs of what is tracked follow from the
+    version, the SEG and what was measured. The file appears under its name only when complete.
 
     Args:
         path: File to write.
@@ -155,17 +169,17 @@ def write_structured_report(
     with quiet_pydicom():
         seg = _segmentation(segmentation)
     content = json.dumps(asdict(measured), sort_keys=True)
-    uid = generate_uid(
+    result = generate_uid(
         entropy_srcs=[series.series_uid, algorithm_name, algorithm_version, seg.SOPInstanceUID, content]
     )
-    report = _report(measured, series, seg, uid, algorithm_name, algorithm_version)
+    report = _report(measured, series, seg, result, algorithm_name, algorithm_version)
     document = hd.sr.Comprehensive3DSR(
         evidence=[_stand_in(seg)],
         content=_with(report, ContentSequence=report.ContentSequence[:1]),
         series_instance_uid=generate_uid(entropy_srcs=[series.series_uid, algorithm_name, "SR"]),
         series_number=SERIES_NUMBER,
         series_description="Coronary calcium score",
-        sop_instance_uid=uid,
+        sop_instance_uid=result,
         instance_number=1,
         manufacturer=algorithm_name,
         manufacturer_model_name=algorithm_name,
@@ -183,14 +197,14 @@ def write_structured_report(
             document.add(seg[keyword])
     # what `_example` has encoded is written as it is
     document.set_original_encoding(False, True, document._character_set)
-    with atomic_path(path) as temporary:
-        document.save_as(temporary)
+    write_whole(path, encoded_once(document, *content_time_of(seg)))
 
 
 def _segmentation(path: Path) -> Dataset:
     """The attributes of the SEG that the SR needs."""
     uids = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
-    tags = [*uids, *PATIENT_AND_STUDY, *TRIAL_REQUIRED, *TRIAL_EMPTY]
+    times = ("ContentDate", "ContentTime")
+    tags = [*uids, *times, *PATIENT_AND_STUDY, *TRIAL_REQUIRED, *TRIAL_EMPTY]
     try:
         dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
     except (InvalidDicomError, OSError, EOFError, ValueError) as error:
@@ -272,7 +286,9 @@ def _report(
         )
     ]
     if measured.heart_ml is not None:
-        volume = hd.sr.Measurement(name=VOLUME, value=float(measured.heart_ml), unit=CUBIC_CENTIMETRE)
+        volume = hd.sr.Measurement(
+            name=VOLUME, value=_digits(measured.heart_ml, VOLUME_DIGITS), unit=CUBIC_CENTIMETRE
+        )
         groups.append(
             _of_segment("Heart", HEART_SEGMENT, seg, series, uid, finding_type=HEART, measurements=[volume])
         )
@@ -287,7 +303,24 @@ def _report(
     *context, measurements = report.ContentSequence
     lesions = _lesions(measured.lesions, uid, seg.FrameOfReferenceUID)
     measurements = _with(measurements, ContentSequence=[*measurements.ContentSequence, *lesions])
-    return _with(report, ContentSequence=[*context, measurements])
+    remarks = [_evaluations(measured.remarks)] if measured.remarks else []
+    return _with(report, ContentSequence=[*context, measurements, *remarks])
+
+
+def _evaluations(remarks: Sequence[str]) -> Dataset:
+    """The container of qualitative evaluations, with texts in it."""
+    import highdicom as hd
+
+    contains = hd.sr.RelationshipTypeValues.CONTAINS
+    container: Dataset = hd.sr.ContainerContentItem(name=EVALUATIONS, relationship_type=contains)
+    container.ContentSequence = hd.sr.ContentSequence(
+        hd.sr.TextContentItem(name=COMMENT, value=text, relationship_type=contains) for text in remarks
+    )
+    return container
+
+
+def _digits(value: float, digits: int) -> float:
+    return round(float(value), digits)
 
 
 def _of_segment(identifier: str, number: int, seg: Dataset, series: Series, uid: str, **content: Any) -> Any:
@@ -341,21 +374,23 @@ def _totals(measured: MeasuredCalcium) -> Iterator[Any]:
         yield hd.sr.Measurement(name=THRESHOLD, value=float(measured.threshold_hu), unit=HOUNSFIELD)
     yield _volume(measured.volume_mm3)
     if measured.mass_mg is not None:
-        yield hd.sr.Measurement(name=CALCIUM_MASS, value=float(measured.mass_mg), unit=MILLIGRAM)
+        yield hd.sr.Measurement(
+            name=CALCIUM_MASS, value=_digits(measured.mass_mg, MASS_DIGITS), unit=MILLIGRAM
+        )
 
 
 def _score(value: float, **more: Any) -> Any:
     import highdicom as hd
 
     return hd.sr.Measurement(
-        name=CALCIUM_SCORE, value=float(value), unit=NO_UNITS, method=AGATSTON_METHOD, **more
+        name=CALCIUM_SCORE, value=_digits(value, SCORE_DIGITS), unit=NO_UNITS, method=AGATSTON_METHOD, **more
     )
 
 
 def _volume(value: float) -> Any:
     import highdicom as hd
 
-    return hd.sr.Measurement(name=CALCIUM_VOLUME, value=float(value), unit=CUBIC_MILLIMETRE)
+    return hd.sr.Measurement(name=CALCIUM_VOLUME, value=_digits(value, VOLUME_DIGITS), unit=CUBIC_MILLIMETRE)
 
 
 # Lesions: one group made by highdicom is filled in for each, as making each would take ten times as long
@@ -377,8 +412,8 @@ def _lesions(lesions: Sequence[MeasuredLesion], uid: str, frame_of_reference: st
             _with(tracking, UID=generate_uid(entropy_srcs=[uid, identifier])),
             finding,
             site,
-            _measuring(score, lesion.score, ContentSequence=[method, centre]),
-            _measuring(volume, lesion.volume_mm3),
+            _measuring(score, _digits(lesion.score, SCORE_DIGITS), ContentSequence=[method, centre]),
+            _measuring(volume, _digits(lesion.volume_mm3, VOLUME_DIGITS)),
         ]
         filled.append(_with(group, ContentSequence=content))
     return filled

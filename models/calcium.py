@@ -44,17 +44,21 @@ THRESHOLD = 0.5
 _ROUNDING = 1e-4
 """How much nearer to the threshold than the bound says an average may be, for want of digits."""
 CANDIDATE_HU = 130
-"""HU below which no voxel is ever counted as calcium (Agatston et al. 1990, the default rule)."""
+"""HU below which the default rule counts no voxel as calcium (Agatston et al. 1990)."""
+
+Shape = tuple[int, int, int]
+Window = tuple[float, float]
 
 
-def crop_grid(ct: Geometry, heart_centre: tuple[float, float, float]) -> Geometry:
+def crop_grid(ct: Geometry, heart_centre: tuple[float, float, float], shape: Shape = CROP_SHAPE) -> Geometry:
     """The paper's crop: 256 × 256 × 58 voxels of 0.7 × 0.7 × 2.5 mm centred on the heart.
 
     Args:
         ct: The CT's grid; the crop is laid parallel to it.
-        heart_centre: LPS point (x, y, z), mm.
+        heart_centre: Middle of the heart's box, LPS (x, y, z), mm.
+        shape: Voxels of the crop (z, y, x).
     """
-    return centred_grid(ct, heart_centre, CROP_SPACING, CROP_SHAPE)
+    return centred_grid(ct, heart_centre, CROP_SPACING, shape)
 
 
 def to_crop(hu: npt.NDArray[np.int16], ct: Geometry, grid: Geometry, *, device: torch.device) -> torch.Tensor:
@@ -68,14 +72,14 @@ def to_crop(hu: npt.NDArray[np.int16], ct: Geometry, grid: Geometry, *, device: 
         grid: The crop's grid, parallel to it.
 
     Returns:
-        float32 (58, 256, 256), HU.
+        float32 of shape ``grid.shape``, HU.
     """
     return resample(hu, ct, grid, outside=-1024.0, device=device)
 
 
-def window(hu: torch.Tensor) -> torch.Tensor:
-    """Clip to [−135, 500] HU; DeepCAC2 paper."""
-    return hu.clamp(*WINDOW_HU)
+def window(hu: torch.Tensor, window_hu: Window = WINDOW_HU) -> torch.Tensor:
+    """Clip to a window, HU; DeepCAC2 paper: [−135, 500]."""
+    return hu.clamp(*window_hu)
 
 
 def z_normalise(values: torch.Tensor) -> tuple[torch.Tensor, float, float]:
@@ -94,7 +98,7 @@ def rescale(values: torch.Tensor, low: float, high: float) -> torch.Tensor:
     return (values - low) / (high - low) if high > low else torch.zeros_like(values)
 
 
-def normalise(hu: torch.Tensor, *, rescale_to: str = "window") -> torch.Tensor:
+def normalise(hu: torch.Tensor, *, rescale_to: str = "window", window_hu: Window = WINDOW_HU) -> torch.Tensor:
     """`window`, `z_normalise` and `rescale` in the paper's order.
 
     A linear rescaling undoes the shift and scale of the z-normalisation, so what matters is which two
@@ -105,15 +109,16 @@ def normalise(hu: torch.Tensor, *, rescale_to: str = "window") -> torch.Tensor:
     Args:
         hu: HU values of the crop, any shape.
         rescale_to: ``"window"`` or ``"crop"``; weights say which one they were trained with.
+        window_hu: Lowest and highest HU of the window, which weights say, too.
 
     Returns:
         float32, same shape, in [0, 1].
     """
-    normalised, mean, sd = z_normalise(window(hu))
+    normalised, mean, sd = z_normalise(window(hu, window_hu))
     if rescale_to == "crop":
         low, high = float(normalised.min()), float(normalised.max())
     else:
-        low, high = (WINDOW_HU[0] - mean) / sd, (WINDOW_HU[1] - mean) / sd
+        low, high = (window_hu[0] - mean) / sd, (window_hu[1] - mean) / sd
     return rescale(normalised, low, high).clamp_(0.0, 1.0)
 
 
@@ -142,7 +147,7 @@ def sure_lesions(
 
     Args:
         mask: bool (z, y, x).
-        counted: bool, of that the voxels ≥ 130 HU.
+        counted: bool, of that the voxels that a rule may count by their HU.
         probability: float32; only what it says of `counted` is looked at.
         peak: Probability that a lesion must reach.
     """
@@ -171,7 +176,7 @@ class CalciumPrediction:
 
     Attributes:
         mask: bool (z, y, x) on the CT's grid: probability ≥ 0.5, in lesions that are somewhere sure. Below
-            130 HU it may miss voxels of a dense run (see `CalciumModel.predict`); at every voxel ≥ 130 HU it
+            the HU that `CalciumModel.predict` was given it may miss voxels of a dense run; from there on it
             is the dense run's.
         probability: float32 (z, y, x) on the CT's grid, or None when not asked for.
         patches_run: Patches that were sent through the network.
@@ -214,11 +219,26 @@ class CalciumModel:
         *,
         device: torch.device,
         rescale_to: str = "window",
+        window_hu: Window = WINDOW_HU,
         batch_size: int = 8,
+        crop_shape: Shape = CROP_SHAPE,
+        patch_shape: Shape = PATCH_SHAPE,
+        patch_step: Shape = PATCH_STEP,
     ) -> None:
+        """A network ready to predict.
+
+        Args:
+            network: From (n, 1, *patch_shape) in [0, 1] to logits of the same shape.
+            device: Where it runs.
+            rescale_to, window_hu: As in `normalise`.
+            batch_size: Patches at once.
+            crop_shape, patch_shape, patch_step: Voxels (z, y, x); the paper's.
+        """
         self.device = device
         self.rescale_to = rescale_to
+        self.window_hu = window_hu
         self.batch_size = batch_size
+        self.crop_shape, self.patch_shape, self.patch_step = crop_shape, patch_shape, patch_step
         self.network = network.to(device).eval()
         if device.type == "cpu":
             self.network = self.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
@@ -230,8 +250,9 @@ class CalciumModel:
         Raises:
             WeightsMissing, WeightsAltered: See `weights.load_tensors`.
             WeightsUnsupported: The tensors do not fit the architecture that the set describes.
+            WeightsError: The window that it states is none.
         """
-        from ..weights import as_described, load_tensors
+        from ..weights import as_described, load_tensors, stated_window
 
         description = weights.metadata
         tensors = load_tensors(weights, "model.safetensors")
@@ -240,7 +261,13 @@ class CalciumModel:
             network.load_state_dict(tensors)
         rescale_to = description.get("normalisation", {}).get("rescale_to", "window")
         batch = 8 if device.type == "cpu" else 64
-        return cls(network, device=device, rescale_to=rescale_to, batch_size=batch)
+        return cls(
+            network,
+            device=device,
+            rescale_to=rescale_to,
+            window_hu=stated_window(weights) or WINDOW_HU,
+            batch_size=batch,
+        )
 
     @torch.inference_mode()
     def _probability(self, patches: torch.Tensor) -> torch.Tensor:
@@ -271,55 +298,56 @@ class CalciumModel:
         *,
         region: npt.NDArray[np.bool_] | None = None,
         peak: float = THRESHOLD,
-        dense: bool = False,
+        lowest_hu: int | None = CANDIDATE_HU,
         keep_probability: bool = False,
     ) -> CalciumPrediction:
         """Segment calcium in the crop around the heart.
 
-        Patches are skipped when nothing they say can matter. A counted voxel of the CT is ≥ 130 HU and
-        reads, when the result is brought back, at most eight voxels of the crop; each of those averages
-        the patches that cover it. So only patches that hold such a voxel are run, and of these at first
-        just more than half over each voxel: where they leave the average below 0.5 whatever the others
-        would say, the others are not asked. Every counted voxel gets the answer of a dense run.
+        Patches are skipped when nothing they say can matter. A counted voxel of the CT has at least
+        `lowest_hu` and reads, when the result is brought back, at most eight voxels of the crop; each of
+        those averages the patches that cover it. So only patches that hold such a voxel are run, and of
+        these at first just more than half over each voxel: where they leave the average below 0.5 whatever
+        the others would say, the others are not asked. Every counted voxel gets the answer of a dense run.
 
         Args:
             volume: The CT.
-            heart_centre: LPS point (x, y, z), mm; see `HeartPrediction`.
+            heart_centre: Middle of the heart's box, LPS (x, y, z), mm; see `pipeline.stages.heart_centre`.
             region: bool (z, y, x) on the CT's grid; calcium outside it is not looked for. None: the
                 whole crop, as in the paper.
             peak: See `sure_lesions`.
-            dense: Run every patch of the crop (for comparison).
+            lowest_hu: HU from which voxels may be counted, as a rule's ``threshold``; None: any voxel may,
+                and every patch of the crop is run.
             keep_probability: Return the probability too.
         """
         # The network knows bodies one way round: head up, back down, as nnU-Net does the heart.
         ct = to_canonical(volume.hu, volume.geometry)
         wanted = None if region is None else to_canonical(region, volume.geometry).array
-        grid = crop_grid(ct.geometry, heart_centre)
-        corners = patch_corners(CROP_SHAPE, PATCH_SHAPE, PATCH_STEP)
+        grid = crop_grid(ct.geometry, heart_centre, self.crop_shape)
+        corners = patch_corners(self.crop_shape, self.patch_shape, self.patch_step)
         # What the region leaves of the CT is all that is looked at when the result is brought back.
         box = (slice(None),) * 3 if wanted is None or keep_probability else _box(wanted)
         part = ct.geometry.part([slice(*s.indices(n)) for s, n in zip(box, ct.array.shape, strict=True)])
-        bright = ct.array[box] >= CANDIDATE_HU
+        bright = np.ones(part.shape, dtype=bool) if lowest_hu is None else ct.array[box] >= lowest_hu
         candidates = bright if wanted is None else bright & wanted[box]
         needed = support(candidates, part, grid)
         mask = np.zeros(volume.hu.shape, dtype=bool)
         probability = None
         run: list[Corner] = []
-        if dense or needed.any():
+        if lowest_hu is None or needed.any():
             hu = to_crop(ct.array, ct.geometry, grid, device=self.device)
-            values = normalise(hu, rescale_to=self.rescale_to)
-            average = PatchAverage(values, corners, PATCH_SHAPE, self._probability)
-            if dense:
+            values = normalise(hu, rescale_to=self.rescale_to, window_hu=self.window_hu)
+            average = PatchAverage(values, corners, self.patch_shape, self._probability)
+            if lowest_hu is None:
                 run = corners
             elif keep_probability:
-                run = corners_touching(corners, PATCH_SHAPE, needed)
+                run = corners_touching(corners, self.patch_shape, needed)
             else:
-                run = majority(corners, PATCH_SHAPE, needed)
+                run = majority(corners, self.patch_shape, needed)
             average.add(run, batch_size=self.batch_size)
-            if not (dense or keep_probability):
-                candidates &= to_ct(average.high(), grid, part) >= THRESHOLD - _ROUNDING
+            if not (lowest_hu is None or keep_probability):
+                candidates = candidates & (to_ct(average.high(), grid, part) >= THRESHOLD - _ROUNDING)
                 needed = support(candidates, part, grid)
-                rest = [c for c in corners_touching(corners, PATCH_SHAPE, needed) if c not in run]
+                rest = [c for c in corners_touching(corners, self.patch_shape, needed) if c not in run]
                 average.add(rest, batch_size=self.batch_size)
                 run = [*run, *rest]
             low = to_ct(average.low(), grid, part)
@@ -327,7 +355,7 @@ class CalciumModel:
             if wanted is not None:
                 found &= wanted[box]
             whole = np.zeros(ct.array.shape, dtype=bool)
-            whole[box] = sure_lesions(found, found & (ct.array[box] >= CANDIDATE_HU), low, peak)
+            whole[box] = sure_lesions(found, found & bright, low, peak)
             mask = np.ascontiguousarray(ct.undo(whole))
             if keep_probability:
                 probability = np.ascontiguousarray(ct.undo(low))

@@ -303,10 +303,13 @@ class DirectModel:
 
         Raises:
             WeightsMissing, WeightsAltered: See `weights.load_tensors`.
-            WeightsUnsupported: The tensors do not fit the architecture that the set describes.
+            WeightsUnsupported: The tensors do not fit the architecture that the set describes, or the set
+                was trained with other windows.
         """
-        from ..weights import as_described, load_tensors
+        from ..weights import as_described, load_tensors, require_window
 
+        require_window(weights, WINDOW_HU)
+        require_window(weights, BOX_WINDOW_HU, "box_window_hu")
         presence: dict[str, torch.nn.Module] = {}
         with as_described(weights, "direct scoring networks"):
             architecture = weights.metadata["architecture"]

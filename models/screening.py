@@ -234,10 +234,12 @@ class ScreeningModel:
 
         Raises:
             WeightsMissing, WeightsAltered: See `weights.load_tensors`.
-            WeightsUnsupported: The tensors do not fit the architecture that the set describes.
+            WeightsUnsupported: The tensors do not fit the architecture that the set describes, or the set
+                was trained with another window.
         """
-        from ..weights import as_described, load_tensors
+        from ..weights import as_described, load_tensors, require_window
 
+        require_window(weights, WINDOW_HU)
         networks = {}
         with as_described(weights, "exclusion networks"):
             for name in ORIENTATIONS:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..dicom import Series, safe_name, write_segmentation
-from ..errors import DeepCACError, SeriesFailed
+from ..errors import DeepCACError, InputError, SeriesError, SeriesRejected
 from ..imaging.atomic import write_json, write_whole
+from ..scoring.rules import find_rule
 from . import outputs, previews, stages
-from .case import Case
+from .case import Case, Stop
 from .results import CSV, PARQUET
-from .workflow import TARGET_ROLES, Workflow
+from .workflow import TARGET_ROLES, Step, Workflow
 
 if TYPE_CHECKING:
     import torch
@@ -80,38 +80,56 @@ class Chain:
     provenance: dict[str, Any]
 
     def __call__(self, case: Case) -> Case:
-        """Run all stages on a case.
+        """Run the stages on a case until one stops it; what was known then stays in the case.
 
         Raises:
-            SeriesRejected: A gate said no.
-            SeriesFailed: A stage broke, with the stage's name as code.
-            DiskFull, OutputUnwritable: The output cannot be written; these end a run.
+            DiskFull, OutputUnwritable, WeightsError, DeviceError: As in `run_stage`.
         """
         for name, stage in self.stages:
-            started = time.perf_counter()
-            with _attributed(name):
-                case = stage(case)
-            seconds = time.perf_counter() - started
-            case = replace(case, timings={**case.timings, name: seconds})
+            if case.stop is not None:
+                break
+            case = run_stage(name, stage, case)
         return case
 
 
-@contextmanager
-def _attributed(stage: str) -> Iterator[None]:
-    """Any unexpected exception of a stage becomes a `SeriesFailed` that names the stage."""
+def run_stage(module: str, stage: Stage, case: Case) -> Case:
+    """A case through one stage, timed: the one place that turns what a stage raises into the case's stop.
+
+    Args:
+        module: Whose stage it is; named in the timings and in the stop.
+
+    Raises:
+        DeepCACError: Not of this series alone, such as DiskFull, OutputUnwritable, WeightsError or
+            DeviceError; these end a run.
+    """
+    started = time.perf_counter()
     try:
-        yield
+        after = stage(case)
+    except SeriesRejected as error:
+        after = replace(case, stop=Stop(status="rejected", code=error.code, reason=str(error)))
+    except (SeriesError, InputError) as error:
+        after = replace(case, stop=Stop(status="failed", code=error.code, reason=str(error)))
     except DeepCACError:
         raise
     except Exception as error:
-        # Torch's own error has a GPU's memory in mind; it is no MemoryError.
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-            reason = f"{stage}: not enough memory for this series"
-            raise SeriesFailed(reason, code="out-of-memory") from error
-        # One bad series must not stop a run of thousands; the log file keeps the traceback.
-        log.exception("%s broke", stage)
-        text = (str(error).splitlines() or [""])[0]
-        raise SeriesFailed(f"{stage} broke: {type(error).__name__}: {text}", code="internal-error") from error
+        # One bad series must not stop a run of thousands.
+        after = replace(case, stop=_broken(module, error))
+    if after.stop is not None:
+        after = replace(after, stop=replace(after.stop, module=module))
+    return replace(after, timings={**after.timings, module: time.perf_counter() - started})
+
+
+def _broken(module: str, error: Exception) -> Stop:
+    """The stop of a stage that broke unexpectedly; the log file keeps the traceback."""
+    # Torch's own error has a GPU's memory in mind; it is no MemoryError.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return Stop(
+            status="failed", code="out-of-memory", reason=f"{module}: not enough memory for this series"
+        )
+    log.exception("%s broke", module)
+    text = (str(error).splitlines() or [""])[0]
+    reason = f"{module} broke: {type(error).__name__}: {text}"
+    return Stop(status="failed", code="internal-error", reason=reason)
 
 
 def target_paths(workflow: Workflow, series: Series) -> dict[str, Path]:
@@ -122,6 +140,8 @@ def target_paths(workflow: Workflow, series: Series) -> dict[str, Path]:
     """
     folder = series_folder(series)
     paths = {
+        "seg": folder / outputs.SEG_NAME,
+        "report": folder / outputs.REPORT_NAME,
         "sr": folder / outputs.SR_NAME,
         "details": folder / outputs.DETAILS_NAME,
         "preview": folder / outputs.PREVIEW_NAME,
@@ -183,8 +203,7 @@ def provenance_of(workflow: Workflow, allow: Collection[str] = ()) -> dict[str, 
     weights = {}
     for module, role in ROLES.items():
         if (options := workflow.options(module)) is not None:
-            found = resolve(options.weights, role)
-            weights[role] = {"name": found.name, "sha256": found.hash}
+            weights[role] = resolve(options.weights, role).identity()
     return {
         "deepcac2": __version__,
         "workflow": workflow.name,
@@ -229,7 +248,7 @@ def build_chain(
         elif step.module == "NiftiConverter":
             stage = stages.build_volume
         elif step.module in ROLES:
-            stage = _with_model(step.module, options, device, provenance["allowed_gates"])
+            stage = _with_model(workflow, step, device, provenance["allowed_gates"])
         elif step.module == "AGSCalculator":
             stage = stages.ScoreCalcium(
                 rule=options.rule,
@@ -245,12 +264,21 @@ def build_chain(
                 workflow=workflow, output=output, includes=tuple(options.includes), provenance=provenance
             )
         else:
-            stage = _Organise(workflow=workflow, output=output, keep=frozenset(keep))
+            stage = Organise(workflow=workflow, output=output, keep=frozenset(keep))
         chain.append((step.module, stage))
     return Chain(workflow=workflow, stages=tuple(chain), provenance=provenance)
 
 
-def _with_model(module: str, options: Any, device: torch.device | None, allow: Collection[str]) -> Stage:
+def lowest_counted_hu(rule: str | None) -> int | None:
+    """HU from which a rule counts; None: any voxel of the mask may count, also where no rule is named.
+
+    Raises:
+        InputError: No rule has this name.
+    """
+    return None if rule is None else find_rule(rule).threshold
+
+
+def _with_model(workflow: Workflow, step: Step, device: torch.device | None, allow: Collection[str]) -> Stage:
     """The stage of a network, loaded on the device; its cases say which device it was."""
     from ..models.calcium import CalciumModel
     from ..models.direct import DirectModel
@@ -258,6 +286,7 @@ def _with_model(module: str, options: Any, device: torch.device | None, allow: C
     from ..models.screening import ScreeningModel
     from ..weights import resolve
 
+    module, options = step.module, step.options
     if device is None:
         raise TypeError(f"{module} needs a device")
     weights = resolve(options.weights, ROLES[module])
@@ -282,14 +311,20 @@ def _with_model(module: str, options: Any, device: torch.device | None, allow: C
             weights=weights,
             heart_margin_mm=options.heart_margin_mm,
             peak_probability=options.peak_probability,
+            lowest_hu=lowest_counted_hu(getattr(workflow.options("AGSCalculator"), "rule", None)),
         )
+    return on_device(stage, device)
+
+
+def on_device(stage: Stage, device: torch.device) -> Stage:
+    """A stage whose cases say which device it ran on."""
     words = describe_device(device)
 
-    def on_device(case: Case) -> Case:
+    def run(case: Case) -> Case:
         case = stage(case)
         return replace(case, facts={**case.facts, "device": words})
 
-    return on_device
+    return run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,9 +335,7 @@ class _WriteSegmentation:
     version: str
 
     def __call__(self, case: Case) -> Case:
-        path = self.output / target_paths(self.workflow, case.series).get(
-            "seg", series_folder(case.series) / "cac.seg.dcm"
-        )
+        path = self.output / target_paths(self.workflow, case.series)["seg"]
         calcium = case.screened if case.calcium is None else case.calcium
         if case.volume is None or case.heart is None or calcium is None:
             raise TypeError("the SEG needs the CT, the heart and the calcium")
@@ -330,7 +363,7 @@ class _WriteReport:
 
     def __call__(self, case: Case) -> Case:
         paths = target_paths(self.workflow, case.series)
-        path = self.output / paths.get("report", series_folder(case.series) / outputs.REPORT_NAME)
+        path = self.output / paths["report"]
         write_json(path, outputs.report(case, list(self.includes)))
         written = {**case.outputs, "report": path}
         if case.score is not None and "seg" in written:
@@ -340,7 +373,7 @@ class _WriteReport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Organise:
+class Organise:
     """Writes what stands beside SEG and report: the preview, and NIfTI where asked for."""
 
     workflow: Workflow

@@ -144,8 +144,8 @@ def describe_scan(case: Case) -> dict[str, Any]:
     """What a scan has of all that a domain can state.
 
     Returns:
-        ``kernel``, ``contrast`` and, under the names of `weights.Domain`, numbers or None (the noise, where
-        no heart mask is known). JSON types only.
+        ``kernel`` (of slices that differ all, joined by commas), ``contrast`` and, under the names of
+        `weights.Domain`, numbers or None (the noise, where no heart mask is known). JSON types only.
 
     Raises:
         TypeError: The case has no CT yet.
@@ -158,7 +158,7 @@ def describe_scan(case: Case) -> dict[str, Any]:
         f.code == "contrast-measured" for f in case.findings
     )
     return {
-        "kernel": series.kernel,
+        "kernel": ", ".join(series.kernels) or series.kernel,
         "contrast": contrast,
         "noise_hu": None if case.heart is None else noise_sd(case.volume, case.heart),
         "kvp": series.kvp,
@@ -173,12 +173,15 @@ def describe_scan(case: Case) -> dict[str, Any]:
 def _outside(scan: Mapping[str, Any], domain: Domain) -> Iterator[_Outside]:
     """What of a scan lies outside a domain, in a fixed order."""
     kernel = scan["kernel"]
-    if domain.kernels and not _is_among(kernel, domain.kernels):
+    foreign = [k for k in kernel.split(", ") if not _is_among(k, domain.kernels)] if domain.kernels else []
+    if foreign:
         yield _Outside(
             topic="kernel",
             measured=f"kernel {kernel}" if kernel else "the header names no kernel",
             trained=_list(domain.kernels),
-            effect="noise and edges may be taken for calcium" if is_sharp_kernel(kernel) else UNKNOWN,
+            effect="noise and edges may be taken for calcium"
+            if any(map(is_sharp_kernel, foreign))
+            else UNKNOWN,
         )
     for name, quantity in _QUANTITIES.items():
         value, limits = scan[name], getattr(domain, name)

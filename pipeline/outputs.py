@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from ..dicom import MeasuredCalcium, MeasuredLesion, write_structured_report
 from ..errors import WorkflowError
+from ..imaging import Geometry
 from .case import Case
+from .cautions import cautions
 from .options import nearest
 
+SEG_NAME = "cac.seg.dcm"
 REPORT_NAME = "DeepCAC.report.json"
 DETAILS_NAME = "details.json"
 PREVIEW_NAME = "preview.png"
@@ -83,25 +86,36 @@ def report(case: Case, includes: list[dict[str, Any]]) -> dict[str, Any]:
     return out
 
 
-def details(case: Case, provenance: dict[str, Any]) -> dict[str, Any]:
+def details(case: Case, provenance: dict[str, Any], *, geometry: Geometry | None = None) -> dict[str, Any]:
     """Everything a reader of a result may want to know, JSON types only.
 
     Args:
         provenance: Versions, workflow, weight hashes; the device is added where the case knows it.
+        geometry: The CT's grid, where it is known and the CT itself is not in the case.
     """
-    series = {k: v for k, v in asdict(case.series).items() if k not in ("slices", "findings", "patient_id")}
-    geometry = case.volume.geometry if case.volume is not None else None
+    plain = replace(case.series, slices=(), left_out=(), findings=())  # of images only their number
+    series = {k: v for k, v in asdict(plain).items() if k not in ("slices", "findings", "patient_id")}
+    if case.volume is not None:
+        geometry = case.volume.geometry
     return {
-        "status": "scored" if report_values(case) else "incomplete",
-        "series": {**series, "n_slices": len(case.series.slices)},
+        **({"status": "scored"} if case.stop is None else asdict(case.stop)),
+        "series": {
+            **series,
+            "left_out": len(case.series.left_out),
+            "n_slices": len(case.series.slices),
+        },
         "geometry": asdict(geometry) if geometry is not None else None,
         "score": case.score.to_dict() if case.score is not None else None,
+        "cautions": list(cautions(case)),
         "heart": {k: v for k, v in case.facts.items() if k.startswith("heart_")},
-        "calcium": {k: v for k, v in case.facts.items() if k.startswith("patches_")},
+        "calcium": {
+            **{k: v for k, v in case.facts.items() if k.startswith("patches_")},
+            **case.facts.get("calcium", {}),
+        },
         "screening": case.facts.get("screening"),
         "direct": case.facts.get("direct"),
         "domain": case.facts.get("domain"),
-        "warnings": [{"code": f.code, "message": f.message} for f in case.findings],
+        "warnings": [{"code": f.code, "message": f.message} for f in case.warnings],
         "seconds": {k: round(v, 3) for k, v in case.timings.items()},
         "provenance": {**provenance, **{k: v for k, v in case.facts.items() if k == "device"}},
     }
@@ -138,14 +152,34 @@ def write_sr(path: Path, case: Case, *, segmentation: Path, provenance: dict[str
                 for x in score.lesions
             ),
             parameters=_parameters(score.parameters, provenance["weights"]),
+            remarks=_remarks(case),
         ),
         algorithm_version=provenance["deepcac2"],
     )
+
+
+RESEARCH_USE = "Research use only. Not a medical device."
+"""Stands in every picture and structured report."""
+
+
+def _remarks(case: Case) -> tuple[str, ...]:
+    """What stands beside the numbers in the SR: cautions first, all warnings, and what the report is for."""
+    said = [f"Caution: {sentence}" for sentence in cautions(case)]
+    said += [f"Warning ({finding.code}): {finding.message}" for finding in case.findings]
+    return tuple(_ascii(text) for text in (*dict.fromkeys(said), RESEARCH_USE))
+
+
+def _ascii(text: str) -> str:
+    """Text that every reader shows, whatever is in it: one line of printable ASCII."""
+    plain = text.translate(_PLAIN).encode("ascii", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else " " for c in plain)
+
+
+_PLAIN = str.maketrans({"°": " degrees", "–": "-", "−": "-", "…": "...", "³": "3", "×": "x"})
 
 
 def _parameters(rule: dict[str, Any], weights: dict[str, dict[str, str]]) -> str:
     """The rule and the weights in one line of ASCII, whatever the user has named them."""
     said = {"rule": rule["name"], **{k: v for k, v in rule.items() if k not in ("name", "summary")}}
     said |= {f"{role} weights": f"{w['name']} sha256 {w['sha256']}" for role, w in sorted(weights.items())}
-    line = "; ".join(f"{k}: {v}" for k, v in said.items())
-    return line.encode("ascii", "backslashreplace").decode()
+    return _ascii("; ".join(f"{k}: {v}" for k, v in said.items()))

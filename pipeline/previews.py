@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +12,16 @@ import numpy.typing as npt
 
 from ..imaging.orientation import to_canonical
 from .case import Case
+from .cautions import MARK, cautions
+from .outputs import RESEARCH_USE
 
 BoolArray = npt.NDArray[np.bool_]
 
 _WINDOW = (-160.0, 240.0)
 """Display window, HU: the usual mediastinal setting (level 40, width 400)."""
 _TILE = 360
+_LINE, _LINE_HEIGHT = 130, 20
+"""Most letters that surely fit beside one another above the tiles, and the height of such a line, pixels."""
 
 
 def _gray(hu: npt.NDArray[np.int16]) -> npt.NDArray[np.uint8]:
@@ -112,9 +117,7 @@ def shown(case: Case) -> Shown:
     millilitres = f"heart {case.facts.get('heart_volume_ml', '?')} mL"
     direct = case.facts.get("direct")
     also = f" · direct score {direct['score']:.1f}" if direct else ""
-    if score is not None and heart is not None and case.calcium is not None:
-        threshold = score.parameters["threshold"]
-        counted = case.calcium if threshold is None else case.calcium & (volume.hu >= threshold)
+    if score is not None and heart is not None:
         weight: dict[int, float] = {}
         for lesion in score.lesions:
             for part in lesion.parts:
@@ -127,7 +130,7 @@ def shown(case: Case) -> Shown:
             f"{millilitres}{also}{excluded}",
             outline=heart,
             outline_name="heart",
-            marked=counted,
+            marked=score.counted,
             marked_name="counted calcium",
             weight=weight,
         )
@@ -219,12 +222,15 @@ def preview(case: Case) -> bytes:
     side = np.s_[::-1, :, middle[2]]
     tiles.append(("coronal", plane_picture(hu[front], outline[front], projected[0][::-1], (sz, sx))))
     tiles.append(("sagittal", plane_picture(hu[side], outline[side], projected[1][::-1], (sz, sy))))
-    head = 64
+    said = [line for sentence in cautions(case) for line in textwrap.wrap(f"{MARK} {sentence}", _LINE)]
+    head = 64 + _LINE_HEIGHT * len(said)
     sheet = Image.new("RGB", (3 * _TILE, head + 2 * _TILE), (16, 16, 16))
     draw = ImageDraw.Draw(sheet)
     font, small = ImageFont.load_default(26), ImageFont.load_default(15)
-    draw.text((14, 6), what.title, fill="white", font=font)
+    draw.text((14, 6), f"{what.title}{f'   {MARK}' if said else ''}", fill="white", font=font)
     draw.text((14, 40), what.line, fill=(190, 190, 190), font=small)
+    for i, line in enumerate(said):
+        draw.text((14, 60 + _LINE_HEIGHT * i), line, fill=(255, 200, 80), font=small)
     for i, (label, tile) in enumerate(tiles):
         corner = ((i % 3) * _TILE, head + (i // 3) * _TILE)
         sheet.paste(tile, corner)
@@ -251,10 +257,10 @@ def _legend(draw: Any, corner: tuple[int, int], case: Case, what: Shown, font: A
         draw.rectangle((x, y + 4, x + 10, y + 14), fill=colour)
         draw.text((x + 18, y), text, fill=colour, font=font)
         y += 22
-    if case.findings:
+    if case.warnings:
         y += 8
         draw.text((x, y), "warnings:", fill=(255, 200, 80), font=font)
-        for finding in case.findings[:8]:
+        for finding in case.warnings[:8]:
             y += 20
             draw.text((x, y), f"· {finding.code}", fill=(255, 200, 80), font=font)
     if outside := case.facts.get("domain", {}).get("outside"):
@@ -263,4 +269,4 @@ def _legend(draw: Any, corner: tuple[int, int], case: Case, what: Shown, font: A
         y += 20
         draw.text((x, y), f"· {', '.join(outside)}", fill=(255, 200, 80), font=font)
     y += 30
-    draw.text((x, y), "Research use only. Not a medical device.", fill=(150, 150, 150), font=font)
+    draw.text((x, y), RESEARCH_USE, fill=(150, 150, 150), font=font)

@@ -9,9 +9,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ..dicom import readable
 from ..errors import InputError
 from ..imaging.atomic import atomic_path
 from .case import Case
+from .cautions import cautions
 
 STATUSES = ("scored", "rejected", "failed")
 CSV, PARQUET = "results.csv", "results.parquet"
@@ -27,6 +29,7 @@ class ResultRow:
         code, reason: Reason code and sentence of a rejection or failure, "" otherwise.
         agatston_score: Without unit.
         risk_group: 0 to 3; risk_group_name in words.
+        caution: What must stand beside the result, sentences joined by ``; `` (`cautions.cautions`).
         volume_mm3, mass_mg: Of the counted calcium; mass only with a calibration factor.
         screening_positive: Whether the exclusion found that there may be calcium; None: not asked.
         direct_score, direct_group: Of direct scoring, 0 to 4 (`models.direct.direct_group`).
@@ -36,7 +39,7 @@ class ResultRow:
             ``kvp``, ``slices``, ``field``, ``contrast``; ``unknown`` where a set does not say), joined
             by ``;``.
         warnings: Codes of findings that did not reject, joined by ``;``.
-        seconds: Wall time of this series.
+        seconds: Time in all modules together; None where no module came to an end.
         folder: Its folder relative to the output, "" when it has none.
     """
 
@@ -49,6 +52,7 @@ class ResultRow:
     agatston_score: float | None = None
     risk_group: int | None = None
     risk_group_name: str = ""
+    caution: str = ""
     volume_mm3: float | None = None
     mass_mg: float | None = None
     n_lesions: int | None = None
@@ -79,25 +83,16 @@ class ResultRow:
 COLUMNS = tuple(f.name for f in fields(ResultRow))
 
 
-def result_row(
-    case: Case,
-    *,
-    status: str,
-    code: str = "",
-    reason: str = "",
-    seconds: float | None = None,
-    folder: str = "",
-    provenance: dict[str, Any] | None = None,
-) -> ResultRow:
-    """The row of a case, as far as it came.
+def result_row(case: Case, *, folder: str = "", provenance: dict[str, Any] | None = None) -> ResultRow:
+    """The row of a case that is at its end: stopped (`Case.stop`) or scored.
 
     Args:
-        status, code, reason, seconds, folder: As in `ResultRow`.
+        folder: As in `ResultRow`.
         provenance: Of the chain (``deepcac2``, ``weights``).
     """
-    series, result = case.series, case.score
+    series, result, stop = case.series, case.score, case.stop
     known = {name: getattr(series, name) for name in COLUMNS if hasattr(series, name)}
-    known["warnings"] = ";".join(dict.fromkeys(f.code for f in (case.findings or series.warnings)))
+    known["warnings"] = ";".join(dict.fromkeys(f.code for f in case.warnings))
     made_by = provenance or {"deepcac2": "", "weights": {}}
     weights = (f"{k}:{v['name']}@{v['sha256'][:12]}" for k, v in made_by["weights"].items())
     domain = case.facts.get("domain", {})
@@ -119,18 +114,41 @@ def result_row(
         screening_positive=screening.get("positive"),
         direct_score=direct.get("score"),
         direct_group=direct.get("group"),
-        status=status,
-        code=code,
-        reason=reason,
+        status="scored" if stop is None else stop.status,
+        code="" if stop is None else stop.code,
+        reason="" if stop is None else stop.reason,
+        caution="; ".join(cautions(case)) if stop is None else "",
         heart_volume_ml=case.facts.get("heart_volume_ml"),
         n_slices=len(series.slices),
         noise_hu=domain.get("scan", {}).get("noise_hu"),
         off_domain=";".join(domain.get("outside", {})),
-        seconds=None if seconds is None else round(seconds, 3),
+        seconds=round(sum(case.timings.values()), 3) if case.timings else None,
         folder=folder,
         deepcac2_version=made_by["deepcac2"],
         weights=";".join(weights),
     )
+
+
+def unreadable_row(path: Path, reason: str) -> ResultRow:
+    """The row of a file that looks like DICOM and could not be read."""
+    return ResultRow(
+        patient_id="",
+        study_uid="",
+        series_uid="",
+        status="failed",
+        code="unreadable-file",
+        reason=f"{readable(path)}: {reason}",
+    )
+
+
+def write_table(folder: Path, rows: Iterable[ResultRow]) -> None:
+    """Write the table into an output folder, as Parquet and as CSV.
+
+    Raises:
+        DiskFull, OutputUnwritable: It cannot be written.
+    """
+    write_parquet(folder / PARQUET, rows)
+    write_csv(folder / CSV, read_parquet(folder / PARQUET))
 
 
 def write_csv(path: Path, rows: Iterable[ResultRow]) -> None:
@@ -174,7 +192,12 @@ def write_parquet(path: Path, rows: Iterable[ResultRow]) -> None:
     kinds = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
     schema = pa.schema([(f.name, kinds[str(f.type).split(" ")[0]]) for f in fields(ResultRow)])
     left = iter(rows)
-    with atomic_path(path) as temporary, parquet.ParquetWriter(temporary, schema) as writer:
+    # an open file, because pyarrow takes no path that is no UTF-8
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("wb") as file,
+        parquet.ParquetWriter(file, schema) as writer,
+    ):
         while part := list(islice(left, _ROWS_AT_ONCE)):
             columns = {name: [getattr(row, name) for row in part] for name in COLUMNS}
             writer.write_table(pa.table(columns, schema=schema))
@@ -190,7 +213,7 @@ def read_parquet(path: Path) -> Iterator[ResultRow]:
     from pyarrow import parquet
 
     try:
-        with parquet.ParquetFile(path) as file:
+        with path.open("rb") as opened, parquet.ParquetFile(opened) as file:
             for batch in file.iter_batches(_ROWS_AT_ONCE):
                 for row in batch.to_pylist():
                     yield ResultRow(**row)

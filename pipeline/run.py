@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from ..dicom import Series
-from ..errors import InputError, OutputInsideInput, OutputMismatch, SeriesFailed, SeriesRejected
+from ..errors import InputError, OutputInsideInput, OutputMismatch
+from ..imaging import Geometry
 from ..imaging.atomic import output_errors, remove_leftovers, write_json
 from . import outputs
-from .case import Case
+from .case import Case, Stop
 from .chain import PHASES, Chain, build_chain, provenance_of, series_folder
 from .results import ResultRow, result_row
 from .workflow import Workflow
@@ -89,47 +89,38 @@ class Job:
         """A case through the next part of the chain.
 
         Returns:
-            The case, or what became of it: after the last part, and when it was rejected or broke. Then its
-            ``details.json`` is written.
+            The case, or what became of it: after the last part, and when it was stopped.
 
         Raises:
-            DiskFull, OutputUnwritable: The output cannot be written at all.
+            DiskFull, OutputUnwritable, WeightsError, DeviceError: These end the run.
         """
-        started = time.perf_counter()
-        try:
-            after = chain(case)
-        except SeriesRejected as error:
-            return self._settle(case, started, "rejected", error.code, str(error))
-        except (SeriesFailed, InputError) as error:
-            return self._settle(case, started, "failed", error.code, str(error))
-        return self._settle(after, time.perf_counter(), "scored") if last else after
+        case = chain(case)
+        return self.settle(case) if last or case.stop is not None else case
 
     def failed(self, series: Series, code: str, reason: str) -> Settled:
         """Settle a series that failed where no stage could say so."""
-        return self._settle(Case(series=series), time.perf_counter(), "failed", code, reason)
+        stop = Stop(status="failed", code=code, reason=reason)
+        return self.settle(Case(series=series, findings=series.findings, stop=stop))
 
-    def _settle(self, case: Case, started: float, status: str, code: str = "", reason: str = "") -> Settled:
+    def settle(self, case: Case, *, geometry: Geometry | None = None) -> Settled:
+        """Write the ``details.json`` of a case that is at its end, whatever that is.
+
+        Args:
+            geometry: See `outputs.details`.
+
+        Raises:
+            DiskFull, OutputUnwritable: It cannot be written.
+        """
         series, folder = case.series, self.folder(case.series)
-        row = result_row(
-            case,
-            status=status,
-            code=code,
-            reason=reason,
-            seconds=sum(case.timings.values()) + time.perf_counter() - started,
-            folder=series_folder(series).as_posix(),
-            provenance=self.provenance,
-        )
-        content = outputs.details(case, self.provenance)
-        content["status"] = status
-        if status != "scored":
-            content |= {"code": code, "reason": reason}
+        row = result_row(case, folder=series_folder(series).as_posix(), provenance=self.provenance)
+        content = outputs.details(case, self.provenance, geometry=geometry)
         content["row"] = asdict(row)
         content["outputs"] = sorted(
             p.relative_to(folder).as_posix() for p in case.outputs.values() if p.is_relative_to(folder)
         )
         remove_leftovers(folder)
         write_json(folder / outputs.DETAILS_NAME, content)
-        log.info("series %s: %s %s", series.series_uid, status, code)
+        log.info("series %s: %s %s", series.series_uid, row.status, row.code)
         return Settled(row=row, timings=case.timings)
 
 
@@ -150,8 +141,11 @@ def check_folders(source: Path, output: Path) -> None:
         )
 
 
-def settle_output(job: Job, *, redo: bool) -> None:
-    """Make the output folder and see that it belongs to this configuration.
+def settle_output(job: Job, *, redo: bool, series: Mapping[str, Any] | None = None) -> None:
+    """Make the output folder, see that it belongs to this configuration, and write ``run.json``.
+
+    Args:
+        series: What is known of the series of the run, see `batch.run.run_found`; None: nothing.
 
     Raises:
         OutputMismatch: It holds results made with another workflow, weights or version.
@@ -173,7 +167,13 @@ def settle_output(job: Job, *, redo: bool) -> None:
                 f"{output} holds results of another configuration ({', '.join(different)} differ); "
                 "choose another output folder, or compute all again with --redo"
             )
-    write_json(path, {"made_with": job.made_with, "provenance": job.provenance})
+    write_run(job, series)
+
+
+def write_run(job: Job, series: Mapping[str, Any] | None) -> None:
+    """Write ``run.json``: what the results are made with, and of which series; see `settle_output`."""
+    content = {"made_with": job.made_with, "provenance": job.provenance}
+    write_json(job.output / RUN_FILE, content if series is None else {**content, "series": dict(series)})
 
 
 def finished(folder: Path) -> ResultRow | None:

@@ -1,5 +1,8 @@
 """The stages: callables ``Case -> Case`` that each do one thing.
 
+A stage whose gate refuses the series returns the case with all that it knows and the finding
+(`Case.noted`): a rejected case forgets nothing. What reads the pixels raises instead; the chain catches.
+
 They know nothing of workflows or folders; `chain` builds them from a workflow for the run in memory, and
 the modules of `utils` call the same functions between files.
 """
@@ -7,7 +10,7 @@ the modules of `utils` call the same functions between files.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +19,16 @@ import numpy.typing as npt
 
 from ..dicom import Finding, make_finding, read_series
 from ..dicom.gates import is_sharp_kernel
-from ..errors import SeriesRejected
+from ..errors import WorkflowError
 from ..imaging import Geometry, Volume
 from ..imaging.masks import bounding_box, solidity, widened
 from ..scoring import score
+from ..scoring.rules import find_rule
+from .anatomy import objection, surroundings
 from .case import Case
+from .cautions import zero_findings
 from .domain import compare, stated
+from .operating import OperatingPoint, operating_point
 
 if TYPE_CHECKING:
     from ..models.calcium import CalciumModel
@@ -63,35 +70,10 @@ simulator draws calcium up to 1500 HU and metal from 2500 HU on."""
 MIN_METAL_MM3 = 1.0
 """Least volume of such voxels, so that a grain of noise is no metal."""
 
-LUNG_HU = -500.0
-"""Below this is lung or other air."""
-LUNG_REACH_MM, MIN_LUNG_SHARE = 20.0, 0.1
-"""A heart has lung beside it: in its bounding box, widened by so much within the slices, at least this share
-of what is not heart. Our own limits: the scans at hand have 0.38 to 0.65."""
-
-
-def gate(code: str, message: str, allow: Collection[str]) -> Finding:
-    """A finding of gate `code` that may pass.
-
-    Raises:
-        SeriesRejected: The gate rejects, and the user did not allow it.
-    """
-    finding = make_finding(code, message, allow=allow)
-    if finding.fatal:
-        raise SeriesRejected(finding.message, code=code)
-    return finding
-
 
 def check_headers(case: Case) -> Case:
-    """Stop here when the header gates rejected the series.
-
-    Raises:
-        SeriesRejected: With the code and sentence of the first fatal finding.
-    """
-    rejection = case.series.rejection
-    if rejection is not None:
-        raise SeriesRejected(rejection.message, code=rejection.code)
-    return replace(case, findings=(*case.findings, *case.series.warnings))
+    """What the header gates found; a fatal finding rejects the case."""
+    return case.noted(*case.series.findings)
 
 
 def build_volume(case: Case) -> Case:
@@ -101,12 +83,8 @@ def build_volume(case: Case) -> Case:
         SeriesRejected, SeriesFailed: See `dicom.read_series`.
     """
     reading = read_series(case.series)
-    return replace(
-        case,
-        series=replace(case.series, slices=reading.slices),
-        volume=reading.volume,
-        findings=(*case.findings, *reading.findings),
-    )
+    series = replace(case.series, slices=reading.slices)
+    return replace(case, series=series, volume=reading.volume).noted(*reading.findings)
 
 
 def _inner(mask: npt.NDArray[np.bool_], geometry: Geometry, depth_mm: float) -> npt.NDArray[np.bool_]:
@@ -117,78 +95,70 @@ def _inner(mask: npt.NDArray[np.bool_], geometry: Geometry, depth_mm: float) -> 
     return np.asarray(minimum_filter(mask, size=size, mode="constant"), dtype=bool)
 
 
-def _lung_share(volume: Volume, heart: npt.NDArray[np.bool_], box: tuple[slice, ...]) -> float:
-    """Share of lung in what surrounds a heart that fills this box, 0 to 1."""
-    zs, *plane = box
-    reach = [round(LUNG_REACH_MM / s) for s in volume.geometry.spacing[1:]]
-    near = (zs, *(slice(max(0, p.start - r), p.stop + r) for p, r in zip(plane, reach, strict=True)))
-    around = volume.hu[near][~heart[near]]
-    return float((around < LUNG_HU).mean()) if around.size else 0.0
-
-
 def check_heart(
     volume: Volume, heart: npt.NDArray[np.bool_], *, allow: Collection[str] = ()
 ) -> tuple[dict[str, Any], tuple[Finding, ...]]:
-    """The gates that look at the heart: found, whole, plausible, beside lungs, without contrast.
+    """The gates that look at the heart: found, in a chest, whole, plausible, without contrast.
 
     Args:
         volume: The CT.
         heart: bool (z, y, x) on the CT's grid.
 
     Returns:
-        Numbers for the details JSON, and the findings that `allow` turned into warnings.
-
-    Raises:
-        SeriesRejected: heart-not-found, heart-cut-off, heart-implausible, hu-implausible or
-            contrast-measured.
+        Numbers for the details JSON, none where the mask is empty; and the findings: heart-not-found,
+        no-chest, heart-implausible, hu-implausible, heart-cut-off, chest-implausible or contrast-measured,
+        fatal but where `allow` turned them into warnings.
     """
     if not heart.any():
-        gate("heart-not-found", "no heart was found in this series; look at the scan and its orientation", ())
+        message = "no heart was found in this series; look at the scan and its orientation"
+        return {}, (make_finding("heart-not-found", message),)
     box = bounding_box(heart)
     part, hu = heart[box], volume.hu[box]
     values = hu[part]
-    if np.ptp(values) == 0:  # whatever a network sees there, it is no heart: never to be allowed
-        message = "all voxels of what was found have one value: the scan shows nothing; look at its pixels"
-        gate("heart-not-found", message, ())
-    findings: list[Finding] = []
     millilitres = float(part.sum()) * volume.geometry.voxel_volume / 1000
     median = float(np.median(values))
     inner = _inner(part, volume.geometry, 8.0)
     blood = float(np.median(hu[inner])) if inner.any() else median
-    lung, roundness = _lung_share(volume, heart, box), solidity(part, volume.geometry)
+    roundness, around = solidity(part, volume.geometry), surroundings(volume, heart)
     facts = {
         "heart_volume_ml": round(millilitres, 1),
         "heart_centre_lps": [round(c, 2) for c in _centre(box, volume.geometry)],
         "heart_median_hu": median,
         "heart_inner_median_hu": blood,
         "heart_solidity": round(roundness, 3),
-        "lung_around_heart": round(lung, 3),
+        "heart_surroundings": around.to_dict(),
     }
+    if np.ptp(values) == 0:  # whatever a network sees there, it is no heart: never to be allowed
+        message = "all voxels of what was found have one value: the scan shows nothing; look at its pixels"
+        return facts, (make_finding("heart-not-found", message),)
+    findings: list[Finding] = []
+    against = objection(around)
+    if against is not None and against[0] == "no-chest":
+        findings.append(make_finding(*against))
     if not MIN_HEART_ML <= millilitres <= MAX_HEART_ML or median < MIN_HEART_HU:
         message = (
             f"what was found has {millilitres:.0f} mL and a median of {median:.0f} HU: not a plausible heart"
         )
-        findings.append(gate("heart-implausible", message, allow))
+        findings.append(make_finding("heart-implausible", message, allow=allow))
     elif roundness < MIN_SOLIDITY:
         message = (
             f"what was found fills {roundness:.0%} of its convex hull: part of it is not heart; look at it"
         )
-        findings.append(gate("heart-implausible", message, allow))
-    elif lung < MIN_LUNG_SHARE:
-        message = f"{lung:.0%} of what surrounds the heart found is lung: this seems to be no chest"
-        findings.append(gate("heart-implausible", message, allow))
+        findings.append(make_finding("heart-implausible", message, allow=allow))
     elif blood < MIN_BLOOD_HU:
         message = f"the inner heart's median is {blood:.0f} HU, not about 40: the scan's values are not HU"
-        findings.append(gate("hu-implausible", message, allow))
+        findings.append(make_finding("hu-implausible", message, allow=allow))
     areas = heart.sum(axis=(1, 2))
     border = max(int(areas[0]), int(areas[-1]))
     sides = int(heart[:, [0, -1], :].sum() + heart[:, :, [0, -1]].sum())
     if border > MAX_BORDER_SHARE * areas.max() or sides > 0.02 * heart.sum():
         message = "the heart reaches beyond the scanned field; part of its calcium would be missing"
-        findings.append(gate("heart-cut-off", message, allow))
+        findings.append(make_finding("heart-cut-off", message, allow=allow))
+    if against is not None and against[0] != "no-chest":
+        findings.append(make_finding(*against, allow=allow))
     if blood > CONTRAST_HU:
         message = f"the inner heart has a median of {blood:.0f} HU: this scan seems to be contrast-enhanced"
-        findings.append(gate("contrast-measured", message, allow))
+        findings.append(make_finding("contrast-measured", message, allow=allow))
     return facts, tuple(findings)
 
 
@@ -206,17 +176,12 @@ class FindHeart:
     allow: Collection[str] = ()
 
     def __call__(self, case: Case) -> Case:
-        """Raises `SeriesRejected` as `check_heart` does."""
+        """Rejects the case for what `check_heart` finds; mask and numbers stay."""
         volume = _present(case.volume)
         prediction = self.model.predict(volume)
         facts, findings = check_heart(volume, prediction.mask, allow=self.allow)
-        case = replace(
-            case,
-            heart=prediction.mask,
-            findings=(*case.findings, *findings),
-            facts={**case.facts, **facts},
-        )
-        return stated(case, self.weights)
+        case = replace(case, heart=prediction.mask, facts={**case.facts, **facts})
+        return stated(case.noted(*findings), self.weights)
 
 
 def heart_centre(heart: npt.NDArray[np.bool_], geometry: Geometry) -> tuple[float, float, float]:
@@ -251,31 +216,39 @@ class Screen:
         model, weights: The networks, and the set that they were loaded from.
         localise: ``"heart"``: the crop lies around the heart mask; ``"chest-wall"``: where
             `models.screening.chest_wall_crop` says.
-        heart_margin_mm: With ``"heart"``, keep to the heart mask widened by this much.
+        heart_margin_mm: With ``"heart"``, keep to the heart mask widened by this much; None: what the
+            weights say (`operating.operating_point`).
         exclude: Where nothing is found, `FindCalcium` shall not look.
     """
 
     model: ScreeningModel
     weights: WeightSet
     localise: str = "heart"
-    heart_margin_mm: float = math.inf
+    heart_margin_mm: float | None = None
     exclude: bool = False
 
+    def __post_init__(self) -> None:
+        """Raises `WeightsError` where the set's numbers cannot be read: before the first series."""
+        operating_point(self.weights, heart_margin_mm=self.heart_margin_mm)
+
     def __call__(self, case: Case) -> Case:
-        """Raises `SeriesRejected`, heart-not-found, where image processing finds no heart."""
+        """Rejects the case, heart-not-found, where image processing finds no heart."""
         from ..models.screening import chest_wall_crop
 
         volume = _present(case.volume)
-        region = None
+        region, findings = None, case.findings
+        chosen: Mapping[str, Any] = {}
         if self.localise == "heart":
             heart = _present(case.heart)
             centre = heart_centre(heart, volume.geometry)
-            region = _region(heart, volume.geometry, self.heart_margin_mm)
+            point = operating_point(self.weights, heart_margin_mm=self.heart_margin_mm)
+            region = _region(heart, volume.geometry, point.values["heart_margin_mm"])
+            chosen, findings = point.facts, (*findings, *point.findings)
         else:
             between_walls = chest_wall_crop(volume)
             if between_walls is None:
                 message = "no heart lies between the walls of the chest; use the heart mask (localise: heart)"
-                raise SeriesRejected(message, code="heart-not-found")
+                return case.noted(make_finding("heart-not-found", message))
             centre = between_walls
         found = self.model.predict(volume, centre, region=region)
         facts = {
@@ -284,8 +257,12 @@ class Screen:
             "threshold": self.model.threshold,
             "excluded": self.exclude and not found.positive,
             "slices_run": dict(found.slices_run),
+            **chosen,
         }
-        case = replace(case, screened=found.mask, facts={**case.facts, "screening": facts})
+        facts = {**case.facts, "screening": facts}
+        case = replace(case, screened=found.mask, findings=findings, facts=facts)
+        if not found.positive:
+            case = replace(case, findings=(*case.findings, *zero_findings(case, "no calcium found")))
         return compare(stated(case, self.weights))
 
 
@@ -305,7 +282,7 @@ class ScoreDirectly:
     attend: bool = True
 
     def __call__(self, case: Case) -> Case:
-        """Raises `SeriesRejected`, heart-not-found, where no box is found."""
+        """Rejects the case, heart-not-found, where no box is found."""
         from ..models.direct import direct_group
 
         volume = _present(case.volume)
@@ -313,7 +290,7 @@ class ScoreDirectly:
         found = self.model.predict(volume, heart=heart)
         if found is None:
             message = "the networks found no heart in this series; look at the scan and its orientation"
-            raise SeriesRejected(message, code="heart-not-found")
+            return case.noted(make_finding("heart-not-found", message))
         facts = {
             "score": round(found.score, 4),
             "group": direct_group(found.score),
@@ -323,6 +300,8 @@ class ScoreDirectly:
         }
         attention = self.model.attention(volume, found) if self.attend else None
         case = replace(case, attention=attention, facts={**case.facts, "direct": facts})
+        if facts["group"] == 0:
+            case = replace(case, findings=(*case.findings, *zero_findings(case, "a direct score below 1")))
         return compare(stated(case, self.weights))
 
 
@@ -334,25 +313,50 @@ class FindCalcium:
         model, weights: The network, and the set that it was loaded from.
         heart_margin_mm: Keep to the heart mask widened by this much; infinite: the whole crop (the paper).
         peak_probability: That a lesion must reach somewhere; 0.5: any (the paper).
+            Both None: what the weights say (`operating.operating_point`).
+        lowest_hu: HU from which the rule counts, see `CalciumModel.predict`; None: any voxel may count.
     """
 
     model: CalciumModel
     weights: WeightSet
-    heart_margin_mm: float = math.inf
-    peak_probability: float = 0.5
+    heart_margin_mm: float | None = None
+    peak_probability: float | None = None
+    lowest_hu: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises `WeightsError` where the set's numbers cannot be read: before the first series."""
+        self._point()
+
+    def _point(self) -> OperatingPoint:
+        return operating_point(
+            self.weights, heart_margin_mm=self.heart_margin_mm, peak_probability=self.peak_probability
+        )
 
     def __call__(self, case: Case) -> Case:
         volume, heart = _present(case.volume), _present(case.heart)
+        point = self._point()
+        findings = (*case.findings, *point.findings)
+        facts: dict[str, Any] = {
+            "calcium": {
+                "exact_from_hu": self.lowest_hu,
+                "window_hu": list(self.model.window_hu),
+                **point.facts,
+            }
+        }
         if case.facts.get("screening", {}).get("excluded"):
-            facts = {"patches_run": 0, "patches_total": 0}
-            case = replace(case, calcium=np.zeros_like(heart), facts={**case.facts, **facts})
-            return compare(stated(case, self.weights))
-        region = _region(heart, volume.geometry, self.heart_margin_mm)
-        prediction = self.model.predict(
-            volume, heart_centre(heart, volume.geometry), region=region, peak=self.peak_probability
-        )
-        facts = {"patches_run": prediction.patches_run, "patches_total": prediction.patches_total}
-        case = replace(case, calcium=prediction.mask, facts={**case.facts, **facts})
+            facts |= {"patches_run": 0, "patches_total": 0}
+            mask = np.zeros_like(heart)
+        else:
+            prediction = self.model.predict(
+                volume,
+                heart_centre(heart, volume.geometry),
+                region=_region(heart, volume.geometry, point.values["heart_margin_mm"]),
+                peak=point.values["peak_probability"],
+                lowest_hu=self.lowest_hu,
+            )
+            facts |= {"patches_run": prediction.patches_run, "patches_total": prediction.patches_total}
+            mask = prediction.mask
+        case = replace(case, calcium=mask, findings=findings, facts={**case.facts, **facts})
         return compare(stated(case, self.weights))
 
 
@@ -367,10 +371,7 @@ def check_metal(
         kernel: ConvolutionKernel; sharp ones overshoot.
 
     Returns:
-        The finding that `allow` turned into a warning.
-
-    Raises:
-        SeriesRejected: metal.
+        The finding metal, if it is any; fatal unless `allow` turned it into a warning.
     """
     limit = METAL_SHARP_HU if is_sharp_kernel(kernel) else METAL_HU
     values = volume.hu[calcium]
@@ -381,7 +382,7 @@ def check_metal(
         f"what would be counted reaches {int(values.max())} HU: a stent, clip or wire, or extremely dense "
         "calcium; look at the scan"
     )
-    return (gate("metal", message, allow),)
+    return (make_finding("metal", message, allow=allow),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -398,10 +399,16 @@ class ScoreCalcium:
     allow: Collection[str] = ()
 
     def __call__(self, case: Case) -> Case:
-        """Raises `SeriesRejected` as `check_metal` does."""
+        """Score the case; metal rejects it, and then there is no score.
+
+        Raises:
+            WorkflowError: The calcium mask is not exact where the rule counts.
+        """
         volume, calcium = _present(case.volume), _present(case.calcium)
-        metal = check_metal(volume, calcium, case.series.kernel, allow=self.allow)
-        case = replace(case, findings=(*case.findings, *metal))
+        _check_exact(case, self.rule)
+        case = case.noted(*check_metal(volume, calcium, case.series.kernel, allow=self.allow))
+        if case.stop is not None:
+            return case
         result = score(
             volume,
             calcium,
@@ -409,7 +416,22 @@ class ScoreCalcium:
             slice_thickness=case.series.slice_thickness,
             calibration_factor=self.calibration_factor,
         )
-        return replace(case, score=result)
+        zero = zero_findings(case, "a score of 0") if result.total == 0 else ()
+        return replace(case, score=result, findings=(*case.findings, *zero))
+
+
+def _check_exact(case: Case, rule: str) -> None:
+    """Make sure that no patch was skipped which a rule's voxels ask for.
+
+    Raises:
+        WorkflowError: The rule counts below the HU from which the calcium mask is that of a dense run.
+    """
+    exact = case.facts.get("calcium", {}).get("exact_from_hu")
+    if find_rule(rule).counts_below(exact):
+        raise WorkflowError(
+            f"the rule {rule!r} counts below {exact} HU, from where the calcium mask is exact: name the rule "
+            "in the workflow that runs DeepCACRunner, too"
+        )
 
 
 def _present(value: Any) -> Any:

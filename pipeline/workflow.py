@@ -77,14 +77,15 @@ class DeepCACRunnerOptions:
             crop (docs/decisions/0004).
         peak_probability: Count a lesion only where the network is somewhere as sure as this; 0.5: every
             lesion (docs/decisions/0009).
+            Both null: what the weights state, see `pipeline.operating`.
     """
 
     weights: str = "bundled"
-    heart_margin_mm: float = 4.0
-    peak_probability: float = 0.7
+    heart_margin_mm: float | None = None
+    peak_probability: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0.5 <= self.peak_probability < 1:
+        if self.peak_probability is not None and not 0.5 <= self.peak_probability < 1:
             raise ValueError(f"peak_probability is at least 0.5 and below 1, not {self.peak_probability}")
         _margin(self.heart_margin_mm)
 
@@ -97,14 +98,15 @@ class ScreeningRunnerOptions:
         weights: Name in `weights/manifest.json`, or a folder with a set.
         localise: Where the crop is laid: ``heart`` around the heart mask, ``chest-wall`` where image
             processing alone finds the heart, as in the paper on cardiac CT.
-        heart_margin_mm: With ``heart``, look in the heart mask widened by this much only; .inf: in the crop.
+        heart_margin_mm: With ``heart``, look in the heart mask widened by this much only; .inf: in the crop;
+            null: what the weights state.
         threshold: Probability from which something is calcium; null: the weights' own operating point.
         exclude: Leave DeepCACRunner's network out where nothing is found: the score is 0.
     """
 
     weights: str = "bundled"
     localise: str = "heart"
-    heart_margin_mm: float = 4.0
+    heart_margin_mm: float | None = None
     threshold: float | None = None
     exclude: bool = False
 
@@ -131,8 +133,8 @@ class DirectRunnerOptions:
         _one_of("localise", self.localise, ("networks", "heart"))
 
 
-def _margin(value: float) -> None:
-    if not value >= 0:
+def _margin(value: float | None) -> None:
+    if value is not None and not value >= 0:
         raise ValueError(f"heart_margin_mm is 0 or more, not {value}")
 
 
@@ -440,6 +442,15 @@ def _options(kind: type[Any], values: dict[str, Any], where: str) -> Any:
     for target in getattr(options, "targets", ()):
         _check_target(target, where)
     return options
+
+
+def is_target(target: Any) -> bool:
+    """Whether a target of the organizer is one that the run in memory knows, too."""
+    try:
+        _check_target(target, "")
+    except WorkflowError:
+        return False
+    return True
 
 
 def _check_target(target: Any, where: str) -> None:

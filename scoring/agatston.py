@@ -14,7 +14,7 @@ from ..errors import InputError, MaskMismatch
 from ..imaging import Volume
 from ..imaging.masks import bounding_box
 from .result import CalciumScore, Lesion, LesionPart
-from .rules import REFERENCE_THICKNESS_MM, WEIGHTS, Rule, find_rule
+from .rules import REFERENCE_THICKNESS_MM, Rule, find_rule
 
 _IntArray = npt.NDArray[np.int64]
 
@@ -30,8 +30,8 @@ def score(
     """Agatston score of the calcium in `mask`, by `rule`.
 
     Score = Σ over weighted pieces of area (mm²) × weight × thickness factor. The weight is set by the
-    piece's maximum HU: 130–199 → 1, 200–299 → 2, 300–399 → 3, ≥ 400 → 4. A piece whose maximum is below
-    130 HU has no weight: it counts in nothing, not even in the volume.
+    piece's maximum HU by the rule's table, in all named rules 130–199 → 1, 200–299 → 2, 300–399 → 3,
+    ≥ 400 → 4. A piece whose maximum is below the first limit counts in nothing, not even in the volume.
 
     What is decided here:
 
@@ -48,7 +48,7 @@ def score(
         calibration_factor: mg of calcium per mm³ and HU, of the scanner and protocol; gives the mass.
 
     Returns:
-        The score with volume, mass and lesions.
+        The score with volume, mass, lesions and the mask of what counted.
 
     Raises:
         MaskMismatch: `mask` has another shape than the CT.
@@ -82,7 +82,6 @@ def score(
     mass = None if calibration_factor is None else calibration_factor * hu_sum * geometry.voxel_volume
     parameters = {
         **chosen.parameters(),
-        "weights": [list(w) for w in WEIGHTS],
         "reference_thickness_mm": REFERENCE_THICKNESS_MM,
         "spacing_mm": [float(s) for s in geometry.spacing],
         "slice_thickness_mm": slice_thickness,
@@ -97,7 +96,19 @@ def score(
         n_counted=n_counted,
         lesions=lesions,
         parameters=parameters,
+        shape=geometry.shape,
+        runs=_runs(pieces.index, geometry.shape),
     )
+
+
+def _runs(index: _IntArray, shape: tuple[int, int, int]) -> tuple[tuple[int, int], ...]:
+    """(first, count) of the flat indices, in C order, of voxels (voxel, 3) in an array of `shape`."""
+    if not len(index):
+        return ()
+    flat = np.sort(np.ravel_multi_index(tuple(index.T), shape))
+    starts = np.flatnonzero(np.diff(flat, prepend=-2) != 1)
+    counts = np.diff(starts, append=len(flat))
+    return tuple(zip(flat[starts].tolist(), counts.tolist(), strict=True))
 
 
 def _check(
@@ -139,7 +150,7 @@ class _Pieces:
         lesion: int64 (voxel,), its 3D lesion, 0, 1, …
         piece: int64 (voxel,), its piece, 0, 1, …
         n, z, maximum, weight, owner: int64 (piece,): voxels, slice, maximum HU that sets the weight,
-            weight (1 to 4), and lesion of each piece.
+            weight, and lesion of each piece.
     """
 
     def __init__(self, volume: Volume, mask: npt.NDArray[np.bool_], rule: Rule) -> None:
@@ -160,7 +171,7 @@ class _Pieces:
         enough = size >= rule.min_voxels
         enough &= size * volume.geometry.pixel_area >= rule.min_area_mm2 * tolerance
         enough &= size * volume.geometry.voxel_volume >= rule.min_volume_mm3 * tolerance
-        weight = _weights(_maximum(values, piece))
+        weight = _weights(_maximum(values, piece), rule)
         keep = enough[lesion] & (weight[piece] > 0)
 
         z = index[0][keep]
@@ -181,7 +192,7 @@ class _Pieces:
         self.owner = self.lesion[first]
         maximum = _maximum(values, piece)
         self.maximum = maximum[piece[keep]][first]
-        self.weight = _weights(self.maximum)
+        self.weight = _weights(self.maximum, rule)
 
 
 def _label(counted: npt.NDArray[np.bool_], connectivity: int, index: Sequence[_IntArray]) -> _IntArray:
@@ -214,9 +225,10 @@ def _maximum(values: _IntArray, groups: _IntArray) -> _IntArray:
     return result
 
 
-def _weights(maximum: _IntArray) -> _IntArray:
-    """Agatston weight of each maximum HU, 0 below 130."""
-    return np.searchsorted([limit for limit, _ in WEIGHTS], maximum, side="right").astype(np.int64)
+def _weights(maximum: _IntArray, rule: Rule) -> _IntArray:
+    """The rule's weight of each maximum HU, 0 below its first limit."""
+    limits, weights = zip(*rule.weights, strict=True)
+    return np.array([0, *weights], dtype=np.int64)[np.searchsorted(limits, maximum, side="right")]
 
 
 def _lesions(

@@ -7,6 +7,9 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 
 class RiskGroup(enum.IntEnum):
     """The four risk groups of the DeepCAC2 paper; the number is what its release reports."""
@@ -56,7 +59,7 @@ class LesionPart:
         n_voxels: Counted pixels.
         area_mm2: Their area, mm².
         max_hu: The maximum that set the weight, HU (of the whole 3D lesion where the rule says so).
-        weight: 1 to 4.
+        weight: By the rule's table, 1 to 4 in all named rules.
         score: area × weight × thickness factor, before any rounding of the lesion.
     """
 
@@ -117,6 +120,8 @@ class CalciumScore:
         n_counted: Counted voxels: those of lesions large and dense enough to have a weight.
         lesions: Highest score first.
         parameters: The rule, its parameters and the numbers of this scan that went in, JSON types only.
+        shape: Of the CT (z, y, x).
+        runs: The counted voxels: (first, count) of each run of indices of the flattened CT, in C order.
     """
 
     rule: str
@@ -126,6 +131,20 @@ class CalciumScore:
     n_counted: int
     lesions: tuple[Lesion, ...] = field(repr=False)
     parameters: dict[str, Any] = field(repr=False)
+    shape: tuple[int, int, int] = field(repr=False)
+    runs: tuple[tuple[int, int], ...] = field(repr=False)
+
+    @property
+    def counted(self) -> npt.NDArray[np.bool_]:
+        """What counted: bool (z, y, x) on the CT's grid, made anew with each call.
+
+        Whoever shows or compares counted calcium takes this mask: a threshold alone also passes voxels of
+        lesions that are too small to count.
+        """
+        flat = np.zeros(math.prod(self.shape), dtype=np.bool_)
+        for first, count in self.runs:
+            flat[first : first + count] = True
+        return flat.reshape(self.shape)
 
     @property
     def risk_group(self) -> RiskGroup:
@@ -133,7 +152,7 @@ class CalciumScore:
         return risk_group(self.total)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON types, for reports."""
+        """Everything but the counted voxels as JSON types, for reports."""
         return {
             "rule": self.rule,
             "total": self.total,

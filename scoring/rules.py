@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from typing import Any, Literal
 
 from ..errors import InputError
 
 WEIGHTS: tuple[tuple[int, int], ...] = ((130, 1), (200, 2), (300, 3), (400, 4))
-"""(lowest maximum HU, weight) of a lesion; below 130 HU the weight is 0. Agatston et al. 1990 [1]."""
+"""(lowest maximum HU, weight) of a lesion; below 130 HU it counts nothing. Agatston et al. 1990 [1]."""
 
 REFERENCE_THICKNESS_MM = 3.0
 """Contiguous 3 mm slices: the protocol for which the score was defined [1]."""
@@ -32,7 +34,8 @@ class Rule:
     Attributes:
         name: Name in reports.
         summary: One line for people.
-        threshold: Voxels of the mask count from this HU on; None: every voxel of the mask counts.
+        threshold: Voxels of the mask count from this HU on; None: every voxel of the mask counts, if the
+            maximum of its lesion has a weight.
         connectivity: Which voxels belong to one lesion (see the picture).
         min_area_mm2, min_volume_mm3, min_voxels: Smaller lesions count nothing. An area is only
             meaningful for lesions of one slice (connectivity 4 or 8).
@@ -42,6 +45,9 @@ class Rule:
             positions (``"increment"``), the header's SliceThickness (``"slice-thickness"``), or
             nothing (``"none"``, factor 1).
         round_lesions: Each lesion's score is rounded to a whole number before adding up.
+        weights: (lowest maximum HU, weight), both ascending: a lesion has the weight of the last limit that
+            its maximum reaches, and counts nothing where it reaches none. A threshold never lies below the
+            first limit: lesions between the two would silently count nothing.
     """
 
     name: str
@@ -54,6 +60,7 @@ class Rule:
     weight_per: Literal["slice", "lesion"] = "slice"
     thickness: Literal["increment", "slice-thickness", "none"] = "increment"
     round_lesions: bool = False
+    weights: tuple[tuple[int, int], ...] = WEIGHTS
 
     def __post_init__(self) -> None:
         if self.connectivity not in (4, 8, 6, 18, 26):
@@ -64,8 +71,25 @@ class Rule:
             raise InputError(
                 f"Rule thickness must be 'increment', 'slice-thickness' or 'none', not {self.thickness!r}"
             )
+        self._check_weights()
         if self.min_area_mm2 > 0 and not self.per_slice:
             raise InputError("Rule min_area_mm2 needs lesions within a slice: use connectivity 4 or 8")
+
+    def _check_weights(self) -> None:
+        if not self.weights:
+            raise InputError("Rule weights must name at least one (lowest maximum HU, weight)")
+        numbers = [n for pair in self.weights for n in pair]
+        if any(len(pair) != 2 for pair in self.weights) or any(type(n) is not int for n in numbers):
+            raise InputError(f"Rule weights are pairs of whole numbers (HU, weight), not {self.weights}")
+        rising = all(a < c and b < d for (a, b), (c, d) in pairwise(self.weights))
+        if not rising or self.weights[0][1] < 1:
+            raise InputError(f"Rule weights rise with the HU and begin with 1 or more, not {self.weights}")
+        first = self.weights[0][0]
+        if self.threshold is not None and self.threshold < first:
+            raise InputError(
+                f"Rule threshold {self.threshold} HU lies below the first weight's {first} HU, so lesions "
+                f"between would count nothing: give weights=(({self.threshold}, 1), …) too"
+            )
 
     @property
     def per_slice(self) -> bool:
@@ -77,9 +101,27 @@ class Rule:
         """The connectivity within a slice."""
         return 4 if self.connectivity in (4, 6) else 8
 
+    def counts_below(self, hu: int | None) -> bool:
+        """Whether voxels below an HU may count; None is below everything: False."""
+        return hu is not None and (self.threshold is None or self.threshold < hu)
+
     def parameters(self) -> dict[str, Any]:
         """All parameters as JSON types, for reports."""
-        return asdict(self)
+        return {**asdict(self), "weights": [list(pair) for pair in self.weights]}
+
+    @classmethod
+    def from_parameters(cls, parameters: Mapping[str, Any]) -> Rule:
+        """The rule that a report's parameters name; whatever else they say is left out.
+
+        Raises:
+            InputError: They are no rule's.
+        """
+        known = {f.name: parameters[f.name] for f in fields(cls) if f.name in parameters}
+        try:
+            known["weights"] = tuple((low, weight) for low, weight in known["weights"])
+            return cls(**known)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"These are no parameters of a scoring rule ({error!r}): score again") from error
 
 
 def find_rule(rule: str | Rule) -> Rule:

@@ -2,7 +2,7 @@
 
 from .acquisition import Acquisition, default_geometry, sample_acquisition
 from .distractors import RARE, has_rare
-from .patient import SimulatedPatient, heart_box_centre, heart_centre, simulate_patient
+from .patient import SimulatedPatient, heart_centroid, simulate_patient
 
 __all__ = [
     "RARE",
@@ -10,8 +10,7 @@ __all__ = [
     "SimulatedPatient",
     "default_geometry",
     "has_rare",
-    "heart_box_centre",
-    "heart_centre",
+    "heart_centroid",
     "sample_acquisition",
     "simulate_patient",
 ]

@@ -49,20 +49,11 @@ class SimulatedPatient:
     facts: dict[str, Any] = field(repr=False)
 
 
-def heart_box_centre(seed: int) -> tuple[float, float, float]:
-    """LPS position (x, y, z), mm, of the middle of the heart's box, without drawing anything.
+def heart_centroid(seed: int) -> tuple[float, float, float]:
+    """LPS position (x, y, z), mm, of the heart's centre of gravity, without drawing anything.
 
-    The box is that of the scanner's axes, as `pipeline.stages.heart_centre` finds it in a mask.
+    The calcium crop is laid elsewhere: around the middle of the heart's box, `pipeline.stages.heart_centre`.
     """
-    body, size, obesity = sample_body(seed)
-    heart, _ = place_heart(seed, body, size, obesity)
-    lps = sample_frame(seed).to_lps(heart.inside()[0])
-    x, y, z = (lps.min(axis=0) + lps.max(axis=0)) / 2
-    return float(x), float(y), float(z)
-
-
-def heart_centre(seed: int) -> tuple[float, float, float]:
-    """LPS position (x, y, z), mm, of the heart's centroid, without drawing anything."""
     body, size, obesity = sample_body(seed)
     _, centroid = place_heart(seed, body, size, obesity)
     x, y, z = sample_frame(seed).to_lps(centroid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -13,8 +14,9 @@ import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
+from .. import __version__
 from ..errors import InputError
-from ..imaging.atomic import atomic_path, output_errors
+from ..imaging.atomic import atomic_path, output_errors, write_json
 from .acquisition import KERNELS, default_geometry, sample_acquisition
 from .body import stream
 from .dicom import patient_id, write_series
@@ -64,7 +66,10 @@ def write_trial(
     slices: int | None = None,
     watch: Callable[[str], None] | None = None,
 ) -> list[TrialSeries]:
-    """Write a trial; the folder appears when it is complete.
+    """Write a trial; the folder appears when it is complete, and an interrupted call is gone on with.
+
+    Until then it is ``.NAME.partial`` beside it. A person in it counts as written when its note in ``done/``
+    is there; where the call or the version is another one, all is written anew.
 
     ::
 
@@ -87,23 +92,45 @@ def write_trial(
     if folder.exists():
         raise InputError(f"{folder} exists; give the name of a new folder")
     partial = folder.with_name(f".{folder.name}.partial")
+    settings = {
+        "deepcac2": __version__, "persons": persons, "seed": seed, "size": size, "slices": slices
+    }  # fmt: skip
     with output_errors(folder):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        if _json(partial / "trial.json") != settings:
+            shutil.rmtree(partial, ignore_errors=True)
+            write_json(partial / "trial.json", settings)
     found: list[TrialSeries] = []
     clinical: list[dict[str, Any]] = []
     for number in range(seed, seed + persons):
-        own = list(_write_person(partial / "ct", number, size, slices))
+        own, was_there = _person(partial, number, size, slices)
         found += own
         group = int(risk_group(own[0].score))
         clinical.append({"patient_id": patient_id(number), **_outcome(stream(number, "outcome"), group)})
         if watch is not None:
-            watch(f"{patient_id(number)}  {len(own)} series")
+            watch(f"{patient_id(number)}  {len(own)} series{', there already' * was_there}")
     _write_csv(partial / "truth.csv", [vars(s) for s in found])
     _write_csv(partial / "clinical.csv", clinical)
     with output_errors(folder):
+        shutil.rmtree(partial / "done")
+        (partial / "trial.json").unlink()
         partial.rename(folder)
     return found
+
+
+def _json(path: Path) -> Any:
+    """What is in a file of ours, None where there is none."""
+    return json.loads(path.read_bytes()) if path.is_file() else None
+
+
+def _person(partial: Path, seed: int, size: int, slices: int | None) -> tuple[list[TrialSeries], bool]:
+    """The series of a person, and whether an interrupted call had written them all."""
+    note = partial / "done" / f"{patient_id(seed)}.json"
+    if (rows := _json(note)) is not None:
+        return [TrialSeries(**row) for row in rows], True
+    shutil.rmtree(partial / "ct" / patient_id(seed), ignore_errors=True)
+    own = list(_write_person(partial / "ct", seed, size, slices))
+    write_json(note, [vars(s) for s in own])
+    return own, False
 
 
 def _write_person(folder: Path, seed: int, size: int, slices: int | None) -> Iterator[TrialSeries]:

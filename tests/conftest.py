@@ -30,12 +30,15 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A simulated patient with calcium on a small matrix: ``<folder>/SIM-0003/ct`` and its truth."""
+    """A simulated patient with calcium: ``<folder>/SIM-0003/ct`` and its truth.
+
+    Its pixels, 1.2 mm, are the largest that no gate refuses.
+    """
     from deepcac2.simulation import default_geometry, simulate_patient
     from deepcac2.simulation.dicom import write_patient
 
     folder = tmp_path_factory.mktemp("simulated")
-    write_patient(simulate_patient(3, geometry=default_geometry(3, size=192, slices=90)), folder)
+    write_patient(simulate_patient(3, geometry=default_geometry(3, size=256, slices=90)), folder)
     return folder
 
 
@@ -48,14 +51,14 @@ def quick_results(simulated: Path, tmp_path: Path) -> Path:
     from deepcac2.imaging.atomic import write_json
     from deepcac2.pipeline.case import Case
     from deepcac2.pipeline.results import result_row, write_parquet
+    from deepcac2.pipeline.stages import check_headers
 
     rows = []
     for series in discover(simulated).series:
         folder = Path(series.patient_id) / series.series_uid
-        status = "scored" if series.modality == "CT" else "rejected"
-        rows.append(result_row(Case(series=series), status=status, folder=folder.as_posix()))
+        rows.append(result_row(check_headers(Case(series=series)), folder=folder.as_posix()))
         outputs = []
-        if status == "scored":
+        if rows[-1].status == "scored":
             outputs = ["cac.seg.dcm"]
             (tmp_path / "results" / folder).mkdir(parents=True)
             truth = next(simulated.rglob("truth.seg.dcm"))
@@ -118,8 +121,9 @@ def private_mounts(tmp_path: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def dashboard_results(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Results to look at: a scored case with its files, and 700 rows with all that may be in a row."""
-    from deepcac2.dicom import discover, read_segmentation, read_series
+    """Results to look at: a scored case with its files and a caution, and 700 rows with all that may be in a
+    row."""
+    from deepcac2.dicom import discover, make_finding, read_segmentation, read_series
     from deepcac2.imaging.atomic import write_json
     from deepcac2.pipeline import Case
     from deepcac2.pipeline.outputs import DETAILS_NAME, PREVIEW_NAME, details
@@ -133,9 +137,10 @@ def dashboard_results(simulated: Path, tmp_path_factory: pytest.TempPathFactory)
     masks = read_segmentation(simulated / "SIM-0003" / "truth.seg.dcm", volume.geometry)
     scored = score(volume, masks["calcium"])
     facts = {"heart_volume_ml": 600.0}
-    case = Case(series=series, volume=volume, score=scored, facts=facts, **masks)
+    allowed = make_finding("derived", "the images are MPR", allow=["derived"])
+    case = Case(series=series, volume=volume, score=scored, facts=facts, findings=(allowed,), **masks)
     place = folder / series.patient_id / series.series_uid
-    row = result_row(case, status="scored", folder=place.relative_to(folder).as_posix())
+    row = result_row(case, folder=place.relative_to(folder).as_posix())
     provenance = {"deepcac2": "0", "workflow": "default", "workflow_fingerprint": "0", "weights": {}}
     write_json(place / DETAILS_NAME, details(case, provenance) | {"row": vars(row), "outputs": []})
     (place / PREVIEW_NAME).write_bytes(preview(case))

@@ -42,6 +42,7 @@ class CalciumRecipe:
         loss: ``"dice"`` (binary Dice, DeepCAC2 paper) or ``"dice_ce"`` (plus binary cross-entropy).
         noise_hu: Largest standard deviation of the white noise added to a patch, HU.
         offset_hu: Standard deviation of what is added to a whole patch, HU.
+        window_hu: The network's intensity window, HU (lowest, highest); DeepCAC2 paper.
         start: Name and hash of the weights that the training begins with; "": random ones. `train_calcium`
             sets it.
         seed: Of the split, the weights and the batches.
@@ -75,6 +76,7 @@ class CalciumRecipe:
     loss: str = "dice_ce"
     noise_hu: float = 0.0
     offset_hu: float = 0.0
+    window_hu: tuple[float, float] = (-135.0, 500.0)
     start: str = ""
     seed: int = 1
     amp: bool = False
@@ -96,6 +98,8 @@ class CalciumRecipe:
             raise ValueError(
                 f"sampling {self.sampling!r} is measured in {wanted}: give {wanted}, not {other}"
             )
+        if len(self.window_hu) != 2 or not self.window_hu[0] < self.window_hu[1]:
+            raise ValueError(f"window_hu is [lowest HU, highest HU], not {list(self.window_hu)}")
         if min(self.log_every, self.validate_every, self.checkpoint_every) < 1:
             raise ValueError("log_every, validate_every and checkpoint_every are at least 1")
         ends = (0, *self.mining_steps, self.steps)

@@ -17,7 +17,8 @@ import torch
 
 from ..imaging import Geometry, Volume
 from ..imaging.atomic import atomic_path, write_whole
-from ..models.calcium import CANDIDATE_HU, CROP_SHAPE, CROP_SPACING, WINDOW_HU, CalciumModel
+from ..models.calcium import CROP_SHAPE, CROP_SPACING, WINDOW_HU, CalciumModel, Window
+from ..scoring import score
 from .monitor import read_log
 from .patches import CALCIUM, CropCache
 
@@ -40,7 +41,7 @@ class CropResult:
         name: Of the crop.
         dice: Of the calcium over the whole crop; None where there is none in truth and prediction.
         dice_near: The same, without what was found away from the heart.
-        true_mm3, found_mm3: Calcium of at least 130 HU, mm³; found: in the heart or near it.
+        true_mm3, found_mm3: What counts by the rule `agatston`, mm³; found: in the heart or near it.
         found: bool (58, 256, 256), everything that was found.
     """
 
@@ -57,15 +58,15 @@ def evaluate_crop(model: CalciumModel, cache: CropCache, number: int) -> CropRes
     hu, label = np.array(cache.hu[number]), np.asarray(cache.label[number])
     middle = CROP_GEOMETRY.to_lps([(n - 1) / 2 for n in CROP_SHAPE])
     centre = (float(middle[0]), float(middle[1]), float(middle[2]))
-    found = model.predict(Volume(hu=hu, geometry=CROP_GEOMETRY), centre).mask
+    volume = Volume(hu=hu, geometry=CROP_GEOMETRY)
+    found = model.predict(volume, centre).mask
     truth, near = label == CALCIUM, label > 0
-    dense = hu >= CANDIDATE_HU
     return CropResult(
         name=cache.names[number],
         dice=_dice(found, truth),
         dice_near=_dice(found & near, truth),
-        true_mm3=float((truth & dense).sum() * CROP_GEOMETRY.voxel_volume),
-        found_mm3=float((found & near & dense).sum() * CROP_GEOMETRY.voxel_volume),
+        true_mm3=score(volume, truth).volume_mm3,
+        found_mm3=score(volume, found & near).volume_mm3,
         found=found,
     )
 
@@ -83,6 +84,7 @@ def write_evaluation(
     cache: CropCache,
     held_out: Sequence[int],
     device: torch.device,
+    window_hu: Window = WINDOW_HU,
 ) -> dict[str, Any]:
     """Evaluate the held-out crops and write the page ``README.md`` with its figures into `folder`.
 
@@ -92,7 +94,7 @@ def write_evaluation(
     Raises:
         DiskFull, OutputUnwritable: A file cannot be written.
     """
-    model = CalciumModel(network, device=device)
+    model = CalciumModel(network, device=device, window_hu=window_hu)
     results = [evaluate_crop(model, cache, i) for i in held_out]
     _save(folder / "loss.png", _loss_figure(read_log(log_csv)))
     _save(folder / "volume.png", _volume_figure(results))
@@ -204,7 +206,7 @@ def _crops_figure(
 def _painted(
     hu: npt.NDArray[np.int16], mask: BoolArray, colour: tuple[int, int, int]
 ) -> npt.NDArray[np.uint8]:
-    """A slice in the network's window, uint8 (y, x, 3), with `mask` half covered by a colour."""
+    """A slice in the DeepCAC2 paper's window, uint8 (y, x, 3), with `mask` half covered by a colour."""
     low, high = WINDOW_HU
     grey = (np.clip(hu, low, high) - low) / (high - low) * 255
     picture = np.repeat(grey[..., None], 3, axis=-1)
@@ -228,7 +230,7 @@ def _page(results: Sequence[CropResult], summary: dict[str, Any]) -> str:
         "![volume](volume.png)",
         "![crops](crops.png)",
         "",
-        "Green: truth. Red: found. Volumes count voxels of at least 130 HU.",
+        "Green: truth. Red: found. Volumes are what counts by the rule agatston.",
         "",
         "| crop | Dice | Dice near the heart | true mm³ | found mm³ |",
         "|---|---|---|---|---|",

@@ -20,12 +20,10 @@ import numpy.typing as npt
 
 from ..dicom import Series, discover, read_segmentation, safe_name
 from ..dicom.gates import is_sharp_kernel
-from ..dicom.segmentation import SEGMENTATION_SOP_CLASSES, referenced_series
+from ..dicom.segmentation import SEGMENTATION_SOP_CLASSES, is_segmentation, referenced_series
 from ..errors import (
     InputError,
     NoDicomFound,
-    SeriesError,
-    SeriesRejected,
     TrainingError,
     WeightsError,
     WorkflowError,
@@ -34,11 +32,11 @@ from ..imaging import Geometry, Volume
 from ..imaging.noise import noise_sd
 from ..pipeline.case import Case
 from ..pipeline.chain import ROLES, Chain, build_chain, series_folder
+from ..pipeline.outputs import DETAILS_NAME
 from ..pipeline.run import read_details
 from ..pipeline.stages import heart_centre
-from ..scoring import risk_group, score
+from ..scoring import CalciumScore, Rule, risk_group, score
 from ..scoring.lesions import lesion_voxels
-from ..scoring.rules import WEIGHTS
 from ..weights import load_manifest, resolve
 from .datasets import AnnotatedScan, AnnotatedSource, annotated_sources
 from .metrics import centre_distance, dice, hausdorff_95
@@ -55,9 +53,6 @@ COMPARE = "compare the methods that have none with: deepcac2 compare"
 STATUSES = ("scored", "rejected", "failed", "missing", "unreadable")
 """Of a case: the first three as in a run's table; ``missing``: the run knows no such series;
 ``unreadable``: the annotation cannot be used."""
-
-COUNTED_HU = WEIGHTS[0][0]
-"""Calcium counts from this HU on."""
 
 ARTERY_REACH_MM = 10.0
 """A lesion belongs to the artery of the nearest simulated plaque, at most this far from the plaque's middle;
@@ -95,7 +90,7 @@ class CaseResult:
         noise_hu: Measured in the true heart (`imaging.noise.noise_sd`).
         heart_dice: In [0, 1]. heart_hd95_mm: `hausdorff_95`. centre_error_mm: between the centres of
             gravity. crop_error_mm: between the centres on which the calcium crop is laid.
-        calcium_dice: Of the masks, in [0, 1]. counted_dice: of their voxels of at least 130 HU.
+        calcium_dice: Of the masks, in [0, 1]. counted_dice: of what counts of them by the rule.
         score, true_score: Agatston scores by the same rule; group, true_group: 0 to 3.
         lesions: Of the truth.
         false_lesions: Volume, mm³, of each predicted lesion that shares no voxel with the true mask.
@@ -169,7 +164,7 @@ class Prediction:
     Attributes:
         status, reason: As in `CaseResult`; without masks unless ``"scored"``.
         heart, calcium: bool (z, y, x) on the scan's grid.
-        score: Agatston score by `rule`.
+        score: Agatston score by `rule`; None without one.
         warnings: Codes.
         off_domain: As in `CaseResult`.
     """
@@ -179,7 +174,7 @@ class Prediction:
     heart: BoolArray | None = None
     calcium: BoolArray | None = None
     score: float | None = None
-    rule: str = ""
+    rule: Rule | None = None
     warnings: tuple[str, ...] = ()
     off_domain: tuple[str, ...] | None = None
 
@@ -311,17 +306,29 @@ class _StoredResults:
         content = read_details(folder)
         if content["status"] != "scored" or volume is None:
             return Prediction(status=content["status"], reason=content.get("reason", ""))
-        masks = read_segmentation(folder / "cac.seg.dcm", volume.geometry)
-        self.rule = str(content["score"]["rule"])
+        masks = read_segmentation(self._segmentation(folder, content), volume.geometry)
+        rule = Rule.from_parameters(content["score"]["parameters"])
+        self.rule = rule.name
         return Prediction(
             status="scored",
             heart=masks.get("heart"),
             calcium=masks.get("calcium"),
             score=float(content["score"]["total"]),
-            rule=self.rule,
+            rule=rule,
             warnings=tuple(w["code"] for w in content.get("warnings", ())),
             off_domain=_outside(content.get("domain")),
         )
+
+    def _segmentation(self, folder: Path, content: Mapping[str, Any]) -> Path:
+        """The SEG among the files that a series' details name, whatever the workflow called it."""
+        named = (folder / str(name) for name in content.get("outputs", ()))
+        found = [path for path in named if path.suffix == ".dcm" and is_segmentation(path)]
+        if len(found) != 1:
+            raise InputError(
+                f"{folder / DETAILS_NAME} names {len(found)} DICOM SEGs, not one; run a workflow whose "
+                "DataOrganizer leaves the SEG beside the details"
+            )
+        return found[0]
 
 
 class _InMemory:
@@ -336,20 +343,17 @@ class _InMemory:
             return Prediction(status="rejected", reason=series.rejection.message)
         if volume is None:
             return Prediction(status="failed", reason="the CT is not there")
-        try:
-            case = self.chain(Case(series=series, volume=volume, findings=series.warnings))
-        except SeriesRejected as error:
-            return Prediction(status="rejected", reason=str(error))
-        except (SeriesError, InputError) as error:
-            return Prediction(status="failed", reason=str(error))
+        case = self.chain(Case(series=series, volume=volume, findings=series.warnings))
+        if case.stop is not None:
+            return Prediction(status=case.stop.status, reason=case.stop.reason)
         found = case.score
         return Prediction(
             status="scored",
             heart=case.heart,
             calcium=case.calcium,
             score=None if found is None else found.total,
-            rule="" if found is None else found.rule,
-            warnings=tuple(f.code for f in case.findings),
+            rule=None if found is None else Rule.from_parameters(found.parameters),
+            warnings=tuple(f.code for f in case.warnings),
             off_domain=_outside(case.facts.get("domain")),
         )
 
@@ -415,9 +419,8 @@ def _case(
         return replace(base, status="failed", reason=str(error))
     true: dict[str, Any] = {}
     if scan.calcium is not None:
-        rule = prediction.rule or "agatston"
-        total = score(scan.volume, scan.calcium, rule=rule, slice_thickness=series.slice_thickness).total
-        true = {"true_score": total, "true_group": int(risk_group(total))}
+        truth = _score(scan, scan.calcium, prediction.rule)
+        true = {"true_score": truth.total, "true_group": int(truth.risk_group)}
     base = replace(
         base,
         status=prediction.status,
@@ -428,6 +431,12 @@ def _case(
     if prediction.status != "scored":
         return replace(base, **true)
     return replace(base, **true, **_heart(scan, prediction), **_calcium(scan, prediction, facts))
+
+
+def _score(scan: AnnotatedScan, mask: BoolArray, rule: Rule | None) -> CalciumScore:
+    """A mask of a scan by the rule of the prediction, else the default one."""
+    thickness = None if scan.series is None else scan.series.slice_thickness
+    return score(scan.volume, mask, rule=rule or "agatston", slice_thickness=thickness)
 
 
 def _described(base: CaseResult, series: Series, facts: Mapping[str, Any]) -> CaseResult:
@@ -477,10 +486,10 @@ def _calcium(scan: AnnotatedScan, prediction: Prediction, facts: Mapping[str, An
     true, ours, volume = scan.calcium, prediction.calcium, scan.volume
     if true is None or ours is None or prediction.score is None:
         return {}
-    dense = volume.hu >= COUNTED_HU
+    counted = [_score(scan, mask, prediction.rule).counted for mask in (true, ours)]
     return {
         "calcium_dice": dice(true, ours),
-        "counted_dice": dice(true & dense, ours & dense),
+        "counted_dice": dice(*counted),
         "score": prediction.score,
         "group": int(risk_group(prediction.score)),
         "lesions": true_lesions(volume, true, ours, facts.get("lesions", ())),

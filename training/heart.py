@@ -18,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -364,8 +365,11 @@ def train_heart(
 
     Raises:
         TrainingError: The data or an earlier run in `work` does not fit, or nnU-Net failed.
+        KeyboardInterrupt: It was told to end; then the epoch at work is finished and a checkpoint written.
     """
     import torch
+
+    from .loop import Interruptible
 
     data = make_heart_dataset(work / "raw", recipe, extra=extra)
     job = {"recipe": asdict(recipe), "dataset": data.name, "device": device.type, "work": str(work.resolve())}
@@ -385,9 +389,11 @@ def train_heart(
     with (
         (work / "nnunet.log").open("a", encoding="utf-8") as handle,
         subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True,  # a terminal tells only this process, which tells the child
         ) as child,
-    ):
+        Interruptible(partial(_stop, child)) as signals,
+    ):  # fmt: skip
         try:
             for line in child.stdout or ():
                 handle.write(line)
@@ -396,8 +402,10 @@ def train_heart(
                 if line.startswith(PROGRESS):
                     log.info("%s", line.removeprefix(PROGRESS).strip())
         except BaseException:
-            child.terminate()
+            child.kill()
             raise
+    if signals.interrupted and child.returncode:
+        raise KeyboardInterrupt
     if child.returncode:
         raise TrainingError(
             f"nnU-Net ended with code {child.returncode}: {last} (all of it: {work / 'nnunet.log'})"
@@ -405,6 +413,12 @@ def train_heart(
     results = next((work / "results" / data.name).glob("*__*__*"))
     scans = sum(len(annotated_sources(source)) for source in extra)
     return export_heart(results, work / "weights", recipe=recipe, images=data / "imagesTr", scans=scans).path
+
+
+def _stop(child: subprocess.Popen[str]) -> None:
+    """Have a training end with its checkpoint."""
+    log.info("stopping: this epoch is finished and a checkpoint written first; once more to end at once")
+    child.terminate()
 
 
 def heart_domain(recipe: HeartRecipe, images: Path) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -29,6 +31,9 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from ..weights.nnunet_v2 import read_checkpoint
 from .heart import CONFIGURATION, PROGRESS, HeartRecipe
 from .recipe import build
+
+STOPPED = 130
+"""Exit code of a training that was told to end."""
 
 
 class HeartPlanner(ExperimentPlanner):  # type: ignore[misc]
@@ -134,6 +139,12 @@ class HeartTrainer(nnUNetTrainer):  # type: ignore[misc]
         self.num_val_iterations_per_epoch = recipe.validation_iterations
         self.initial_lr = recipe.learning_rate
         self.save_every = recipe.checkpoint_every
+        self.stopping = False
+
+    def stop(self) -> None:
+        """End after the epoch at work, with a checkpoint."""
+        self.stopping = True
+        self.save_every = 1
 
     def configure_optimizers(self) -> tuple[Any, Any]:
         if self.recipe.optimizer == "sgd":
@@ -172,8 +183,9 @@ class HeartTrainer(nnUNetTrainer):  # type: ignore[misc]
         return {"loss": loss.detach().numpy()}
 
     def on_epoch_end(self) -> None:
-        """Keep one row an epoch in ``log.csv``."""
+        """Keep one row an epoch in ``log.csv``; after `stop`, leave."""
         epoch = self.current_epoch
+        stopping = self.stopping and epoch + 1 < self.num_epochs
         super().on_epoch_end()
 
         def value(key: str) -> float:
@@ -194,6 +206,9 @@ class HeartTrainer(nnUNetTrainer):  # type: ignore[misc]
                 writer.writeheader()
             writer.writerow(row)
         sys.stdout.write(PROGRESS + ", ".join(f"{k} {v}" for k, v in row.items()) + "\n")
+        if stopping:
+            sys.stdout.write(f"{PROGRESS}stopped after epoch {epoch + 1} of {self.num_epochs}\n")
+            sys.exit(STOPPED)
 
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
         """Resume without unpickling anything but tensors and plain data."""
@@ -257,6 +272,8 @@ def main(job: dict[str, Any]) -> None:
     if latest.exists() and job["resume"]:
         trainer.load_checkpoint(latest)
         sys.stdout.write(f"{PROGRESS}resumed after epoch {trainer.current_epoch}\n")
+    own = os.getpid()  # processes that augment inherit the handler
+    signal.signal(signal.SIGTERM, lambda *_: trainer.stop() if os.getpid() == own else os._exit(STOPPED))
     trainer.run_training()
 
 

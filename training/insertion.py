@@ -27,6 +27,7 @@ from ..imaging.masks import bounding_box, widened
 from ..imaging.orientation import to_canonical
 from ..imaging.resampling import centred_grid
 from ..models.calcium import CANDIDATE_HU, CROP_SHAPE, CROP_SPACING
+from ..pipeline.stages import heart_centre
 from ..simulation import sample_acquisition
 from ..simulation.acquisition import KERNELS
 from ..simulation.anatomy import Anatomy, sample_anatomy, stream
@@ -289,9 +290,7 @@ def inserted_crop(
     rng = stream(seed, "turn")
     hu, calcium, other = insert(background, seed, version)
     geometry = background.volume.geometry
-    box = bounding_box(background.heart)
-    middle = geometry.to_lps([(s.start + s.stop - 1) / 2 for s in box])
-    centre = middle + rng.normal(0.0, jitter_mm, 3)
+    centre = np.add(heart_centre(background.heart, geometry), rng.normal(0.0, jitter_mm, 3))
     grid = centred_grid(geometry, (centre[0], centre[1], centre[2]), CROP_SPACING, CROP_SHAPE)
     where = _turned(grid, geometry, centre, rng)
     near = widened(background.heart, geometry, margin_mm)

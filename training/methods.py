@@ -17,12 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError, SeriesError
+from ..errors import InputError
 from ..models.direct import GROUPS, direct_group
 from ..scoring import score
 from ..scoring.agreement import Estimate, agreement, bootstrap, confusion, kappa
 from .datasets import annotated_sources
-from .evaluation import COUNTED_HU
 from .metrics import dice, highest_keeping
 
 log = logging.getLogger(__name__)
@@ -40,7 +39,8 @@ class MethodCase:
         positive: Whether there is, or may be, calcium.
         highest: Of an exclusion, the threshold below which the scan is positive.
         excluded: Whether the exclusion left the calcium network out.
-        calcium_dice: Of the voxels ≥ 130 HU, where there is true calcium and the method makes a mask.
+        calcium_dice: Of what counts by the rule `agatston`, where there is true calcium and the method makes
+            a mask.
         seconds: Reading, networks and scoring; nothing is written.
     """
 
@@ -102,37 +102,27 @@ def run_method(method: str, data: Path, device: str, allow: Sequence[str] = ()) 
             log.warning("%s is left out: it is no DICOM, or its calcium is not annotated", scan.name)
             continue
         calcium = scan.calcium
-        truth = score(scan.volume, calcium, slice_thickness=scan.series.slice_thickness).total
+        truth = score(scan.volume, calcium)
         if not number:  # the first run of a network is slow
-            _quietly(chain, Case(series=scan.series))
-        known: dict[str, Any] = {"name": scan.name, "patient": source.patient, "true_score": truth}
-        try:
-            case = chain(Case(series=scan.series))
-        except SeriesError as error:
-            status = "rejected" if error.exit_code == 0 else "failed"
-            cases.append(MethodCase(**known, status=status, reason=str(error)))
+            chain(Case(series=scan.series))
+        known: dict[str, Any] = {"name": scan.name, "patient": source.patient, "true_score": truth.total}
+        case = chain(Case(series=scan.series))
+        if case.stop is not None:
+            cases.append(MethodCase(**known, status=case.stop.status, reason=case.stop.reason))
             continue
         mask = case.screened if case.calcium is None else case.calcium
-        counted = scan.volume.hu >= COUNTED_HU
         cases.append(
             MethodCase(
                 **known,
                 **_said(case),
-                calcium_dice=dice(mask & counted, calcium & counted)
-                if mask is not None and truth > 0
+                calcium_dice=dice(score(scan.volume, mask).counted, truth.counted)
+                if mask is not None and truth.total > 0
                 else None,
                 seconds=sum(case.timings.values()),
             )
         )
         log.info("%s: %s done", method, scan.name)
     return MethodResult(method=method, cases=tuple(cases), peak_mb=peak_memory())
-
-
-def _quietly(chain: Any, case: Any) -> None:
-    try:
-        chain(case)
-    except SeriesError:
-        return
 
 
 def _said(case: Any) -> dict[str, Any]:

@@ -80,7 +80,9 @@ def _found(trainer: Trainer, hu: npt.NDArray[np.int16], near: npt.NDArray[np.boo
     boxes = [box for box in (window_of(GRID[i]) for i in TILES) if near[box].any()]
     for start in range(0, len(boxes), BATCH):
         part = boxes[start : start + BATCH]
-        patches = as_input(np.stack([hu[box] for box in part]).astype(np.float32))[:, None]
+        patches = as_input(np.stack([hu[box] for box in part]).astype(np.float32), trainer.recipe.window_hu)[
+            :, None
+        ]
         logits = trainer.logits(torch.from_numpy(patches).to(trainer.device))[:, 0]
         for box, mask in zip(part, (logits >= 0).cpu().numpy(), strict=True):
             found[box] |= mask

@@ -29,7 +29,7 @@ import torch
 from ..errors import TrainingError
 from ..imaging.atomic import remove_leftovers, write_json, write_whole
 from ..imaging.tiling import Corner, patch_corners
-from ..models.calcium import CANDIDATE_HU, CROP_SHAPE, PATCH_SHAPE, PATCH_STEP, WINDOW_HU
+from ..models.calcium import CANDIDATE_HU, CROP_SHAPE, PATCH_SHAPE, PATCH_STEP, WINDOW_HU, Window
 
 log = logging.getLogger(__name__)
 
@@ -205,9 +205,9 @@ def split_patients(cache: CropCache, share: float, seed: int) -> tuple[list[int]
     return [i for i, h in enumerate(inside) if not h], [i for i, h in enumerate(inside) if h]
 
 
-def as_input(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def as_input(image: npt.NDArray[np.float32], window_hu: Window = WINDOW_HU) -> npt.NDArray[np.float32]:
     """HU as the network sees them, in place: the window onto [0, 1], as `models.calcium.normalise` does."""
-    low, high = WINDOW_HU
+    low, high = window_hu
     np.clip(image, low, high, out=image)
     image -= np.float32(low)
     image /= np.float32(high - low)
@@ -247,6 +247,7 @@ class Batches(ABC):
         mistake_share: Share of all patches drawn around a mistake; `RandomBatches` only, see `show`.
         noise_hu: Largest standard deviation of the white noise added to a patch, HU.
         offset_hu: Standard deviation of what is added to a whole patch, HU.
+        window_hu: As in `as_input`.
         seed: Of everything.
     """
 
@@ -261,6 +262,7 @@ class Batches(ABC):
         mistake_share: float = 0.0,
         noise_hu: float = 0.0,
         offset_hu: float = 0.0,
+        window_hu: Window = WINDOW_HU,
         seed: int,
     ) -> None:
         self.cache = cache
@@ -271,6 +273,7 @@ class Batches(ABC):
         self.mistake_share = mistake_share
         self.noise_hu = noise_hu
         self.offset_hu = offset_hu
+        self.window_hu = window_hu
         self.seed = seed
 
     @property
@@ -301,7 +304,7 @@ class Batches(ABC):
                 image[k, 0] += noise * np.float32(rng.uniform(0.0, self.noise_hu))
             if self.offset_hu:
                 image[k, 0] += np.float32(rng.normal(0.0, self.offset_hu))
-        return torch.from_numpy(as_input(image)), torch.from_numpy(label)
+        return torch.from_numpy(as_input(image, self.window_hu)), torch.from_numpy(label)
 
 
 class GridBatches(Batches):

@@ -9,7 +9,7 @@ from mhubio.core import IO, Instance, InstanceData, Module, ValueOutput
 
 from ..pipeline.outputs import report_values
 from ..pipeline.stages import ScoreCalcium
-from .handover import CALCIUM, CASE, CT, for_each_case, read_case, read_provenance, write_case
+from .handover import CALCIUM, CASE, CT, for_each_case, read_case, workflow_of, write_case
 
 
 @ValueOutput.Name("agatston_score")
@@ -38,7 +38,6 @@ class AGSCalculator(Module):
     rule: str
     calibration_factor: float | None
 
-    @IO.Instance()
     @for_each_case
     @IO.Input("in_case", CASE, the="header facts of the series")
     @IO.Input("in_data", CT, the="CT, int16 HU")
@@ -56,9 +55,9 @@ class AGSCalculator(Module):
     ) -> None:
         """Score one series."""
         path = Path(in_case.abspath)
-        allow = read_provenance(path)["allowed_gates"]
+        allow = workflow_of(self.config).options("DicomImporter").allow
         stage = ScoreCalcium(rule=self.rule, calibration_factor=self.calibration_factor, allow=allow)
         case = stage(read_case(path, ct=Path(in_data.abspath), calcium=Path(in_calcium.abspath)))
         write_case(path, case)
         values = report_values(case)
-        agatston_score.value, risk_group.value = values["agatston_score"], values["risk_group"]
+        agatston_score.value, risk_group.value = values.get("agatston_score"), values.get("risk_group")

@@ -33,7 +33,6 @@ class DSegConverter(Module):
     converted_file_name: str
     model_name: str
 
-    @IO.Instance()
     @for_each_case
     @IO.Input("in_case", CASE, the="header facts of the series")
     @IO.Input("in_heart", HEART, the="heart, 0 and 1")
@@ -55,12 +54,13 @@ class DSegConverter(Module):
         if not masks:
             raise WorkflowError("DSegConverter needs DeepCACRunner or ScreeningRunner before it")
         case = read_case(path, heart=Path(in_heart.abspath), calcium=Path(masks[0].abspath))
-        if case.heart is None or case.calcium is None:
+        geometry = read_geometry(path)
+        if case.heart is None or case.calcium is None or geometry is None:
             raise TypeError("the SEG needs the heart and the calcium")
         write_segmentation(
             Path(out_data.abspath),
             series=case.series,
-            geometry=read_geometry(path),
+            geometry=geometry,
             heart=case.heart,
             calcium=case.calcium,
             algorithm_name=self.model_name,

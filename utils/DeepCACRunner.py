@@ -8,7 +8,7 @@ from pathlib import Path
 from mhubio.core import IO, Instance, InstanceData, Module
 from mhubio.core.Logger import ConsoleCapture
 
-from ..pipeline.chain import choose_device, describe_device
+from ..pipeline.chain import choose_device, describe_device, lowest_counted_hu, on_device
 from ..pipeline.stages import FindCalcium
 from ..weights import resolve
 from .handover import (
@@ -17,8 +17,8 @@ from .handover import (
     CT,
     HEART,
     for_each_case,
-    note_network,
     read_case,
+    scoring_rule,
     write_case,
     write_mask,
 )
@@ -27,22 +27,22 @@ from .handover import (
 @IO.Config("weights", str, "bundled", the="name in weights/manifest.json, or folder of a set of weights")
 @IO.Config(
     "heart_margin_mm",
-    float,
-    4.0,
-    the="look for calcium in the heart widened by this much only; .inf: in the whole crop",
+    float | None,
+    None,
+    the="look in the heart widened by this much only; .inf: in the whole crop; null: as the weights say",
 )
 @IO.Config(
     "peak_probability",
-    float,
-    0.7,
-    the="count a lesion only where the network is somewhere as sure as this; 0.5: every lesion",
+    float | None,
+    None,
+    the="count a lesion only if the network is somewhere as sure; 0.5: every one; null: as the weights say",
 )
 class DeepCACRunner(Module):
     """Segment the coronary calcium around the heart. The model is loaded once."""
 
     weights: str
-    heart_margin_mm: float
-    peak_probability: float
+    heart_margin_mm: float | None
+    peak_probability: float | None
 
     def task(self) -> None:
         """Segment the calcium of every series.
@@ -55,16 +55,17 @@ class DeepCACRunner(Module):
 
             self.set = resolve(self.weights, "calcium")
             self.device = choose_device("auto")
-            self.stage = FindCalcium(
+            stage = FindCalcium(
                 model=CalciumModel.load(self.set, self.device),
                 weights=self.set,
                 heart_margin_mm=self.heart_margin_mm,
                 peak_probability=self.peak_probability,
+                lowest_hu=lowest_counted_hu(scoring_rule(self)),
             )
+            self.stage = on_device(stage, self.device)
         self.log(f"device: {describe_device(self.device)}; weights: {self.set.name} {self.set.hash[:12]}")
         self.find_calcium()
 
-    @IO.Instance()
     @for_each_case
     @IO.Input("in_case", CASE, the="header facts of the series")
     @IO.Input("in_data", CT, the="CT, int16 HU")
@@ -81,6 +82,6 @@ class DeepCACRunner(Module):
         """Segment the calcium of one series."""
         path = Path(in_case.abspath)
         case = self.stage(read_case(path, ct=Path(in_data.abspath), heart=Path(in_heart.abspath)))
-        write_mask(Path(out_data.abspath), case.calcium, case.volume)
         write_case(path, case)
-        note_network(path, self.set, self.device)
+        if case.stop is None:
+            write_mask(Path(out_data.abspath), case.calcium, case.volume)

@@ -7,25 +7,21 @@ import json
 import shutil
 import zipfile
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from mhubio.core import IO, DataType, DirectoryChain, FileType, Instance, InstanceData, Meta, Module
 
-from .. import __version__
 from ..dicom import Discovery, Series, SliceRef, discover, safe_name
 from ..dicom.files import open_slice
 from ..errors import OutputUnwritable
 from ..imaging.atomic import output_errors, write_whole
 from ..pipeline.case import Case
-from ..pipeline.chain import patient_folder
-from ..pipeline.results import ResultRow, result_row
+from ..pipeline.chain import patient_folder, run_stage
 from ..pipeline.run import check_folders
 from ..pipeline.stages import check_headers
-from ..pipeline.workflow import MODULES, Workflow
-from .handover import CASE, case_path, note, write_case
+from .handover import CASE, CASE_FILE, REJECTED, case_to_json, log_stop, workflow_of, write_case
 
 
 @IO.Config("source_dir", str, "input_data", the="folder with the DICOM data, below data_base_dir")
@@ -57,32 +53,36 @@ class DicomImporter(Module):
             InputError: The source folder is not there, unreadable or without DICOM.
             OutputError: The import folder cannot be written.
         """
-        check_workflow(self.config._config)
+        workflow_of(self.config)
         source, target = (
             Path(DirectoryChain(path=folder, parent=self.config.data.dc).abspath)
             for folder in (self.source_dir, self.import_dir)
         )
         check_folders(source, target)
         found = discover(source, allow=self.allow)
-        rejected = []
-        for series in found.series:
-            if series.rejection is None:
-                self._import(series, target)
-            else:
-                code, reason = series.rejection.code, series.rejection.message
-                self.log(f"series {series.series_uid}: rejected, {code}: {reason}", level="WARNING")
-                rejected.append(result_row(Case(series=series), status="rejected", code=code, reason=reason))
+        rejected = [case for series in found.series if (case := self._import(series, target)) is not None]
         self.log(f"{len(found.series)} series found, {len(rejected)} rejected by their headers")
         self._list(rejected, found)
 
-    def _import(self, series: Series, target: Path) -> None:
+    def _import(self, series: Series, target: Path) -> Case | None:
+        """Make a series an instance; the case of one that becomes none."""
         name = safe_name(series.series_uid)
         folder = target / name
-        _clear(folder)
-        case = check_headers(Case(series=link_files(series, folder / "dicom", number=self.sort_data)))
-        write_case(folder / "case.json", case)
-        provenance = {"deepcac2": __version__, "runner": "mhubio", "allowed_gates": sorted(self.allow)}
-        note(folder / "case.json", "provenance", weights={}, **provenance)
+
+        def stage(case: Case) -> Case:
+            case = check_headers(case)
+            if case.stop is None:
+                _clear(folder)
+                write_case(folder / CASE_FILE, case)  # the folder is known as ours, whatever happens next
+                linked = link_files(series, folder / "dicom", number=self.sort_data)
+                case = replace(case, series=linked)
+            return case
+
+        case = run_stage(self.label, stage, Case(series=series))
+        if case.stop is not None:
+            log_stop(self, case)
+            return case
+        write_case(folder / CASE_FILE, case)
 
         instance = Instance(str(folder))
         instance.attr |= {
@@ -97,43 +97,20 @@ class DicomImporter(Module):
         self.config.data.addInstance(instance)
         meta = {k: _from_header(v, case.series.slices[0]) for k, v in self.meta.items()}
         InstanceData("dicom", DataType(FileType.DICOM, Meta() + meta), instance).confirm()
-        InstanceData(case_path(instance).name, DataType.fromString(CASE), instance).confirm()
+        InstanceData(CASE_FILE, DataType.fromString(CASE), instance).confirm()
+        return None
 
-    def _list(self, rejected: list[ResultRow], found: Discovery) -> None:
-        """Write ``rejected.json``: the rows of what becomes no instance."""
+    def _list(self, rejected: list[Case], found: Discovery) -> None:
+        """Write ``rejected.json``: what becomes no instance, for `DataOrganizer`."""
         for unread in found.unreadable:
-            where = f"{unread.path}: {unread.reason}"
-            self.log(f"unreadable-file: {where}", level="ERROR")
-            rejected.append(
-                ResultRow(
-                    patient_id="",
-                    study_uid="",
-                    series_uid="",
-                    status="failed",
-                    code="unreadable-file",
-                    reason=where,
-                )
-            )
-        data = InstanceData(
-            "rejected.json", DataType.fromString("json:mod=rejected"), self.config.data.globalInstance
-        )
-        rows = [asdict(row) for row in rejected]
-        write_whole(Path(data.abspath), json.dumps(rows, indent=1).encode())
+            self.log(f"unreadable-file: {unread.path}: {unread.reason}", level="ERROR")
+        data = InstanceData("rejected.json", DataType.fromString(REJECTED), self.config.data.globalInstance)
+        content = {
+            "cases": [case_to_json(case) for case in rejected],
+            "unreadable": [[str(unread.path), unread.reason] for unread in found.unreadable],
+        }
+        write_whole(Path(data.abspath), json.dumps(content, indent=1, default=str).encode())
         data.confirm()
-
-
-def check_workflow(config: dict[str, Any]) -> None:
-    """Read a workflow as strictly as the command line does.
-
-    Modules that are mhubio's own are left to mhubio.
-
-    Raises:
-        WorkflowError: An option of one of our modules is unknown or has a wrong value.
-    """
-    ours = set(MODULES) - {"DataOrganizer"}
-    steps = [s for s in config["execute"] if (s["module"] if isinstance(s, dict) else s) in ours]
-    options = {k: v for k, v in (config.get("modules") or {}).items() if k in ours}
-    Workflow.parse(yaml.safe_dump({"execute": steps, "modules": options}), name="mhubio")
 
 
 def link_files(series: Series, folder: Path, *, number: bool) -> Series:
@@ -184,7 +161,7 @@ def _clear(folder: Path) -> None:
         OutputUnwritable: The folder was made by something else, or cannot be removed.
     """
     if folder.exists():
-        if not (folder / "case.json").is_file():
+        if not (folder / CASE_FILE).is_file():
             raise OutputUnwritable(f"{folder} holds files of another program; choose another import_dir")
         with output_errors(folder):
             shutil.rmtree(folder)

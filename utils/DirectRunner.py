@@ -8,11 +8,12 @@ from pathlib import Path
 from mhubio.core import IO, Instance, InstanceData, Module, ValueOutput
 from mhubio.core.Logger import ConsoleCapture
 
-from ..pipeline.chain import choose_device, describe_device
+from ..imaging.files import write_image
+from ..pipeline.chain import choose_device, describe_device, on_device
 from ..pipeline.outputs import report_values
 from ..pipeline.stages import ScoreDirectly
 from ..weights import resolve
-from .handover import CASE, CT, for_each_case, heart_path, note_network, read_case, write_case
+from .handover import ATTENTION, CASE, CT, for_each_case, heart_path, read_case, write_case
 
 
 @ValueOutput.Name("direct_score")
@@ -50,19 +51,19 @@ class DirectRunner(Module):
 
             self.set = resolve(self.weights, "direct")
             self.device = choose_device("auto")
-            self.stage = ScoreDirectly(
+            stage = ScoreDirectly(
                 model=DirectModel.load(self.set, self.device),
                 weights=self.set,
                 localise=self.localise,
-                attend=False,
             )
+            self.stage = on_device(stage, self.device)
         self.log(f"device: {describe_device(self.device)}; weights: {self.set.name} {self.set.hash[:12]}")
         self.score()
 
-    @IO.Instance()
     @for_each_case
     @IO.Input("in_case", CASE, the="header facts of the series")
     @IO.Input("in_data", CT, the="CT, int16 HU")
+    @IO.Output("out_data", "attention.nii.gz", ATTENTION, data="in_data", the="where what counted lies")
     @IO.OutputData("direct_score", DirectScore, the="Agatston score")
     @IO.OutputData("direct_group", DirectGroup, the="risk group, 0 to 4")
     def score(
@@ -70,6 +71,7 @@ class DirectRunner(Module):
         instance: Instance,
         in_case: InstanceData,
         in_data: InstanceData,
+        out_data: InstanceData,
         direct_score: DirectScore,
         direct_group: DirectGroup,
     ) -> None:
@@ -78,6 +80,7 @@ class DirectRunner(Module):
         heart = heart_path(instance) if self.localise == "heart" else None
         case = self.stage(read_case(path, ct=Path(in_data.abspath), heart=heart))
         write_case(path, case)
-        note_network(path, self.set, self.device)
+        if case.attention is not None and case.volume is not None:
+            write_image(Path(out_data.abspath), case.attention, case.volume.geometry)
         values = report_values(case)
-        direct_score.value, direct_group.value = values["direct_score"], values["direct_group"]
+        direct_score.value, direct_group.value = values.get("direct_score"), values.get("direct_group")

@@ -8,7 +8,7 @@ from pathlib import Path
 from mhubio.core import IO, Instance, InstanceData, Module
 from mhubio.core.Logger import ConsoleCapture
 
-from ..pipeline.chain import choose_device, describe_device
+from ..pipeline.chain import choose_device, describe_device, on_device
 from ..pipeline.stages import FindHeart
 from ..weights import resolve
 from .handover import (
@@ -16,9 +16,8 @@ from .handover import (
     CT,
     HEART,
     for_each_case,
-    note_network,
     read_case,
-    read_provenance,
+    workflow_of,
     write_case,
     write_mask,
 )
@@ -41,11 +40,12 @@ class HeartRunner(Module):
 
             self.set = resolve(self.weights, "heart")
             self.device = choose_device("auto")
-            self.model = HeartModel.load(self.set, self.device)
+            model = HeartModel.load(self.set, self.device)
+            allow = workflow_of(self.config).options("DicomImporter").allow
+            self.stage = on_device(FindHeart(model=model, weights=self.set, allow=allow), self.device)
         self.log(f"device: {describe_device(self.device)}; weights: {self.set.name} {self.set.hash[:12]}")
         self.find_heart()
 
-    @IO.Instance()
     @for_each_case
     @IO.Input("in_case", CASE, the="header facts of the series")
     @IO.Input("in_data", CT, the="CT, int16 HU")
@@ -55,9 +55,7 @@ class HeartRunner(Module):
     ) -> None:
         """Segment the heart of one series."""
         path = Path(in_case.abspath)
-        provenance = read_provenance(path)
-        stage = FindHeart(model=self.model, weights=self.set, allow=provenance["allowed_gates"])
-        case = stage(read_case(path, ct=Path(in_data.abspath)))
-        write_mask(Path(out_data.abspath), case.heart, case.volume)
+        case = self.stage(read_case(path, ct=Path(in_data.abspath)))
         write_case(path, case)
-        note_network(path, self.set, self.device)
+        if case.stop is None:
+            write_mask(Path(out_data.abspath), case.heart, case.volume)

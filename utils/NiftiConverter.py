@@ -41,7 +41,6 @@ class NiftiConverter(Module):
             raise WorkflowError(f"NiftiConverter: engine must be 'deepcac2', not {self.engine!r}")
         self.convert()
 
-    @IO.Instance()
     @for_each_case
     @IO.Input("in_case", CASE, the="header facts of the series")
     @IO.Inputs("in_datas", the="DICOM series")
@@ -70,7 +69,6 @@ class NiftiConverter(Module):
             self.log(f"{target.name} is there already and is kept")
             return
         case = build_volume(read_case(path))
-        if case.volume is None:
-            raise TypeError("the stage before left no volume")
-        write_image(target, case.volume.hu, case.volume.geometry)
         write_case(path, case)
+        if case.stop is None and case.volume is not None:
+            write_image(target, case.volume.hu, case.volume.geometry)

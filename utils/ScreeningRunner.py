@@ -8,7 +8,7 @@ from pathlib import Path
 from mhubio.core import IO, Instance, InstanceData, Module, ValueOutput
 from mhubio.core.Logger import ConsoleCapture
 
-from ..pipeline.chain import choose_device, describe_device
+from ..pipeline.chain import choose_device, describe_device, on_device
 from ..pipeline.outputs import report_values
 from ..pipeline.stages import Screen
 from ..weights import resolve
@@ -18,7 +18,6 @@ from .handover import (
     SCREENED,
     for_each_case,
     heart_path,
-    note_network,
     read_case,
     write_case,
     write_mask,
@@ -35,7 +34,12 @@ class CalciumPossible(ValueOutput):
 
 @IO.Config("weights", str, "bundled", the="name in weights/manifest.json, or folder of a set of weights")
 @IO.Config("localise", str, "heart", the="where the crop is laid: heart (its mask) or chest-wall")
-@IO.Config("heart_margin_mm", float, 4.0, the="look in the heart widened by this much; .inf: in the crop")
+@IO.Config(
+    "heart_margin_mm",
+    float | None,
+    None,
+    the="look in the heart widened by this much; .inf: in the crop; null: as the weights say",
+)
 @IO.Config(
     "threshold", float | None, None, the="probability from which something is calcium; null: the weights' own"
 )
@@ -45,7 +49,7 @@ class ScreeningRunner(Module):
 
     weights: str
     localise: str
-    heart_margin_mm: float
+    heart_margin_mm: float | None
     threshold: float | None
     exclude: bool
 
@@ -60,17 +64,17 @@ class ScreeningRunner(Module):
 
             self.set = resolve(self.weights, "screening")
             self.device = choose_device("auto")
-            self.stage = Screen(
+            stage = Screen(
                 model=ScreeningModel.load(self.set, self.device, threshold=self.threshold),
                 weights=self.set,
                 localise=self.localise,
                 heart_margin_mm=self.heart_margin_mm,
                 exclude=self.exclude,
             )
+            self.stage = on_device(stage, self.device)
         self.log(f"device: {describe_device(self.device)}; weights: {self.set.name} {self.set.hash[:12]}")
         self.screen()
 
-    @IO.Instance()
     @for_each_case
     @IO.Input("in_case", CASE, the="header facts of the series")
     @IO.Input("in_data", CT, the="CT, int16 HU")
@@ -88,7 +92,7 @@ class ScreeningRunner(Module):
         path = Path(in_case.abspath)
         heart = heart_path(instance) if self.localise == "heart" else None
         case = self.stage(read_case(path, ct=Path(in_data.abspath), heart=heart))
-        write_mask(Path(out_data.abspath), case.screened, case.volume)
         write_case(path, case)
-        note_network(path, self.set, self.device)
-        calcium_possible.value = report_values(case)["calcium_possible"]
+        if case.stop is None:
+            write_mask(Path(out_data.abspath), case.screened, case.volume)
+        calcium_possible.value = report_values(case).get("calcium_possible")

@@ -11,79 +11,123 @@ from __future__ import annotations
 
 import functools
 import json
-import time
-import traceback
+import sys
 import types
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
-from mhubio.core import Instance, Module
+import yaml
+from mhubio.core import IO, Config, Instance, Module
 
-from ..dicom import Finding, Series
-from ..errors import DeepCACError, MaskMismatch, SeriesRejected, WorkflowError
+from ..dicom import Finding, Series, safe_name
+from ..errors import DeepCACError, MaskMismatch, WorkflowError
 from ..imaging import Geometry, Volume
 from ..imaging.atomic import write_whole
 from ..imaging.files import read_image, write_image
-from ..pipeline.case import Case
-from ..pipeline.chain import describe_device, series_folder
-from ..pipeline.results import ResultRow, result_row
+from ..pipeline.case import Case, Stop
+from ..pipeline.chain import run_stage
+from ..pipeline.workflow import MODULES, AGSCalculatorOptions, Workflow, is_target
 from ..scoring import CalciumScore
-
-if TYPE_CHECKING:
-    import torch
-
-    from ..weights import WeightSet
 
 CASE = "json:mod=case"
 CT = "nifti:mod=ct"
 HEART = "nifti:mod=seg:model=deepcac2:roi=HEART"
 CALCIUM = "nifti:mod=seg:model=deepcac2:roi=CORONARY_ARTERY+PATHOLOGIC_CALCIFICATION"
 SCREENED = "nifti:mod=seg:model=screening:roi=CORONARY_ARTERY+PATHOLOGIC_CALCIFICATION"
+ATTENTION = "nifti:mod=attention:model=direct"
 SEGMENTATION = "dicomseg:mod=seg"
+REJECTED = "json:mod=rejected"
 """mhubio data types; ``roi`` is what SegDB calls the structure."""
 
 CASE_FILE = "case.json"
 
 
-def for_each_case(task: Callable[..., None]) -> Callable[..., None]:
-    """For a task under ``@IO.Instance()``: only series that got this far, each on its own.
+def for_each_case(task: Callable[..., None]) -> Callable[[Module], None]:
+    """For a task of one instance: done for every series that got this far, each on its own (`run_stage`).
 
-    A series that is rejected or breaks gets its status, code and reason as attributes of the instance and
-    one line in the log (with the traceback where it broke unexpectedly); later modules leave it alone.
+    Takes the place of ``@IO.Instance()``. The task leaves the case with `write_case`. A series that is
+    rejected or breaks gets its status, code and reason as attributes of the instance and one line in the log
+    (with the traceback where it broke unexpectedly); later modules leave it alone.
+
+    Raises:
+        DeepCACError: Not of one series alone, see `run_stage`; mhubio itself would log it and go on.
     """
 
     @functools.wraps(task)
     def run(self: Module, instance: Instance) -> None:
-        if instance.attr["status"] != "open":
+        if instance.attr["status"] != "open" or ended(self):
             return
-        started = time.perf_counter()
-        try:
+        path = case_path(instance)
+
+        def stage(case: Case) -> Case:
             task(self, instance)
-        except SeriesRejected as error:
-            _end(self, instance, "rejected", error.code, str(error))
+            return read_case(path)
+
+        try:
+            case = run_stage(self.label, stage, read_case(path))
+            write_case(path, case)
         except DeepCACError as error:
-            _end(self, instance, "failed", error.code, str(error))
-        except Exception as error:
-            # One bad series must not stop the others.
-            self.log(traceback.format_exc(), level="ERROR")
-            text = (str(error).splitlines() or [""])[0]
-            reason = f"{self.label} broke: {type(error).__name__}: {text}"
-            _end(self, instance, "failed", "internal-error", reason)
-        else:
-            note(case_path(instance), "timings", **{self.label: time.perf_counter() - started})
+            self.ended_by = error
+            return
+        if case.stop is not None:
+            instance.attr |= {k: v for k, v in asdict(case.stop).items() if k != "module"}
+            log_stop(self, case)
 
-    return run
+    def ended(self: Module) -> DeepCACError | None:
+        return getattr(self, "ended_by", None)
+
+    every = IO.Instance()(run)
+
+    @functools.wraps(task)
+    def run_all(self: Module) -> None:
+        every(self)
+        if (error := ended(self)) is not None:
+            raise error
+
+    return run_all
 
 
-def _end(module: Module, instance: Instance, status: str, code: str, reason: str) -> None:
-    instance.attr |= {"status": status, "code": code, "reason": reason}
-    level = "WARNING" if status == "rejected" else "ERROR"
-    module.log(f"series {instance.attr['sid']}: {status}, {code}: {reason}", level=level)
+def log_stop(module: Module, case: Case) -> None:
+    """Say in one line of the log why a case goes no further."""
+    stop = case.stop
+    if stop is None:
+        return
+    level = "WARNING" if stop.status == "rejected" else "ERROR"
+    where = safe_name(case.series.series_uid)
+    module.log(f"series {where}: {stop.status}, {stop.code}: {stop.reason}", level=level)
+
+
+def workflow_of(config: Config) -> Workflow:
+    """The workflow that mhubio runs, read as strictly as the command line reads it.
+
+    Modules that are mhubio's own, and targets of its organizer that only mhubio knows, are left to mhubio.
+
+    Raises:
+        WorkflowError: An option of one of our modules is unknown or has a wrong value.
+    """
+    content = config._config
+
+    def ours(options: Any) -> Any:
+        if not isinstance(options, dict) or not isinstance(options.get("targets"), list):
+            return options
+        return options | {"targets": [t for t in options["targets"] if is_target(t)]}
+
+    steps = [ours(s) for s in content["execute"] if (s["module"] if isinstance(s, dict) else s) in MODULES]
+    modules = {k: ours(v) for k, v in (content.get("modules") or {}).items() if k in MODULES}
+    return Workflow.parse(yaml.safe_dump({"execute": steps, "modules": modules}), name=_workflow_name())
+
+
+def _workflow_name() -> str:
+    """What the command line calls it: mhubio keeps only what its file says."""
+    for option in ("--config", "--workflow"):
+        if option in sys.argv[:-1]:
+            return Path(sys.argv[sys.argv.index(option) + 1]).stem
+    return "mhubio"
 
 
 def case_path(instance: Instance) -> Path:
@@ -91,68 +135,70 @@ def case_path(instance: Instance) -> Path:
     return Path(instance.abspath) / CASE_FILE
 
 
+def scoring_rule(module: Module) -> str | None:
+    """The rule that AGSCalculator will score by in the workflow of a module; None where it does not run."""
+    workflow = module.config._config
+    for entry in workflow.get("execute") or ():
+        own = dict(entry) if isinstance(entry, dict) else {"module": entry}
+        if own.pop("module", None) == "AGSCalculator":
+            options = {**((workflow.get("modules") or {}).get("AGSCalculator") or {}), **own}
+            return str(options.get("rule", AGSCalculatorOptions().rule))
+    return None
+
+
 def write_case(path: Path, case: Case) -> None:
     """Write or update the ``case.json`` with all of a case but its arrays and outputs."""
-    content = {
+    content = case_to_json(case)
+    _write(path, _read(path) | {k: v for k, v in content.items() if v is not None})
+
+
+def case_to_json(case: Case) -> dict[str, Any]:
+    """All of a case but its arrays and outputs; of the CT the geometry."""
+    return {
         "series": asdict(case.series),
         "geometry": asdict(case.volume.geometry) if case.volume is not None else None,
         "score": asdict(case.score) if case.score is not None else None,
         "findings": [asdict(finding) for finding in case.findings],
         "facts": case.facts,
+        "timings": case.timings,
+        "stop": asdict(case.stop) if case.stop is not None else None,
     }
-    present = {k: v for k, v in content.items() if v is not None}
-    _write(path, {"timings": {}, "provenance": {}} | _read(path) | present)
 
 
-def note(path: Path, section: str, **entries: Any) -> None:
-    """Add entries to a section of the ``case.json``: ``"timings"`` or ``"provenance"``."""
-    content = _read(path)
-    content[section] = content[section] | entries
-    _write(path, content)
+def case_from_json(content: dict[str, Any]) -> Case:
+    """The case of `case_to_json`, without the CT."""
+    score, stop = content.get("score"), content.get("stop")
+    return Case(
+        series=_restored(Series, content["series"]),
+        score=_restored(CalciumScore, score) if score is not None else None,
+        findings=tuple(_restored(Finding, f) for f in content["findings"]),
+        facts=content["facts"],
+        timings=content["timings"],
+        stop=_restored(Stop, stop) if stop is not None else None,
+    )
 
 
-def note_network(path: Path, weights: WeightSet, device: torch.device) -> None:
-    """Note which weights a module used, and on what, for the details JSON."""
-    used = {weights.role: {"name": weights.name, "sha256": weights.hash}}
-    known = read_provenance(path)["weights"] | used
-    note(path, "provenance", device=describe_device(device), weights=known)
-
-
-def read_case(
-    path: Path, *, ct: Path | None = None, heart: Path | None = None, calcium: Path | None = None
-) -> Case:
+def read_case(path: Path, **files: Path | None) -> Case:
     """The case so far, with those of its arrays whose NIfTI files are given.
+
+    Args:
+        files: Of ``ct``, ``heart``, ``calcium``, ``screened`` and ``attention``, see `Case`.
 
     Raises:
         MaskMismatch: A file has another size than the CT.
         InputUnreadable: A file is gone or damaged.
     """
     content = _read(path)
-    volume = None
-    if ct is not None:
-        volume = Volume(hu=_array(ct, content), geometry=_geometry(content))
-    score = content.get("score")
-    return Case(
-        series=_restored(Series, content["series"]),
-        volume=volume,
-        heart=_array(heart, content) > 0 if heart is not None else None,
-        calcium=_array(calcium, content) > 0 if calcium is not None else None,
-        score=_restored(CalciumScore, score) if score is not None else None,
-        findings=tuple(_restored(Finding, f) for f in content["findings"]),
-        facts=content["facts"],
-        timings=content["timings"],
-    )
+    arrays = {name: _array(file, content) for name, file in files.items() if file is not None}
+    volume = Volume(hu=arrays.pop("ct"), geometry=_geometry(content)) if "ct" in arrays else None
+    masks: dict[str, Any] = {n: array if n == "attention" else array > 0 for n, array in arrays.items()}
+    return replace(case_from_json(content), volume=volume, **masks)
 
 
-def read_geometry(path: Path) -> Geometry:
-    """The CT's grid, exact, without reading the CT."""
-    return _geometry(_read(path))
-
-
-def read_provenance(path: Path) -> dict[str, Any]:
-    """Versions, weights and device that made the case, for the details JSON."""
-    provenance: dict[str, Any] = _read(path)["provenance"]
-    return provenance
+def read_geometry(path: Path) -> Geometry | None:
+    """The CT's grid, exact, without reading the CT; None where none was read."""
+    content = _read(path)
+    return _geometry(content) if "geometry" in content else None
 
 
 def heart_path(instance: Instance) -> Path:
@@ -176,19 +222,6 @@ def write_mask(path: Path, mask: npt.NDArray[np.bool_] | None, volume: Volume | 
     if mask is None or volume is None:
         raise TypeError("the stage before left no mask")
     write_image(path, mask, volume.geometry)
-
-
-def row_of(case: Case, instance: Instance) -> ResultRow:
-    """The case's row of the table of results; its instance knows how it ended."""
-    return result_row(
-        case,
-        status=instance.attr["status"],
-        code=instance.attr["code"],
-        reason=instance.attr["reason"],
-        seconds=sum(case.timings.values()),
-        folder=series_folder(case.series).as_posix() if case.score is not None else "",
-        provenance=read_provenance(case_path(instance)),
-    )
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -9,7 +9,15 @@ from .manifest import ManifestEntry, bundle, load_manifest, user_folder
 from .nnunet_v1 import convert_nnunet_v1
 from .nnunet_v2 import convert_nnunet_v2
 from .published import fetch
-from .store import as_described, load_json, load_tensors, resolve, verify
+from .store import (
+    as_described,
+    load_json,
+    load_tensors,
+    require_window,
+    resolve,
+    stated_window,
+    verify,
+)
 
 __all__ = [
     "Domain",
@@ -25,7 +33,9 @@ __all__ = [
     "load_manifest",
     "load_tensors",
     "read_description",
+    "require_window",
     "resolve",
+    "stated_window",
     "user_folder",
     "verify",
     "write_description",

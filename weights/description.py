@@ -110,7 +110,8 @@ class WeightSet:
         role: One of `ROLES`.
         path: Folder that holds the files.
         files: File name to sha256 (64 lower-case hex digits), without ``weights.json`` itself.
-        hash: sha256 over the names and hashes in `files`: one number for the whole set.
+        hash: sha256 over the names and hashes in `files`: one number for all tensors.
+        description: sha256 of its ``weights.json``, which says how the tensors are used.
         domain: The scans that it was trained on; None where it does not say.
         metadata: The rest of the description: licence, citation, training data, input, measured …
     """
@@ -120,8 +121,13 @@ class WeightSet:
     path: Path
     files: Mapping[str, str]
     hash: str
+    description: str = ""
     domain: Domain | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def identity(self) -> dict[str, str]:
+        """What a result says it was made with; results of equal identities may stand in one folder."""
+        return {"name": self.name, "sha256": self.hash, "description_sha256": self.description}
 
 
 def sha256_of(path: Path) -> str:
@@ -188,6 +194,7 @@ def describe(folder: Path, *, sidecar: str = DESCRIPTION) -> WeightSet:
         path=folder,
         files=files,
         hash=set_hash(files),
+        description=sha256_of(folder / sidecar),
         domain=_domain(content, folder / sidecar),
         metadata={k: v for k, v in content.items() if k not in known},
     )

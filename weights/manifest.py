@@ -75,6 +75,28 @@ def default_entry(role: str) -> ManifestEntry:
     return found
 
 
+def make_default(name: str, manifest: Path = MANIFEST) -> None:
+    """Make a set what ``"bundled"`` means for its role, in every workflow: for whoever builds an image.
+
+    Args:
+        name: Of a set in the manifest.
+        manifest: The file, which is written anew.
+
+    Raises:
+        WeightsMissing: The manifest has no such set.
+        DiskFull, OutputUnwritable: The manifest cannot be written.
+    """
+    content = json.loads(manifest.read_text(encoding="utf-8"))
+    rows = {row["name"]: row for row in content["sets"]}
+    if name not in rows:
+        raise WeightsMissing(f"the manifest has no weights {name!r}; it has {', '.join(rows)}")
+    for row in content["sets"]:
+        if row["role"] == rows[name]["role"]:
+            row["default"] = row["name"] == name
+    write_json(manifest, content)
+    load_manifest.cache_clear()
+
+
 def user_folder() -> Path:
     """Where fetched sets are kept: ``$XDG_DATA_HOME/deepcac2/weights``, by default in ``~/.local/share``
     (XDG Base Directory Specification 0.8)."""

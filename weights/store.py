@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import WeightsAltered, WeightsError, WeightsMissing, WeightsUnsupported
-from .description import DESCRIPTION, Domain, WeightSet, describe, sha256_of
+from .description import DESCRIPTION, Domain, Range, WeightSet, describe, sha256_of
 from .manifest import PACKAGE_FOLDER, default_entry, load_manifest, user_folder
 
 if TYPE_CHECKING:
@@ -124,6 +125,44 @@ def as_described(weights: WeightSet, what: str) -> Iterator[None]:
             f"the weights {weights.name!r} are no {what} that this version knows ({reason}); "
             "choose others with --weights"
         ) from error
+
+
+def stated_window(weights: WeightSet, name: str = "window_hu") -> Range | None:
+    """The intensity window that a set was trained with, HU (lowest, highest); None where it does not say.
+
+    Args:
+        name: Of the window in the description's ``normalisation``.
+
+    Raises:
+        WeightsError: It is no window.
+    """
+    window = (weights.metadata.get("normalisation") or {}).get(name)
+    if window is None:
+        return None
+    try:
+        low, high = (float(v) for v in window)
+    except (TypeError, ValueError):
+        low, high = 1.0, 0.0
+    if not -math.inf < low < high < math.inf:
+        raise WeightsError(
+            f"{weights.path / DESCRIPTION}: {name} is [lowest HU, highest HU], not {window!r}; correct it"
+        )
+    return low, high
+
+
+def require_window(weights: WeightSet, window: Range, name: str = "window_hu") -> None:
+    """Refuse a set that was trained with another intensity window than the code's.
+
+    Raises:
+        WeightsError: The window that it states is none.
+        WeightsUnsupported: It is another.
+    """
+    stated = stated_window(weights, name)
+    if stated not in (None, window):
+        raise WeightsUnsupported(
+            f"the weights {weights.name!r} state {name} {list(stated)} and this version knows "
+            f"{list(window)} only; train them anew"
+        )
 
 
 def load_json(weights: WeightSet, name: str) -> Any:

@@ -1,7 +1,7 @@
 // One series: the result, the pictures, and all that is written about it.
 
 import { get } from "./api.js";
-import { badge, count, date, facts, h, number, shortUid, table } from "./dom.js";
+import { badge, count, date, facts, h, mark, number, shortUid, table } from "./dom.js";
 
 export async function caseView(content, { about }) {
   const uid = decodeURIComponent(location.pathname.slice("/case/".length));
@@ -28,11 +28,11 @@ function panel(title, ...children) {
 function heading({ row, viewer }, about) {
   const result = row.status === "scored"
     ? [row.agatston_score !== null && h("div", { class: "result" }, h("span", { class: "quiet" }, "Agatston score"),
-      h("strong", {}, number(row.agatston_score, 1)), badge(row.risk_group, about.risk_names[row.risk_group])),
+      h("strong", {}, number(row.agatston_score, 1)), mark(row.caution), badge(row.risk_group, about.risk_names[row.risk_group])),
     row.direct_score !== null && h("div", { class: "result" }, h("span", { class: "quiet" }, "Direct score"),
-      h("strong", {}, number(row.direct_score, 1)), h("span", {}, `group ${row.direct_group ?? "–"}`)),
+      h("strong", {}, number(row.direct_score, 1)), mark(row.caution), h("span", {}, `group ${row.direct_group ?? "–"}`)),
     row.screening_positive !== null && h("div", { class: "result" }, h("span", { class: "quiet" }, "Calcium possible"),
-      h("strong", {}, row.screening_positive ? "yes" : "no"))]
+      h("strong", {}, row.screening_positive ? "yes" : "no"), mark(row.caution))]
     : [h("div", { class: "result" }, h("span", { class: `state ${row.status}` }, `${row.status}: ${row.code}`))];
   return h("section", { class: "panel case-head", "aria-label": "Result" },
     h("div", { class: "who" }, h("p", { class: "quiet small" }, h("a", { href: "/" }, "‹ all cases")),
@@ -42,7 +42,8 @@ function heading({ row, viewer }, about) {
     h("div", { class: "actions" },
       viewer ? h("a", { class: "button primary", href: viewer, target: "_blank", rel: "noopener" }, "Open in viewer") : null,
       h("button", { type: "button", onclick: () => window.print() }, "Print")),
-    row.reason ? h("p", { class: "reason" }, row.reason) : null);
+    row.reason ? h("p", { class: "reason" }, row.reason) : null,
+    row.caution ? h("p", { class: "reason caution" }, row.caution) : null);
 }
 
 function pictures(found, about, base) {
@@ -206,5 +207,5 @@ function others({ others: rows }, about) {
   return panel("Other series of this patient", table("Other series of this patient",
     [{ label: "Series" }, { label: "Time point" }, { label: "Kernel" }, { label: "Score", number: true }, { label: "Risk group" }],
     rows.map((r) => [h("a", { href: `/case/${r.series_uid}` }, r.series_description || shortUid(r.series_uid)), r.time_point || date(r.study_date),
-      r.kernel, r.status === "scored" ? number(r.agatston_score, 1) : r.code, badge(r.risk_group, about.risk_names[r.risk_group])])));
+      r.kernel, r.status === "scored" ? h("span", {}, number(r.agatston_score, 1), " ", mark(r.caution)) : r.code, badge(r.risk_group, about.risk_names[r.risk_group])])));
 }

@@ -55,6 +55,11 @@ export function facts(pairs) {
     .map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value ?? "–"))));
 }
 
+/** A mark beside a result that needs a caution, which it says when asked; nothing where there is none. */
+export function mark(caution) {
+  return caution ? h("span", { class: "mark", role: "img", title: caution, "aria-label": `caution: ${caution}` }, "!") : null;
+}
+
 export function badge(group, name) {
   if (group === null || group === undefined) return "–";
   return h("span", { class: `badge risk-${group}` }, h("span", { "aria-hidden": "true", class: "dot" }),

@@ -1,7 +1,12 @@
 // The case table: sorted and paged on the server.
 
-import { badge, count, date, h, number, shortUid } from "./dom.js";
+import { badge, count, date, h, mark, number, shortUid } from "./dom.js";
 import { withValue } from "./filters.js";
+
+/** A result in words, with a mark beside it where it needs one. */
+function marked(row, value, words) {
+  return row.caution && value !== null ? h("span", { class: "marked" }, words, " ", mark(row.caution)) : words;
+}
 
 function columns(about) {
   const list = [
@@ -11,7 +16,7 @@ function columns(about) {
     { name: "time_point", label: "Time point", cell: (r) => h("span", { title: date(r.study_date) }, r.time_point || "–") },
     { name: "status", label: "Status", only: (rows) => rows.some((r) => r.status !== "scored"),
       cell: (r) => h("span", { class: `state ${r.status}`, title: r.reason }, r.code ? `${r.status}: ${r.code}` : r.status) },
-    { name: "agatston_score", label: "Score", number: true, cell: (r) => number(r.agatston_score, 1) },
+    { name: "agatston_score", label: "Score", number: true, cell: (r) => marked(r, r.agatston_score, number(r.agatston_score, 1)) },
     { name: "risk_group", label: "Risk group", cell: (r) => badge(r.risk_group, about.risk_names[r.risk_group]) },
     { name: "kernel", label: "Kernel", cell: (r) => r.kernel || "–" },
     { name: "manufacturer", label: "Manufacturer", cell: (r) => h("span", { title: r.model_name }, r.manufacturer || "–") },
@@ -20,11 +25,11 @@ function columns(about) {
       ? h("span", { class: "tags" }, r.warnings.split(";").map((w) => h("span", { class: "tag", title: about.meanings[w] }, w)))
       : "–" },
   ];
-  if (about.used.direct_score) list.splice(6, 0, { name: "direct_score", label: "Direct score", number: true, cell: (r) => number(r.direct_score, 1) });
+  if (about.used.direct_score) list.splice(6, 0, { name: "direct_score", label: "Direct score", number: true, cell: (r) => marked(r, r.direct_score, number(r.direct_score, 1)) });
   if (about.used.direct_group) list.splice(7, 0, { name: "direct_group", label: "Direct group", number: true, cell: (r) => number(r.direct_group) });
   if (about.used.screening_positive) {
     list.splice(6, 0, { name: "screening_positive", label: "Calcium possible",
-      cell: (r) => (r.screening_positive === null ? "–" : r.screening_positive ? "yes" : "no") });
+      cell: (r) => (r.screening_positive === null ? "–" : marked(r, true, r.screening_positive ? "yes" : "no")) });
   }
   for (const name of about.clinical.columns) {
     list.push({ name, label: name, cell: (r) => (typeof r[name] === "number" ? number(r[name], 2) : r[name] ?? "–") });

@@ -51,6 +51,8 @@ def misbehave(fault: str, marks: Path) -> None:
         raise MemoryError
     elif fault == "exit":
         os._exit(3)
+    elif fault == "slow":
+        time.sleep(1.0)
     elif fault == "error":
         raise ZeroDivisionError("on purpose")
     elif fault == "reject":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from deepcac2.batch.ledger import Shard
-from deepcac2.batch.run import RunSummary
+from deepcac2.batch.run import Progress, RunSummary
 from deepcac2.errors import DiskFull, OutputBusy
 
 HERE = Path(__file__).parent
@@ -118,6 +119,56 @@ def test_shards_share_an_output(tmp_path: Path) -> None:
     assert Counter(r.status for r in parts[-1].rows) == {"scored": 11, "rejected": 1}
 
 
+def test_the_run_says_which_series_its_shards_have_left(tmp_path: Path) -> None:
+    output, seen = tmp_path / "out", []
+    for i in range(3):
+        run(output, 12, {4: "reject"}, shard=Shard(i, 3))
+        seen.append(json.loads((output / "run.json").read_text())["series"])
+    assert [s["found"] for s in seen] == [s["selected"] for s in seen] == [12] * 3
+    assert [s["finished"] for s in seen] == [False, False, True]
+    for number, said in enumerate(seen, start=1):
+        left = {
+            f"1.2.{i}" for i in range(12) if not any(Shard(n, 3).holds(f"1.2.{i}") for n in range(number))
+        }
+        assert set(said["missing_series"]) == left
+        assert said["missing"] == len(left)
+        assert said["scored"] + said["rejected"] + said["failed"] == 12 - len(left)
+    assert (seen[-1]["scored"], seen[-1]["rejected"]) == (11, 1)
+
+
+def test_a_run_that_was_killed_is_not_finished(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    process = subprocess.Popen([sys.executable, str(HERE / "faulty.py"), str(output), "3", "0", "hang"])
+    deadline = time.monotonic() + 60
+    while not (output / "logs" / "journal.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    said = json.loads((output / "run.json").read_text())["series"]
+    assert said == {"found": 3, "selected": 3, "finished": False}
+
+
+@pytest.mark.parametrize("prefetch", [0, 1])
+def test_a_stop_finishes_what_is_computed_and_begins_nothing(tmp_path: Path, prefetch: int) -> None:
+    """Of eight slow series, stopped when the first is done: what is computed by then follows, no more."""
+    output, slow, engines, finishing = tmp_path / "out", dict.fromkeys(range(8), "slow"), [], []
+
+    def watch(progress: Progress) -> None:
+        if progress.done == 1:
+            engines[0].stop()
+            finishing.append(engines[0].finishing)
+
+    summary = run(output, 8, slow, prefetch=prefetch, running=engines.append, watch=watch)
+    assert 1 <= summary.done <= 1 + finishing[0] < 6
+    assert summary.left == 8 - summary.done
+    assert engines[0].finishing == 0
+    assert len(files(output)) == summary.done
+    again = run(output, 8, {})
+    assert set(outcomes(again).values()) == {("scored", "")}
+    assert again.statistics.series == summary.left
+    assert again.statistics.deaths == 0
+
+
 def killed_run(output: Path, count: int, kills: int, seed: int) -> None:
     """A run over `count` series whose parent is killed `kills` times, and then left alone."""
     command = [sys.executable, str(HERE / "faulty.py"), str(output), str(count), "1"]
@@ -189,12 +240,15 @@ def test_a_signal_lets_the_series_at_work_finish(tmp_path: Path, simulated: Path
         command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     deadline = time.monotonic() + 60
-    while not (output / "logs" / "journal.jsonl").exists() and time.monotonic() < deadline:
+    journal = output / "logs" / "journal.jsonl"
+    while not (journal.exists() and "started" in journal.read_text()) and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(0.3)
     os.killpg(process.pid, number)  # to all of its processes, as terminals and schedulers do
     _, text = process.communicate(timeout=120)
-    assert "finished first" in text
+    assert "stopping: " in text
+    assert "once more to end at once" in text
+    assert "Traceback" not in text
     assert process.returncode in (0, 130), text
     assert "died" not in (output / "logs" / "journal.jsonl").read_text()
     assert (output / "results.csv").exists()

@@ -17,6 +17,8 @@ from typing import Any
 
 import pydicom
 import pytest
+from pydicom.uid import SegmentationStorage
+from pynetdicom import AE, evt
 
 from deepcac2.batch.push import Problem, PushJournal, PushSummary
 from deepcac2.batch.push import push as push_results
@@ -126,6 +128,63 @@ def test_the_journal_holds_no_names_and_no_credentials(quick_results: Path, ct: 
     text = push(quick_results, orthanc, ct=ct).journal.read_text()
     for secret in ("SIM-0003", "c0rrect-horse", "dGVzdGVyO", str(ct)):
         assert secret not in text
+
+
+class Keeper:
+    """A storage SCP that keeps what it got first under a UID, and says of the next that it is a duplicate."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, bytes] = {}
+        entity = AE("KEEPER")
+        entity.add_supported_context(SegmentationStorage)
+        self._server = entity.start_server(
+            ("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, self._store)]
+        )
+        self.address = f"KEEPER@127.0.0.1:{self._server.socket.getsockname()[1]}"
+
+    def _store(self, event: Any) -> int:
+        uid = str(event.request.AffectedSOPInstanceUID)
+        if uid in self.held:
+            return 0x0111
+        self.held[uid] = event.request.DataSet.getvalue()
+        return 0
+
+    def stop(self) -> None:
+        self._server.shutdown()
+
+
+@pytest.fixture
+def keeper() -> Iterator[Keeper]:
+    server = Keeper()
+    yield server
+    server.stop()
+
+
+def test_what_the_destination_had_already_is_there_and_not_refused_for_ever(
+    quick_results: Path, keeper: Keeper
+) -> None:
+    assert counts(push(quick_results, keeper, "dimse")) == (1, 0, 0)
+    shutil.rmtree(quick_results / "logs")  # another machine, or a journal that was lost
+    assert counts(push(quick_results, keeper, "dimse")) == (0, 1, 0)
+    assert counts(push(quick_results, keeper, "dimse")) == (0, 1, 0)
+    assert counts(push(quick_results, keeper, "dimse", again=True)) == (0, 1, 0)
+    assert keeper.held.keys() == files_of(seg_of(quick_results)).keys()
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_another_content_under_a_uid_that_is_there_is_a_problem(
+    quick_results: Path, keeper: Keeper, again: bool
+) -> None:
+    push(quick_results, keeper, "dimse")
+    before = dict(keeper.held)
+    ds = pydicom.dcmread(seg_of(quick_results))
+    ds.SeriesDescription = "another"
+    ds.save_as(seg_of(quick_results))
+    told: list[Problem] = []
+    for _ in range(2):
+        assert counts(push(quick_results, keeper, "dimse", again=again, tell=told.append)) == (0, 0, 1)
+    assert "delete it there, then push again" in told[0].reason
+    assert keeper.held == before
 
 
 # --- choosing ---------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -95,10 +96,41 @@ def test_the_outputs_agree_with_each_other(simulated: Path, finished: tuple[Path
     assert (folder / "preview.png").read_bytes().startswith(b"\x89PNG")
     calcium, _ = hd.sr.srread(folder / "cac.sr.dcm").content.get_volumetric_roi_measurement_groups()
     (reported,) = calcium.get_measurements(name=codes.SCT.CoronaryArteryCalciumScore)
-    assert reported.value == details["score"]["total"]
+    assert reported.value == round(details["score"]["total"], 2)
     assert calcium.referenced_segment.referenced_sop_instance_uid == pydicom.dcmread(seg).SOPInstanceUID
     assert {"cac.seg.dcm", "cac.sr.dcm"} <= set(details["outputs"])
     assert not list(output.rglob(".*"))
+
+
+def test_odd_names_and_objects_among_the_images_keep_the_table(simulated: Path, tmp_path: Path) -> None:
+    """A few slices, rejected as too few, and beside them what must not end the run."""
+    source = tmp_path / "in"
+    source.mkdir()
+    paths = sorted((simulated / "SIM-0003" / "ct").iterdir())[:6]
+    try:
+        for i, path in enumerate(paths):
+            shutil.copy(path, source / os.fsdecode(b"caf\xe9 %d" % i))
+        (source / os.fsdecode(b"br\xe4ked.dcm")).write_text("nothing")
+    except OSError:
+        pytest.skip("this file system takes only UTF-8")
+    (source / "._x.dcm").write_bytes(bytes.fromhex("0005160700020000"))
+    scout = pydicom.dcmread(paths[0])
+    scout.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    scout.SOPInstanceUID = "1.2.3"
+    scout.save_as(source / "scout")
+    output = tmp_path / os.fsdecode(b"r\xe9sultats")
+    for _ in range(2):
+        summary, _ = run(source, output)
+        assert [(r.status, r.code) for r in summary.rows] == [
+            ("failed", "unreadable-file"),
+            ("rejected", "too-few-slices"),
+        ]
+        assert "br\\xe4ked.dcm" in summary.rows[0].reason
+        assert "stray-images" in summary.rows[1].warnings
+    with (output / "results.csv").open(newline="", encoding="utf-8") as handle:
+        assert len(list(csv.DictReader(handle))) == 2
+    details = json.loads((output / summary.rows[1].folder / "details.json").read_text())
+    assert (details["series"]["n_slices"], details["series"]["left_out"]) == (6, 1)
 
 
 def test_no_patient_identity_in_log_or_details(simulated: Path, tmp_path: Path) -> None:
@@ -134,6 +166,18 @@ def test_a_missing_output_is_made_again(simulated: Path, finished: tuple[Path, R
     assert [p.skipped for p in seen if p.row and p.row.status == "scored"] == [False]
     again = [pydicom.dcmread(folder / name).SOPInstanceUID for name in ("cac.seg.dcm", "cac.sr.dcm")]
     assert again == instances
+
+
+def test_computed_again_the_dicom_files_are_the_same_bytes(
+    simulated: Path, finished: tuple[Path, RunSummary]
+) -> None:
+    """One SOPInstanceUID is one content: an archive would refuse another under it, or drop it."""
+    output, _ = finished
+    before = {p: p.read_bytes() for p in output.rglob("*.dcm")}
+    assert {p.name for p in before} == {"cac.seg.dcm", "cac.sr.dcm"}
+    _, seen = run(simulated, output, keep=["nifti"], redo=True)
+    assert not any(p.skipped for p in seen)
+    assert {p: p.read_bytes() for p in output.rglob("*.dcm")} == before
 
 
 def test_results_of_another_configuration_are_refused(

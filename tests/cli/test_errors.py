@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -142,3 +143,34 @@ def test_no_command_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert caught.value.code == 0
     assert "run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "goes_on"),
+    [
+        (["push", "{folder}", "--dicomweb", "http://127.0.0.1:9", "--only", "{pipe}"], True),
+        (["run", "{folder}/in", "{folder}/out", "--only", "{pipe}"], True),
+        (["cohort", "download", "{pipe}", "{folder}/ct"], True),
+        (["stats", "agreement", "{pipe}", "--ai", "a", "--reference", "b"], False),
+        (["release", "verify", "{pipe}"], False),
+    ],
+)
+def test_an_interrupted_command_promises_to_go_on_where_it_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str], goes_on: bool
+) -> None:
+    """Each waits for a pipe that nobody writes to, until it is interrupted."""
+    (tmp_path / "in").mkdir()
+    os.mkfifo(tmp_path / "table.csv")
+    words = {"folder": tmp_path, "pipe": tmp_path / "table.csv"}
+    timer = threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGINT))
+    # A test run in the background ignores SIGINT, and so would the command.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    timer.start()
+    try:
+        assert main([c.format(**words) for c in command]) == 130
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGINT, before)
+    text = capsys.readouterr().err
+    assert text.startswith("interrupted")
+    assert ("the same command goes on" in text) == goes_on

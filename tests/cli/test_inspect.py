@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
+from pyarrow import parquet
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
@@ -46,6 +48,29 @@ def test_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert series["patient_id"] == "../\x1b[31mred"
     assert data["unreadable"][0]["path"] == str(folder / "b.dcm")
     assert sorted(p.name for p in folder.iterdir()) == ["a", "b.dcm"]
+
+
+def test_names_that_are_no_utf8(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = folder / os.fsdecode(b"caf\xe9")
+    try:
+        odd.mkdir()
+        (folder / "a").rename(odd / "a")
+        (folder / "b.dcm").rename(odd / os.fsdecode(b"\xe4.dcm"))
+    except OSError:
+        pytest.skip("this file system takes only UTF-8")
+    assert main(["inspect", str(folder), "--index", str(folder / "index.parquet")]) == 0
+    assert parquet.read_table(folder / "index.parquet")["folder"].to_pylist() == [f"{folder}/caf\\xe9"]
+    capsys.readouterr()
+    assert main(["inspect", str(folder), "--json"]) == 0
+    out = capsys.readouterr().out
+    assert out.encode()
+    data = json.loads(out)
+    assert data["series"][0]["folder"] == f"{folder}/caf\\xe9"
+    assert data["unreadable"][0]["path"] == f"{folder}/caf\\xe9/\\xe4.dcm"
+    assert main(["inspect", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert out.encode()
+    assert "\\xe4.dcm: named like DICOM" in out
 
 
 def test_gates(capsys: pytest.CaptureFixture[str]) -> None:

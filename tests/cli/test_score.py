@@ -56,6 +56,20 @@ def test_json(scan, capsys: pytest.CaptureFixture[str]) -> None:
     assert document["parameters"]["threshold"] == 130
 
 
+def test_a_mask_that_a_run_left_incomplete_is_named(scan, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run for the default rule skips patches of which nothing reaches 130 HU."""
+    details = scan[1].with_name("details.json")
+    for exact, warned in ((130, True), (None, False)):
+        details.write_text(json.dumps({"calcium": {"exact_from_hu": exact}}))
+        assert run(*scan, "--label", 3, "--rule", "deepcac-v1") == 0
+        assert ("deepcac-v1 run again" in capsys.readouterr().err) is warned
+        assert run(*scan, "--label", 3) == 0
+        assert capsys.readouterr().err == ""
+    details.unlink()
+    assert run(*scan, "--label", 3, "--rule", "deepcac-v1") == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_table(scan, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*scan, "--label", 3) == 0
     text = capsys.readouterr().out

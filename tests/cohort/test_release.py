@@ -15,13 +15,24 @@ import numpy as np
 import pydicom
 import pytest
 
+from deepcac2.batch.run import Means, run_folder
 from deepcac2.cli.main import main
 from deepcac2.cohort.compare import compare
-from deepcac2.cohort.release import FILES, MANIFEST, MANIFEST_COLUMNS, SEG_NAME, Release, build_release
+from deepcac2.cohort.release import (
+    FILES,
+    MANIFEST,
+    MANIFEST_COLUMNS,
+    SEG_NAME,
+    Release,
+    Selected,
+    build_release,
+)
+from deepcac2.cohort.tables import selected_series
 from deepcac2.cohort.verify import KEYS, verify
 from deepcac2.dicom import Series, discover, read_series, write_segmentation
 from deepcac2.errors import InputError, InputUnreadable
 from deepcac2.imaging import Volume
+from deepcac2.pipeline import Workflow
 from deepcac2.pipeline.outputs import REPORT_NAME
 from deepcac2.pipeline.results import read_parquet, write_parquet
 from deepcac2.scoring import RULES, risk_group, score
@@ -45,7 +56,7 @@ def test_a_release_holds_what_the_published_one_holds(results: Path, tmp_path: P
         assert json.loads(archive.read(f"{folder}/{REPORT_NAME}")).keys() == {
             "Predicted Agatston Score", "Predicted Risk Group", "SeriesInstanceUID",
         }  # fmt: skip
-        extra = {"README.md", "data_dictionary.csv", "results.parquet", "manifest.csv"}
+        extra = {"README.md", "data_dictionary.csv", "results.parquet", "manifest.csv", "selection.json"}
         assert names == extra | {f"{f}/{n}" for f in scored(results) for n in FILES}
         dictionary = list(csv.DictReader(io.StringIO(archive.read("data_dictionary.csv").decode())))
     assert [d["column"] for d in dictionary] == list(vars(next(read_parquet(results / "results.parquet"))))
@@ -60,8 +71,96 @@ def test_parts_hold_whole_series_and_verify_together(results: Path, tmp_path: Pa
     with Release(*built.parts) as release:
         assert len(release.series) == len(scored(results))
         assert not verify(release).problems
+    with Release(*built.parts[:-1]) as release:
+        assert [p.message for p in verify(release).problems] == [
+            f"{built.series} series were scored and {built.series - 1} are here: give all its parts"
+        ]
     with pytest.raises(InputError, match="there twice"):
         Release(built.parts[0], built.parts[0])
+
+
+@pytest.fixture(scope="module")
+def stopped(trial: Path, cohort: Path, results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of what was selected, as it is when it was told to stop before its last two series."""
+    out = tmp_path_factory.mktemp("stopped") / "results"
+    shutil.copytree(results, out)
+    for folder in scored(out)[-2:]:
+        shutil.rmtree(out / folder)
+    summary = run_folder(
+        trial / "ct", out, workflow=Workflow.load("default"), means=Means(), only=selected_series(cohort),
+        allow=frozenset({"coarse-pixels"}), running=lambda engine: engine.stop(),
+    )  # fmt: skip
+    assert summary.stopped
+    return out
+
+
+def test_a_run_says_what_was_selected_and_what_became_of_it(
+    trial: Path, cohort: Path, results: Path, stopped: Path
+) -> None:
+    found = len(discover(trial / "ct").uids)
+    selected, rows = selected_series(cohort), list(read_parquet(results / "results.parquet"))
+    assert len(rows) == len(selected) < found
+    fates = {s: sum(r.status == s for r in rows) for s in ("scored", "rejected", "failed")}
+    said = json.loads((results / "run.json").read_text())["series"]
+    assert said == {
+        "found": found, "selected": len(selected), **fates, "missing": 0, "missing_series": [],
+        "finished": True,
+    }  # fmt: skip
+    said = json.loads((stopped / "run.json").read_text())["series"]
+    gone = selected - {r.series_uid for r in read_parquet(stopped / "results.parquet")}
+    assert set(said.pop("missing_series")) == gone
+    assert said == {
+        "found": found, "selected": len(selected), **fates, "scored": fates["scored"] - 2, "missing": 2,
+        "finished": False,
+    }  # fmt: skip
+
+
+def test_a_release_of_a_run_that_is_not_finished_is_refused_or_says_so(
+    stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, selected = tmp_path / "a.zip", Selected.of_run(stopped)
+    assert selected is not None
+    with pytest.raises(
+        InputError, match=rf"not finished, 2 of {selected.selected} selected series are missing"
+    ):
+        build_release(stopped, out)
+    assert not out.exists()
+    with Release(stopped) as release:
+        assert [p.place for p in verify(release).problems] == list(selected.missing_series)
+
+    assert main(["release", "build", str(stopped), str(out), "--unfinished"]) == 0
+    assert "not of a finished run: 2 of the selected series are missing" in capsys.readouterr().err
+    with zipfile.ZipFile(out) as archive:
+        readme = archive.read("README.md").decode()
+        manifest = list(csv.DictReader(io.StringIO(archive.read("manifest.csv").decode())))
+    assert "**This release is not of a finished run." in readme
+    assert f"{selected.selected} were selected: {selected.scored} scored" in readme
+    assert [m["path"] for m in manifest if m["sha256"] == "missing"] == list(selected.missing_series)
+    assert main(["release", "verify", str(out)]) == 1
+    said = capsys.readouterr().out
+    assert "missing: 2\n" in said
+    assert all(uid in said for uid in selected.missing_series)
+    assert "nothing differs" not in said
+
+
+def test_a_run_that_was_killed_or_says_nothing_is_not_taken_for_finished(
+    results: Path, stopped: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(results, copy)
+    content = json.loads((results / "run.json").read_text())
+    at_work = {k: content["series"][k] for k in ("found", "selected")} | {"finished": False}
+    for series in (at_work, None, {**content["series"], "missing": 1}, {**content["series"], "scored": "x"}):
+        (copy / "run.json").write_text(json.dumps({**content, "series": series}))
+        with pytest.raises(InputError, match="does not say what became of all selected series"):
+            build_release(copy, tmp_path / "a.zip")
+    build_release(copy, tmp_path / "a.zip", unfinished=True)
+    with Release(tmp_path / "a.zip") as release:
+        assert [p.code for p in verify(release).problems] == ["structure"]
+    shutil.copy(stopped / "results.parquet", copy)  # an older table beside a newer record
+    (copy / "run.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="not of one run"):
+        build_release(copy, tmp_path / "b.zip")
 
 
 @pytest.fixture(scope="module")

@@ -98,7 +98,7 @@ def test_everyone_is_accounted_for() -> None:
     results, clinical = people(400, 1, 0.05)
     clinical.loc[0, "years"] = "-1"
     clinical.loc[1, "years"] = "unknown"
-    clinical.loc[2, "died"] = "2"
+    clinical.loc[2, "died"] = ""
     clinical.loc[3, "age"] = ""
     clinical = clinical.drop(index=4)
     results.loc[5, ["status", "agatston_score"]] = ["rejected", ""]
@@ -109,7 +109,7 @@ def test_everyone_is_accounted_for() -> None:
         ("not in the clinical table (pid)", 1),
         ("years is no number", 1),
         ("years below 0", 1),
-        ("died is neither 0 nor 1", 1),
+        ("no died", 1),
         ("no age", 1),
     ]
     assert len(cohort.frame) == 394 == persons.left
@@ -138,6 +138,44 @@ def test_a_table_that_cannot_be_analysed_says_why(change, says: str) -> None:
     results, clinical = change(*people(200, 2, 0.08))
     with pytest.raises(InputError, match=says):
         built(results, clinical, ("age",))
+
+
+@pytest.mark.parametrize(("yes", "no"), [("1", "0"), ("TRUE", "FALSE"), (" Yes", "no "), ("1.0", "0.0")])
+def test_events_in_every_writing_that_is_plain_give_the_same_events(yes: str, no: str) -> None:
+    results, clinical = people(200, 2, 0.08)
+    as_numbers = clinical["died"].astype(int)
+    cohort = built(results, clinical.assign(died=np.where(as_numbers == 1, yes, no)))
+    assert cohort.frame.set_index("patient")["event"].tolist() == as_numbers.tolist()
+
+
+@pytest.mark.parametrize(
+    ("codes", "named"),
+    [
+        (("1", "2"), "died holds '1', '2'"),  # the registries' coding: 1 alive, 2 dead
+        (("0", "2"), "died holds '0', '2'"),
+        (("alive", "dead"), "died holds 'alive', 'dead'"),
+        (("-1", "1"), "died holds '-1', '1'"),
+        (("0", "0.5"), "died holds '0', '0.5'"),
+    ],
+)
+def test_events_in_another_coding_are_refused_and_named(codes: tuple[str, str], named: str) -> None:
+    results, clinical = people(200, 2, 0.08)
+    with pytest.raises(InputError, match=named):
+        built(results, clinical.assign(died=clinical["died"].map(dict(zip("01", codes, strict=True)))))
+
+
+def test_one_strange_event_is_refused_even_of_a_person_without_a_scan() -> None:
+    results, clinical = people(200, 2, 0.08)
+    clinical.loc[0, "died"] = "2"
+    with pytest.raises(InputError, match="holds '0', '1', '2'"):
+        built(results.drop(index=0), clinical)
+
+
+def test_an_event_that_is_never_0_is_refused_where_it_is_empty_and_said_where_it_is_not() -> None:
+    results, clinical = people(200, 2, 0.08)
+    with pytest.raises(InputError, match="died is 1 or empty, and never 0"):
+        built(results, clinical.assign(died=clinical["died"].where(clinical["died"] == "1", "")))
+    assert any("nobody is censored" in n for n in built(results, clinical.assign(died="1")).notes)
 
 
 def test_an_empty_group_is_said() -> None:

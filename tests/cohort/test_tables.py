@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from deepcac2.cohort.scans import one_scan_each, scored
-from deepcac2.cohort.tables import Flow, need, numbers, read_table, unique_key
+from deepcac2.cohort.tables import Flow, need, numbers, read_table, selected_series, unique_key, yes_no
 from deepcac2.errors import InputError, InputUnreadable
 
 
@@ -66,6 +66,25 @@ def test_numbers_leave_out_and_count_the_rest() -> None:
         ("x above 50", 1, 2),
     ]
     assert flow.left == 2
+
+
+def test_yes_and_no_and_nothing_else() -> None:
+    frame = pd.DataFrame({"x": ["1", "TRUE", " yes ", "0", "False", "NO", "1.0", "0.0", ""]})
+    assert yes_no(frame, "x", "t").fillna(-1).tolist() == [1, 1, 1, 0, 0, 0, 1, 0, -1]
+    for strange in ("2", "y", "n/a", "10", "01"):
+        with pytest.raises(InputError, match=f"t: x holds '0', '{strange}'"):
+            yes_no(pd.DataFrame({"x": ["0", strange]}), "x", "t")
+    with pytest.raises(InputError, match="holds '0', '1', '2', '3', '4', …;"):
+        yes_no(pd.DataFrame({"x": list("0123456")}), "x", "t")
+
+
+def test_selected_series_are_those_that_say_so(tmp_path: Path) -> None:
+    said = table(tmp_path / "a.csv", "series_uid,selected\n1.2,True\n1.3,false\n1.4,YES\n1.5,0\n")
+    assert selected_series(said) == {"1.2", "1.4"}
+    assert selected_series(table(tmp_path / "b.csv", "series_uid\n1.2\n1.3\n")) == {"1.2", "1.3"}
+    for wrong, says in (("2", "selected holds '1', '2'"), ("x", "holds '1', 'x'"), ("", "empty in 1 of 2")):
+        with pytest.raises(InputError, match=says):
+            selected_series(table(tmp_path / "c.csv", f"series_uid,selected\n1.2,1\n1.3,{wrong}\n"))
 
 
 def test_a_column_that_is_missing_and_a_key_that_is_not_one() -> None:

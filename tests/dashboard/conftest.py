@@ -56,6 +56,7 @@ def viewer_case(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Vi
     from deepcac2.pipeline import Case
     from deepcac2.pipeline.outputs import DETAILS_NAME, details
     from deepcac2.pipeline.results import result_row, write_parquet
+    from deepcac2.pipeline.stages import check_headers
     from deepcac2.scoring import score
 
     home = tmp_path_factory.mktemp("viewer")
@@ -95,8 +96,8 @@ def viewer_case(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Vi
     content = details(case, {}) | {"outputs": [seg_file.name]}
     write_json(folder / DETAILS_NAME, content)
     rows = [
-        result_row(case, status="scored", folder=folder.relative_to(results).as_posix()),
-        result_row(Case(series=found[compressed]), status="rejected", code="too-few-slices"),
+        result_row(case, folder=folder.relative_to(results).as_posix()),
+        result_row(check_headers(Case(series=found[compressed]))),
     ]
     write_parquet(results / "results.parquet", rows)
     return ViewerCase(

@@ -178,7 +178,7 @@ def test_sort_and_page(site: Site, page: Any, table: pd.DataFrame) -> None:
     page.get_by_role("button", name="Score", exact=False).first.focus()
     page.locator("table.cases thead button", has_text="Score").click()
     settle(page)
-    scores = [float(s.replace(",", "")) for s in column(page, "Score")]
+    scores = [float(s.removesuffix(" !").replace(",", "")) for s in column(page, "Score")]
     assert scores == sorted(scores, reverse=True)
     assert scores[0] == pytest.approx(table.agatston_score.max(), abs=0.06)
     head = page.locator("table.cases thead th", has_text="Score")
@@ -187,7 +187,7 @@ def test_sort_and_page(site: Site, page: Any, table: pd.DataFrame) -> None:
     page.get_by_role("button", name="next page").click()
     settle(page)
     assert "page 2 of" in told(page)
-    later = [float(s.replace(",", "")) for s in column(page, "Score")]
+    later = [float(s.removesuffix(" !").replace(",", "")) for s in column(page, "Score")]
     assert later[0] <= scores[-1]
     assert not {*rows(page)} & {*first}
     page.locator("table.cases thead button", has_text="Score").click()
@@ -227,6 +227,23 @@ def test_a_case_by_its_address(site: Site, page: Any, table: pd.DataFrame) -> No
     page.get_by_role("link", name="all cases").click()
     settle(page)
     assert len(rows(page)) == 50
+
+
+def test_a_result_that_needs_a_caution_is_marked(site: Site, page: Any, table: pd.DataFrame) -> None:
+    said = "in spite of derived: the images are MPR"
+    (row,) = (r for r in table.itertuples() if r.caution)
+    assert row.caution == said
+    site.open(page, f"/?search={row.series_uid}")
+    marks = page.locator("table.cases .mark")
+    assert [m.get_attribute("title") for m in marks.all()] == [said]
+    assert column(page, "Score") == [f"{row.agatston_score:,.1f} !"]
+    site.open(page, f"/case/{row.series_uid}")
+    head = page.get_by_role("region", name="Result")
+    assert head.locator(".mark").get_attribute("title") == said
+    assert head.locator(".caution").inner_text() == said
+    other = next(r for r in table.itertuples() if r.status == "scored" and not r.caution)
+    site.open(page, f"/case/{other.series_uid}")
+    assert page.locator(".mark, .caution").count() == 0
 
 
 def test_from_the_table_to_a_case_and_back(site: Site, page: Any) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import urllib.error
 import urllib.request
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +17,11 @@ import pydicom
 import pytest
 from PIL import Image
 
-from deepcac2.dicom import discover
+from deepcac2.dashboard.slices import slices_of
+from deepcac2.dashboard.store import Row, StoredSeries
+from deepcac2.dicom import discover, read_series
 from deepcac2.dicom.segmentation import segment_frames
+from deepcac2.scoring import Rule, score
 
 
 def read(address: str) -> bytes:
@@ -69,6 +75,42 @@ def test_the_overlay_is_where_the_masks_are(base: str, viewer_case: Any) -> None
     assert (changed <= (red | blue)).all()
 
 
+def test_the_overlay_is_what_counted_by_the_recorded_rule(
+    viewer_case: Any, viewer_app: Any, serve: Any, tmp_path: Path
+) -> None:
+    """By a rule of at least 40 pixels whole lesions of the mask, of 130 HU and more, do not count."""
+    results = tmp_path / "results"
+    shutil.copytree(viewer_case.results, results)
+    (details,) = results.rglob("details.json")
+    series = next(s for s in discover(viewer_case.ct).series if s.series_uid == viewer_case.series)
+    volume, mask = read_series(series).volume, viewer_case.masks["calcium"]
+    found = score(volume, mask, rule=Rule(name="large", connectivity=26, min_voxels=40))
+    bright = mask & (volume.hu >= 130)
+    assert 0 < found.n_counted < bright.sum()
+    content = json.loads(details.read_text())
+    details.write_text(json.dumps({**content, "score": found.to_dict()}))
+    base = f"{serve(viewer_app(replace(viewer_case, results=results)))}/api/cases/{viewer_case.series}/slices"
+    for z in np.flatnonzero(bright.any(axis=(1, 2))):
+        marked = (picture(f"{base}/{z}.png?overlay=1") == (255, 60, 60)).all(axis=-1)
+        scale = marked.shape[0] / mask.shape[1]
+        seen = np.zeros(mask.shape[1:], bool)
+        rows, columns = ((np.nonzero(marked)[axis] + 0.5) / scale for axis in (0, 1))
+        seen[rows.astype(int), columns.astype(int)] = True
+        np.testing.assert_array_equal(seen, found.counted[z])
+    content["score"] = {**found.to_dict(), "total": found.total + 1}
+    details.write_text(json.dumps(content))
+    other = (
+        f"{serve(viewer_app(replace(viewer_case, results=results)))}/api/cases/{viewer_case.series}/slices"
+    )
+    z = int(found.counted.sum(axis=(1, 2)).argmax())
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        read(f"{other}/{z}.png?overlay=1")
+    assert b"the results say" in caught.value.read()
+    details.write_text(json.dumps({**content, "score": None}))  # as an exclusion leaves it: all of the mask
+    marked = (picture(f"{other}/{z}.png?overlay=1") == (255, 60, 60)).all(axis=-1)
+    assert marked.sum() == pytest.approx(mask[z].sum() * scale**2, rel=0.2)
+
+
 def test_masks_slice_by_slice_are_those_of_the_file(viewer_case: Any) -> None:
     frames = segment_frames(viewer_case.seg_file)
     (series,) = (s for s in discover(viewer_case.ct).series if s.series_uid == viewer_case.series)
@@ -77,6 +119,23 @@ def test_masks_slice_by_slice_are_those_of_the_file(viewer_case: Any) -> None:
         for kind, mask in viewer_case.masks.items():
             assert (found[kind] == mask[z]).all()
         assert ("heart" in frames.kinds(ref)) == viewer_case.masks["heart"][z].any()
+
+
+def test_slices_are_numbered_as_in_the_run(viewer_case: Any) -> None:
+    """The run left out two blank slices at the start and three at the end, and a copy of the fifth."""
+    (series,) = (s for s in discover(viewer_case.ct).series if s.series_uid == viewer_case.series)
+    given = [*series.slices[:5], series.slices[4], *series.slices[5:]]
+    row = Row(
+        series_uid="", study_uid="", patient_id="", study_date="", status="scored", n_slices=0, folder=None
+    )
+    stored = StoredSeries(row=row, series_uid="", modality="CT", instances={}, slices=tuple(given))
+    assert slices_of(stored, {}) == series.slices
+    geometry = {
+        "origin": series.slices[2].position,
+        "axes": [[0, 0, 1], [0, 1, 0], [1, 0, 0]],
+        "shape": [len(series.slices) - 5, 192, 192],
+    }
+    assert slices_of(stored, {"geometry": geometry}) == series.slices[2:-3]
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MediaStorageDirectoryStorage, generate_uid
 
-from deepcac2.dicom import discover
-from deepcac2.errors import InputError, InputUnreadable, NoDicomFound
+from deepcac2.dicom import discover, read_series, readable
+from deepcac2.dicom.locate import SeriesLocator
+from deepcac2.errors import InputError, InputUnreadable, NoDicomFound, SeriesFailed
 
 HU = npt.NDArray[np.int16]
 
@@ -193,6 +194,95 @@ def test_stray_images_are_left_out_with_a_warning(ct, hu: HU, tmp_path: Path) ->
     (series,) = discover(tmp_path).series
     assert (len(series.slices), len(series.left_out), series.rejection) == (len(hu), 1, None)
     assert [f.code for f in series.warnings] == ["stray-images"]
+
+
+SOP_CLASSES = {
+    # what the scanner's or a planning system's objects with the CT's SeriesInstanceUID are
+    "RTSTRUCT": "1.2.840.10008.5.1.4.1.1.481.3",
+    "SR": "1.2.840.10008.5.1.4.1.1.88.33",
+    "SEG": "1.2.840.10008.5.1.4.1.1.66.4",
+    "PR": "1.2.840.10008.5.1.4.1.1.11.1",
+}
+
+
+def write_object(path: Path, like: Path, modality: str, sop_class: str) -> None:
+    """An object without pixels in the series of an image."""
+    image, ds = pydicom.dcmread(like, stop_before_pixels=True), Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.SOPClassUID, ds.SOPInstanceUID, ds.Modality = sop_class, generate_uid(), modality
+    for keyword in ("PatientID", "StudyInstanceUID", "SeriesInstanceUID"):
+        setattr(ds, keyword, image[keyword].value)
+    ds.save_as(path, enforce_file_format=True)
+
+
+@pytest.mark.parametrize("name", ["a", "zz"], ids=["before", "after"])
+def test_what_is_no_ct_is_left_out_of_it(name: str, ct, hu: HU, tmp_path: Path) -> None:
+    paths = ct.write(tmp_path, hu)
+    for modality, sop_class in SOP_CLASSES.items():
+        write_object(tmp_path / f"{name}{modality}", paths[0], modality, sop_class)
+    (series,) = discover(tmp_path).series
+    assert [s.path for s in series.slices] == paths
+    assert {r.sop_class_uid for r in series.left_out} == set(SOP_CLASSES.values())
+    assert [(f.code, f.fatal) for f in series.findings] == [("stray-images", False)]
+    assert series.modality == "CT"
+
+
+def test_a_series_without_ct_is_none(ct, hu: HU, tmp_path: Path) -> None:
+    (image,) = ct.write(tmp_path, hu[:1])
+    for modality, sop_class in SOP_CLASSES.items():
+        write_object(tmp_path / modality, image, modality, sop_class)
+    image.unlink()
+    (series,) = discover(tmp_path).series
+    assert series.rejection is not None
+    assert (series.rejection.code, len(series.slices), series.left_out) == ("not-ct", 4, ())
+
+
+def test_what_macos_keeps_beside_files_is_ignored(ct, hu: HU, tmp_path: Path) -> None:
+    double = bytes.fromhex("00051607 00020000") + b"Mac OS X        " + bytes(4072)
+    paths = ct.write(tmp_path / "files", hu)
+    (tmp_path / "files" / "._im0001.dcm").write_bytes(double)
+    (tmp_path / "files" / "._im0002").write_bytes(double)
+    with zipfile.ZipFile(tmp_path / "scan.zip", "w") as archive:
+        for path in paths:
+            archive.write(path, f"scan/{path.name}.dcm")
+            archive.writestr(f"__MACOSX/scan/._{path.name}.dcm", double)
+    for place, count in (("files", 2), ("scan.zip", 28)):
+        found = discover(tmp_path / place)
+        assert [len(s.slices) for s in found.series] == [28]
+        assert (found.unreadable, found.ignored) == ((), count)
+
+
+def odd(folder: Path, name: bytes) -> Path:
+    """A path whose name is no UTF-8; skips where the file system takes none."""
+    path = folder / os.fsdecode(name)
+    try:
+        path.touch()
+    except OSError:
+        pytest.skip("this file system takes only UTF-8")
+    return path
+
+
+def test_names_that_are_no_utf8(ct, hu: HU, tmp_path: Path) -> None:
+    for i, path in enumerate(ct.write(tmp_path, hu)):
+        path.rename(odd(tmp_path, b"caf\xe9-%03d" % i))
+    odd(tmp_path, b"br\xe4ked.dcm").write_text("nothing")
+    found = discover(tmp_path)
+    (series,) = found.series
+    assert series.slices[3].file_name == "caf\\xe9-003"
+    assert read_series(series).volume.hu.shape == hu.shape
+    (lost,) = found.unreadable
+    assert readable(lost.path.name) == "br\\xe4ked.dcm"
+    for text in (lost.reason, *(s.file_name for s in series.slices)):
+        assert text.encode().decode() == text
+    located = SeriesLocator(tmp_path).find(series.series_uid, images=len(hu))
+    assert located is not None
+    assert located.slices == series.slices
+    series.slices[5].path.write_bytes(b"gone")
+    with pytest.raises(SeriesFailed) as caught:
+        read_series(series)
+    assert "caf\\xe9-005" in str(caught.value)
+    assert str(caught.value).encode()
 
 
 def test_a_series_of_two_patients_is_rejected(ct, hu: HU, tmp_path: Path) -> None:

@@ -9,13 +9,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pydicom
 import pytest
 from pydicom.dataset import Dataset
 
 from deepcac2.cli.inspect import gates_markdown
 from deepcac2.dicom import GATES, Series, check_headers, discover, make_finding
+from deepcac2.dicom.contrast import contrast_kind
 from deepcac2.dicom.gates import is_sharp_kernel
 from deepcac2.errors import InputError
+from deepcac2.pipeline import Case
+from deepcac2.pipeline.results import result_row
 
 HU = npt.NDArray[np.int16]
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -65,6 +69,50 @@ def smaller(i: int, ds: Dataset) -> None:
         ds.PixelData = ds.PixelData[: len(ds.PixelData) // 2]
 
 
+def agents(*meanings: str, **within: str) -> Any:
+    """Edit that names contrast agents by code only, each with other codes within its item."""
+
+    def code(meaning: str) -> Dataset:
+        item = Dataset()
+        item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = "1", "99TEST", meaning
+        return item
+
+    def edit(i: int, ds: Dataset) -> None:
+        ds.ContrastBolusAgentSequence = [code(m) for m in meanings]
+        for item in ds.ContrastBolusAgentSequence:
+            for keyword, meaning in within.items():
+                setattr(item, keyword, [code(meaning)])
+
+    return edit
+
+
+def route_code(i: int, ds: Dataset) -> None:
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = "47625008", "SCT", "Intravenous route"
+    ds.ContrastBolusAdministrationRouteSequence = [item]
+
+
+def energy(i: int, ds: Dataset) -> None:
+    item = Dataset()
+    item.MonoenergeticEnergyEquivalent = 70.0
+    ds.MultienergyCTCharacteristicsSequence = [item]
+
+
+def typed(*more: str) -> Any:
+    return put(ImageType=["ORIGINAL", "PRIMARY", "AXIAL", *more])
+
+
+def taken(first: tuple[str, str | None], second: tuple[str, str | None]) -> Any:
+    """Edit that gives the halves of a series dates and times."""
+
+    def edit(i: int, ds: Dataset) -> None:
+        ds.AcquisitionDate, time = second if half(i) else first
+        if time is not None:
+            ds.AcquisitionTime = time
+
+    return edit
+
+
 TURNED = [0, 1, 0, -1, 0, 0]
 MPR = ["DERIVED", "PRIMARY", "MPR"]
 CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
@@ -104,11 +152,68 @@ CASES: dict[str, tuple[Any, dict[str, Any], str | None, set[str]]] = {
     "3 mm": (None, {"increment": 3.0, "thickness": 3.0}, None, set()),
     "0.75 mm": (None, {"increment": 3.0, "thickness": 0.75}, "too-thin", set()),
     "no thickness": (put(SliceThickness=None), {"increment": 6.0}, "too-thick", set()),
+    "1.2 mm pixels": (put(PixelSpacing=[1.2, 1.2]), {}, None, set()),
+    "1.21 mm rows": (put(PixelSpacing=[1.21, 1.0]), {}, "coarse-pixels", set()),
+    "1.21 mm columns": (put(PixelSpacing=[1.0, 1.21]), {}, "coarse-pixels", set()),
     "agent": (put(ContrastBolusAgent="ISOVUE300/100"), {}, "contrast", set()),
     "agent in one image": (put(lambda i: i == 3, ContrastBolusAgent="OMNI"), {}, "contrast", set()),
     "agent NONE": (put(ContrastBolusAgent="NONE"), {}, None, set()),
     "agent w/o": (put(ContrastBolusAgent="w/o contrast"), {}, None, set()),
     "oral agent": (put(ContrastBolusAgent="Gastro", ContrastBolusRoute="ORAL"), {}, None, {"contrast"}),
+    "oral and IV": (put(ContrastBolusAgent="ORAL & IV"), {}, "contrast", set()),
+    "IV and oral": (put(ContrastBolusAgent="IV & ORAL"), {}, "contrast", set()),
+    "two routes": (put(ContrastBolusAgent="OMNI", ContrastBolusRoute=["ORAL", "IV"]), {}, "contrast", set()),
+    "agent by code": (agents("Iohexol"), {}, "contrast", set()),
+    "oral agent by code": (
+        agents("Iohexol", ContrastBolusAdministrationRouteSequence="Oral route"), {}, None, {"contrast"}
+    ),
+    "ingredient": (put(ContrastBolusIngredient="IODINE"), {}, "contrast", set()),
+    "route": (put(ContrastBolusRoute="IV"), {}, "contrast", set()),
+    "route by code": (route_code, {}, "contrast", set()),
+    "volume": (put(ContrastBolusVolume=80), {}, "contrast", set()),
+    "no volume": (put(ContrastBolusVolume=0), {}, None, set()),
+    "dose": (put(ContrastBolusTotalDose=30), {}, "contrast", set()),
+    "neither oral nor IV": (put(ContrastBolusAgent="NO ORAL OR IV CONTRAST"), {}, None, set()),
+    "oral, then IV": (
+        lambda i, ds: put(ContrastBolusAgent="OMNI", ContrastBolusRoute="IV" if half(i) else "ORAL")(i, ds),
+        {}, "contrast", set(),
+    ),
+    "none, then an agent": (
+        lambda i, ds: put(ContrastBolusAgent="OMNIPAQUE 350" if half(i) else "NONE")(i, ds),
+        {}, "contrast", set(),
+    ),
+    "two voltages": (put(half, KVP=80), {}, None, {"kvp"}),
+    "two kernels": (put(half, ConvolutionKernel="SOFT"), {}, None, {"mixed-kernel"}),
+    "soft and lung": (put(half, ConvolutionKernel="LUNG"), {}, None, {"mixed-kernel", "sharp-kernel"}),
+    "two frames": (put(half, FrameOfReferenceUID="1.2.3"), {}, "mixed-frame", set()),
+    "two positions": (
+        lambda i, ds: put(PatientPosition="HFP" if half(i) else "HFS")(i, ds), {}, "mixed-scan", set()
+    ),
+    "two days": (taken(("20240101", None), ("20240102", None)), {}, "mixed-scan", set()),
+    "two days, with times": (
+        taken(("20240101", "120000"), ("20240102", "120000")), {}, "mixed-scan", set()
+    ),
+    "60 minutes, over midnight": (
+        taken(("20240101", "233000"), ("20240102", "003000.5")), {}, None, {"mixed-scan"}
+    ),
+    "61 minutes, over midnight": (
+        taken(("20240101", "233000"), ("20240102", "003100")), {}, "mixed-scan", set()
+    ),
+    "one day": (taken(("20240101", "100000"), ("20240101", "120000")), {}, None, set()),
+    "virtual non-contrast": (typed("VNC"), {}, "spectral", set()),
+    "40 keV": (typed("CT_SOM8 SPI", "MONO_40KEV"), {}, "spectral", set()),
+    "mono-energetic": (typed("VMI"), {}, "spectral", set()),
+    "40 keV in one slice": (put(lambda i: i == 3, ImageType=["DERIVED", "PRIMARY", "AXIAL", "MONO_40KEV"]),
+                            {}, "spectral", set()),
+    "material removed": (typed("MAT_REMOVED"), {}, "spectral", set()),
+    "electron density": (typed("ELECTRON_DENSITY"), {}, "spectral", set()),
+    "two energies, ordinary image": (typed("CT_SOM5 SPI DUAL"), {}, None, set()),
+    "monitoring": (typed("CT_SOM5 MON"), {}, None, set()),
+    "HU modified": (put(RescaleType="HU_MOD"), {}, "spectral", set()),
+    "HU": (put(RescaleType="HU"), {}, None, set()),
+    "an energy": (energy, {}, "spectral", set()),
+    "described": (put(SeriesDescription="Chest Mono+ 70 keV Br40"), {}, "spectral", set()),
+    "described otherwise": (put(SeriesDescription="Chest without, monitoring, 120 kV"), {}, None, set()),
     "140 kV": (put(KVP=140), {}, None, {"kvp"}),
     "unknown kV": (put(KVP=None), {}, None, {"kvp"}),
     "lung kernel": (put(ConvolutionKernel="LUNG"), {}, None, {"sharp-kernel"}),
@@ -123,6 +228,53 @@ def test_a_series_gets_its_finding(name: str, ct, hu: HU, tmp_path: Path) -> Non
     assert (series.rejection.code if series.rejection else None) == rejection
     if rejection is None:
         assert {f.code for f in series.warnings} == warnings
+
+
+def test_facts_that_differ_have_no_single_value(ct, hu: HU, tmp_path: Path) -> None:
+    ct.write(tmp_path, hu, edit=put(half, KVP=80, ConvolutionKernel="LUNG"))
+    (series,) = discover(tmp_path).series
+    assert (series.kvp, series.kernel) == (None, "")
+    assert (series.kvps, series.kernels) == ((80.0, 120.0), ("LUNG", "STANDARD"))
+    row = result_row(Case(series=series))
+    assert (row.kvp, row.kernel) == (None, "")
+    messages = [f.message for f in series.findings]
+    assert any("80 and 120 kV" in m for m in messages)
+    assert any("LUNG, STANDARD" in m for m in messages)
+
+
+@pytest.mark.parametrize(
+    ("agent", "kind"),
+    [
+        ("OMNIPAQUE 350", "intravenous"), ("Oral/IV", "intravenous"), ("IV/ORAL", "intravenous"),
+        ("I.V.", "intravenous"), ("100 ml iv300", "intravenous"), ("ISOVUE 370 & ORAL", "intravenous"),
+        ("ISOVUE/ORAL", "intravenous"), ("W/O & W", "intravenous"), ("WITHOUT AND WITH IV", "intravenous"),
+        ("NO ORAL, IV", "intravenous"), ("NO ORAL", "intravenous"), ("NO ORAL OMNI 350", "intravenous"),
+        ("ORAL WITHOUT IV", "intravenous"), ("CORAL", "intravenous"), ("NONIONIC", "intravenous"),
+        ("W/", "intravenous"), ("SIN/CON CONTRASTE", "intravenous"),
+        ("1", "intravenous"), ("intravenös", "intravenous"),
+        ("ORAL", "oral"), ("Gastrografin oral", "oral"), ("NO IV, ORAL ONLY", "oral"), ("p.o.", "oral"),
+        ("", ""), ("NONE", ""), ("NONE GIVEN", ""), ("NONE.", ""), ("NO IV", ""), ("NON-CON", ""),
+        ("NO ORAL/IV CONTRAST", ""), ("NO ORAL OR IV CONTRAST", ""), ("No I.V. contrast given", ""),
+        ("W/O CONTRAST", ""), ("w/o", ""), ("--", ""), ("0", ""), ("0.0 ml", ""), ("not given", ""),
+        ("no_contrast", ""), ("N/A", ""), ("ohne KM", ""), ("NON CONTRAST", ""), ("noncontrast", ""),
+        ("unenhanced", ""), ("Native", ""),
+    ],
+)  # fmt: skip
+def test_words_about_contrast_agent(agent: str, kind: str) -> None:
+    assert contrast_kind(agent) == kind
+
+
+@pytest.mark.parametrize(
+    ("agent", "route", "volume", "kind"),
+    [
+        ("OMNI", "ORAL", 100.0, "oral"), ("OMNI", "ORAL\\IV", None, "intravenous"), ("NONE", "NONE", 0.0, ""),
+        ("NONE", "IV", None, "intravenous"), ("NONE", "", 80.0, "intravenous"),
+        ("NONE", "ORAL", None, "oral"), ("ORAL & IV", "ORAL", None, "intravenous"),
+        ("OMNI", "NONE", None, "intravenous"), ("OMNI", "ORAL\\RECTAL", None, "intravenous"),
+    ],
+)  # fmt: skip
+def test_contrast_agent_route_and_volume(agent: str, route: str, volume: float | None, kind: str) -> None:
+    assert contrast_kind(agent, route, volume) == kind
 
 
 def positions(tmp_path: Path, ct: Any, z: npt.ArrayLike, **arguments: Any) -> Series:
@@ -174,6 +326,67 @@ def test_too_few_slices_by_number_and_by_length(ct, tmp_path: Path) -> None:
     assert code_of(positions(tmp_path / "d", type(ct)(), [5.0])) == "too-few-slices"
 
 
+def renamed(uids: list[str | None]) -> Any:
+    """Edit that gives slice i its SOPInstanceUID; None removes it."""
+
+    def edit(i: int, ds: Dataset) -> None:
+        if uids[i] is None:
+            del ds.SOPInstanceUID
+        else:
+            ds.SOPInstanceUID = uids[i]
+
+    return edit
+
+
+OWN = [f"1.2.{i + 1}" for i in range(28)]
+
+
+@pytest.mark.parametrize(
+    ("uids", "count"),
+    [
+        (OWN, 0),
+        (["1.2.3"] * 28, 28),
+        ([None] * 28, 28),
+        ([*OWN[:27], None], 1),
+        ([None, *OWN[1:]], 1),
+        ([*OWN[:27], OWN[26]], 2),
+        ([OWN[27], *OWN[1:]], 2),
+        (OWN[:14] * 2, 28),
+    ],
+)
+def test_images_need_a_uid_of_their_own(
+    uids: list[str | None], count: int, ct, hu: HU, tmp_path: Path
+) -> None:
+    ct.write(tmp_path, hu, edit=renamed(uids))
+    (series,) = discover(tmp_path).series
+    assert code_of(series) == ("instance-uid" if count else None)
+    assert not count or series.findings[0].message.startswith(f"{count} of 28 images")
+    with pytest.raises(InputError):
+        check_headers(series, allow=["instance-uid"])
+
+
+def test_copies_and_frames_may_share_a_uid(ct, hu: HU, tmp_path: Path) -> None:
+    for path in ct.write(tmp_path / "files", hu)[3:5]:
+        (path.parent / f"again{path.name}").write_bytes(path.read_bytes())
+    (tmp_path / "frames").mkdir()
+    ct.write_enhanced(tmp_path / "frames" / "a", hu)
+    (tmp_path / "frames" / "b").write_bytes((tmp_path / "frames" / "a").read_bytes())
+    for name in ("files", "frames"):
+        (series,) = discover(tmp_path / name).series
+        assert series.rejection is None
+        assert "duplicate-slices" in {f.code for f in series.warnings}
+
+
+def test_two_multiframe_files_may_not_share_a_uid(ct, hu: HU, tmp_path: Path) -> None:
+    ct.write_enhanced(tmp_path / "a", hu)
+    ds = pydicom.dcmread(tmp_path / "a")
+    for item in ds.PerFrameFunctionalGroupsSequence:
+        item.PlanePositionSequence[0].ImagePositionPatient[2] += 84
+    ds.save_as(tmp_path / "b")
+    (series,) = discover(tmp_path).series
+    assert code_of(series) == "instance-uid"
+
+
 def test_slices_at_one_position_warn_until_pixels_are_read(ct, tmp_path: Path) -> None:
     series = positions(tmp_path, ct, np.r_[np.arange(40) * 3.0, 6.0])
     assert series.rejection is None
@@ -188,7 +401,8 @@ def test_allow_turns_a_rejection_into_a_warning(ct, hu: HU, tmp_path: Path) -> N
     assert series.rejection.message.endswith("(go on with --allow too-thick)")
     (allowed,) = discover(tmp_path, allow=["too-thick"]).series
     assert allowed.rejection is None
-    assert [f.code for f in allowed.warnings] == ["too-thick"]
+    assert [(f.code, f.allowed) for f in allowed.warnings] == [("too-thick", True)]
+    assert not any(f.allowed for f in series.findings)
     assert "--allow" not in allowed.warnings[0].message
     assert check_headers(series, allow=["too-thick"]) == allowed.findings
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
+import re
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -278,23 +280,57 @@ def test_codes_references_and_patient(tmp_path: Path) -> None:
     assert (float(measures.SpacingBetweenSlices), float(measures.SliceThickness)) == (2.5, 3.0)
 
 
-def test_same_masks_same_instance(tmp_path: Path) -> None:
+def test_one_instance_is_one_content(tmp_path: Path) -> None:
+    """The same masks are the same bytes, whenever they are written; whatever differs is another instance."""
     geometry = make_geometry()
-    series = write_ct(tmp_path / "ct", geometry)
     heart, calcium = make_masks()
-    options = {"series": series, "geometry": geometry, "heart": heart, "algorithm_version": "1"}
-    for name, mask in (("a", calcium), ("b", calcium), ("c", np.zeros_like(calcium))):
-        write_segmentation(tmp_path / f"{name}.dcm", calcium=mask, **options)
-    a, b, c = (pydicom.dcmread(tmp_path / f"{name}.dcm") for name in "abc")
-    for ds in (a, b):
-        for keyword in ("InstanceCreationDate", "InstanceCreationTime", "ContentDate", "ContentTime"):
-            del ds[keyword]
-        for item in ds.ContributingEquipmentSequence:
-            del item.ContributionDateTime
-    assert a == b
-    assert a.file_meta.MediaStorageSOPInstanceUID == a.SOPInstanceUID
-    assert c.SOPInstanceUID != a.SOPInstanceUID
-    assert c.SeriesInstanceUID == a.SeriesInstanceUID
+    dated = {**FULL_HEADER, "ContentDate": "20200305", "ContentTime": "1112"}
+    series = write_ct(tmp_path / "ct", geometry, header=dated)
+    renamed = write_ct(tmp_path / "renamed", geometry, header={**dated, "PatientName": "Another^Name"})
+    thinner = replace(series, slices=tuple(replace(s, slice_thickness=1.5) for s in series.slices))
+    options = {"geometry": geometry, "heart": heart}
+    instances: dict[str, str] = {}
+    for name, ct, mask, version in (
+        ("first", series, calcium, "1"),
+        ("empty", series, np.zeros_like(calcium), "1"),
+        ("renamed", renamed, calcium, "1"),
+        ("thinner", thinner, calcium, "1"),
+        ("newer", series, calcium, "2"),
+    ):
+        path, again = tmp_path / f"{name}.dcm", tmp_path / f"{name}-again.dcm"
+        for one in (path, again):
+            write_segmentation(one, series=ct, calcium=mask, algorithm_version=version, **options)
+        assert path.read_bytes() == again.read_bytes()
+        ds = pydicom.dcmread(path)
+        assert ds.file_meta.MediaStorageSOPInstanceUID == ds.SOPInstanceUID
+        assert (ds.ContentDate, ds.ContentTime) == ("20200305", "1112")
+        instances[ds.SOPInstanceUID] = ds.SeriesInstanceUID
+    assert len(instances) == 5
+    assert len(set(instances.values())) == 1
+
+
+@pytest.mark.parametrize(
+    ("header", "date", "time"),
+    [
+        ({"StudyDate": "20200304", "StudyTime": "101112.5"}, "20200304", "101112.5"),
+        ({"StudyDate": "20200304", "AcquisitionDate": "20200305"}, "20200305", "000000"),
+        ({"StudyDate": "", "StudyTime": ""}, "19000101", "000000"),
+        ({}, "19000101", "000000"),
+    ],
+)
+def test_dates_are_those_of_the_ct(
+    tmp_path: Path, assert_valid: AssertValid, header: dict[str, str], date: str, time: str
+) -> None:
+    geometry = make_geometry()
+    heart, calcium = make_masks()
+    path = tmp_path / "seg.dcm"
+    write_segmentation(
+        path, series=write_ct(tmp_path / "ct", geometry, header=header), geometry=geometry, heart=heart,
+        calcium=calcium, algorithm_version="1",
+    )  # fmt: skip
+    assert_valid(path, "Segmentation")
+    ds = pydicom.dcmread(path)
+    assert (ds.ContentDate, ds.ContentTime) == (date, time)
 
 
 @pytest.mark.parametrize(
@@ -567,12 +603,102 @@ def test_which_segments_are_ours(tmp_path: Path) -> None:
     relabel(path, (1, "Segment 1", None, None), (2, "Segment 2", None, None))  # by code alone
     assert sorted(read_segmentation(path, geometry)) == ["calcium", "heart"]
     fresh()
-    relabel(path, (2, "Calcium", None, "15825003"))  # of the aorta
+    relabel(path, (2, "Coronary calcium", None, "15825003"))  # of the aorta
     assert sorted(read_segmentation(path, geometry)) == ["heart"]
     fresh()
     relabel(path, (1, "Liver", ("10200004", "SCT"), None), (2, "Spleen", ("78961009", "SCT"), None))
     with pytest.raises(InputError, match="it holds: Liver, Spleen"):
         read_segmentation(path, geometry)
+
+
+TISSUE, CALCIFICATION, BONE, WHOLE_HEART = "85756007", "18115005", "80144004", "80891009"
+CORONARY, HEART_REGION, AORTA = "41801008", "80891009", "15825003"
+
+
+@pytest.mark.parametrize(
+    ("label", "code", "regions", "kind"),
+    [
+        ("Calcaneus", BONE, (), None),
+        ("Calcaneus", TISSUE, (), None),
+        ("Calcaneus", None, (), None),
+        ("Calcaneus", CALCIFICATION, (), None),
+        ("Aortic calcification", CALCIFICATION, (), None),
+        ("Aortic calcification", TISSUE, (), None),
+        ("Calcium", CALCIFICATION, (), None),
+        ("Calcium", TISSUE, (), None),
+        ("Calcium", CALCIFICATION, (HEART_REGION,), None),  # of a valve perhaps
+        ("Calcium", CALCIFICATION, (AORTA,), None),
+        ("Coronary calcium", CALCIFICATION, (CORONARY, AORTA), None),
+        ("Coronary calcium", BONE, (), None),
+        ("Coronary sinus calcification", TISSUE, (), None),
+        ("Non-coronary calcium", TISSUE, (), None),
+        ("Extracoronary calcium", TISSUE, (), None),
+        ("Aorta and coronary calcium", CALCIFICATION, (), None),
+        ("Coronary arteries", TISSUE, (), None),
+        ("cacti", TISSUE, (), None),
+        ("Segment 2", CALCIFICATION, (CORONARY,), "calcium"),
+        ("Segment 2", "M-55420", ("T-43000",), "calcium"),
+        ("Segment 2", CALCIFICATION, ("59438005",), "calcium"),  # left anterior descending
+        ("Coronary Artery Calcification", CALCIFICATION, (HEART_REGION,), "calcium"),
+        ("Coronary calcium", CALCIFICATION, (), "calcium"),
+        ("coronary_artery_calcification", TISSUE, (), "calcium"),
+        ("CoronaryCalcium", None, (), "calcium"),
+        ("CAC", None, (), "calcium"),
+        ("cac.seg", TISSUE, (), "calcium"),
+        ("RCA calc 1", TISSUE, (), "calcium"),
+        ("Spleen", WHOLE_HEART, (), "heart"),  # codes first
+        ("Heart", TISSUE, (), "heart"),
+        ("whole_heart", None, (), "heart"),
+        ("Heart", BONE, (), None),
+        ("heart_atrium_left", TISSUE, (), None),
+        ("Heart valve", TISSUE, (), None),
+        ("Sweetheart", TISSUE, (), None),
+    ],
+)
+def test_a_segment_is_what_its_codes_say_then_its_label_word_by_word(
+    tmp_path: Path, label: str, code: str | None, regions: tuple[str, ...], kind: str | None
+) -> None:
+    geometry = make_geometry()
+    heart, calcium = make_masks()
+    path = tmp_path / "seg.dcm"
+    write_segmentation(
+        path, series=write_ct(tmp_path / "ct", geometry), geometry=geometry, heart=heart, calcium=calcium,
+        algorithm_version="1",
+    )  # fmt: skip
+    ds = pydicom.dcmread(path)
+    ds.SegmentSequence[0].SegmentLabel = "Liver"
+    ds.SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0].CodeValue = "10200004"
+    item = ds.SegmentSequence[1]
+    item.SegmentLabel = label
+    (region,) = item.AnatomicRegionSequence
+    item.AnatomicRegionSequence = [copy.deepcopy(region) for _ in regions]
+    for one, value in zip(item.AnatomicRegionSequence, regions, strict=True):
+        one.CodeValue = value
+    if code is None:
+        del item.SegmentedPropertyTypeCodeSequence
+    else:
+        item.SegmentedPropertyTypeCodeSequence[0].CodeValue = code
+    ds.save_as(path)
+    if kind is None:
+        with pytest.raises(InputError, match=rf"holds: Liver, {re.escape(label)}\)"):
+            read_segmentation(path, geometry)
+    else:
+        assert list(read_segmentation(path, geometry)) == [kind]
+
+
+def test_what_is_left_out_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    geometry = make_geometry()
+    heart, calcium = make_masks()
+    path = tmp_path / "seg.dcm"
+    write_segmentation(
+        path, series=write_ct(tmp_path / "ct", geometry), geometry=geometry, heart=heart, calcium=calcium,
+        algorithm_version="1",
+    )  # fmt: skip
+    assert sorted(read_segmentation(path, geometry)) == ["calcium", "heart"]
+    assert not caplog.records
+    relabel(path, (2, "Aortic calcification", None, AORTA))
+    assert list(read_segmentation(path, geometry)) == ["heart"]
+    assert caplog.messages[0].endswith("coronary calcium: Aortic calcification")
 
 
 def test_what_is_no_segmentation(tmp_path: Path) -> None:

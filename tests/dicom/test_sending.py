@@ -29,6 +29,7 @@ from pydicom.uid import (
 
 from deepcac2.dicom import discover
 from deepcac2.dicom.sending import (
+    ALREADY_THERE,
     Credentials,
     Destination,
     DicomWeb,
@@ -245,6 +246,10 @@ def test_what_is_sent_is_what_the_standard_says(
         (409, {"failed": "own", "reason": 0x0122}, "refused: SOP Class Not Supported (0x0122)"),
         (409, {"failed": "own", "reason": 0xEEEE}, "refused: status 0xEEEE"),
         (409, {"failed": "own"}, "refused without a reason"),
+        (409, {"failed": "own", "reason": 45070}, ALREADY_THERE),
+        (409, {"failed": "own", "reason": 0x0111}, ALREADY_THERE),
+        (409, {"failed": "own", "reason": 45071}, "refused: status 0xB00F"),
+        (409, {"failed": "1.2.3", "reason": 45070}, "not stored: the answer does not name it (HTTP 409)"),
         (200, {"stored": "1.2.3"}, "not stored: the answer does not name it (HTTP 200)"),
         (200, {}, "not stored: the answer does not name it (HTTP 200)"),
         (400, {"stored": "own"}, "not stored: the answer does not name it (HTTP 400)"),

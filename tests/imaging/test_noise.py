@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter, minimum_filter, uniform_filter
 from deepcac2.dicom import discover, read_series
 from deepcac2.imaging import Geometry, Volume
 from deepcac2.imaging.noise import noise_sd
-from deepcac2.simulation import default_geometry, heart_centre, simulate_patient
+from deepcac2.simulation import default_geometry, heart_centroid, simulate_patient
 from deepcac2.simulation.acquisition import sample_acquisition
 
 GRID = Geometry(shape=(20, 200, 200), spacing=(2.5, 0.7, 0.7), origin=(0.0, 0.0, 0.0))
@@ -81,7 +81,7 @@ def test_only_the_region_counts_whichever_way_the_grid_runs() -> None:
 def test_the_noise_of_a_simulated_heart() -> None:
     """The same patient with and without noise: their difference is the noise itself."""
     whole, scan = default_geometry(5, size=256), sample_acquisition(5)
-    middle = round(float(whole.to_index(heart_centre(5))[0]))
+    middle = round(float(whole.to_index(heart_centroid(5))[0]))
     x, y, z = whole.to_lps((middle - 5, 0, 0))
     grid = replace(whole, shape=(10, *whole.shape[1:]), origin=(float(x), float(y), float(z)))
     for level in (12.0, 60.0):

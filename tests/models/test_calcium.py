@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +14,15 @@ from scipy import ndimage
 from deepcac2.dicom import discover, read_series
 from deepcac2.imaging import Geometry, Volume
 from deepcac2.imaging.resampling import centred_grid
+from deepcac2.imaging.tiling import patch_corners
 from deepcac2.models.calcium import CalciumModel, build_network, crop_grid, normalise, to_crop, window
-from deepcac2.simulation import default_geometry, heart_centre, simulate_patient
+from deepcac2.simulation import default_geometry, heart_centroid, simulate_patient
 from deepcac2.weights import resolve
 
 ARCHITECTURE = {"channels": (8, 16), "strides": (2,), "num_res_units": 1, "norm": "batch"}
+CROP, PATCH, STEP = (24, 48, 48), (8, 16, 16), (4, 8, 8)
+"""A crop of 125 patches that a CPU runs in a moment; the paper's overlap."""
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -26,90 +32,164 @@ def model() -> CalciumModel:
     network = build_network(ARCHITECTURE)
     for p in network.parameters():
         torch.nn.init.normal_(p, std=0.3) if p.ndim > 1 else None
-    return CalciumModel(network, device=torch.device("cpu"))
+    return small(network)
 
 
-def chest(seed: int, spacing: tuple[float, float, float]) -> Volume:
-    """Noise with bright specks that touch few patches."""
+def small(network: torch.nn.Module, **options: Any) -> CalciumModel:
+    return CalciumModel(network, device=CPU, crop_shape=CROP, patch_shape=PATCH, patch_step=STEP, **options)
+
+
+class OneAnswer(torch.nn.Module):
+    """A network that gives a whole patch one probability, by what the patch holds: 0.3, 0.45 or all but 1.
+
+    Patches that were not asked yet may then still lift an average over 0.5, or fail to by little.
+    """
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        answers = []
+        for patch in patches:
+            seed = int(patch.double().sum() * 1e6)
+            probability = float(np.random.default_rng(seed).choice([0.3, 0.45, 1 - 1e-6], p=[0.4, 0.3, 0.3]))
+            answers.append(torch.full_like(patch, math.log(probability / (1 - probability))))
+        return torch.stack(answers)
+
+
+def chest(seed: int, spacing: tuple[float, float, float], specks: int = 4) -> Volume:
+    """Noise with bright specks that touch few patches, a little larger than the crop."""
     rng = np.random.default_rng(seed)
-    shape = tuple(int(d / s) for d, s in zip((180, 220, 230), spacing, strict=True))
+    shape = tuple(int(d / s) for d, s in zip((80, 48, 50), spacing, strict=True))
     hu = rng.normal(40, 15, shape).astype(np.int16)
-    for _ in range(4):
+    for _ in range(specks):
         z, y, x = (int(rng.integers(n // 4, 3 * n // 4)) for n in shape)
         hu[z : z + 2, y : y + 4, x : x + 3] = rng.integers(131, 900)
-    geometry = Geometry(shape=shape, spacing=spacing, origin=(-100.0, -110.0, -300.0))
+    geometry = Geometry(shape=shape, spacing=spacing, origin=(-20.0, -24.0, -300.0))
     return Volume(hu=hu, geometry=geometry)
 
 
-@pytest.mark.parametrize("spacing", [(2.5, 0.9, 0.9), (3.7, 1.3, 1.3), (5.0, 0.8, 0.8)])
-def test_skipping_changes_no_counted_voxel(model: CalciumModel, spacing: tuple[float, float, float]) -> None:
-    volume = chest(1, spacing)
+def middle(volume: Volume) -> tuple[float, float, float]:
     x, y, z = volume.geometry.to_lps([n / 2 for n in volume.geometry.shape])
-    sparse = model.predict(volume, (x, y, z), keep_probability=True)
-    early = model.predict(volume, (x, y, z))
-    dense = model.predict(volume, (x, y, z), dense=True, keep_probability=True)
-    assert 0 < sparse.patches_run < dense.patches_run == dense.patches_total == 343
-    bright = volume.hu >= 130
-    np.testing.assert_array_equal(sparse.mask[bright], dense.mask[bright])
-    np.testing.assert_array_equal(early.mask[bright], dense.mask[bright])
-    assert early.patches_run <= sparse.patches_run
-    np.testing.assert_allclose(sparse.probability[bright], dense.probability[bright], atol=1e-6)
-    assert dense.mask[bright].any()
-    assert not dense.mask[bright].all()
+    return float(x), float(y), float(z)
+
+
+def test_the_paper_has_343_patches() -> None:
+    default = CalciumModel(OneAnswer(), device=CPU)
+    assert len(patch_corners(default.crop_shape, default.patch_shape, default.patch_step)) == 343
+
+
+@pytest.mark.parametrize("spacing", [(2.5, 0.9, 0.9), (3.7, 1.3, 1.3), (5.0, 0.8, 0.8)])
+@pytest.mark.parametrize("lowest", [130, 100])
+def test_skipping_changes_no_counted_voxel(
+    model: CalciumModel, spacing: tuple[float, float, float], lowest: int
+) -> None:
+    volume = chest(1, spacing)
+    volume.hu[volume.hu == 60] = lowest  # grains that only just count, and one step below that do not
+    volume.hu[volume.hu == 61] = lowest - 1
+    sparse = model.predict(volume, middle(volume), lowest_hu=lowest, keep_probability=True)
+    early = model.predict(volume, middle(volume), lowest_hu=lowest)
+    dense = model.predict(volume, middle(volume), lowest_hu=None, keep_probability=True)
+    assert 0 < early.patches_run <= sparse.patches_run <= dense.patches_run == dense.patches_total == 125
+    counted = volume.hu >= lowest
+    np.testing.assert_array_equal(sparse.mask[counted], dense.mask[counted])
+    np.testing.assert_array_equal(early.mask[counted], dense.mask[counted])
+    np.testing.assert_allclose(sparse.probability[counted], dense.probability[counted], atol=1e-6)
+    assert dense.mask[counted].any()
+    assert not dense.mask[counted].all()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_patch_that_could_still_decide_is_asked(seed: int) -> None:
+    """Where the patches asked first leave an average between 0.5 and 0.6 possible, the others decide."""
+    volume = chest(seed, (2.5, 0.7, 0.7), specks=40)
+    early = small(OneAnswer()).predict(volume, middle(volume))
+    dense = small(OneAnswer()).predict(volume, middle(volume), lowest_hu=None, keep_probability=True)
+    counted = volume.hu >= 130
+    assert dense.probability is not None
+    near = counted & (dense.probability >= 0.5) & (dense.probability < 0.6)
+    assert near.any()
+    assert early.patches_run < early.patches_total
+    np.testing.assert_array_equal(early.mask[counted], dense.mask[counted])
+
+
+def test_the_mask_does_not_end_at_130_hu(model: CalciumModel) -> None:
+    """It is what the network calls calcium: wholly in a dense run, in part where patches are skipped."""
+    volume = chest(1, (2.5, 0.9, 0.9))
+    dense = model.predict(volume, middle(volume), lowest_hu=None, keep_probability=True)
+    assert dense.probability is not None
+    np.testing.assert_array_equal(dense.mask, dense.probability >= 0.5)
+    skipped = model.predict(volume, middle(volume))
+    assert not (skipped.mask & ~dense.mask).any()
+    dull = volume.hu < 130
+    assert 0 < (skipped.mask & dull).sum() < (dense.mask & dull).sum()
+
+
+class ClearlyNone(torch.nn.Module):
+    """A network that says 0.05 of everything."""
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(patches, math.log(0.05 / 0.95))
 
 
 def test_noise_that_is_clearly_none_needs_about_half_of_the_patches() -> None:
-    model = CalciumModel.load(resolve("bundled", "calcium"), torch.device("cpu"))
-    centre = heart_centre(5)
-    grid = centred_grid(default_geometry(5), centre, (2.5, 0.9, 0.9), (60, 160, 160))
+    volume = chest(5, (2.5, 0.7, 0.7), specks=0)
+    volume.hu[np.random.default_rng(0).random(volume.hu.shape) < 0.01] = 135
+    # Where the crop is not at its end, as around a heart: there eight patches cover a voxel.
+    region = np.zeros(volume.hu.shape, dtype=bool)
+    region[tuple(slice(3 * n // 8, 5 * n // 8) for n in volume.hu.shape)] = True
+    early = small(ClearlyNone()).predict(volume, middle(volume), region=region)
+    every = small(ClearlyNone()).predict(volume, middle(volume), region=region, keep_probability=True)
+    assert 0 < early.patches_run < 0.75 * every.patches_run
+    assert not early.mask.any()
+
+
+def test_the_bundled_weights_answer_the_same_with_and_without_skipping() -> None:
+    bundled = CalciumModel.load(resolve("bundled", "calcium"), CPU)
+    model = CalciumModel(bundled.network, device=CPU, crop_shape=(32, 160, 160))
+    centre = heart_centroid(5)
+    grid = centred_grid(default_geometry(5), centre, (2.5, 0.9, 0.9), (32, 120, 120))
     patient = simulate_patient(5, geometry=grid)
-    hu, heart = patient.volume.hu.copy(), patient.heart
-    hu[np.random.default_rng(0).random(hu.shape) < 0.002] = 135
-    volume = Volume(hu=hu, geometry=patient.volume.geometry)
-    early = model.predict(volume, centre, region=heart)
-    every = model.predict(volume, centre, region=heart, keep_probability=True)
-    dense = model.predict(volume, centre, region=heart, dense=True)
-    assert early.patches_run < 0.75 * every.patches_run
-    counted = heart & (hu >= 130)
+    early = model.predict(patient.volume, centre, region=patient.heart)
+    dense = model.predict(patient.volume, centre, region=patient.heart, lowest_hu=None)
+    assert early.patches_run < dense.patches_run
+    counted = patient.heart & (patient.volume.hu >= 130)
     np.testing.assert_array_equal(early.mask[counted], dense.mask[counted])
     assert dense.mask[counted].any()
     assert not dense.mask[counted].all()
 
 
-def test_unsure_lesions_go_whole_and_sure_ones_stay_whole(model: CalciumModel) -> None:
-    volume = chest(4, (2.5, 0.9, 0.9))
-    x, y, z = volume.geometry.to_lps([n / 2 for n in volume.geometry.shape])
-    dense = model.predict(volume, (x, y, z), dense=True, keep_probability=True)
-    counted = dense.mask & (volume.hu >= 130)
+@pytest.mark.parametrize("lowest", [130, None])
+def test_unsure_lesions_go_whole_and_sure_ones_stay_whole(model: CalciumModel, lowest: int | None) -> None:
+    volume = chest(4, (2.5, 0.9, 0.9), specks=12)
+    dense = model.predict(volume, middle(volume), lowest_hu=None, keep_probability=True)
+    assert dense.probability is not None
+    counts = np.ones_like(dense.mask) if lowest is None else volume.hu >= lowest
+    counted = dense.mask & counts
     # Slow and by another library: every lesion one by one.
     lesions, n = ndimage.label(counted, structure=np.ones((3, 3, 3)))
     peaks = [float(dense.probability[lesions == k].max()) for k in range(1, n + 1)]
     limit = float(np.median(peaks)) + 1e-6
     sure = np.isin(lesions, [k for k, p in enumerate(peaks, start=1) if p >= limit])
     assert 0 < sure.sum() < counted.sum()
-    for options in ({}, {"dense": True}):
-        found = model.predict(volume, (x, y, z), peak=limit, **options)
-        np.testing.assert_array_equal(found.mask & (volume.hu >= 130), sure)
-        assert not (found.mask & ~dense.mask).any()
+    found = model.predict(volume, middle(volume), peak=limit, lowest_hu=lowest)
+    np.testing.assert_array_equal(found.mask & counts, sure)
+    assert not (found.mask & ~dense.mask).any()
 
 
 def test_a_region_limits_the_mask_and_changes_nothing_inside(model: CalciumModel) -> None:
     volume = chest(2, (2.5, 0.9, 0.9))
-    x, y, z = volume.geometry.to_lps([n / 2 for n in volume.geometry.shape])
     region = np.zeros(volume.hu.shape, dtype=bool)
     region[:, : volume.hu.shape[1] // 2] = True
-    limited = model.predict(volume, (x, y, z), region=region)
-    full = model.predict(volume, (x, y, z))
-    assert not limited.mask[~region].any()
-    counted = region & (volume.hu >= 130)
-    np.testing.assert_array_equal(limited.mask[counted], full.mask[counted])
-    assert limited.patches_run <= full.patches_run
+    for lowest in (130, None):
+        limited = model.predict(volume, middle(volume), region=region, lowest_hu=lowest)
+        full = model.predict(volume, middle(volume), lowest_hu=lowest)
+        assert not limited.mask[~region].any()
+        counted = region & (volume.hu >= (lowest or -2000))
+        np.testing.assert_array_equal(limited.mask[counted], full.mask[counted])
+        assert limited.patches_run <= full.patches_run
 
 
 def test_a_mirrored_or_upside_down_series_gives_the_same_mask(model: CalciumModel) -> None:
     volume = chest(1, (3.7, 1.3, 1.3))
-    x, y, z = volume.geometry.to_lps([n / 2 for n in volume.geometry.shape])
-    upright = model.predict(volume, (x, y, z)).mask
+    upright = model.predict(volume, middle(volume)).mask
     corner = volume.geometry.to_lps([n - 1 for n in volume.geometry.shape])
     turned = Volume(
         hu=np.ascontiguousarray(volume.hu[::-1, ::-1, ::-1]),
@@ -120,18 +200,19 @@ def test_a_mirrored_or_upside_down_series_gives_the_same_mask(model: CalciumMode
             axes=((0.0, 0.0, -1.0), (0.0, -1.0, 0.0), (-1.0, 0.0, 0.0)),
         ),
     )
-    mask = model.predict(turned, (x, y, z)).mask
+    mask = model.predict(turned, middle(volume)).mask
     assert upright.any()
     np.testing.assert_array_equal(mask[::-1, ::-1, ::-1], upright)
 
 
-def test_nothing_bright_needs_no_inference(model: CalciumModel) -> None:
+def test_nothing_bright_needs_no_inference_unless_anything_may_count(model: CalciumModel) -> None:
     volume = chest(1, (3.7, 1.3, 1.3))
     dull = Volume(hu=np.minimum(volume.hu, 129).astype(np.int16), geometry=volume.geometry)
-    prediction = model.predict(dull, (0.0, 0.0, -200.0), keep_probability=True)
+    prediction = model.predict(dull, middle(dull), keep_probability=True)
     assert prediction.patches_run == 0
     assert not prediction.mask.any()
     assert prediction.probability is not None
+    assert model.predict(dull, middle(dull), lowest_hu=None).mask.any()
 
 
 class Cramped(torch.nn.Module):
@@ -153,30 +234,28 @@ def test_too_little_memory_for_a_batch_means_smaller_batches(
     model: CalciumModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     volume = chest(1, (2.5, 0.9, 0.9))
-    x, y, z = volume.geometry.to_lps([n / 2 for n in volume.geometry.shape])
-    expected = model.predict(volume, (x, y, z), keep_probability=True)
-    cramped = CalciumModel(Cramped(model.network, 3), device=torch.device("cpu"))
-    found = cramped.predict(volume, (x, y, z), keep_probability=True)
+    expected = model.predict(volume, middle(volume), keep_probability=True)
+    cramped = small(Cramped(model.network, 3))
+    found = cramped.predict(volume, middle(volume), keep_probability=True)
     assert cramped.batch_size == 2
     assert "not enough memory for 8 patches" in caplog.text
     np.testing.assert_allclose(found.probability, expected.probability, atol=1e-6)
-    hopeless = CalciumModel(Cramped(model.network, 0), device=torch.device("cpu"))
+    hopeless = small(Cramped(model.network, 0))
     with pytest.raises(torch.OutOfMemoryError):
-        hopeless.predict(volume, (x, y, z))
+        hopeless.predict(volume, middle(volume))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_full_gpu_means_smaller_batches(model: CalciumModel) -> None:
     volume, device = chest(1, (2.5, 0.9, 0.9)), torch.device("cuda")
-    x, y, z = volume.geometry.to_lps([n / 2 for n in volume.geometry.shape])
     torch.manual_seed(3)
     on_gpu = CalciumModel(build_network(ARCHITECTURE), device=device, batch_size=64)
-    expected = on_gpu.predict(volume, (x, y, z))
+    expected = on_gpu.predict(volume, middle(volume))
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.set_per_process_memory_fraction(200e6 / total)
     try:
-        found = on_gpu.predict(volume, (x, y, z))
+        found = on_gpu.predict(volume, middle(volume))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert on_gpu.batch_size < 64

@@ -20,7 +20,7 @@ from deepcac2.models.screening import (
     two_channels,
     without_single_slices,
 )
-from deepcac2.simulation import default_geometry, heart_centre, simulate_patient
+from deepcac2.simulation import default_geometry, heart_centroid, simulate_patient
 from deepcac2.training.heart import coarse
 
 CPU = torch.device("cpu")
@@ -177,4 +177,4 @@ def test_the_walls_of_a_simulated_chest() -> None:
     patient = simulate_patient(3, geometry=coarse(default_geometry(3), (4.0, 2.0, 2.0)))
     centre = chest_wall_crop(patient.volume)
     assert centre is not None
-    assert np.linalg.norm(np.subtract(centre, heart_centre(3))) < 60
+    assert np.linalg.norm(np.subtract(centre, heart_centroid(3))) < 60

@@ -12,7 +12,7 @@ import pytest
 
 from deepcac2.dicom import GATES, Series, make_finding
 from deepcac2.imaging import Geometry, Volume
-from deepcac2.pipeline import Case
+from deepcac2.pipeline.case import Case, Stop
 from deepcac2.pipeline.domain import compare, stated
 from deepcac2.pipeline.outputs import details
 from deepcac2.pipeline.results import result_row
@@ -208,7 +208,7 @@ def test_weights_that_say_nothing_are_named_once() -> None:
 
 def test_what_was_compared_is_in_details_and_table() -> None:
     done = compared(case(noise=150, kvp=80.0))
-    row = result_row(done, status="scored")
+    row = result_row(done)
     assert row.noise_hu == done.facts["domain"]["scan"]["noise_hu"] == pytest.approx(150, rel=0.05)
     assert row.off_domain == "noise;kvp"
     assert row.warnings == "off-domain-noise;off-domain-kvp"
@@ -219,7 +219,8 @@ def test_what_was_compared_is_in_details_and_table() -> None:
 
 
 def test_without_a_comparison_the_table_is_empty() -> None:
-    row = result_row(Case(series=Series(series_uid="1.2")), status="rejected", code="not-ct")
+    stop = Stop(status="rejected", code="not-ct", reason="no CT")
+    row = result_row(Case(series=Series(series_uid="1.2"), stop=stop))
     assert (row.noise_hu, row.off_domain) == (None, "")
 
 

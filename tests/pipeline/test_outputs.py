@@ -9,12 +9,14 @@ from pathlib import Path
 
 import highdicom as hd
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
 from pydicom.sr.codedict import codes
 
-from deepcac2.dicom import discover, read_segmentation, read_series
+from deepcac2.dicom import Series, discover, make_finding, read_segmentation, read_series
 from deepcac2.errors import WorkflowError
+from deepcac2.imaging import Geometry, Volume
 from deepcac2.pipeline import Case, Workflow
 from deepcac2.pipeline.outputs import details, report, write_sr
 from deepcac2.pipeline.previews import preview, preview_slices, shown
@@ -92,9 +94,9 @@ def test_the_sr_says_what_the_details_say(
     def value(group, name) -> float | None:
         return next((m.value for m in group.get_measurements(name=name)), None)
 
-    assert value(calcium, codes.SCT.CoronaryArteryCalciumScore) == said["total"]
-    assert value(calcium, codes.DCM.CalciumVolume) == said["volume_mm3"]
-    assert value(calcium, codes.DCM.CalciumMass) == said["mass_mg"]
+    assert value(calcium, codes.SCT.CoronaryArteryCalciumScore) == round(said["total"], 2)
+    assert value(calcium, codes.DCM.CalciumVolume) == round(said["volume_mm3"], 1)
+    assert value(calcium, codes.DCM.CalciumMass) == (None if empty else round(said["mass_mg"], 2))
     assert value(calcium, codes.DCM.AgatstonScoreThreshold) == RULES[rule].threshold
     assert value(heart, codes.SCT.Volume) == 600.0
     (risk,) = calcium.get_qualitative_evaluations()
@@ -109,11 +111,45 @@ def test_the_sr_says_what_the_details_say(
     assert (len(lesions) > 2) != empty
     for n, (group, lesion) in enumerate(zip(lesions, said["lesions"], strict=True), start=1):
         assert group.tracking_identifier == f"Lesion {n}"
-        assert value(group, codes.SCT.CoronaryArteryCalciumScore) == lesion["score"]
-        assert value(group, codes.DCM.CalciumVolume) == lesion["volume_mm3"]
+        assert value(group, codes.SCT.CoronaryArteryCalciumScore) == round(lesion["score"], 2)
+        assert value(group, codes.DCM.CalciumVolume) == round(lesion["volume_mm3"], 1)
         (measured,) = group.get_measurements(name=codes.SCT.CoronaryArteryCalciumScore)
         (point,) = measured.referenced_coordinates
         np.testing.assert_allclose(point.value, [lesion["centroid_lps"]], rtol=1e-6)
+
+
+def doubtful(case: Case) -> Case:
+    """A case with a warning, allowed in spite of a gate."""
+    allowed = make_finding("coarse-pixels", "pixels are 2.8 mm", allow=["coarse-pixels"])
+    return replace(case, findings=(allowed, make_finding("kvp", "taken at 140 kV, tilted by 1°")))
+
+
+def test_the_sr_holds_cautions_warnings_and_what_it_is_for(
+    case: Case, simulated: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "cac.sr.dcm"
+    seg = simulated / "SIM-0003" / "truth.seg.dcm"
+    write_sr(path, doubtful(case), segmentation=seg, provenance=PROVENANCE)
+    texts = [item.TextValue for item in pydicom.dcmread(path).ContentSequence[-1].ContentSequence]
+    assert texts == [
+        "Caution: in spite of coarse-pixels: pixels are 2.8 mm",
+        "Warning (coarse-pixels): pixels are 2.8 mm",
+        "Warning (kvp): taken at 140 kV, tilted by 1 degrees",
+        "Research use only. Not a medical device.",
+    ]
+    write_sr(path, case, segmentation=seg, provenance=PROVENANCE)
+    (text,) = pydicom.dcmread(path).ContentSequence[-1].ContentSequence
+    assert text.TextValue == "Research use only. Not a medical device."
+
+
+def test_a_preview_says_its_cautions_above_the_tiles(case: Case) -> None:
+    plain, marked = (Image.open(io.BytesIO(preview(c))).convert("RGB") for c in (case, doubtful(case)))
+    taller = marked.height - plain.height
+    assert taller > 10
+    head = np.asarray(marked)[60 : 64 + taller].astype(int)
+    assert ((head[..., 0] > 200) & (head[..., 2] < 120)).sum() > 100
+    tiles = [np.asarray(plain)[64:424], np.asarray(marked)[64 + taller : 424 + taller]]
+    np.testing.assert_array_equal(*tiles)
 
 
 def test_preview_shows_the_calcium_in_red_and_the_heart_outline(case: Case) -> None:
@@ -134,6 +170,49 @@ def test_preview_shows_the_calcium_in_red_and_the_heart_outline(case: Case) -> N
             heaviest[p.slice_index] += p.score
     assert max(heaviest, key=lambda z: heaviest[z]) in chosen
     assert len(chosen) == 3
+
+
+def counting_case(*, upside_down: bool) -> Case:
+    """Twelve slices, all calcium in the third: a lesion that counts; a speck and dull voxels that do not."""
+    shape = (12, 60, 60)
+    hu = np.full(shape, 30, np.int16)
+    calcium = np.zeros(shape, bool)
+    heart = np.zeros(shape, bool)
+    heart[1:11, 10:50, 10:50] = True
+    hu[2, 20:24, 20:24], calcium[2, 18:26, 18:26] = 300, True
+    hu[2, 40, 40], calcium[2, 40, 40] = 900, True  # 0.25 mm²
+    axes = ((0.0, 0.0, -1.0 if upside_down else 1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0))
+    geometry = Geometry(shape=shape, spacing=(6.0, 0.5, 0.5), origin=(0.0, 0.0, 0.0), axes=axes)
+    volume = Volume(hu=hu, geometry=geometry)
+    return Case(
+        series=Series(series_uid="1"),
+        volume=volume,
+        heart=heart,
+        calcium=calcium,
+        score=score(volume, calcium),
+    )
+
+
+@pytest.mark.parametrize("upside_down", [False, True])
+def test_the_preview_marks_what_counted_where_it_is(upside_down: bool) -> None:
+    case = counting_case(upside_down=upside_down)
+    expected = np.zeros((12, 60, 60), bool)
+    expected[2, 20:24, 20:24] = True
+    what = shown(case)
+    np.testing.assert_array_equal(what.marked, expected)
+    picture = np.asarray(Image.open(io.BytesIO(preview(case))).convert("RGB")).astype(int)
+    red = (picture[..., 0] > 200) & (picture[..., 1] < 90) & (picture[..., 2] < 90)
+    chosen = preview_slices(what, 6.0)
+    assert 2 in chosen
+    for column, z in enumerate(chosen):
+        tile = red[64:424, 360 * column : 360 * (column + 1)]
+        assert tile.sum() == ((4 * 6) ** 2 if z == 2 else 0)  # a pixel of 60 is 6 of 360
+
+
+def test_the_details_do_not_hold_the_counted_voxels(case: Case) -> None:
+    said = details(case, {})["score"]
+    assert "runs" not in said
+    assert said["n_counted"] == case.score.counted.sum() > 0
 
 
 def test_preview_of_an_empty_result(case: Case) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import pytest
 from pyarrow import parquet
 
-from deepcac2.pipeline.results import COLUMNS, ResultRow, write_csv, write_parquet
+from deepcac2.pipeline.results import COLUMNS, ResultRow, no_formula, write_csv, write_parquet
 
 ROWS = [
     ResultRow(
@@ -45,6 +46,21 @@ def test_csv_and_parquet_hold_the_same_rows(tmp_path: Path) -> None:
     assert text[0]["patient_id"] == "'=HYPERLINK(1)"
     assert table[0]["patient_id"] == "=HYPERLINK(1)"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["r.csv", "r.parquet"]
+
+
+@pytest.mark.parametrize("first", ["=", "+", "-", "@", "\t", "\r"])
+def test_no_text_is_a_formula(tmp_path: Path, first: str) -> None:
+    """The characters of OWASP's page on CSV injection."""
+    row = ResultRow(patient_id=f"{first}cmd", study_uid="1", series_uid="2", status="scored")
+    write_csv(tmp_path / "r.csv", [row])
+    with (tmp_path / "r.csv").open(newline="", encoding="utf-8") as handle:
+        (text,) = csv.DictReader(handle)
+    assert text["patient_id"] == f"'{first}cmd"
+
+
+@pytest.mark.parametrize("value", ["", "a=1", " =1", "1+1", "B30f", "'x", -1.5, None, True])
+def test_what_is_no_formula_stays(value: object) -> None:
+    assert no_formula(value) is value
 
 
 def test_an_empty_table_has_its_columns(tmp_path: Path) -> None:

@@ -1,15 +1,36 @@
-"""The gates that look at the heart, and the geometry helpers of the stages."""
+"""The stages, each on a simulated patient whose truth is known; their gates; their geometry helpers."""
 
 from __future__ import annotations
 
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
+import pydicom
 import pytest
+import torch
 from scipy.ndimage import distance_transform_edt
 
-from deepcac2.errors import SeriesRejected
+from deepcac2.dicom import Finding, Series, discover, read_segmentation
+from deepcac2.errors import SeriesFailed, WeightsMissing
 from deepcac2.imaging import Geometry, Volume
 from deepcac2.imaging.masks import solidity, widened
-from deepcac2.pipeline.stages import check_heart, check_metal, heart_centre
+from deepcac2.pipeline.case import Case
+from deepcac2.pipeline.stages import (
+    FindCalcium,
+    FindHeart,
+    ScoreCalcium,
+    ScoreDirectly,
+    Screen,
+    build_volume,
+    check_headers,
+    check_heart,
+    check_metal,
+    heart_centre,
+)
+from deepcac2.weights import WeightSet, resolve
 
 GEOMETRY = Geometry(shape=(60, 90, 90), spacing=(3.0, 3.0, 3.0), origin=(-130.0, -130.0, -200.0))
 
@@ -20,17 +41,25 @@ def ball(radius_mm: float, centre_mm: tuple[float, float, float] = (90.0, 135.0,
     return (z - cz) ** 2 + (y - cy) ** 2 + (x - cx) ** 2 <= radius_mm**2
 
 
-def chest(heart: np.ndarray, blood: float = 40.0) -> Volume:
-    hu = np.random.default_rng(0).normal(blood, 20, GEOMETRY.shape)
-    hu[~heart] = -850
+def chest(heart: np.ndarray, blood: float = 40.0, *, liver_mm: float = 45.0) -> Volume:
+    """The heart between two lungs, in a trunk with a spine behind it and the liver below."""
+    z, y, x = np.indices(GEOMETRY.shape) * 3.0
+    hu = np.full(GEOMETRY.shape, -1000.0)
+    y, x = y - 135, x - 135
+    hu[(x / 130) ** 2 + (y / 120) ** 2 <= 1] = 50
+    hu[((x / 115) ** 2 + (y / 100) ** 2 <= 1) & (z > liver_mm)] = -850
+    hu[(np.abs(x) < 30) & (y > 40) & (y < 110)] = 50
+    hu[np.hypot(x, y - 95) < 18] = 300
+    hu[heart] = np.random.default_rng(0).normal(blood, 20, int(heart.sum()))
     return Volume(hu=hu.astype(np.int16), geometry=GEOMETRY)
 
 
 def code_of(heart: np.ndarray, volume: Volume) -> str:
-    with pytest.raises(SeriesRejected) as caught:
-        check_heart(volume, heart)
-    assert "\n" not in str(caught.value)
-    return caught.value.code
+    """Of the first finding, which is fatal."""
+    _, findings = check_heart(volume, heart)
+    assert findings[0].fatal
+    assert "\n" not in findings[0].message
+    return findings[0].code
 
 
 def test_a_heart_passes_and_is_measured() -> None:
@@ -49,12 +78,12 @@ def test_each_gate_has_its_code() -> None:
     assert code_of(ball(50), chest(ball(50), blood=-850)) == "heart-implausible"
     assert code_of(ball(50), chest(ball(50), blood=-30)) == "hu-implausible"
     liver = Volume(hu=chest(np.ones(GEOMETRY.shape, dtype=bool)).hu, geometry=GEOMETRY)
-    assert code_of(ball(50), liver) == "heart-implausible"
+    assert code_of(ball(50), liver) == "no-chest"
     sausage = ball(45, (50.0, 135.0, 135.0)) | ball(25, (120.0, 135.0, 190.0))
     sausage[25:35, 45, 45:60] = True
     assert code_of(sausage, chest(sausage)) == "heart-implausible"
     low = ball(50, (0.0, 135.0, 135.0))
-    assert code_of(low, chest(low)) == "heart-cut-off"
+    assert code_of(low, chest(low, liver_mm=-1.0)) == "heart-cut-off"
     side = ball(60, (90.0, 135.0, 20.0))
     assert code_of(side, chest(side)) == "heart-cut-off"
     assert code_of(ball(50), chest(ball(50), blood=180)) == "contrast-measured"
@@ -64,8 +93,19 @@ def test_allow_turns_a_rejection_into_a_warning_but_not_a_missing_heart() -> Non
     heart = ball(50)
     _, findings = check_heart(chest(heart, blood=180), heart, allow=["contrast-measured"])
     assert [(f.code, f.fatal) for f in findings] == [("contrast-measured", False)]
-    with pytest.raises(SeriesRejected):
-        check_heart(chest(heart), np.zeros(GEOMETRY.shape, dtype=bool), allow=["heart-not-found"])
+    nothing = np.zeros(GEOMETRY.shape, dtype=bool)
+    facts, (finding,) = check_heart(chest(heart), nothing, allow=["heart-not-found"])
+    assert (facts, finding.code, finding.fatal) == ({}, "heart-not-found", True)
+
+
+def test_what_one_gate_refuses_hides_nothing_that_another_sees() -> None:
+    small = ball(20)
+    facts, findings = check_heart(chest(small, blood=180), small, allow=["contrast-measured"])
+    assert [(f.code, f.fatal) for f in findings] == [
+        ("heart-implausible", True),
+        ("contrast-measured", False),
+    ]
+    assert facts["heart_inner_median_hu"] == pytest.approx(180, abs=5)
 
 
 def test_the_centre_is_the_middle_of_the_box() -> None:
@@ -83,16 +123,16 @@ def test_metal_among_what_would_be_counted_is_rejected() -> None:
     volume.hu[lesion] = 1400
     assert check_metal(volume, lesion, "STANDARD") == ()
     volume.hu[lesion] = 1600
-    with pytest.raises(SeriesRejected, match="1600 HU") as caught:
-        check_metal(volume, lesion, "STANDARD")
-    assert caught.value.code == "metal"
+    (finding,) = check_metal(volume, lesion, "STANDARD")
+    assert finding.fatal
+    assert finding.code == "metal"
+    assert "1600 HU" in finding.message
     assert check_metal(volume, lesion, "BONE") == ()  # sharp kernels overshoot
     assert check_metal(volume, ball(6, (30.0, 60.0, 60.0)), "STANDARD") == ()  # beside what is counted
     (finding,) = check_metal(volume, lesion, "STANDARD", allow=["metal"])
     assert not finding.fatal
     volume.hu[lesion] = 2100
-    with pytest.raises(SeriesRejected):
-        check_metal(volume, lesion, "BONE")
+    assert check_metal(volume, lesion, "BONE")[0].fatal
     fine = Geometry(shape=GEOMETRY.shape, spacing=(0.7, 0.6, 0.6), origin=GEOMETRY.origin)
     hu = np.full(GEOMETRY.shape, 300, dtype=np.int16)
     hu[30, 45, 45] = 1700  # one voxel of 0.25 mm³: noise
@@ -117,3 +157,222 @@ def test_widened_is_the_mask_and_its_surroundings() -> None:
     wide = widened(mask, fine, 10.0)
     assert wide[exact <= 7].all()
     assert not wide[exact > 15].any()
+
+
+# --- the stages, called -------------------------------------------------------------------------------------
+
+CPU = torch.device("cpu")
+
+
+def bundled(role: str) -> WeightSet:
+    try:
+        return resolve("bundled", role)
+    except WeightsMissing:
+        pytest.skip("needs the bundled weights, which are not in this checkout")
+
+
+def dice(a: np.ndarray, b: np.ndarray) -> float:
+    return 2 * float((a & b).sum()) / float(a.sum() + b.sum())
+
+
+@pytest.fixture(scope="module")
+def scan(simulated: Path) -> Case:
+    """A simulated patient up to its CT."""
+    (series,) = discover(simulated / "SIM-0003" / "ct").series
+    return build_volume(check_headers(Case(series=series)))
+
+
+@pytest.fixture(scope="module")
+def truth(simulated: Path, scan: Case) -> dict[str, np.ndarray]:
+    assert scan.volume is not None
+    return read_segmentation(simulated / "SIM-0003" / "truth.seg.dcm", scan.volume.geometry)
+
+
+@pytest.fixture(scope="module")
+def find_heart() -> FindHeart:
+    from deepcac2.models.heart import HeartModel
+
+    weights = bundled("heart")
+    return FindHeart(model=HeartModel.load(weights, CPU), weights=weights)
+
+
+def changed(case: Case, where: np.ndarray, value: int) -> Case:
+    """The case with other HU somewhere."""
+    assert case.volume is not None
+    hu = np.where(where, np.int16(value), case.volume.hu).astype(np.int16)
+    return replace(case, volume=Volume(hu=hu, geometry=case.volume.geometry))
+
+
+def air(case: Case) -> Case:
+    assert case.volume is not None
+    return changed(case, np.ones(case.volume.geometry.shape, dtype=bool), -1000)
+
+
+def test_header_findings_stay_and_the_first_fatal_one_stops() -> None:
+    found = (
+        Finding(code="derived", message="a copy", fatal=True),
+        Finding(code="too-thick", message="8 mm", fatal=True),
+        Finding(code="kvp", message="at 100 kV", fatal=False),
+    )
+    case = check_headers(Case(series=Series(series_uid="1", findings=found)))
+    assert case.stop is not None
+    assert (case.stop.status, case.stop.code, case.stop.reason) == ("rejected", "derived", "a copy")
+    assert case.findings == found
+    assert case.warnings == found[2:]
+    passed = check_headers(Case(series=Series(series_uid="1", findings=found[2:])))
+    assert (passed.stop, passed.warnings) == (None, found[2:])
+
+
+def test_the_volume_is_what_the_files_say(simulated: Path, tmp_path: Path, scan: Case) -> None:
+    folder = tmp_path / "ct"
+    shutil.copytree(simulated / "SIM-0003" / "ct", folder)
+    files = sorted(folder.iterdir(), key=lambda p: float(pydicom.dcmread(p).ImagePositionPatient[2]))
+    again = pydicom.dcmread(files[40])
+    again.SOPInstanceUID = again.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    again.save_as(folder / "again.dcm")
+    (series,) = discover(folder).series
+    case = build_volume(Case(series=series, findings=(Finding(code="kvp", message="", fatal=False),)))
+    assert [f.code for f in case.findings] == ["kvp", "duplicate-slices"]
+    assert case.stop is None
+    assert case.volume is not None
+    assert len(case.volume.hu) == len(case.series.slices) == len(files)
+    for z in (0, 40, len(files) - 1):
+        ds = pydicom.dcmread(files[z])
+        expected = ds.pixel_array * float(ds.RescaleSlope) + float(ds.RescaleIntercept)
+        expected[ds.pixel_array == ds.PixelPaddingValue] = -1024
+        np.testing.assert_array_equal(case.volume.hu[z], expected)
+    assert scan.volume is not None
+    np.testing.assert_array_equal(case.volume.hu, scan.volume.hu)
+
+    files[7].write_bytes(files[7].read_bytes()[:-1000])
+    with pytest.raises(SeriesFailed, match="cannot be decoded"):
+        build_volume(Case(series=series))
+
+
+def test_the_heart_is_found_and_measured(
+    scan: Case, truth: dict[str, np.ndarray], find_heart: FindHeart
+) -> None:
+    case = find_heart(scan)
+    assert case.stop is None
+    assert case.heart is not None
+    assert case.volume is not None
+    assert dice(case.heart, truth["heart"]) > 0.9
+    millilitres = case.heart.sum() * np.prod(case.volume.geometry.spacing) / 1000
+    assert case.facts["heart_volume_ml"] == pytest.approx(millilitres, abs=0.06)
+    assert case.facts["domain"]["weights"]["heart"]["name"] == find_heart.weights.name
+    assert case.findings == scan.findings
+    with pytest.raises(TypeError, match="stages before"):
+        find_heart(Case(series=scan.series))
+
+
+def test_a_heart_that_a_gate_refuses_is_not_forgotten(
+    scan: Case, truth: dict[str, np.ndarray], find_heart: FindHeart
+) -> None:
+    assert scan.volume is not None
+    blood = np.where(truth["heart"], scan.volume.hu + 150, scan.volume.hu).astype(np.int16)
+    enhanced = replace(scan, volume=replace(scan.volume, hu=blood))
+    case = find_heart(enhanced)
+    assert case.stop is not None
+    assert (case.stop.status, case.stop.code) == ("rejected", "contrast-measured")
+    assert case.heart is not None
+    assert dice(case.heart, truth["heart"]) > 0.8
+    expected = truth["heart"].sum() * np.prod(scan.volume.geometry.spacing) / 1000
+    assert case.facts["heart_volume_ml"] == pytest.approx(expected, rel=0.2)
+    assert case.warnings == scan.warnings
+    allowed = replace(find_heart, allow=["contrast-measured"])(enhanced)
+    assert allowed.stop is None
+    assert [f.code for f in allowed.warnings] == [*(f.code for f in scan.warnings), "contrast-measured"]
+
+
+def test_no_heart_in_air(scan: Case, find_heart: FindHeart) -> None:
+    case = find_heart(air(scan))
+    assert case.stop is not None
+    assert case.stop.code == "heart-not-found"
+    assert case.warnings == scan.warnings
+
+
+def test_the_calcium_is_found_unless_the_scan_was_excluded(scan: Case, truth: dict[str, np.ndarray]) -> None:
+    from deepcac2.models.calcium import CalciumModel
+
+    weights = bundled("calcium")
+    stage = FindCalcium(model=CalciumModel.load(weights, CPU), weights=weights, heart_margin_mm=4.0)
+    case = stage(replace(scan, heart=truth["heart"]))
+    assert case.calcium is not None
+    assert case.volume is not None
+    counted = case.volume.hu >= 130
+    assert dice(case.calcium & counted, truth["calcium"] & counted) > 0.5
+    assert 0 < case.facts["patches_run"] <= case.facts["patches_total"]
+    assert "off-domain-field" in [f.code for f in case.warnings]
+
+    excluded = replace(scan, heart=truth["heart"], facts={"screening": {"excluded": True}})
+    case = stage(excluded)
+    assert case.calcium is not None
+    assert not case.calcium.any()
+    assert (case.facts["patches_run"], case.facts["patches_total"]) == (0, 0)
+    assert "off-domain-field" in [f.code for f in case.warnings]
+
+
+def test_the_exclusion_sees_calcium_and_no_heart_in_air(scan: Case, truth: dict[str, np.ndarray]) -> None:
+    from deepcac2.models.screening import ScreeningModel
+
+    weights = bundled("screening")
+    stage = Screen(
+        model=ScreeningModel.load(weights, CPU), weights=weights, heart_margin_mm=4.0, exclude=True
+    )
+    case = stage(replace(scan, heart=truth["heart"]))
+    assert case.screened is not None
+    assert (case.screened & truth["calcium"]).any()
+    assert case.facts["screening"]["positive"] is True
+    assert case.facts["screening"]["excluded"] is False
+    with pytest.raises(TypeError, match="stages before"):
+        stage(scan)
+
+    nowhere = replace(stage, localise="chest-wall")(air(scan))
+    assert nowhere.stop is not None
+    assert (nowhere.stop.status, nowhere.stop.code) == ("rejected", "heart-not-found")
+    assert nowhere.warnings == scan.warnings
+    assert nowhere.screened is None
+
+
+def test_direct_scoring_has_a_score_and_none_in_air(scan: Case, truth: dict[str, np.ndarray]) -> None:
+    from deepcac2.models.direct import DirectModel
+
+    weights = bundled("direct")
+    stage = ScoreDirectly(model=DirectModel.load(weights, CPU), weights=weights)
+    case = replace(stage, localise="heart")(replace(scan, heart=truth["heart"]))
+    assert case.facts["direct"]["score"] > 100  # its true score is far above 400
+    assert case.facts["direct"]["score"] == pytest.approx(sum(case.facts["direct"]["slice_scores"]), rel=0.01)
+    assert case.attention is not None
+    assert case.attention.max() > 0
+
+    nowhere = stage(air(scan))
+    assert nowhere.stop is not None
+    assert nowhere.stop.code == "heart-not-found"
+    assert nowhere.warnings == scan.warnings
+    assert "direct" not in nowhere.facts
+
+
+def test_the_score_of_the_true_calcium_is_the_true_score(
+    simulated: Path, scan: Case, truth: dict[str, np.ndarray]
+) -> None:
+    expected = json.loads((simulated / "SIM-0003" / "truth.json").read_text())
+    case = ScoreCalcium()(replace(scan, calcium=truth["calcium"]))
+    assert case.score is not None
+    assert case.score.total == pytest.approx(expected["score"])
+    assert int(case.score.risk_group) == expected["risk_group"]
+    assert case.stop is None
+
+
+def test_metal_leaves_no_score_and_all_that_was_known(scan: Case, truth: dict[str, np.ndarray]) -> None:
+    known = replace(scan, calcium=truth["calcium"], heart=truth["heart"], facts={"heart_volume_ml": 368.0})
+    metal = changed(known, truth["calcium"], 2500)
+    case = ScoreCalcium()(metal)
+    assert case.stop is not None
+    assert (case.stop.status, case.stop.code) == ("rejected", "metal")
+    assert case.score is None
+    assert case.warnings == scan.warnings
+    assert case.facts == known.facts
+    assert case.heart is known.heart
+    allowed = ScoreCalcium(allow=["metal"])(metal)
+    assert allowed.score is not None
+    assert [f.code for f in allowed.warnings][-1] == "metal"

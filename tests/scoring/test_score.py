@@ -311,12 +311,125 @@ def test_own_rules_are_variants_of_named_ones() -> None:
     assert result.total == 0
 
 
+KILOVOLT_80 = ((177, 1), (271, 2), (408, 3), (544, 4))
+"""Gräni et al. 2018, 80 kV."""
+
+
+@pytest.mark.parametrize(
+    ("hu", "weight"), [(176, 0), (177, 1), (270, 1), (271, 2), (407, 2), (408, 3), (543, 3), (544, 4)]
+)
+def test_a_rule_is_weighted_by_its_own_table(hu: int, weight: int) -> None:
+    rule = Rule(name="at-80-kv", threshold=177, weights=KILOVOLT_80)
+    result = score(make_volume(np.full((1, 1, 1), hu)), np.ones((1, 1, 1), bool), rule=rule)
+    assert result.total == weight
+    assert [part.weight for lesion in result.lesions for part in lesion.parts] == ([weight] if weight else [])
+    assert result.parameters["weights"] == [list(pair) for pair in KILOVOLT_80]
+
+
+@pytest.mark.parametrize(("hu", "total"), [(99, 0), (100, 5), (120, 5), (129, 5), (199, 5), (200, 9)])
+def test_the_weight_is_the_one_of_the_table_and_not_its_place(hu: int, total: int) -> None:
+    rule = Rule(name="from-100", threshold=100, weights=((100, 5), (200, 9)))
+    assert score(make_volume(np.full((1, 1, 1), hu)), np.ones((1, 1, 1), bool), rule=rule).total == total
+
+
+def test_a_lesion_without_a_threshold_counts_once_its_maximum_has_a_weight() -> None:
+    hu = np.array([[[90, 100, 110], [0, 0, 0], [90, 99, 90]]])
+    rule = Rule(name="mask-from-100", threshold=None, weights=((100, 1), (200, 2)))
+    result = score(make_volume(hu), hu > 0, rule=rule)
+    assert (result.total, result.n_counted) == (3, 3)
+
+
+def test_a_threshold_that_no_weight_reaches_is_refused() -> None:
+    """Such a rule would score a lesion of 120 HU as 0."""
+    for threshold in (100, 129):
+        with pytest.raises(
+            InputError, match=rf"threshold {threshold} HU lies below the first weight's 130 HU"
+        ):
+            Rule(name="x", threshold=threshold)
+    with pytest.raises(InputError, match="177 HU"):
+        Rule(name="x", threshold=130, weights=KILOVOLT_80)
+    assert Rule(name="x", threshold=100, weights=((100, 1), (200, 2))).threshold == 100
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        (),
+        ((130,),),
+        ((130, 1), (130, 2)),
+        ((200, 1), (130, 2)),
+        ((130, 2), (200, 2)),
+        ((130, 0),),
+        ((130, 1.5),),
+    ],
+)
+def test_weights_that_are_no_table_are_refused(weights: tuple) -> None:
+    with pytest.raises(InputError, match="Rule weights"):
+        Rule(name="x", threshold=None, weights=weights)
+
+
+def slow_counted(hu: np.ndarray, mask: np.ndarray, spacing: tuple, rule: str) -> np.ndarray:
+    """The voxels that count, written anew from the description of two rules."""
+    inside = {tuple(i): int(hu[tuple(i)]) for i in np.argwhere(mask).tolist()}
+    if rule == "agatston":
+        groups = flood({i: v for i, v in inside.items() if v >= 130}, IN_SLICE_8)
+        groups = [g for g in groups if len(g) * spacing[1] * spacing[2] >= 1 - 1e-9]
+    else:
+        groups = [g for g in flood(inside, FACES) if len(g) >= 2 and max(g.values()) >= 130]
+    counted = np.zeros(mask.shape, bool)
+    for at in itertools.chain(*groups):
+        counted[at] = True
+    return counted
+
+
+@pytest.mark.parametrize("rule", ["agatston", "ai-cac"])
+@pytest.mark.parametrize("seed", range(10))
+def test_the_counted_mask_is_what_counted(seed: int, rule: str) -> None:
+    hu, mask, spacing = random_case(300 + seed)
+    result = score(make_volume(hu, spacing), mask, rule=rule, slice_thickness=THICKNESS)
+    np.testing.assert_array_equal(result.counted, slow_counted(hu, mask, spacing, rule))
+    assert result.counted.dtype == np.bool_
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_counted_mask_scores_the_same_and_lies_in_the_parts_slices(rule: str) -> None:
+    hu, mask, spacing = random_case(12)
+    volume = make_volume(hu, spacing)
+    result = score(volume, mask, rule=rule, slice_thickness=THICKNESS)
+    again = score(volume, result.counted, rule=rule, slice_thickness=THICKNESS)
+    assert (again.total, again.runs) == (result.total, result.runs)
+    by_slice = np.zeros(len(hu), int)
+    for lesion in result.lesions:
+        for part in lesion.parts:
+            by_slice[part.slice_index] += part.n_voxels
+    np.testing.assert_array_equal(result.counted.sum(axis=(1, 2)), by_slice)
+
+
+def test_the_first_and_last_voxel_of_an_array_can_count() -> None:
+    hu = np.zeros((2, 2, 2))
+    hu[0, 0, 0] = hu[1, 1, 1] = 150
+    assert score(make_volume(hu), hu > 0).counted.sum() == 2
+    assert not score(make_volume(hu), np.zeros(hu.shape, bool)).counted.any()
+
+
+def test_a_rule_is_found_again_in_its_parameters() -> None:
+    own = Rule(name="mine", threshold=100, weights=((100, 1), (200, 2)), min_voxels=3)
+    volume = make_volume(np.full((1, 2, 2), 150))
+    for rule in (own, *RULES.values()):
+        said = score(volume, np.ones((1, 2, 2), bool), rule=rule, slice_thickness=3.0).parameters
+        assert Rule.from_parameters(json.loads(json.dumps(said))) == rule
+    for broken in ({}, {"name": "x"}, {"name": "x", "weights": 7}, {"name": "x", "weights": [[1]]}):
+        with pytest.raises(InputError, match="no parameters of a scoring rule"):
+            Rule.from_parameters(broken)
+
+
 def test_parameters_tell_the_whole_rule() -> None:
     volume = make_volume(np.full((1, 2, 2), 150), (2.5, 0.7, 0.7))
     result = score(volume, np.ones((1, 2, 2), bool), slice_thickness=3.0, calibration_factor=0.0007)
     document = json.loads(json.dumps(result.to_dict()))
     for attribute in dataclasses.fields(Rule):
-        assert document["parameters"][attribute.name] == getattr(RULES["agatston"], attribute.name)
+        expected = json.loads(json.dumps(getattr(RULES["agatston"], attribute.name)))
+        assert document["parameters"][attribute.name] == expected
     assert document["parameters"]["thickness_factor"] == pytest.approx(2.5 / 3)
     assert document["parameters"]["spacing_mm"] == [2.5, 0.7, 0.7]
     assert document["risk_group"] == int(result.risk_group)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from deepcac2.simulation import default_geometry, heart_box_centre, sample_acquisition, simulate_patient
+from deepcac2.simulation import sample_acquisition
 from deepcac2.simulation.anatomy import sample_anatomy
 from deepcac2.simulation.specks import motion_path
 
@@ -98,12 +98,3 @@ def test_gated_scans_are_zoomed():
     assert 10 < len(narrow) < 45
     assert all(150 <= s.field_of_view <= 260 and s.motion <= 2 for s in narrow)
     assert max(s.field_of_view for s in scans) > 450
-
-
-def test_the_heart_of_a_coarse_scan_lies_around_the_middle_of_its_box():
-    seed = 701
-    geometry = default_geometry(seed, size=64, slices=40, version=2)
-    patient = simulate_patient(seed, geometry=geometry, version=2)
-    where = np.argwhere(patient.heart)
-    middle = geometry.to_lps((where.min(axis=0) + where.max(axis=0)) / 2)
-    assert np.abs(middle - heart_box_centre(seed)).max() < 8

@@ -14,7 +14,7 @@ from deepcac2.simulation import (
     Acquisition,
     SimulatedPatient,
     default_geometry,
-    heart_centre,
+    heart_centroid,
     sample_acquisition,
     simulate_patient,
 )
@@ -25,7 +25,7 @@ SEED = 5
 
 
 def around_heart(seed: int, spacing: tuple[float, float, float], half: float) -> Geometry:
-    centre = heart_centre(seed)
+    centre = heart_centroid(seed)
     n = [2 * int(half / s) + 1 for s in spacing]
     o = [c - (k - 1) / 2 * s for c, k, s in zip(centre, n[::-1], spacing[::-1], strict=True)]
     return Geometry(shape=(n[0], n[1], n[2]), spacing=spacing, origin=(o[0], o[1], o[2]))
@@ -74,8 +74,8 @@ def test_a_drawing_that_is_not_finite_is_refused(coarse: SimulatedPatient) -> No
 def test_the_heart_is_where_heart_centre_says(coarse: SimulatedPatient) -> None:
     geometry = coarse.volume.geometry
     centre = geometry.to_lps(np.argwhere(coarse.heart).mean(axis=0))
-    np.testing.assert_allclose(centre, heart_centre(SEED), atol=4)
-    np.testing.assert_allclose(coarse.facts["heart_centre_lps"], heart_centre(SEED), atol=0.01)
+    np.testing.assert_allclose(centre, heart_centroid(SEED), atol=4)
+    np.testing.assert_allclose(coarse.facts["heart_centre_lps"], heart_centroid(SEED), atol=0.01)
 
 
 def test_both_grids_show_the_same_heart(coarse: SimulatedPatient, fine: SimulatedPatient) -> None:
@@ -192,7 +192,7 @@ def test_default_geometry_holds_the_heart() -> None:
         geometry = default_geometry(seed)
         assert 0.6 <= geometry.spacing[1] <= 1.0
         assert 0.5 <= geometry.spacing[0] <= 5.0
-        index = geometry.to_index(heart_centre(seed))
+        index = geometry.to_index(heart_centroid(seed))
         assert (index > 0.08 * np.array(geometry.shape)).all()
         assert (index < 0.92 * np.array(geometry.shape)).all()
     assert default_geometry(3, size=96, slices=20).shape == (20, 96, 96)

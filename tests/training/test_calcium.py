@@ -35,8 +35,12 @@ from deepcac2.training.calcium import (
     HeartFinder,
     crop_of,
     crop_sources,
+    export_calcium,
     hard_seeds,
+    held_out_batches,
+    make_batches,
     make_calcium_cache,
+    simulated_crop,
     train_calcium,
 )
 from deepcac2.training.calcium_recipe import CalciumRecipe
@@ -146,6 +150,23 @@ def test_simulated_patients_become_crops(tmp_path: Path) -> None:
     assert -60 < np.median(hu[label == 2]) < 120
 
 
+def off_centre(label: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """How far the middle of the box of what is in or near the heart lies off the crop's, mm (z, y, x)."""
+    index = np.argwhere(label > 0)
+    return ((index.min(axis=0) + index.max(axis=0)) / 2 - (np.array(label.shape) - 1) / 2) * (2.5, 0.7, 0.7)
+
+
+def test_the_heart_of_a_simulated_patient_lies_in_the_crop_as_at_inference() -> None:
+    """Patient 31's box has its middle 8 and 7 mm off the centre of gravity along y and z."""
+    hu, label = simulated_crop(31, replace(TINY, heart_margin_mm=0.0, centre_jitter_mm=0.0))
+    assert np.abs(off_centre(label)).max() < 1.5
+    faces = [hu.take(i, axis=axis) for axis in range(3) for i in (0, -1)]
+    assert all((face > -1024).any() for face in faces)  # all that the crop holds was drawn
+    _, shifted = simulated_crop(31, replace(TINY, heart_margin_mm=0.0, centre_jitter_mm=6.0))
+    shift = np.random.default_rng([31, 77]).normal(0.0, 6.0, 3)[::-1]
+    np.testing.assert_allclose(off_centre(shifted), -shift, atol=2.5)
+
+
 def test_an_unknown_heart_is_found_by_the_heart_model(
     simulated: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -174,6 +195,33 @@ def losses(folder: Path) -> list[dict[str, str]]:
     with (folder / "log.csv").open() as handle:
         rows = list(csv.DictReader(handle))
     return [{k: v for k, v in r.items() if k not in ("patches_per_second", "gpu_utilisation")} for r in rows]
+
+
+def test_an_interrupted_run_writes_a_checkpoint_and_goes_on_to_the_same_weights(
+    scans: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGINT far from any checkpoint of the recipe's, against a run that nobody touched, bit for bit."""
+    shutil.copytree(work / "crops", tmp_path / "crops")
+    recipe = replace(TINY, checkpoint_every=1000)
+    train = Trainer.train
+
+    def interrupted(self: Trainer, *batch: torch.Tensor) -> None:
+        if self.step == 5:
+            signal.raise_signal(signal.SIGINT)
+        train(self, *batch)
+
+    handler = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(Trainer, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_calcium(recipe, tmp_path, device=CPU, data=[scans])
+    monkeypatch.undo()
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert torch.load(tmp_path / "checkpoint.pt")["step"] == 6
+    train_calcium(recipe, tmp_path, device=CPU, data=[scans])
+    networks = [CalciumModel.load(resolve(f / "weights", "calcium"), CPU).network for f in (tmp_path, work)]
+    after, unbroken = (dict(network.state_dict()) for network in networks)
+    assert all(torch.equal(after[name], unbroken[name]) for name in unbroken)
+    assert losses(tmp_path) == losses(work)
 
 
 CHILD = """
@@ -294,6 +342,17 @@ def test_a_training_can_begin_with_weights(scans: Path, work: Path, tmp_path: Pa
     other = replace(still, architecture={**TINY.architecture, "channels": [4, 6]})
     with pytest.raises(WeightsError, match="are another network than the recipe's"):
         train_calcium(other, tmp_path, device=CPU, data=[scans], start=str(start.path))
+
+
+def test_the_window_of_a_recipe_is_that_of_its_set(work: Path, tmp_path: Path) -> None:
+    recipe = replace(TINY, window_hu=(-100.0, 400.0))
+    network = CalciumModel.load(resolve(work / "weights", "calcium"), CPU).network
+    export_calcium(recipe, network, tmp_path / "set", data="", measured={})
+    assert CalciumModel.load(resolve(tmp_path / "set", "calcium"), CPU).window_hu == (-100.0, 400.0)
+    with pytest.raises(WeightsError, match=r"window_hu \[-100.0, 400.0\]; write that into the recipe"):
+        train_calcium(TINY, tmp_path / "work", device=CPU, start=str(tmp_path / "set"))
+    with pytest.raises(ValueError, match="window_hu is"):
+        replace(TINY, window_hu=(400.0, -100.0))
 
 
 def test_hard_patients_have_what_is_rare() -> None:
@@ -449,16 +508,19 @@ def test_recipes_are_read_strictly(tmp_path: Path) -> None:
 def test_crops_are_made_once(scans: Path, work: Path) -> None:
     before = {f.name: f.stat().st_mtime_ns for f in (work / "crops").glob("*.npy")}
     assert len(before) == 3 * 6
-    make_calcium_cache(replace(TINY, steps=99), work / "crops", data=[scans], device=CPU)
+    cache = make_calcium_cache(replace(TINY, steps=99), work / "crops", data=[scans], device=CPU)
     assert {f.name: f.stat().st_mtime_ns for f in (work / "crops").glob("*.npy")} == before
+    narrow, crops = replace(TINY, window_hu=(-100.0, 400.0)), range(len(cache.names))
+    assert make_batches(narrow, cache, crops).window_hu == (-100.0, 400.0)
+    assert held_out_batches(narrow, cache, crops)[0].window_hu == (-100.0, 400.0)
 
 
 def test_backgrounds_become_crops_with_seeds_of_their_own(shared_data):
     recipe = replace(TINY, patients=2, insertions=3)
-    folder = shared_data / "chest" / "CIP-64x64"
+    folder = shared_data / "chest" / "Lung_Dx-A0001-B"
     sources = crop_sources(recipe, [], [folder], HeartFinder("bundled", CPU))
-    assert [s.name for s in sources[2:]] == [f"inserted-CIP-64x64-0-{i}" for i in range(3)]
-    assert {s.patient for s in sources[2:]} == {"CIP-64x64-0"}
+    assert [s.name for s in sources[2:]] == [f"inserted-Lung_Dx-A0001-B-0-{i}" for i in range(3)]
+    assert {s.patient for s in sources[2:]} == {"Lung_Dx-A0001-B-0"}
     crops = [s.make() for s in sources[2:]]
     assert all(hu.shape == (58, 256, 256) for hu, _ in crops)
     assert not np.array_equal(crops[0][0], crops[1][0])

@@ -11,6 +11,7 @@ import numpy as np
 import pydicom
 import pytest
 import torch
+from scipy import ndimage
 
 from deepcac2.batch.run import Means, run_folder
 from deepcac2.dicom import discover, read_segmentation, read_series, write_segmentation
@@ -18,7 +19,7 @@ from deepcac2.errors import InputError
 from deepcac2.imaging import Geometry, Volume
 from deepcac2.imaging.files import write_image
 from deepcac2.pipeline import Workflow
-from deepcac2.scoring import score
+from deepcac2.scoring import Rule, score
 from deepcac2.training.evaluation import (
     evaluate_results,
     evaluate_scans,
@@ -49,11 +50,13 @@ def results(simulated: Path, tmp_path: Path) -> Path:
     home = tmp_path / "results"
     folder = home / "SIM-0003" / series.series_uid
     folder.mkdir(parents=True)
-    shutil.copy(simulated / "SIM-0003" / "truth.seg.dcm", folder / "cac.seg.dcm")
+    shutil.copy(simulated / "SIM-0003" / "truth.seg.dcm", folder / "found.dcm")
+    (folder / "cac.sr.dcm").write_bytes((folder / "found.dcm").read_bytes()[:200])
     content = {
         "status": "scored",
         "geometry": asdict(volume.geometry),
         "score": score(volume, masks["calcium"]).to_dict(),
+        "outputs": ["cac.sr.dcm", "found.dcm"],
     }
     (folder / "details.json").write_text(json.dumps(content))
     (home / "run.json").write_text(json.dumps(RUN))
@@ -81,10 +84,39 @@ def test_the_truth_agrees_with_itself(simulated: Path, results: Path) -> None:
     assert evaluation.rule == "agatston"
 
 
+def test_the_counted_dice_is_of_what_counts_by_the_rule(simulated: Path, results: Path) -> None:
+    """A lone voxel is in no lesion of four pixels, and no difference to the rule."""
+    series = ct_of(simulated)
+    volume = read_series(series).volume
+    folder = results / "SIM-0003" / series.series_uid
+    masks = read_segmentation(folder / "found.dcm", volume.geometry)
+    lone = np.argwhere((volume.hu >= 130) & ~ndimage.binary_dilation(masks["calcium"], np.ones((3, 3, 3))))[0]
+    masks["calcium"][tuple(lone)] = True
+    write_segmentation(
+        folder / "found.dcm", series=series, geometry=volume.geometry, algorithm_version="0", **masks
+    )
+    content = json.loads((folder / "details.json").read_text())
+    for rule, same in (("deepcac-v1", True), (Rule(name="every-voxel"), False)):
+        content["score"] = score(volume, masks["calcium"], rule=rule).to_dict()
+        (folder / "details.json").write_text(json.dumps(content))
+        (case,) = evaluate_results(results, simulated).cases
+        assert case.calcium_dice is not None
+        assert case.calcium_dice < 1
+        assert (case.counted_dice == 1) is same
+
+
+def test_results_without_a_seg_beside_them_are_an_error(simulated: Path, results: Path) -> None:
+    (folder,) = (results / "SIM-0003").iterdir()
+    (folder / "found.dcm").unlink()
+    (case,) = evaluate_results(results, simulated).cases
+    assert (case.status, case.score) == ("failed", None)
+    assert "names 0 DICOM SEGs" in case.reason
+
+
 def test_a_moved_heart_and_no_calcium(simulated: Path, results: Path) -> None:
     series = ct_of(simulated)
     geometry = read_series(series).volume.geometry
-    path = results / "SIM-0003" / series.series_uid / "cac.seg.dcm"
+    path = results / "SIM-0003" / series.series_uid / "found.dcm"
     masks = read_segmentation(path, geometry)
     heart = masks["heart"] | masks["calcium"]
     moved = np.roll(heart, 15, axis=2)

@@ -14,7 +14,7 @@ from deepcac2.dicom import discover
 from deepcac2.errors import TrainingError
 from deepcac2.imaging import Geometry
 from deepcac2.models.heart import HeartModel
-from deepcac2.simulation import heart_centre, simulate_patient
+from deepcac2.simulation import heart_centroid, simulate_patient
 from deepcac2.simulation.anatomy import sample_anatomy
 from deepcac2.training import insertion
 from deepcac2.training.insertion import (
@@ -34,7 +34,7 @@ CROP = {"jitter_mm": 4.0, "label_threshold": 0.25, "margin_mm": 10.0}
 @pytest.fixture(scope="module")
 def background() -> Background:
     """Simulated patient 3's heart at 1.5 × 1 × 1 mm, its calcium taken away, as if it were a real scan."""
-    x, y, z = heart_centre(3)
+    x, y, z = heart_centroid(3)
     shape, spacing = (90, 160, 160), (1.5, 1.0, 1.0)
     origin = (x - 79.5, y - 79.5, z - 66.75)
     patient = simulate_patient(3, geometry=Geometry(shape=shape, spacing=spacing, origin=origin))
@@ -95,15 +95,27 @@ def test_crops_are_what_the_network_sees_and_the_same_every_time(background):
     assert not np.array_equal(hu, other)
 
 
+def test_the_heart_lies_in_the_crop_as_at_inference(background):
+    """A thin rod to the right widens the heart's box, but hardly moves its centre of gravity."""
+    heart = background.heart.copy()
+    z, y, x = (int(c) for c in np.argwhere(heart).mean(axis=0))
+    edge = np.flatnonzero(heart.any(axis=(0, 1)))
+    heart[z, y, 10:x] = True
+    moved = (edge[0] - 10) / 2
+    crops = [inserted_crop(replace(background, heart=h), 11, **CROP) for h in (background.heart, heart)]
+    heart_x = [np.argwhere(label > 0)[:, 2].mean() * 0.7 for _, label in crops]
+    assert heart_x[1] - heart_x[0] == pytest.approx(moved, abs=0.35 * moved)
+
+
 def test_a_background_is_cut_to_the_surroundings_of_its_heart(background, shared_data: Path):
     model = HeartModel.load(resolve("bundled", "heart"), torch.device("cpu"))
-    folder = shared_data / "chest" / "CIP-64x64"
+    folder = shared_data / "chest" / "Lung_Dx-A0001-B"
     (source,) = background_sources(folder)
     found = load_background(source, lambda name, volume: model.predict(volume).mask)
     (series,) = discover(folder).series
     assert found.thickness == pytest.approx(series.slice_thickness)
     assert found.heart.any()
-    assert found.volume.hu.size < 79 * 64 * 64
+    assert found.volume.hu.size < 64 * 512 * 512
     centre = found.volume.geometry.to_lps(np.argwhere(found.heart).mean(axis=0))
     from deepcac2.dicom import read_series
 
@@ -111,4 +123,6 @@ def test_a_background_is_cut_to_the_surroundings_of_its_heart(background, shared
     assert np.allclose(centre, whole.centre_lps, atol=0.1)
     with pytest.raises(TrainingError, match="no series that can be a background"):
         background_sources(shared_data / "chest" / "Lung_Dx-A0002")
-    assert make_background("x", background.volume, background.heart, series).kernel == "STANDARD"
+    assert make_background("x", background.volume, background.heart, series).kernel == "B"
+    nameless = replace(series, kernel="")
+    assert make_background("x", background.volume, background.heart, nameless).kernel == "STANDARD"

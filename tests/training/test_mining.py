@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,17 @@ def trainer() -> Trainer:
     made = Trainer(CalciumRecipe(name="x", steps=1, architecture=architecture), 1, torch.device("cpu"))
     made.network = Bright().train()
     return made
+
+
+def test_mistakes_are_looked_for_in_the_recipes_window(tmp_path: Path) -> None:
+    """Of a window that ends at 250 HU, 200 HU look like more than 300 do in the paper's."""
+    hu, label = crop()
+    hu[20, 100, 100] = 200
+    cache = build_cache([CropSource(name="a", patient="a", make=lambda: (hu, label))], tmp_path, settings={})
+    narrow = trainer()
+    assert not find_mistakes(narrow, cache, [0]).false
+    narrow.recipe = replace(narrow.recipe, window_hu=(-135.0, 250.0))
+    assert find_mistakes(narrow, cache, [0]).false[0].tolist() == [[20, 100, 100]]
 
 
 def crop() -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]:

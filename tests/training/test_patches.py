@@ -143,8 +143,9 @@ def test_a_full_disk_breaks_nothing(tmp_path: Path, request: pytest.FixtureReque
     assert len(build_cache(sources(True, False), tmp_path / "cache", settings={}).hu) == 2
 
 
-def test_batches_are_what_they_should_be(cache: CropCache) -> None:
-    options = {"batch_size": 8, "near_share": 0.5, "seed": 3}
+@pytest.mark.parametrize("window", [(-135.0, 500.0), (-100.0, 90.0)])
+def test_batches_are_what_they_should_be(cache: CropCache, window: tuple[float, float]) -> None:
+    options = {"batch_size": 8, "near_share": 0.5, "seed": 3, "window_hu": window}
     for batches in (GridBatches(cache, [0, 2], **options), RandomBatches(cache, [0, 2], **options)):
         for step in range(6):
             places = batches.places(step)
@@ -158,7 +159,7 @@ def test_batches_are_what_they_should_be(cache: CropCache) -> None:
             for k, (number, corner) in enumerate(places):
                 box = window_of(corner)
                 hu = torch.from_numpy(cache.hu[number][box].astype(np.float32))
-                torch.testing.assert_close(image[k, 0], normalise(hu), atol=1e-5, rtol=0)
+                torch.testing.assert_close(image[k, 0], normalise(hu, window_hu=window), atol=1e-5, rtol=0)
                 np.testing.assert_array_equal(label[k, 0], cache.label[number][box] == 1)
 
 

@@ -13,7 +13,7 @@ import sys
 import uuid
 import warnings
 import zipfile
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ import yaml
 
 import deepcac2
 from deepcac2.batch.run import Means, RunSummary, run_folder
-from deepcac2.dicom import discover, read_series
+from deepcac2.dicom import discover, read_segmentation, read_series
 from deepcac2.errors import (
     InputError,
     NoDicomFound,
@@ -38,6 +38,8 @@ from deepcac2.imaging.files import read_image
 from deepcac2.models.direct import SlicePresence, SliceRegressor
 from deepcac2.models.screening import SliceUNet
 from deepcac2.pipeline import Workflow
+from deepcac2.pipeline.chain import PHASES
+from deepcac2.pipeline.results import PARQUET, read_parquet
 from deepcac2.pipeline.workflow import MODULES
 from deepcac2.scoring.result import RiskGroup
 from deepcac2.training.direct import DirectRecipe, export_direct
@@ -56,11 +58,41 @@ import json, sys
 from pathlib import Path
 import mhubio.run as runner
 
-base, config = sys.argv[1:3]
+base, config = sys.argv[1], sys.argv[3]
 runner.scan_local_modules.__defaults__ = (base,)  # else /app/models
 runner.run(config)
 Path("modules.json").write_text(json.dumps(sorted(sys.modules)))
 """
+
+
+@pytest.mark.parametrize(
+    ("execute", "modules", "rule"),
+    [
+        (["DeepCACRunner", "AGSCalculator"], {"AGSCalculator": {"rule": "van-velzen"}}, "van-velzen"),
+        (["DeepCACRunner", "AGSCalculator"], {}, "agatston"),
+        (["DeepCACRunner", "AGSCalculator"], {"AGSCalculator": None}, "agatston"),
+        (
+            ["DeepCACRunner", {"module": "AGSCalculator", "rule": "ai-cac"}],
+            {"AGSCalculator": {"rule": "van-velzen"}},
+            "ai-cac",
+        ),
+        (["DeepCACRunner"], {"AGSCalculator": {"rule": "van-velzen"}}, None),
+        (None, None, None),
+    ],
+)
+def test_the_calcium_runner_knows_the_rule_of_its_workflow(
+    execute: list[Any] | None, modules: dict[str, Any] | None, rule: str | None
+) -> None:
+    """The rule stands in the options of another module; without one, any voxel may count."""
+    from mhubio.core import Config
+
+    from deepcac2.utils.DeepCACRunner import DeepCACRunner
+    from deepcac2.utils.handover import scoring_rule
+
+    workflow = {"general": {"data_base_dir": "."}, "execute": execute, "modules": modules}
+    config = Config(args=[])
+    config._config = workflow
+    assert scoring_rule(DeepCACRunner(config)) == rule
 
 
 # --- a small input and small networks -----------------------------------------------------------------------
@@ -216,8 +248,12 @@ def direct_set(folder: Path) -> Path:
 def workflow_file(path: Path, *, weights: str) -> Path:
     """``config/default.yml`` with all outputs, and where weights are random with all options changed.
 
-    ``methods`` runs all three methods.
+    ``methods`` runs all three methods; the name of another workflow stands for that one, as it is.
     """
+    own = ROOT / "config" / f"{weights}.yml"
+    if own.is_file():
+        shutil.copyfile(own, path)
+        return path
     content = yaml.safe_load((ROOT / "config" / "default.yml").read_text())
     if weights == "methods":
         steps = content["execute"]
@@ -240,7 +276,6 @@ def workflow_file(path: Path, *, weights: str) -> Path:
             "heart-cut-off",
             "heart-implausible",
         ]
-        content["modules"]["HeartRunner"]["weights"] = str(heart_set(path.parent / "heart"))
         content["modules"]["DeepCACRunner"] = {
             "weights": str(calcium_set(path.parent / "calcium")),
             "heart_margin_mm": 10.0,
@@ -265,12 +300,6 @@ class Both:
         (models / "deepcac2").symlink_to(ROOT)
         self.data.mkdir()
         (self.data / "input_data").symlink_to(source)
-        content = yaml.safe_load(config.read_text())
-        content["modules"]["DataOrganizer"]["targets"] += [
-            "json:mod=details-->[i:PatientID]/[i:SeriesInstanceUID]/details.json",
-            "csv:mod=results-->results.csv",
-        ]
-        config.write_text(yaml.safe_dump(content, sort_keys=False))
         self.mhub = self.data / "output_data"
         self.folder, self.models, self.config = folder, models, config
         self.log = self.run_mhubio()
@@ -287,7 +316,7 @@ class Both:
             )
 
     def run_mhubio(self, *options: str) -> str:
-        command = [sys.executable, "-c", RUNNER, str(self.models), str(self.config)]
+        command = [sys.executable, "-c", RUNNER, str(self.models), "--config", str(self.config)]
         command += [f"--config:general.data_base_dir={self.data}", *options]
         environment = {
             **os.environ,
@@ -310,6 +339,24 @@ class Both:
     def found(self, folder: Path, name: str) -> Path:
         (path,) = folder.rglob(name)
         return path
+
+
+def written(folder: Path) -> set[Path]:
+    return {p.relative_to(folder) for p in folder.rglob("*") if p.is_file()}
+
+
+def like(content: dict[str, Any]) -> dict[str, Any]:
+    """What two runners must say alike: without times, and without where the files lay."""
+    content = {k: like(v) if k == "row" else v for k, v in content.items()}
+    seconds = content.get("seconds")
+    content["seconds"] = list(seconds) if isinstance(seconds, dict) else seconds is not None
+    content["reason"] = re.sub(r"\(?\S*(00-broken|notes\.dcm)\)?", "FILE", content.get("reason", ""))
+    return content
+
+
+def details_of(folder: Path, uid: str) -> dict[str, Any]:
+    (path,) = folder.glob(f"*/{uid}/details.json")
+    return like(json.loads(path.read_text()))
 
 
 @pytest.fixture(scope="module", params=["random", "bundled"])
@@ -356,6 +403,22 @@ def test_all_methods_say_the_same_in_both_runs(methods: Both) -> None:
     assert attention.max() > 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["screening", "direct", "cascade"])
+def test_every_workflow_leaves_the_same_folder(name: str, simulated: Path, tmp_path: Path) -> None:
+    runs = Both(simulated / "SIM-0003" / "ct", tmp_path, name)
+    names = {p for p in written(runs.memory) if p.suffix != ".gz" and p.parts[0] != "logs"}
+    assert written(runs.mhub) == names
+    for path in names:
+        mine, theirs = ((f / path).read_bytes() for f in (runs.mhub, runs.memory))
+        if path.name == "details.json":
+            one, other = (like(json.loads(text)) for text in (mine, theirs))
+            other["outputs"] = [n for n in other["outputs"] if not n.endswith(".nii.gz")]
+            assert one == other
+        elif path.suffix in (".png", ".json"):
+            assert mine == theirs, path
+
+
 def test_the_tree_is_imported_under_one_name(both: Both) -> None:
     modules = json.loads((both.folder / "modules.json").read_text())
     used = {step.module for step in Workflow.load("default").steps} - {"DataOrganizer"}
@@ -399,42 +462,39 @@ def test_the_structured_report_is_the_same(both: Both) -> None:
     assert mine.PatientID == PATIENT_ID
 
 
-def test_the_details_are_the_same(both: Both) -> None:
-    where = Path("%2E.%2F..%2Fx%20y") / SERIES["scored"] / "details.json"
-    mine, theirs = (json.loads((folder / where).read_text()) for folder in (both.mhub, both.memory))
-    for key in ("series", "geometry", "score", "heart", "calcium", "domain", "warnings"):
-        assert mine[key] == theirs[key], key
-    for key in ("deepcac2", "weights", "device", "allowed_gates"):
-        assert mine["provenance"][key] == theirs["provenance"][key]
-    assert {"NiftiConverter", "HeartRunner", "DeepCACRunner", "AGSCalculator"} <= set(mine["seconds"])
+def test_the_folder_holds_the_same_files(both: Both) -> None:
+    theirs = {p for p in written(both.memory) if p.suffix != ".gz" and p.parts[0] != "logs"}
+    assert written(both.mhub) == theirs
+    assert {"run.json", "results.csv", "results.parquet"} <= {p.name for p in theirs}
+    previews = [both.found(f, "preview.png").read_bytes() for f in (both.mhub, both.memory)]
+    assert previews[0] == previews[1]
+    made_with = [json.loads((f / "run.json").read_text()) for f in (both.mhub, both.memory)]
+    assert made_with[0] == made_with[1]
+
+
+@pytest.mark.parametrize("name", list(SERIES))
+def test_the_details_are_the_same(name: str, both: Both) -> None:
+    mine, theirs = (details_of(folder, SERIES[name]) for folder in (both.mhub, both.memory))
+    theirs["outputs"] = [n for n in theirs["outputs"] if not n.endswith(".nii.gz")]
+    assert list(mine) == list(theirs)
+    assert mine == theirs
+    assert mine["status"] == mine["row"]["status"]
+    assert (mine["status"] == "scored") == ("cac.seg.dcm" in mine["outputs"])
 
 
 def test_every_series_has_the_row_it_has_in_memory(both: Both) -> None:
+    mine, theirs = (
+        [like(asdict(row)) for row in read_parquet(f / PARQUET)] for f in (both.mhub, both.memory)
+    )
+    assert mine == theirs
+    assert [(row["series_uid"], row["code"]) for row in mine] == [
+        ("", "unreadable-file"),
+        (SERIES["scored"], ""),
+        (SERIES["thick"], "too-thick"),
+        (SERIES["broken"], "undecodable"),
+    ]
     with (both.mhub / "results.csv").open(newline="") as table:
-        mine = list(csv.DictReader(table))
-    with (both.memory / "results.csv").open(newline="") as table:
-        theirs = list(csv.DictReader(table))
-    assert {r["status"] for r in mine} == {"scored", "rejected", "failed"}
-    aside = {"seconds", "folder", "weights", "deepcac2_version"}
-
-    def sorted_rows(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-        kept = [{k: v for k, v in row.items() if k not in aside} for row in rows]
-        return sorted(kept, key=lambda row: (row["series_uid"], row["code"]))
-
-    for one, other in zip(sorted_rows(mine), sorted_rows(theirs), strict=True):
-        one["reason"], other["reason"] = (
-            re.sub(r"\(?\S*(00-broken|\d+\.dcm|input_data/|in/)\S*", "FILE", row["reason"])
-            for row in (one, other)
-        )
-        assert one == other
-    (scored,) = [r for r in mine if r["status"] == "scored"]
-    (expected,) = [r for r in theirs if r["status"] == "scored"]
-    assert {k: scored[k] for k in aside - {"seconds"}} == {k: expected[k] for k in aside - {"seconds"}}
-    assert {r["series_uid"]: r["code"] for r in mine if r["status"] != "scored"} == {
-        SERIES["thick"]: "too-thick",
-        SERIES["broken"]: "undecodable",
-        "": "unreadable-file",
-    }
+        assert [row["series_uid"] for row in csv.DictReader(table)] == [row["series_uid"] for row in mine]
 
 
 def test_what_fails_is_logged_in_one_line_and_left_alone(both: Both) -> None:
@@ -455,10 +515,128 @@ def test_the_input_is_not_touched_and_no_path_leaves_the_output(both: Both, sour
     assert {p.relative_to(both.mhub).parts[0] for p in both.mhub.rglob("*")} == {
         "%2E.%2F..%2Fx%20y",
         "results.csv",
+        "results.parquet",
+        "run.json",
     }
     ours = {"workflow.yml", "memory", "app", "data", "modules.json", "heart", "calcium"}
     assert {p.name for p in both.folder.iterdir()} <= ours
     assert not [p for p in source.rglob("*") if p.suffix in (".json", ".log")]
+
+
+# --- what is rejected late ----------------------------------------------------------------------------------
+
+LATE = {"contrast": "1.2.826.4", "metal": "1.2.826.5"}
+HEADERS = ["thick-slices", "kvp", "sharp-kernel"]
+UNTIL_HEART = ["DicomImporter", "NiftiConverter", "HeartRunner"]
+KNOWN: dict[str, tuple[str, str, list[str], list[str]]] = {
+    "contrast": ("contrast-measured", "HeartRunner", HEADERS, UNTIL_HEART),
+    "metal": (
+        "metal",
+        "AGSCalculator",
+        [*HEADERS, "off-domain-field"],
+        [*UNTIL_HEART, "DeepCACRunner", "AGSCalculator"],
+    ),
+}
+"""Series → its code, the module that says so, the warnings before, and the modules up to then."""
+
+
+@pytest.fixture(scope="module")
+def late(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Both:
+    """A simulated patient; once more with enhanced blood, and once more with metal for calcium."""
+    try:
+        resolve("bundled", "heart")
+        resolve("bundled", "calcium")
+    except WeightsMissing:
+        pytest.skip("needs the bundled weights, which are not in this checkout")
+    folder = tmp_path_factory.mktemp("late")
+    scan = simulated / "SIM-0003"
+    (series,) = discover(scan / "ct").series
+    reading = read_series(series)
+    masks = read_segmentation(scan / "truth.seg.dcm", reading.volume.geometry)
+    enhanced, metal = (reading.volume.hu.copy() for _ in range(2))
+    enhanced[masks["heart"]] += 150
+    metal[masks["calcium"]] = 2500
+    source = folder / "in"
+    shutil.copytree(scan / "ct", source / "plain")
+    for name, hu in (("contrast", enhanced), ("metal", metal)):
+        (source / name).mkdir()
+        for ref, image in zip(reading.slices, hu, strict=True):
+            ds = pydicom.dcmread(ref.path)
+            ds.SeriesInstanceUID = LATE[name]
+            ds.SOPInstanceUID = f"{LATE[name]}.{ds.InstanceNumber}"
+            ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+            stored = (image - float(ds.RescaleIntercept)) / float(ds.RescaleSlope)
+            ds.PixelData = stored.round().astype(ds.pixel_array.dtype).tobytes()
+            ds.save_as(source / name / ref.path.name)
+    return Both(source, folder, "bundled")
+
+
+@pytest.fixture(scope="module")
+def split(late: Both, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same once more, each part of the chain by another worker, with a file between them."""
+    from deepcac2.batch.worker import Finished, Role, Worker
+    from deepcac2.pipeline.run import Job
+
+    output, scratch = tmp_path_factory.mktemp("split"), tmp_path_factory.mktemp("scratch")
+    job = Job(workflow=Workflow.load(late.config), output=output)
+    workers = [Worker(job, Role(phases=(p,), device="cpu", scratch=scratch)) for p in PHASES]
+    for series in discover(late.data / "input_data").series:
+        task: Any = series
+        for worker in workers:
+            done = worker(task)
+            if isinstance(done, Finished):
+                break
+            task = done.path
+    assert not list(scratch.iterdir())
+    return output
+
+
+@pytest.mark.parametrize("name", list(LATE))
+@pytest.mark.parametrize("runner", ["memory", "split", "mhub"])
+def test_a_case_rejected_late_keeps_what_was_known(
+    runner: str, name: str, late: Both, split: Path, simulated: Path
+) -> None:
+    truth = read_segmentation(simulated / "SIM-0003" / "truth.seg.dcm", geometry_of(late, name))
+    code, module, warnings, modules = KNOWN[name]
+    found = details_of({"memory": late.memory, "split": split, "mhub": late.mhub}[runner], LATE[name])
+    assert (found["status"], found["code"], found["module"]) == ("rejected", code, module)
+    assert [w["code"] for w in found["warnings"]] == warnings
+    assert found["seconds"] == modules
+    row = found["row"]
+    assert row["warnings"] == ";".join(warnings)
+    voxel = np.prod(found["geometry"]["spacing"])
+    assert row["heart_volume_ml"] == found["heart"]["heart_volume_ml"]
+    assert row["heart_volume_ml"] == pytest.approx(truth["heart"].sum() * voxel / 1000, rel=0.2)
+    assert row["agatston_score"] is None
+    assert found["score"] is None
+    assert found["outputs"] == []
+
+
+@pytest.mark.parametrize("name", list(LATE))
+def test_all_runners_say_the_same_of_a_case_rejected_late(name: str, late: Both, split: Path) -> None:
+    one, other, third = (details_of(f, LATE[name]) for f in (late.memory, split, late.mhub))
+    assert one == other == third
+
+
+def geometry_of(late: Both, name: str) -> Any:
+    return read_series(discover(late.data / "input_data" / name).series[0]).volume.geometry
+
+
+def test_dashboard_and_evaluation_take_what_mhubio_wrote(
+    late: Both, simulated: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from deepcac2.cli.main import main
+    from deepcac2.dashboard.table import Results
+
+    with Results(late.mhub) as results:
+        rows = results.all("SELECT status, code FROM everything ORDER BY code")
+    assert rows == [("scored", ""), ("rejected", "contrast-measured"), ("rejected", "metal")]
+    texts = []
+    for folder in (late.mhub, late.memory):
+        assert main(["evaluate", str(folder), str(simulated), "--json"]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+    assert json.loads(texts[0])["cases"][0]["status"] == "scored"
 
 
 # --- options ------------------------------------------------------------------------------------------------
@@ -503,15 +681,22 @@ def test_option_names_that_mhubio_has_too_are_spelt_as_there() -> None:
     ],
 )
 def test_a_typo_in_a_workflow_is_an_error(change: dict[str, Any], message: str) -> None:
-    from deepcac2.utils.DicomImporter import check_workflow
+    from mhubio.core import Config
+
+    from deepcac2.utils.handover import workflow_of
+
+    def read(content: dict[str, Any]) -> Workflow:
+        return workflow_of(Config(config=content, args=False))
 
     content = yaml.safe_load((ROOT / "config" / "default.yml").read_text())
-    check_workflow(content)
+    as_run = Workflow.load("default").fingerprint()
+    assert read(content).fingerprint() == as_run
     content["execute"].insert(1, "SomeModuleOfMHub")
-    check_workflow(content)
+    content["modules"]["DataOrganizer"]["targets"].append("nifti:mod=seg-->[i:PatientID]/[basename]")
+    assert read(content).fingerprint() == as_run
     content["modules"] |= change
     with pytest.raises(WorkflowError, match=message):
-        check_workflow(content)
+        read(content)
 
 
 # --- import and hand-over -----------------------------------------------------------------------------------
@@ -564,6 +749,17 @@ def test_what_only_mhubios_module_can_do_is_an_error(name: str, key: str, tmp_pa
         module.execute()
 
 
+def test_what_concerns_every_series_ends_the_run(simulated: Path, tmp_path: Path) -> None:
+    (tmp_path / "input_data").symlink_to(simulated / "SIM-0003" / "ct")
+    module = importer(tmp_path)
+    module.execute()
+    unknown = {"includes": [{"label": "x", "data": "no such value"}]}
+    with pytest.raises(WorkflowError, match="unknown data"):
+        module_class("ReportExporter")(module.config, local_config=unknown).execute()
+    (instance,) = module.config.data.instances
+    assert instance.attr["status"] == "open"
+
+
 def test_links_sort_in_slice_order(source: Path, tmp_path: Path) -> None:
     from deepcac2.utils.DicomImporter import link_files
 
@@ -607,30 +803,27 @@ def test_a_folder_of_something_else_is_not_removed(tmp_path: Path) -> None:
 
 
 def test_a_case_comes_back_from_its_file_as_it_was(source: Path, tmp_path: Path) -> None:
-    from deepcac2.pipeline.case import Case
-    from deepcac2.pipeline.stages import ScoreCalcium, build_volume
-    from deepcac2.utils.handover import note, read_case, read_geometry, read_provenance, write_case
+    from deepcac2.pipeline.case import Case, Stop
+    from deepcac2.pipeline.stages import ScoreCalcium, build_volume, check_headers
+    from deepcac2.utils.handover import read_case, read_geometry, write_case
 
     series = discover(source / "scored").series[0]
-    case = build_volume(Case(series=series, facts={"heart_volume_ml": 1 / 3}))
-    assert case.volume is not None
-    case = ScoreCalcium(rule="agatston")(
-        Case(series=case.series, volume=case.volume, calcium=case.volume.hu > 300, facts=case.facts)
-    )
     path = tmp_path / "case.json"
+    case = check_headers(Case(series=series, facts={"heart_volume_ml": 1 / 3}))
     write_case(path, case)
-    note(path, "provenance", deepcac2="0")
-    note(path, "timings", NiftiConverter=0.1)
+    assert read_geometry(path) is None
+    case = build_volume(case)
+    assert case.volume is not None
+    scored = ScoreCalcium(rule="agatston")(replace(case, calcium=case.volume.hu > 300))
+    stop = Stop(status="failed", code="x", reason="y", module="z")
+    given = replace(scored, timings={"NiftiConverter": 0.1}, stop=stop)
+    write_case(path, given)
     back = read_case(path)
-    assert back.series == case.series
-    assert back.score == case.score
+    assert back == replace(given, volume=None, calcium=None)
     assert back.score is not None
     assert back.score.lesions
-    assert back.facts == case.facts
-    assert back.timings == {"NiftiConverter": 0.1}
+    assert back.warnings
     assert read_geometry(path) == case.volume.geometry
-    assert read_provenance(path) == {"deepcac2": "0"}
-    assert asdict(back.series) == asdict(case.series)
 
 
 # --- what MHub reads about the model ------------------------------------------------------------------------

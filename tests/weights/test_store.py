@@ -16,6 +16,7 @@ from deepcac2.errors import WeightsAltered, WeightsError, WeightsMissing, Weight
 from deepcac2.weights import (
     Domain,
     bundle,
+    describe,
     load_json,
     load_manifest,
     load_tensors,
@@ -25,7 +26,7 @@ from deepcac2.weights import (
     write_description,
 )
 from deepcac2.weights.description import ROLES
-from deepcac2.weights.manifest import MANIFEST
+from deepcac2.weights.manifest import MANIFEST, make_default
 
 
 @pytest.fixture
@@ -204,6 +205,33 @@ def test_bundling_copies_the_set_and_updates_the_manifest(calcium, tmp_path):
     before = json.loads(MANIFEST.read_text())["sets"]
     assert rows["platipy-heart"] == next(r for r in before if r["name"] == "platipy-heart")
     assert rows["test"]["domain"] == {}  # not that of the set before
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_any_role_can_have_another_default(tmp_path, role):
+    """As an image gets that is built with other weights: one of each role, and the others stay."""
+    manifest = tmp_path / "manifest.json"
+    content = json.loads(MANIFEST.read_text())
+    content["sets"].append({"name": "theirs", "role": role, "source": {}})
+    manifest.write_text(json.dumps(content))
+    make_default("theirs", manifest)
+    rows = json.loads(manifest.read_text())["sets"]
+    defaults = {row["role"]: row["name"] for row in rows if row.get("default")}
+    before = {row["role"]: row["name"] for row in content["sets"] if row.get("default")}
+    assert defaults == {**before, role: "theirs"}
+    assert sum(bool(row.get("default")) for row in rows) == len(ROLES)
+    with pytest.raises(WeightsMissing, match="no weights 'nobodys'"):
+        make_default("nobodys", manifest)
+
+
+def test_two_descriptions_of_the_same_tensors_are_two_sets(calcium):
+    """A result says which: they may use the tensors in another way."""
+    before = describe(calcium)
+    path = calcium / "weights.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "peak_probability": 0.9}))
+    after = describe(calcium)
+    assert before.hash == after.hash
+    assert before.identity() != after.identity()
 
 
 def test_a_bundled_set_with_another_operating_point_is_refused(tmp_path, monkeypatch):

@@ -1,0 +1,185 @@
+"""Nothing but a heart in a chest is believed: the gates with the real heart network, on a small zoo."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from deepcac2.dicom import discover, read_series
+from deepcac2.dicom.gates import GATES
+from deepcac2.imaging import Volume
+from deepcac2.imaging.files import volume_from_image
+from deepcac2.pipeline.anatomy import objection, surroundings
+from deepcac2.pipeline.stages import check_heart
+from deepcac2.simulation import default_geometry, simulate_patient
+
+if TYPE_CHECKING:
+    from deepcac2.models.heart import HeartModel
+
+_SPEC = importlib.util.spec_from_file_location("zoo", Path(__file__).parents[1] / "zoo.py")
+assert _SPEC is not None
+assert _SPEC.loader is not None
+zoo: ModuleType = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(zoo)
+
+REAL = ("LIDC-IDRI-0306", "CIP-64x64", "Lung_Dx-A0001-B", "Lung_Dx-A0001-L", "Lung_Dx-A0002")
+CUT_TO_THE_HEART = ("LIDC-IDRI-0314", "LIDC-IDRI-0476", "LIDC-IDRI-0350", "4D-Lung-113", "LUNG1-001")
+
+OTHERS = [g.code for g in GATES.values() if g.overridable and g.code != "chest-implausible"]
+"""Everything that can be allowed but the gate under test: it must hold where all others are lifted."""
+
+
+@pytest.fixture(scope="module")
+def model() -> HeartModel:
+    import torch
+
+    from deepcac2.models.heart import HeartModel
+
+    return HeartModel.load("bundled", torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def patient() -> Volume:
+    return simulate_patient(20004, geometry=default_geometry(20004, size=128, slices=70)).volume
+
+
+def verdict(model: HeartModel, volume: Volume, allow: tuple[str, ...] = ()) -> str:
+    """The code of the gate that stops this volume, "" where none does."""
+    _, findings = check_heart(volume, model.predict(volume).mask, allow=allow)
+    return next((f.code for f in findings if f.fatal), "")
+
+
+@pytest.mark.parametrize("name", zoo.no_chests())
+def test_what_is_no_chest_is_refused_whatever_else_is_allowed(model: HeartModel, name: str) -> None:
+    volume = zoo.no_chests()[name]
+    assert verdict(model, volume, tuple(OTHERS)) in ("heart-not-found", "no-chest", "chest-implausible")
+
+
+@pytest.mark.parametrize(
+    "name", ["head", "head on foam", "head in air of -940", "water", "legs", "ball in cork"]
+)
+def test_a_body_without_lungs_cannot_be_allowed(model: HeartModel, name: str) -> None:
+    assert verdict(model, zoo.no_chests()[name], (*OTHERS, "chest-implausible")) == "no-chest"
+
+
+def test_a_simulated_chest_passes_and_its_turns_and_parts_do_not(model: HeartModel, patient: Volume) -> None:
+    assert verdict(model, patient) == ""
+    for name, other in (*zoo.turned(patient), *zoo.parts(patient)):
+        assert verdict(model, other) != "", name
+
+
+@pytest.mark.parametrize("turn", ["face down", "turned by half", "turned by a quarter"])
+def test_a_turned_stack_is_seen_even_with_the_right_heart(patient: Volume, turn: str) -> None:
+    # the true heart, turned along: no fault of the network helps
+    heart = simulate_patient(20004, geometry=patient.geometry).heart
+    mask = Volume(hu=heart.astype(np.int16), geometry=patient.geometry)
+    assert objection(surroundings(patient, heart)) is None
+    turned = dict(zoo.turned(patient))[turn]
+    found = objection(surroundings(turned, dict(zoo.turned(mask))[turn].hu > 0))
+    assert found is not None
+    assert found[0] == "chest-implausible"
+
+
+@pytest.mark.parametrize("mm", [180, 250])
+def test_a_field_zoomed_onto_the_heart_passes(model: HeartModel, patient: Volume, mm: float) -> None:
+    heart = model.predict(patient).mask
+    middle = np.argwhere(heart).mean(axis=0)
+    box = [slice(None)]
+    for axis in (1, 2):
+        half = mm / 2 / patient.geometry.spacing[axis]
+        box.append(slice(max(0, round(middle[axis] - half)), round(middle[axis] + half)))
+    box[0] = slice(0, patient.hu.shape[0])
+    part = Volume(hu=patient.hu[tuple(box)].copy(), geometry=patient.geometry.part(box))
+    assert objection(surroundings(part, heart[tuple(box)])) is None
+
+
+def moved(heart: np.ndarray, by: tuple[int, int, int]) -> np.ndarray:
+    """A mask moved by voxels (z, y, x); what leaves the scan is gone."""
+    result = np.zeros_like(heart)
+    index = np.argwhere(heart) + by
+    inside = ((index >= 0) & (index < heart.shape)).all(axis=1)
+    result[tuple(index[inside].T)] = True
+    return result
+
+
+@pytest.mark.parametrize(
+    ("where", "mm"),
+    {
+        "liver": (-70, 0, -50),
+        "spleen": (-70, 30, 60),
+        "upper mediastinum": (100, 0, 0),
+        "left lung": (0, 0, 80),
+        "right lung": (0, 0, -80),
+        "breast bone": (0, -60, 0),
+    }.items(),
+)
+def test_a_heart_found_elsewhere_in_a_chest_is_refused(
+    model: HeartModel, patient: Volume, where: str, mm: tuple[float, float, float]
+) -> None:
+    heart = model.predict(patient).mask
+    by = [round(m / s) for m, s in zip(mm, patient.geometry.spacing, strict=True)]
+    assert objection(surroundings(patient, moved(heart, (by[0], by[1], by[2])))) is not None, where
+
+
+def test_orientation_of_the_array_does_not_matter(patient: Volume) -> None:
+    from dataclasses import replace
+
+    heart = simulate_patient(20004, geometry=patient.geometry).heart
+    (z, y, x), grid = patient.hu.shape, patient.geometry
+    origin = grid.to_lps([0.0, y - 1.0, x - 1.0])
+    axes = (grid.axes[0], *(tuple(-c for c in a) for a in grid.axes[1:]))
+    feet_up = replace(grid, origin=tuple(origin), axes=axes)
+    other = Volume(hu=patient.hu[:, ::-1, ::-1].copy(), geometry=feet_up)
+    assert z == other.hu.shape[0]
+    here, there = surroundings(patient, heart), surroundings(other, heart[:, ::-1, ::-1].copy())
+    for name, value in here.to_dict().items():
+        assert there.to_dict()[name] == pytest.approx(value, abs=6.0 if name.endswith("mm") else 0.05), name
+
+
+def real_chest(folder: Path) -> Volume:
+    series = next(s for s in discover(folder).series if s.modality == "CT")
+    volume: Volume = zoo.coarse(read_series(series).volume)
+    return volume
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_chests_pass(model: HeartModel, shared_data: Path, name: str) -> None:
+    assert verdict(model, real_chest(shared_data / "chest" / name)) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REAL)
+def test_turned_real_chests_do_not_pass(model: HeartModel, shared_data: Path, name: str) -> None:
+    chest = real_chest(shared_data / "chest" / name)
+    for turn, other in zoo.turned(chest):
+        assert verdict(model, other) != "", turn
+
+
+@pytest.mark.parametrize("name", CUT_TO_THE_HEART)
+def test_real_chests_cut_to_the_heart_pass(model: HeartModel, shared_data: Path, name: str) -> None:
+    assert verdict(model, real_chest(shared_data / "annotated" / name / "ct")) == ""
+
+
+@pytest.mark.parametrize("name", ["0187", "0506"])
+def test_real_labelled_chests_pass(model: HeartModel, shared_data: Path, name: str) -> None:
+    assert verdict(model, volume_from_image(shared_data / "labelled" / name / "image_3mm.nrrd")) == ""
+
+
+@pytest.mark.parametrize("folder", ["ge-tilted-irregular", "philips-tilted-mixed"])
+def test_real_heads_are_refused_whatever_else_is_allowed(
+    model: HeartModel, shared_data: Path, folder: str
+) -> None:
+    heads = [s for s in discover(shared_data / "dicom-zoo" / folder).series if len(s.slices) > 20]
+    assert len(heads) == 1
+    volume = zoo.coarse(read_series(heads[0]).volume, 1.0)
+    assert verdict(model, volume, tuple(OTHERS)) in ("no-chest", "chest-implausible")
+
+
+def test_a_real_phantom_is_refused(model: HeartModel, shared_data: Path) -> None:
+    phantom = real_chest(shared_data / "calcium-phantom" / "Large_rep1")
+    assert verdict(model, phantom, tuple(OTHERS)) == "no-chest"

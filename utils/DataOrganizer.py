@@ -1,0 +1,133 @@
+"""MHub module: the output folder, as `deepcac2 run` leaves it."""
+
+# mhubio has no types:
+# mypy: allow-subclassing-any
+
+import json
+import shutil
+from collections import Counter
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mhubio.core import Instance
+from mhubio.modules.organizer.DataOrganizer import DataOrganizer as Organizer
+
+from ..imaging import Geometry
+from ..imaging.atomic import atomic_path
+from ..pipeline.case import Case
+from ..pipeline.chain import Organise, run_stage, target_paths
+from ..pipeline.outputs import DETAILS_NAME
+from ..pipeline.results import CSV, PARQUET, STATUSES, ResultRow, unreadable_row, write_table
+from ..pipeline.run import RUN_FILE, Job, settle_output, write_run
+from ..pipeline.workflow import TARGET_ROLES
+from .handover import (
+    ATTENTION,
+    CALCIUM,
+    CT,
+    HEART,
+    REJECTED,
+    SCREENED,
+    case_from_json,
+    case_path,
+    log_stop,
+    read_case,
+    read_geometry,
+    workflow_of,
+)
+
+COPIED = {role: query for query, role in TARGET_ROLES.items() if role in ("seg", "sr", "report")}
+ARRAYS = {"ct": CT, "heart": HEART, "calcium": CALCIUM, "screened": SCREENED, "attention": ATTENTION}
+
+
+class DataOrganizer(Organizer):
+    """Copy the outputs by the workflow's targets, and complete the folder to that of a run.
+
+    Takes the place of mhubio's organizer, with its options; targets that only mhubio knows are left to it.
+    Beside SEG, SR and report, which lie where `target_paths` says, every series found has its
+    ``details.json``, and one with a result its preview; above stand ``run.json`` and the table of all.
+    """
+
+    _targets: dict[Any, str]
+
+    def task(self) -> None:
+        """Fill the output folder.
+
+        Raises:
+            WeightsError: Weights that the results name are missing.
+            OutputError: The output folder cannot be written.
+        """
+        job = Job(workflow=workflow_of(self.config), output=Path(self.output_dc.abspath))
+        ours = set(job.workflow.options("DataOrganizer").targets)
+        self._targets = {q: t for q, t in self._targets.items() if f"{q.query}-->{t}" not in ours}
+        super().task()
+        settle_output(job, redo=True, series={"finished": False})
+        left = self._left_out()
+        cases = [self._settled(job, case_from_json(content)) for content in left["cases"]]
+        cases += [self._organised(job, instance) for instance in self.config.data.instances]
+        rows = [unreadable_row(Path(path), reason) for path, reason in left["unreadable"]]
+        # as `dicom.discover` sorts them
+        rows += sorted(cases, key=lambda row: (row.patient_id, row.study_uid, row.series_uid))
+        write_table(job.output, rows)
+        fates, count = Counter(row.status for row in cases), len(cases)
+        series = {"found": count, "selected": count, **{s: fates[s] for s in STATUSES}}
+        write_run(job, {**series, "missing": 0, "missing_series": [], "finished": True})
+        if self.set_file_permissions:
+            names = (RUN_FILE, CSV, PARQUET)
+            self._open(job.output, *(job.output / name for name in names))
+
+    def _left_out(self) -> dict[str, Any]:
+        """What became no instance, as `DicomImporter` left it."""
+        (data,) = self.config.data.globalInstance.data.filter(REJECTED)
+        content: dict[str, Any] = json.loads(Path(data.abspath).read_text())
+        return content
+
+    def _organised(self, job: Job, instance: Instance) -> ResultRow:
+        """The row of an instance; writes its files."""
+        path = case_path(instance)
+        case = read_case(path)
+        case = replace(case, outputs=self._copied(job, case, instance))
+
+        def complete(case: Case) -> Case:
+            files = {name: _file(instance, query) for name, query in ARRAYS.items()}
+            organise = Organise(workflow=job.workflow, output=job.output, keep=frozenset())
+            return organise(replace(read_case(path, **files), outputs=case.outputs))
+
+        if case.stop is None:
+            case = run_stage(self.label, complete, case)
+            log_stop(self, case)
+        row = self._settled(job, case, read_geometry(path))
+        instance.attr |= {"status": row.status, "code": row.code, "reason": row.reason}
+        return row
+
+    def _copied(self, job: Job, case: Case, instance: Instance) -> dict[str, Path]:
+        """The outputs of an instance in the output folder, by role."""
+        paths, written = target_paths(job.workflow, case.series), {}
+        for role, query in COPIED.items():
+            if (file := _file(instance, query)) is not None:
+                written[role] = job.output / paths[role]
+                with atomic_path(written[role]) as temporary:
+                    shutil.copyfile(file, temporary)
+        return written
+
+    def _settled(self, job: Job, case: Case, geometry: Geometry | None = None) -> ResultRow:
+        row = job.settle(case, geometry=geometry).row
+        if self.set_file_permissions:
+            folder = job.folder(case.series)
+            files = [*case.outputs.values(), folder / DETAILS_NAME]
+            folders = {p for f in files for p in f.parents if p.is_relative_to(job.output)}
+            self._open(*files, *folders)
+        return row
+
+    def _open(self, *paths: Path) -> None:
+        """Let everybody change what a container's user wrote, as mhubio does; what is another's stays so."""
+        for path in paths:
+            with suppress(PermissionError):
+                path.chmod(0o777)
+
+
+def _file(instance: Instance, query: str) -> Path | None:
+    """Where a file of an instance lies that a module has written."""
+    found = [Path(data.abspath) for data in instance.data.filter(query, confirmed_only=True)]
+    return found[0] if found else None
