@@ -28,11 +28,11 @@ RUN cd /opt/build \
 
 # /app/models/deepcac2 imports as models.deepcac2 (MHub's runner) and, in other processes, as deepcac2.
 # /app/data and /app/tmp are where MHub's runner keeps its intermediate files, under any user.
-COPY . /app/models/deepcac2
+# Any user may read it, whatever the checkout's own modes are; set here, as a later change copies every file.
+COPY --chmod=755 . /app/models/deepcac2
 RUN pip install --no-deps --no-build-isolation -e /app/models/deepcac2 \
  && rm -rf /app/models/deepcac2/*.egg-info \
  && python -m compileall -q /app/models/deepcac2 \
- && chmod -R a+rX /app/models \
  && install -d -m 1777 /app/data /app/data/input_data /app/data/output_data /app/tmp
 
 # The weights baked in, where every user finds them: the bundled ones, and any set of weights/manifest.json.

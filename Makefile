@@ -41,8 +41,8 @@ demo: $(stamp) ## simulate one patient, run the whole chain on it, show the resu
 	$(bin)/deepcac2 simulate $(DEMO)/input --patients 1 --seed 11
 	$(bin)/deepcac2 run $(DEMO)/input/SIM-0011/ct $(DEMO)/output --devices cpu
 
-test: $(stamp) ## the quick tests (under 10 minutes on 2 cores)
-	$(bin)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+test: $(stamp) ## the quick tests
+	$(bin)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-slow: $(stamp) ## the tests that take minutes
 	$(bin)/python -m pytest -m slow $(PYTEST_ARGS)

@@ -6,6 +6,7 @@
     ├── InputError                  input                10   what was given cannot be used
     │   ├── NoDicomFound            no-dicom             11
     │   ├── InputUnreadable         input-unreadable     12
+    │   │   └── InputDamaged        undecodable          15   it is there, but damaged or not what it claims
     │   ├── OutputInsideInput       output-inside-input  13
     │   └── MaskMismatch            mask-mismatch        14
     ├── OutputError                 output               20   results cannot be written
@@ -57,6 +58,11 @@ class NoDicomFound(InputError):
 class InputUnreadable(InputError):
     code = "input-unreadable"
     exit_code = 12
+
+
+class InputDamaged(InputUnreadable):
+    code = "undecodable"
+    exit_code = 15
 
 
 class OutputInsideInput(InputError):

@@ -21,8 +21,9 @@ from typing import Any
 
 from ..dicom import Series, safe_name
 from ..errors import DeepCACError, DeviceError
-from ..pipeline.chain import PHASES, provenance_of
+from ..pipeline.chain import provenance_of
 from ..pipeline.run import RUN_FILE, Job
+from ..pipeline.step import PHASES
 from .local import LOADING_SECONDS, Outcome, WorkerLost
 from .worker import Finished, Handed, NotBegun, Role, Worker, add_log_file, silence_libraries
 
@@ -127,7 +128,7 @@ class RayWorkers:
         self._most = most
         self._timeout = timeout
         self._role = Role(
-            phases=tuple(PHASES),
+            phases=PHASES,
             device="cuda" if self._size.gpus else "cpu",
             threads=self._size.cpus,
             scratch=Path(),

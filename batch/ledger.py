@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -19,14 +20,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from ..errors import InputError, OutputBusy
-from ..imaging.atomic import output_errors
+from ..errors import InputError, InputUnreadable, OutputBusy
+from ..system.atomic import output_errors
+from ..system.foreign import parse_json
 
 FOLDER = "logs"
-"""Locks and journal lie beside the logs: no patient's folder has this name (`pipeline.chain`)."""
+"""Locks and journal lie beside the logs: no patient's folder has this name (`pipeline.writing`)."""
 JOURNAL = "journal.jsonl"
 QUARANTINE_AFTER = 2
 """Workers that a series may kill before it is set aside."""
+_LONGEST_LINE = 1 << 20
+"""Bytes of a line that are read at once; ours have a few hundred."""
 _SYNC_SECONDS = 0.5
 """The journal is flushed to the disk at most this often; a death at once."""
 
@@ -111,10 +115,27 @@ class OutputLock:
                 self._held.close()
                 raise OutputBusy(f"shard {shard} is at work in {output} already; wait for it")
             self._held.enter_context(self._own)
+            if other := self._other_split(shard):
+                self._held.close()
+                raise OutputBusy(
+                    f"a shard of {other} is at work in {output}, and it and shard {shard} would do the same "
+                    "series; wait for it, or choose another folder"
+                )
 
     def _path(self, number: int) -> Path:
         count = self.shard.count if self.shard else 0
         return self._folder / f"shard-{number}-of-{count}.lock"
+
+    def _other_split(self, shard: Shard) -> int:
+        """The N of a shard i/N of another N that is at work here; 0 where there is none.
+
+        Our own lock is held already, so that of two that begin together at least one sees the other.
+        """
+        for path in sorted(self._folder.glob("shard-*-of-*.lock")):
+            match = re.fullmatch(r"shard-\d+-of-(\d+)\.lock", path.name)
+            if match is not None and int(match[1]) != shard.count and _held(path):
+                return int(match[1])
+        return 0
 
     def __enter__(self) -> OutputLock:
         return self
@@ -191,11 +212,11 @@ def read_lines(path: Path, *, holding: bytes = b"") -> Iterator[dict[str, Any]]:
         OutputUnwritable: It cannot be read.
     """
     with output_errors(path), path.open("rb") as file:
-        for line in file:
+        for line in iter(lambda: file.readline(_LONGEST_LINE), b""):
             if holding in line:
                 try:
-                    content = json.loads(line)
-                except ValueError:
+                    content = parse_json(line, path.name)
+                except InputUnreadable:
                     continue
                 if isinstance(content, dict):
                     yield content

@@ -10,6 +10,7 @@ import shutil
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -19,10 +20,11 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from pebble import ProcessPool
+from pebble.pool.process import WORKERS_NAME
 
 from ..dicom import Series
-from ..pipeline.chain import PHASES
 from ..pipeline.run import Job
+from ..pipeline.step import PHASES
 from . import worker
 from .worker import Finished, Handed, NotBegun, Role, Worker
 
@@ -30,6 +32,9 @@ log = logging.getLogger(__name__)
 
 LOADING_SECONDS = 900.0
 """A worker that has not loaded its models after this time hangs; a cold network drive may take minutes."""
+
+START_SECONDS = 30.0
+"""For a worker process from its start to its first own line; a cold network drive may take some."""
 
 Outcome = Handed | Finished | NotBegun | BaseException
 """Of a task: what a worker says, or what ended it."""
@@ -76,7 +81,7 @@ class InProcess:
     def __init__(self, job: Job, device: str = "cpu") -> None:
         self.names: tuple[str, ...] = ("all",)
         self.counts: tuple[int, ...] = (1,)
-        self._worker = Worker(job, Role(phases=tuple(PHASES), device=device, scratch=Path()))
+        self._worker = Worker(job, Role(phases=PHASES, device=device, scratch=Path()))
 
     def __enter__(self) -> InProcess:
         return self
@@ -142,7 +147,7 @@ class LocalWorkers:
             ]
         else:
             self.names = ("all",)
-            self._stages = [[pool(tuple(PHASES), device=d) for d in devices]]
+            self._stages = [[pool(PHASES, device=d) for d in devices]]
         self.counts: tuple[int, ...] = tuple(sum(p.count for p in stage) for stage in self._stages)
 
     @property
@@ -195,6 +200,7 @@ class _Pool:
         self.count = count
         self.waiting = 0
         self._counting = threading.Lock()
+        self._role = role
         self._init = (job, role, os.getpid())
         self._pool: ProcessPool | None = None
 
@@ -236,9 +242,24 @@ class _Pool:
 
     def stop(self) -> None:
         if self._pool is not None:
+            _await_start(self._role.scratch)
             self._pool.stop()  # type: ignore[no-untyped-call]
             self._pool.join()
             self._pool = None
+
+
+def _await_start(scratch: Path) -> None:
+    """Wait until no worker process is still starting, `START_SECONDS` at most.
+
+    One that is started takes over locks of its pool; a pool that is stopped earlier has removed them, and
+    Python ends the process with a traceback on the terminal.
+    """
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and any(
+        child.name == WORKERS_NAME and not worker.started_file(scratch, child.pid).exists()
+        for child in multiprocessing.active_children()
+    ):
+        time.sleep(0.05)
 
 
 class Scratch:

@@ -14,10 +14,11 @@ from typing import Any
 
 from ..dicom import Discovery, Series, chosen, discover
 from ..errors import DeviceError, OutputError
-from ..imaging.atomic import remove_leftovers
-from ..pipeline.results import PARQUET, STATUSES, ResultRow, read_parquet, unreadable_row, write_table
+from ..pipeline.outputs import PARQUET
+from ..pipeline.results import STATUSES, ResultRow, read_parquet, unreadable_row, write_table
 from ..pipeline.run import Job, check_folders, settle_output, stored_row, write_run
 from ..pipeline.workflow import Workflow
+from ..system.atomic import remove_leftovers
 from .cluster import RayWorkers
 from .engine import Engine, Statistics
 from .ledger import Journal, OutputLock, Shard

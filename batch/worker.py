@@ -17,16 +17,18 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from ..dicom import Series
-from ..imaging.atomic import output_errors
+from ..dicom.names import OneLine
 from ..pipeline.case import Case
-from ..pipeline.chain import PHASES, Chain
+from ..pipeline.chain import Chain
 from ..pipeline.run import Job, Settled
+from ..pipeline.step import PHASES
+from ..system.atomic import output_errors
 from .exchange import put, take
 
 if TYPE_CHECKING:
     import torch
 
-    from ..pipeline.gpu import GpuMeter
+    from ..system.gpu import GpuMeter
 
 
 SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM})
@@ -42,7 +44,7 @@ class Role:
     """What a worker does.
 
     Attributes:
-        phases: Its parts of the chain (`pipeline.chain.PHASES`).
+        phases: Its parts of the chain (`pipeline.step.PHASES`).
         device: For the networks, as `choose_device` takes it; "" without ``compute``.
         threads: CPU threads of its computations; 0: as many as the library takes.
         scratch: Folder for cases on their way to the next worker.
@@ -109,7 +111,7 @@ class Worker:
     @cached_property
     def _gpu(self) -> GpuMeter | None:
         """Measures the GPU as long as this process lives; None without one."""
-        from ..pipeline.gpu import GpuMeter
+        from ..system.gpu import GpuMeter
 
         if "compute" not in self.role.phases or self._device().type != "cuda":
             return None
@@ -148,7 +150,7 @@ class Worker:
         """
         started = time.perf_counter()
         case = take(task) if isinstance(task, Path) else Case(series=task)
-        last = self.role.phases[-1] == tuple(PHASES)[-1]
+        last = self.role.phases[-1] == PHASES[-1]
         outcome = self.job.advance(case, self._chain, last=last)
         if isinstance(outcome, Settled):
             return Finished(settled=outcome, effort=self._effort(started))
@@ -179,6 +181,7 @@ _worker: Worker | None = None
 def start(job: Job, role: Role, parent: int) -> None:
     """Make this process a worker of the process `parent`, and let it die with it."""
     global _worker
+    started_file(role.scratch, os.getpid()).touch()
     # Terminals and schedulers tell all processes of a run; the parent decides, and says so by a file.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if (role.scratch / STOP).exists() else None)
@@ -190,6 +193,11 @@ def start(job: Job, role: Role, parent: int) -> None:
     _worker = Worker(job, role)
 
 
+def started_file(scratch: Path, pid: int | None) -> Path:
+    """It is there as soon as the worker process `pid` has all that it takes over from its parent."""
+    return scratch / f"started-{pid}"
+
+
 def silence_libraries() -> None:
     """Keep libraries' chatter off the screen, for as long as this process lives."""
     warnings.simplefilter("ignore")
@@ -199,7 +207,7 @@ def silence_libraries() -> None:
 def work(task: Series | Path) -> Handed | Finished | NotBegun:
     """The task of a worker process."""
     worker = _started()
-    computed = worker.role.phases == tuple(PHASES)[-1:]  # only to be written
+    computed = worker.role.phases == PHASES[-1:]  # only to be written
     if not computed and (worker.role.scratch / HALT).exists():
         return NotBegun()
     return worker(task)
@@ -219,7 +227,7 @@ def _started() -> Worker:
 def add_log_file(path: Path) -> logging.Handler:
     """Log to a file as all processes of a run do: lines are appended whole."""
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"))
+    handler.setFormatter(OneLine("%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"))
     logger = logging.getLogger(__name__.partition(".batch")[0])
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)

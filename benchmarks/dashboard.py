@@ -23,7 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
-from deepcac2.pipeline.results import PARQUET, ResultRow, write_parquet
+from deepcac2.pipeline.outputs import PARQUET
+from deepcac2.pipeline.results import ResultRow, write_parquet
 from deepcac2.scoring import risk_group
 
 SEED = 4

@@ -33,7 +33,9 @@ class Mutation:
 
 
 SCORE, GATES, CALCIUM = "tests/scoring", "tests/dicom/test_gates.py", "tests/models/test_calcium.py"
-READING, SEG, STAGES = "tests/dicom/test_reading.py", "tests/dicom/test_segmentation.py", "tests/pipeline"
+READING, SEG = "tests/dicom/test_reading.py", "tests/dicom/test_segmentation.py"
+STAGES, ANATOMY = "tests/pipeline/test_stages.py", "tests/pipeline/test_anatomy.py"
+CAUTIONS, OUTPUTS, RESULTS = (f"tests/pipeline/test_{name}.py" for name in ("cautions", "outputs", "results"))
 
 MUTATIONS = (
     Mutation(
@@ -139,32 +141,32 @@ MUTATIONS = (
         "dicom/gates.py",
         "thickness_mm >= THICK_MM - THICKNESS_TOLERANCE_MM",
         "thickness_mm > THICK_MM + THICKNESS_TOLERANCE_MM",
-        STAGES,
+        CAUTIONS,
     ),
     Mutation(
         "calcium: bound of the patch skipping",
-        "models/calcium.py",
+        "models/calcium/network.py",
         ">= THRESHOLD - _ROUNDING)",
         ">= THRESHOLD + 0.1)",
         CALCIUM,
     ),
     Mutation(
         "calcium: threshold",
-        "models/calcium.py",
+        "models/calcium/network.py",
         "found = low >= THRESHOLD",
         "found = low > THRESHOLD",
         CALCIUM,
     ),
     Mutation(
         "calcium: peak is inclusive",
-        "models/calcium.py",
+        "models/calcium/network.py",
         "(probability[box] >= peak)",
         "(probability[box] > peak)",
         CALCIUM,
     ),
     Mutation(
         "calcium: the mask below 130 HU",
-        "models/calcium.py",
+        "models/calcium/network.py",
         "sure_lesions(found, found & bright, low, peak)",
         "sure_lesions(found & bright, found & bright, low, peak)",
         CALCIUM,
@@ -185,65 +187,69 @@ MUTATIONS = (
     ),
     Mutation(
         "stages: excluded",
-        "pipeline/stages.py",
+        "models/rule_out/step.py",
         "self.exclude and not found.positive",
         "self.exclude and found.positive",
         STAGES,
     ),
     Mutation(
         "stages: an excluded scan is not looked at",
-        "pipeline/stages.py",
-        'if case.facts.get("screening", {}).get("excluded"):',
+        "models/calcium/step.py",
+        "if case.get(EXCLUDED):",
         "if False:",
         STAGES,
     ),
     Mutation(
         "stages: heart cut at the last slice",
-        "pipeline/stages.py",
+        "models/heart/step.py",
         "max(int(areas[0]), int(areas[-1]))",
         "int(areas[0])",
         STAGES,
     ),
     Mutation(
         "stages: no chest",
-        "pipeline/stages.py",
+        "models/heart/step.py",
         'against[0] == "no-chest":',
         'against[0] == "never":',
         STAGES,
     ),
     Mutation(
         "anatomy: upside down",
-        "pipeline/anatomy.py",
+        "models/heart/anatomy.py",
         "return float(above - below)",
         "return float(below - above)",
-        STAGES,
+        ANATOMY,
     ),
     Mutation(
         "anatomy: air around the body",
-        "pipeline/anatomy.py",
+        "models/heart/anatomy.py",
         "lung[z] &= ~within",
         "lung[z] &= within | ~within",
-        STAGES,
+        ANATOMY,
     ),
     Mutation(
         "anatomy: one lung is not enough",
-        "pipeline/anatomy.py",
+        "models/heart/anatomy.py",
         "if max(right, left) < MIN_LUNG_AT_ALL",
         "if min(right, left) < -1",
-        STAGES,
+        ANATOMY,
     ),
     Mutation(
-        "previews: coronal z-flip", "pipeline/previews.py", "projected[0][::-1]", "projected[0]", STAGES
+        "previews: coronal z-flip", "pipeline/previews.py", "projected[0][::-1]", "projected[0]", OUTPUTS
     ),
     Mutation(
         "previews: what counted",
-        "pipeline/previews.py",
-        "marked=score.counted,",
-        "marked=case.calcium,",
-        STAGES,
+        "pipeline/scoring.py",
+        "marked=result.counted,",
+        "marked=case[CALCIUM],",
+        OUTPUTS,
     ),
     Mutation(
-        "results: CSV formulas", "pipeline/results.py", '("=", "+", "-", "@", "\\t", "\\r")', '("=",)', STAGES
+        "results: CSV formulas",
+        "pipeline/results.py",
+        '("=", "+", "-", "@", "\\t", "\\r")',
+        '("=",)',
+        RESULTS,
     ),
     Mutation(
         "reading: padding above -900 HU",

@@ -19,8 +19,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from deepcac2.cohort.release import FILES
-from deepcac2.pipeline.results import PARQUET, ResultRow, read_parquet, write_parquet
+from deepcac2.pipeline.outputs import PARQUET
+from deepcac2.pipeline.results import ResultRow, read_parquet, write_parquet
+from deepcac2.release.build import FILES
 
 MOST_LINKS = 30_000
 """Below what usual file systems allow for one file."""

@@ -47,22 +47,16 @@ from skimage.measure import label
 from deepcac2.dicom import discover
 from deepcac2.dicom.gates import GATES
 from deepcac2.imaging import Geometry
-from deepcac2.imaging.masks import bounding_box, widened
-from deepcac2.models.calcium import (
-    CANDIDATE_HU,
-    CROP_SHAPE,
-    PATCH_SHAPE,
-    THRESHOLD,
-    CalciumModel,
-    crop_grid,
-    normalise,
-)
-from deepcac2.models.heart import HeartModel
+from deepcac2.imaging.masks import bounding_box, box_centre, widened
+from deepcac2.models.calcium.network import PATCH_SHAPE, THRESHOLD, CalciumModel, crop_grid, normalise
+from deepcac2.models.calcium.step import DeepCACRunnerOptions
+from deepcac2.models.crop import CANDIDATE_HU, CROP_SHAPE
+from deepcac2.models.heart.network import HeartModel
 from deepcac2.pipeline.case import Case
 from deepcac2.pipeline.chain import Chain, build_chain
+from deepcac2.pipeline.facts import CALCIUM, CT, HEART, SCORE
 from deepcac2.pipeline.operating import operating_point
-from deepcac2.pipeline.stages import heart_centre
-from deepcac2.pipeline.workflow import DeepCACRunnerOptions, Workflow
+from deepcac2.pipeline.workflow import Workflow
 from deepcac2.weights import WeightSet, resolve
 
 PACKAGES = {
@@ -231,7 +225,7 @@ def dense_calcium(
     """Calcium bool (z, y, x) by MONAI over every patch of the crop, resampled by SimpleITK."""
     from monai.inferers import sliding_window_inference
 
-    grid = crop_grid(geometry, heart_centre(heart, geometry))
+    grid = crop_grid(geometry, box_centre(heart, geometry))
     crop = sitk.Image(*CROP_SHAPE[::-1], sitk.sitkFloat32)
     crop.SetSpacing(grid.spacing[::-1])
     crop.SetOrigin(grid.origin)
@@ -383,14 +377,14 @@ def run_ours(source: Path, chain: Chain, clock: Clock) -> Result:
 
 def result_of(case: Case) -> Result:
     """Of a case that has been scored."""
-    if case.volume is None or case.heart is None or case.calcium is None or case.score is None:
+    if SCORE not in case:
         raise SystemExit("our chain did not score the series")
     return Result(
-        hu=case.volume.hu,
-        geometry=case.volume.geometry,
-        heart=case.heart,
-        calcium=case.calcium,
-        score=case.score.total,
+        hu=case[CT].hu,
+        geometry=case[CT].geometry,
+        heart=case[HEART],
+        calcium=case[CALCIUM],
+        score=case[SCORE].total,
     )
 
 
@@ -405,7 +399,7 @@ def comparison(name: str, stock: Result, ours: Result) -> list[str]:
     """A row: the heart, the counted calcium, and the score."""
     if not np.array_equal(stock.hu, ours.hu):
         raise SystemExit("the converter changed the CT: nothing can be compared")
-    centres = [np.array(heart_centre(r.heart, r.geometry)) for r in (stock, ours)]
+    centres = [np.array(box_centre(r.heart, r.geometry)) for r in (stock, ours)]
     either, differing = stock.counted | ours.counted, stock.counted ^ ours.counted
     return [
         name,

@@ -25,9 +25,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from deepcac2.models.calcium import CROP_SHAPE
+from deepcac2.models.crop import CROP_SHAPE
 from deepcac2.pipeline.chain import choose_device, describe_device
-from deepcac2.pipeline.gpu import GpuMeter
+from deepcac2.system.gpu import GpuMeter
 from deepcac2.training.calcium import PAPER_EPOCHS, make_batches
 from deepcac2.training.calcium_recipe import CalciumRecipe
 from deepcac2.training.patches import Batches, Crop, CropSource, build_cache, prefetch

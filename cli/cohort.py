@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from .screen import say
@@ -66,14 +65,14 @@ def run_select(args: argparse.Namespace) -> int:
     lines = [f"{found.series} series in {args.index}"]
     lines += [f"  − {n}: {code}" for code, n in found.reasons.items()]
     lines.append(f"  = {found.selected} selected, of {found.persons} persons: {args.output}")
-    sys.stdout.write("\n".join(lines) + "\n")
+    say(*lines)
     return 0
 
 
 def run_download(args: argparse.Namespace) -> int:
     """Download what a table selects."""
     from ..cohort.download import download
-    from ..cohort.tables import selected_series
+    from ..stats.tables import selected_series
 
     uids = sorted(selected_series(args.table))
     download(uids, args.folder, watch=lambda n, total: say(f"{n} of {total} series"))
@@ -94,9 +93,9 @@ def run_rules(args: argparse.Namespace) -> int:
     from ..cohort.selection import ANOTHER, RULES
 
     for rule in RULES.values():
-        sys.stdout.write(f"{rule.name}: {rule.sentence}\n")
+        say(f"{rule.name}: {rule.sentence}")
         for c in rule.criteria:
-            sys.stdout.write(f"  {c.code:20s} {c.sentence}\n")
+            say(f"  {c.code:20s} {c.sentence}")
         if rule.one_each:
-            sys.stdout.write(f"  {ANOTHER:20s} one series for each {rule.one_each}: first by {rule.order}\n")
+            say(f"  {ANOTHER:20s} one series for each {rule.one_each}: first by {rule.order}")
     return 0

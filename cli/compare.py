@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from pathlib import Path
 
 from .run import add_allow
+from .screen import say, say_json
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -39,9 +38,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Print the table, and write the report where one is asked for."""
     from ..dicom.gates import check_allowed
-    from ..imaging.atomic import write_json, write_whole
+    from ..evaluation.methods import compare_methods, operating_points, table, to_dict
     from ..pipeline.workflow import Workflow
-    from ..training.methods import compare_methods, operating_points, table, to_dict, write_figures
+    from ..reporting.method_figures import write_method_figures
+    from ..system.atomic import write_json, write_whole
 
     check_allowed(args.allow)
     for method in args.methods:  # a mistake shows before the first scan
@@ -62,10 +62,13 @@ def run(args: argparse.Namespace) -> int:
                 f"{p['specificity']:.3f} |\n"
             )
     everything = {"methods": to_dict(results), "operating_points": points}
-    sys.stdout.write(json.dumps(everything, indent=2) + "\n" if args.json else text)
+    if args.json:
+        say_json(everything)
+    else:
+        say(*text.rstrip("\n").split("\n"))
     if args.report is not None:
         write_json(args.report / "methods.json", everything)
-        figures = write_figures(results, args.report)
+        figures = write_method_figures(results, args.report)
         shown = "".join(f"\n![{p.stem}]({p.name})\n" for p in figures)
         write_whole(args.report / "methods.md", ("# Methods on the same scans\n\n" + text + shown).encode())
     return 0

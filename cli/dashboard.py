@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import socket
-import sys
 from pathlib import Path
+
+from .screen import note
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -55,10 +56,9 @@ def _port(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until interrupted."""
-    import uvicorn
-
     from ..dashboard.app import create_app
     from ..dashboard.security import TOKEN_VARIABLE, check_address
+    from ..dashboard.server import counted_log, make_server
 
     access = check_address(args.host, token=os.environ.get(TOKEN_VARIABLE, ""), names=args.name)
     with _listen(args.host, args.port) as listening:
@@ -70,25 +70,19 @@ def run(args: argparse.Namespace) -> int:
             show_phi=args.show_phi,
             access=access,
         )
-        config = uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,  # an address may hold the token
-            server_header=False,
-            ws="none",
-            timeout_graceful_shutdown=3,
-        )
+        server = make_server(app)
+        listening.listen(server.config.backlog)  # who reads the address may ask at once
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         token = f"?token=${TOKEN_VARIABLE}" if access.token else ""
-        sys.stderr.write(f"dashboard: http://{shown}:{port}/{token}  (Ctrl-C ends it)\n")
+        note(f"dashboard: http://{shown}:{port}/{token}  (Ctrl-C ends it)")
         if access.any_address:
-            sys.stderr.write("note: not encrypted; put a server with TLS before it on a network you share\n")
-        sys.stderr.flush()
+            note("note: not encrypted; put a server with TLS before it on a network you share")
         try:
-            uvicorn.Server(config).run(sockets=[listening])
+            with counted_log():
+                server.run(sockets=[listening])
         except KeyboardInterrupt:
-            sys.stderr.write("\n")
+            note("")
     return 0
 
 

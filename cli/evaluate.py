@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from .run import add_choices, chosen_workflow
-from .screen import counter
+from .screen import counter, note, say, say_json
 
 if TYPE_CHECKING:
-    from ..training.evaluation import Evaluation
-    from ..training.summary import Summary
+    from ..evaluation.cases import Evaluation
+    from ..evaluation.summary import Summary
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -63,23 +61,23 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Print a summary, and write the report where one is asked for."""
-    from ..training.evaluation import to_dict
-    from ..training.summary import summarise
-    from ..training.summary import to_dict as summary_to_dict
+    from ..evaluation.cases import to_dict
+    from ..evaluation.summary import summarise
+    from ..evaluation.summary import to_dict as summary_to_dict
 
     _check(args)
     evaluation = _evaluate(args)
     summary = summarise(evaluation)
     if args.json:
         everything = {**to_dict(evaluation), **summary_to_dict(summary)}
-        sys.stdout.write(json.dumps(everything, indent=2) + "\n")
+        say_json(everything)
     else:
-        sys.stdout.write(_in_words(evaluation, summary))
+        say(*_in_words(evaluation, summary))
     if args.report is not None:
-        from ..training.report import write_report
+        from ..reporting.evaluation import write_report
 
         page = write_report(evaluation, summary, args.report, title=args.title or "", note=args.note or "")
-        (sys.stderr if args.json else sys.stdout).write(f"report: {page}\n")
+        (note if args.json else say)(f"report: {page}")
     return 0
 
 
@@ -94,7 +92,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> Evaluation:
-    from ..training.evaluation import evaluate_results, evaluate_scans
+    from ..evaluation.cases import evaluate_results, evaluate_scans
 
     if args.data is None:
         return evaluate_results(args.results, args.truth, watch=counter("scans"))
@@ -130,9 +128,9 @@ _LINES = (
 """Label, statistic and digits of what is printed; the report has more."""
 
 
-def _in_words(evaluation: Evaluation, summary: Summary) -> str:
-    from ..training.evaluation import STATUSES
-    from ..training.report import kind_of, seen_in_training
+def _in_words(evaluation: Evaluation, summary: Summary) -> list[str]:
+    from ..evaluation.cases import STATUSES
+    from ..reporting.evaluation import kind_of, seen_in_training
 
     counts = ", ".join(f"{n} {s}" for s in STATUSES if (n := evaluation.count(s)))
     lines = [f"{kind_of(evaluation)} scans: {counts}"]
@@ -149,4 +147,4 @@ def _in_words(evaluation: Evaluation, summary: Summary) -> str:
         if estimate.low is not None:
             text += f"  [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
         lines.append(f"{text}  n = {estimate.n}")
-    return "\n".join(lines) + "\n"
+    return lines

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from .screen import add_row, new_console, new_table, note, say_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,14 +51,12 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: No IN, an unknown gate, or nothing to be found in IN.
     """
-    from rich.console import Console
-
-    console = Console(highlight=False)
+    console = new_console()
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
     if args.gates:
         if args.json:
-            _write_json(gates_to_list())
+            say_json(gates_to_list())
         else:
             _print_gates(console)
         return 0
@@ -75,10 +72,10 @@ def run(args: argparse.Namespace) -> int:
         from ..cohort.index import write_index
 
         count = write_index(args.index, discovery)
-        sys.stderr.write(f"{count} series: {args.index}\n")
+        note(f"{count} series: {args.index}")
         return 0
     if args.json:
-        _write_json(to_dict(discovery))
+        say_json(to_dict(discovery))
     else:
         _print_discovery(console, discovery)
     return 0
@@ -130,7 +127,9 @@ def _series_to_dict(series: Series) -> dict[str, Any]:
 def gates_to_list() -> list[dict[str, Any]]:
     """Every gate as a dictionary, in the order in which they are reported."""
     from ..dicom import GATES
+    from ..pipeline.step import steps
 
+    steps()  # those of other packages may bring gates
     return [
         {"code": g.code, "sentence": g.sentence, "severity": _severity(g.fatal), "overridable": g.overridable}
         for g in GATES.values()
@@ -150,30 +149,23 @@ def _severity(fatal: bool) -> str:
     return "rejects" if fatal else "warns"
 
 
-def _write_json(data: object) -> None:
-    sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
-
-
 def _print_gates(console: Console) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = new_table()
     for title in ("code", "what it means", "does", "--allow"):
         table.add_column(title, no_wrap=title != "what it means")
     for gate in gates_to_list():
-        table.add_row(
-            gate["code"], gate["sentence"], gate["severity"], "yes" if gate["overridable"] else "no"
+        add_row(
+            table, (gate["code"], gate["sentence"], gate["severity"], "yes" if gate["overridable"] else "no")
         )
     console.print(table)
 
 
 def _print_discovery(console: Console, discovery: Discovery) -> None:
-    from rich.table import Table
     from rich.text import Text
 
-    from ..dicom import readable
+    from ..dicom import printable, readable
 
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = new_table()
     table.add_column("patient", overflow="fold")
     table.add_column("series", overflow="fold")
     table.add_column("images", justify="right")
@@ -183,11 +175,11 @@ def _print_discovery(console: Console, discovery: Discovery) -> None:
         verdict = Text("rejected" if series.rejection else "accepted", "red" if series.rejection else "green")
         for finding in series.findings:
             style = "red" if finding.fatal else "yellow"
-            verdict.append(f"\n{finding.code}: ", style).append(_printable(finding.message), "default")
-        name = _printable(series.series_description or series.modality)
+            verdict.append(f"\n{finding.code}: ", style).append(printable(finding.message), "default")
+        name = printable(series.series_description or series.modality)
         table.add_row(
-            Text(_printable(series.patient_id)),
-            Text(f"{name}\n").append(_printable(series.series_uid), "dim"),
+            Text(printable(series.patient_id)),
+            Text(f"{name}\n").append(printable(series.series_uid), "dim"),
             str(len(series.slices)),
             "" if series.increment is None else f"{series.increment:.2f}",
             verdict,
@@ -196,15 +188,10 @@ def _print_discovery(console: Console, discovery: Discovery) -> None:
     for unreadable in discovery.unreadable:
         where = readable(unreadable.path) + (f" ({unreadable.member})" if unreadable.member else "")
         console.print(
-            Text("unreadable: ", "red").append(_printable(f"{where}: {unreadable.reason}"), "default")
+            Text("unreadable: ", "red").append(printable(f"{where}: {unreadable.reason}"), "default")
         )
     rejected = sum(s.rejection is not None for s in discovery.series)
     console.print(
         f"{len(discovery.series) - rejected} series accepted, {rejected} rejected, "
         f"{len(discovery.unreadable)} files unreadable, {discovery.ignored} other files ignored"
     )
-
-
-def _printable(text: str) -> str:
-    """Text from a file without what could steer the terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from .. import __version__
@@ -23,6 +22,7 @@ from . import (
     train,
     weights,
 )
+from .screen import Parser, guard_log, note
 
 COMMANDS = (
     run,
@@ -43,7 +43,7 @@ COMMANDS = (
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser with all commands; each command is one module of this package."""
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = Parser(
         prog="deepcac2",
         description="Coronary calcium from chest CT: Agatston score, risk group, DICOM SEG and report.",
         epilog="Research use only. Not a medical device. Exit codes: see docs/errors.md.",
@@ -61,14 +61,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     A command that goes on where it was interrupted says so by ``goes_on`` among its parser's defaults.
     """
     args = build_parser().parse_args(argv)
+    guard_log()
     try:
         code: int = args.run(args)
     except DeepCACError as error:
-        sys.stderr.write(f"error: {error}\n")
+        note(f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt:
         goes_on = getattr(args, "goes_on", False)
-        sys.stderr.write(f"interrupted{'; the same command goes on where this one stopped' * goes_on}\n")
+        note(f"interrupted{'; the same command goes on where this one stopped' * goes_on}")
         return 130
     except BrokenPipeError:
         return 0

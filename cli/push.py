@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .run import count, duration, log_file, quiet_libraries
-from .screen import counter, say
+from .screen import counter, note, say
 
 if TYPE_CHECKING:
-    from ..batch.push import Problem
-    from ..dicom.sending import Destination
+    from ..delivery.push import Problem
+    from ..delivery.sending import Destination
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -80,9 +79,9 @@ _SHOWN = 20
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0 when everything asked for is there, 1 when something was not taken."""
-    from ..batch.push import push
-    from ..cohort.tables import selected_series
+    from ..delivery.push import push
     from ..errors import InputError
+    from ..stats.tables import selected_series
 
     if not args.results.is_dir():
         raise InputError(f"{args.results} is no folder; give the output folder of 'deepcac2 run'")
@@ -110,11 +109,11 @@ def run(args: argparse.Namespace) -> int:
             destination.close()
     for problem in problems:
         what = f"instance {problem.instance_uid}" if problem.instance_uid else f"series {problem.series_uid}"
-        sys.stderr.write(f"{what}: {problem.reason}\n")
+        note(f"{what}: {problem.reason}")
     if summary.problems > len(problems):
-        sys.stderr.write(f"and {summary.problems - len(problems)} more in the log\n")
+        note(f"and {summary.problems - len(problems)} more in the log")
     if summary.not_scored:
-        sys.stderr.write(f"{summary.not_scored} series of --only are not scored in {args.results}\n")
+        note(f"{summary.not_scored} series of --only are not scored in {args.results}")
     say(
         f"{summary.sent} sent, {summary.present} already there, {summary.problems} not sent, of "
         f"{summary.series} series to {destination.name}; log: {log_path}"
@@ -128,7 +127,7 @@ def _destination(args: argparse.Namespace) -> Destination:
     Raises:
         InputError: Address, options or environment do not go together.
     """
-    from ..dicom.sending import Credentials, DicomWeb, Dimse, tls_context
+    from ..delivery.sending import Credentials, DicomWeb, Dimse, tls_context
     from ..errors import InputError
 
     timeout = args.timeout or None

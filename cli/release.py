@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
-import sys
 from pathlib import Path
 
-from .screen import counter
+from .screen import counter, note, say, say_json
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
@@ -77,44 +75,42 @@ def _size(text: str) -> int:
 
 def run_build(args: argparse.Namespace) -> int:
     """Build a release."""
-    from ..cohort.release import build_release
+    from ..release.build import build_release
 
     built = build_release(args.results, args.out, part_bytes=args.part_size, unfinished=args.unfinished)
-    sys.stdout.write(
-        f"{built.series} series of {built.rows} in the table, {built.bytes / 1e6:.1f} MB unpacked\n"
-    )
+    say(f"{built.series} series of {built.rows} in the table, {built.bytes / 1e6:.1f} MB unpacked")
     if built.missing != 0:
         missing = "it is not known which" if built.missing is None else f"{built.missing}"
-        sys.stderr.write(f"not of a finished run: {missing} of the selected series are missing\n")
+        note(f"not of a finished run: {missing} of the selected series are missing")
     for part in built.parts:
-        sys.stdout.write(f"{part}  {part.stat().st_size / 1e6:.1f} MB\n")
+        say(f"{part}  {part.stat().st_size / 1e6:.1f} MB")
     return 0
 
 
 def run_verify(args: argparse.Namespace) -> int:
     """Verify a release; 1 where something differs."""
-    from ..cohort.release import Release
-    from ..cohort.verify import summary, to_dict, verify
+    from ..release.build import Release
+    from ..release.verify import summary, to_dict, verify
 
     with Release(*args.release) as release:
         found = verify(release, ct=args.ct, watch=counter("series"))
     if args.json:
-        sys.stdout.write(json.dumps(to_dict(found), indent=2) + "\n")
+        say_json(to_dict(found))
     else:
-        sys.stdout.write("\n".join(summary(found)) + "\n")
+        say(*summary(found))
     return 1 if found.problems else 0
 
 
 def run_compare(args: argparse.Namespace) -> int:
     """Compare two releases."""
-    from ..cohort.compare import SEGMENTS, compare, to_dict
-    from ..cohort.pages import agreement_rows, summary_lines
-    from ..cohort.release import Release
+    from ..release.build import Release
+    from ..release.compare import SEGMENTS, compare, to_dict
+    from ..reporting.statistics import agreement_rows, summary_lines
 
     with Release(args.first) as first, Release(args.second) as second:
         found = compare(first, second, watch=counter("series"))
     if args.json:
-        sys.stdout.write(json.dumps(to_dict(found), indent=2) + "\n")
+        say_json(to_dict(found))
         return 0
     lines = [
         f"{len(found.pairs)} series in both, {len(found.only_first)} only in {args.first}, "
@@ -133,5 +129,5 @@ def run_compare(args: argparse.Namespace) -> int:
         dice = ", ".join(f"{s} {'–' if d is None else f'{d:.3f}'}" for s, d in p.dice.items())
         scores = " and ".join("none" if s is None else f"{s:.1f}" for s in (p.first, p.second))
         lines.append(f"  {p.place}: score {scores}; Dice {dice}" + (f"; {p.note}" if p.note else ""))
-    sys.stdout.write("\n".join(lines) + "\n")
+    say(*lines)
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import re
 import signal
@@ -13,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .screen import add_row, new_console, new_table, note, say_json
 
 if TYPE_CHECKING:
     from ..batch.engine import Engine, Statistics
@@ -118,10 +119,10 @@ def run(args: argparse.Namespace) -> int:
     from ..batch.cluster import check_ray
     from ..batch.ledger import Shard
     from ..batch.run import Means, find_devices, run_folder
-    from ..cohort.tables import selected_series
     from ..errors import WorkflowError
     from ..pipeline.run import check_folders
     from ..pipeline.workflow import Workflow
+    from ..stats.tables import selected_series
 
     check_folders(args.input, args.output)
     if args.ray:
@@ -158,7 +159,7 @@ def run(args: argparse.Namespace) -> int:
             )
     _report(summary, log_path, quiet=args.quiet or args.json_progress)
     if summary.stopped:
-        sys.stderr.write(f"{summary.left} series left; the same command goes on where this one stopped\n")
+        note(f"{summary.left} series left; the same command goes on where this one stopped")
         return 130
     return 1 if summary.count("failed") else 0
 
@@ -212,16 +213,16 @@ def chosen_workflow(args: argparse.Namespace, workflow: Workflow) -> Workflow:
     """The workflow with what ``--weights`` and ``--rule`` ask for; also checks ``--allow``."""
     from ..dicom.gates import check_allowed
     from ..errors import WorkflowError
-    from ..pipeline.chain import ROLES as MODULE_ROLES
-    from ..pipeline.options import nearest
+    from ..pipeline.step import roles
     from ..scoring import RULES
+    from ..system.nearest import nearest
     from ..weights import resolve
 
     check_allowed(args.allow)
     if args.rule is not None and args.rule not in RULES:
         raise WorkflowError(f"--rule {args.rule}: no such rule.{nearest(args.rule, RULES)}")
     for name in args.weights:
-        module = next(m for m, role in MODULE_ROLES.items() if role == resolve(name).role)
+        module = next(m for m, role in roles().items() if role == resolve(name).role)
         if workflow.options(module) is None:
             raise WorkflowError(f"--weights {name}: the workflow {workflow.name!r} has no {module}")
         workflow = workflow.with_options(module, weights=name)
@@ -240,9 +241,7 @@ class _Watcher:
     """Shows progress: a bar on a terminal, plain lines elsewhere, JSON for programs, nothing when quiet."""
 
     def __init__(self, *, quiet: bool, as_json: bool = False) -> None:
-        from rich.console import Console
-
-        self.console = Console(stderr=True)
+        self.console = new_console(stderr=True)
         self.quiet = quiet
         self.as_json = as_json
         self._bar: Any = None
@@ -253,7 +252,7 @@ class _Watcher:
     def say(self, text: str) -> None:
         if self.quiet or self.as_json:
             return
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(text, soft_wrap=True)
 
     def stopping(self, engine: Engine) -> None:
         """Say that a run is stopping, and from now on in the bar how many series it finishes first."""
@@ -290,7 +289,7 @@ class _Watcher:
 
     def __call__(self, event: Progress) -> None:
         if self.as_json:
-            print(json.dumps(_as_json(event)), flush=True)  # noqa: T201
+            say_json(_as_json(event), indent=None)
         elif self._bar is not None:
             if self._task is None:
                 self._task = self._bar.add_task("series", total=event.total)
@@ -387,23 +386,18 @@ _SHOWN = 40
 
 
 def _report(summary: RunSummary, log_path: Path, *, quiet: bool) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from ..dicom import readable
     from ..pipeline.cautions import MARK
-    from ..pipeline.outputs import PREVIEW_NAME
-    from ..pipeline.results import CSV
+    from ..pipeline.outputs import CSV, PREVIEW_NAME
 
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = new_console(soft_wrap=True)
     shown = summary.first(_SHOWN) if summary.table else ()
     if shown and not quiet:
-        table = Table(box=None, header_style="bold", pad_edge=False)
+        table = new_table()
         used = [c for c in _COLUMNS if c in _ALWAYS or any(_COLUMNS[c](row) for row in shown)]
         for name in used:
             table.add_column(name, no_wrap=True, justify="right" if name in _NUMBERS else "left")
         for row in shown:
-            table.add_row(*(_COLUMNS[name](row) for name in used))
+            add_row(table, (_COLUMNS[name](row) for name in used))
         console.print(table)
         for row in shown:
             if row.caution:
@@ -415,12 +409,12 @@ def _report(summary: RunSummary, log_path: Path, *, quiet: bool) -> None:
             console.print(f"  and {summary.done - len(shown)} more in the table")
         preview = next((p for r in shown if (p := summary.output / r.folder / PREVIEW_NAME).is_file()), None)
         if preview is not None:
-            console.print(f"preview: {readable(preview)}")
+            console.print(f"preview: {preview}")
     counts = ", ".join(f"{summary.count(s)} {s}" for s in ("scored", "rejected", "failed"))
-    where = readable(summary.output / CSV) if summary.table else "written by the last shard to end"
+    where = str(summary.output / CSV) if summary.table else "written by the last shard to end"
     if not quiet and summary.statistics.series > 1:
         console.print(_speed(summary.statistics))
-    console.print(f"{counts}; table: {where}; log: {readable(log_path)}")
+    console.print(f"{counts}; table: {where}; log: {log_path}")
 
 
 def _speed(statistics: Statistics) -> str:
@@ -477,7 +471,7 @@ _NUMBERS = ("score", "direct", "heart mL", "s")
 def log_file(output: Path, command: str) -> Iterator[Path]:
     """Log to ``OUT/logs/<command>-<UTC time>.log``; it holds UIDs, never patient names or IDs."""
     from ..batch.worker import add_log_file
-    from ..imaging.atomic import output_errors
+    from ..system.atomic import output_errors
 
     path = output / "logs" / f"{command}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.log"
     with output_errors(path):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError, InputUnreadable, MaskMismatch
+from ..errors import InputDamaged, InputError, InputUnreadable, MaskMismatch
+from .screen import add_row, new_console, new_table, note, say_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -93,9 +92,9 @@ def _warn_of_skipped(mask: Path, rules: Sequence[Rule]) -> None:
     except (InputError, KeyError, TypeError):
         return
     if names := [rule.name for rule in rules if rule.counts_below(exact)]:
-        sys.stderr.write(
+        note(
             f"warning: {mask} was made for a rule that counts from {exact} HU on and is not complete below; "
-            f"for {' and '.join(names)} run again with the rule in the workflow\n"
+            f"for {' and '.join(names)} run again with the rule in the workflow"
         )
 
 
@@ -113,9 +112,13 @@ def _read_ct(args: argparse.Namespace) -> tuple[Volume, Series | None]:
 
     from ..dicom import discover, read_series
 
-    series = _choose_series(discover(args.ct).series, args)
+    found = discover(args.ct)
+    if not found.series:
+        first = found.unreadable[0]
+        raise InputDamaged(f"{first.path} is no scan: {first.reason}; copy it again from its source")
+    series = _choose_series(found.series, args)
     if series.rejection is not None:
-        sys.stderr.write(f"warning: 'run' would reject this series: {series.rejection.message}\n")
+        note(f"warning: 'run' would reject this series: {series.rejection.message}")
     return read_series(series).volume, series
 
 
@@ -165,7 +168,8 @@ def _read_mask(args: argparse.Namespace, volume: Volume) -> npt.NDArray[np.bool_
         return segments[wanted]
     if not is_image(args.mask):
         raise InputUnreadable(
-            f"{args.mask} is neither a DICOM SEG nor an image ({', '.join(IMAGE_ENDINGS)}): convert it"
+            f"{args.mask} is neither a DICOM SEG that can be read nor an image "
+            f"({', '.join(IMAGE_ENDINGS)}): convert it"
         )
     if args.segment is not None:
         raise InputError("--segment is for DICOM SEG: use --label N with a label map")
@@ -224,43 +228,39 @@ def _print_json(
             **source,
             "rules": {n: {"error": r} if isinstance(r, str) else r for n, r in results.items()},
         }
-    sys.stdout.write(json.dumps(document, indent=2) + "\n")
+    say_json(document)
 
 
 def _print_tables(scores: dict[str, CalciumScore | str]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from ..scoring import RULES
 
-    console = Console()
-    summary = Table(box=None, header_style="bold", pad_edge=False)
-    summary.add_column("rule")
+    console = new_console()
+    summary = new_table("rule")
     for name in ("score", "risk group", "volume mm³", "mass mg", "lesions"):
         summary.add_column(name, justify="right")
     for name, s in scores.items():
         if isinstance(s, str):
-            summary.add_row(name, s, "", "", "", "")
+            add_row(summary, (name, s, "", "", "", ""))
             continue
         mass = "" if s.mass_mg is None else f"{s.mass_mg:.1f}"
         group = f"{int(s.risk_group)} ({s.risk_group.label})"
-        summary.add_row(name, f"{s.total:.1f}", group, f"{s.volume_mm3:.1f}", mass, str(len(s.lesions)))
+        add_row(summary, (name, f"{s.total:.1f}", group, f"{s.volume_mm3:.1f}", mass, str(len(s.lesions))))
     console.print(summary)
     if len(scores) > 1:
         console.print()
         for name in scores:
-            console.print(f"{name}: {RULES[name].summary}", style="dim", highlight=False)
+            console.print(f"{name}: {RULES[name].summary}", style="dim")
         return
     (only,) = scores.values()
     if isinstance(only, str) or not only.lesions:
         return
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = new_table()
     names = ("lesion", "score", "volume mm³", "max HU", "weights", "slices", "centre LPS mm")
     for name in names:
         table.add_column(name, justify="right")
     for lesion in only.lesions:
         first, last = lesion.slices
-        table.add_row(
+        row = (
             str(lesion.index),
             f"{lesion.score:.1f}",
             f"{lesion.volume_mm3:.1f}",
@@ -269,5 +269,6 @@ def _print_tables(scores: dict[str, CalciumScore | str]) -> None:
             str(first) if first == last else f"{first}-{last}",
             ", ".join(f"{v:.1f}" for v in lesion.centroid_lps),
         )
+        add_row(table, row)
     console.print()
     console.print(table)

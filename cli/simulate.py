@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 import time
 from pathlib import Path
 
@@ -70,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     for seed in range(args.seed, args.seed + args.patients):
         name = patient_id(seed)
         if (output / name).exists():
-            sys.stdout.write(f"{name}  is there already\n")
+            say(f"{name}  is there already")
             continue
         start = time.perf_counter()
         patient = simulate_patient(seed, geometry=default_geometry(seed, size=args.size, slices=args.slices))

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from .screen import note, say, say_json
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ..cohort.pages import Page
+    from ..reporting.statistics import Page
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -119,12 +118,17 @@ def _cuts(text: str) -> tuple[float, ...]:
 
 def run_agreement(args: argparse.Namespace) -> int:
     """Compare two columns."""
-    from ..cohort.agreement import compare_columns
-    from ..cohort.pages import agreement_page, agreement_rows, estimates_of, summary_lines
-    from ..cohort.tables import read_table
+    from ..reporting.statistics import agreement_page, agreement_rows, estimates_of, summary_lines
+    from ..stats.columns import compare_columns
+    from ..stats.tables import read_table
 
+    columns = [c for c in (args.ai, args.reference, args.patient) if c]
     study = compare_columns(
-        read_table(args.table), ai=args.ai, reference=args.reference, patient=args.patient, cuts=args.cuts
+        read_table(args.table, needed=columns, only=()),
+        ai=args.ai,
+        reference=args.reference,
+        patient=args.patient,
+        cuts=args.cuts,
     )
     if args.json:
         _print_json(
@@ -134,7 +138,7 @@ def run_agreement(args: argparse.Namespace) -> int:
             confusion=study.result.confusion.tolist(),
         )
     else:
-        _print([*study.flow.lines(), *summary_lines(agreement_rows(study.result))])
+        say(*study.flow.lines(), *summary_lines(agreement_rows(study.result)))
     if args.report is not None:
         _write(args, agreement_page(study, title=args.title))
     return 0
@@ -142,12 +146,13 @@ def run_agreement(args: argparse.Namespace) -> int:
 
 def run_survival(args: argparse.Namespace) -> int:
     """Survival by calcium group."""
-    from ..cohort.pages import survival_page
-    from ..cohort.survival import analyse
-    from ..cohort.survival_figures import p_value
-    from ..cohort.tables import read_table
+    from ..pipeline.results import COLUMNS
+    from ..reporting.statistics import survival_page
+    from ..reporting.survival_figures import p_value
+    from ..stats.survival import analyse
+    from ..stats.tables import read_table
 
-    cohort = _cohort(args, read_table(args.results))
+    cohort = _cohort(args, read_table(args.results, only=COLUMNS))
     result = analyse(cohort)
     lines = [line for flow in cohort.flow for line in flow.lines()]
     chi2, degrees, p = result.log_rank
@@ -177,7 +182,7 @@ def run_survival(args: argparse.Namespace) -> int:
             for h in result.hazards
         ]
         lines += [f"c-index {c.value:.3f} ({c.low:.3f} to {c.high:.3f})", *cohort.notes]
-        _print(lines)
+        say(*lines)
     if args.report is not None:
         _write(args, survival_page(cohort, result, unit=args.unit, title=args.title))
     return 0
@@ -185,18 +190,19 @@ def run_survival(args: argparse.Namespace) -> int:
 
 def run_report(args: argparse.Namespace) -> int:
     """One page about a cohort."""
-    from ..cohort.longitudinal import kernel_pairs, progression
-    from ..cohort.pages import cohort_page, survival_parts
-    from ..cohort.scans import scored
-    from ..cohort.survival import analyse
-    from ..cohort.tables import read_table
+    from ..pipeline.results import COLUMNS
+    from ..reporting.statistics import cohort_page, survival_parts
+    from ..stats.longitudinal import kernel_pairs, progression
+    from ..stats.scans import scored
+    from ..stats.survival import analyse
+    from ..stats.tables import read_table
 
     given = [n for n in ("time", "event", "covariates", "unit") if getattr(args, n)]
     if args.clinical is None and given:
         raise InputError(f"--{given[0]} goes with --clinical TABLE")
     if args.clinical is not None and not (args.time and args.event):
         raise InputError("--clinical needs --time COLUMN and --event COLUMN")
-    results = read_table(args.results)
+    results = read_table(args.results, only=COLUMNS)
     scans = scored(results)
     survival = None
     if args.clinical is not None:
@@ -204,7 +210,7 @@ def run_report(args: argparse.Namespace) -> int:
         survival = survival_parts(cohort, analyse(cohort), unit=args.unit)
     followed = progression(scans, cuts=args.cuts)
     pairs = kernel_pairs(scans, cuts=args.cuts)
-    _print(scans.flow.lines())
+    say(*scans.flow.lines())
     _write(
         args,
         cohort_page(results, scans, followed, pairs, survival=survival, cuts=args.cuts, title=args.title),
@@ -213,30 +219,27 @@ def run_report(args: argparse.Namespace) -> int:
 
 
 def _cohort(args: argparse.Namespace, results: pd.DataFrame) -> Any:
-    from ..cohort.survival import build_cohort
-    from ..cohort.tables import read_table
+    from ..stats.survival import build_cohort
+    from ..stats.tables import read_table
 
+    covariates = [c.strip() for c in args.covariates.split(",") if c.strip()]
     return build_cohort(
         results,
-        read_table(args.clinical),
+        read_table(args.clinical, needed=[args.patient, args.time, args.event, *covariates], only=()),
         time=args.time,
         event=args.event,
-        covariates=[c.strip() for c in args.covariates.split(",") if c.strip()],
+        covariates=covariates,
         patient=args.patient,
         cuts=args.cuts,
     )
 
 
 def _write(args: argparse.Namespace, page: Page) -> None:
-    from ..training.page import write_page
+    from ..reporting.page import write_page
 
     path = write_page(args.report, *page)
-    sys.stderr.write(f"report: {path}\n")
-
-
-def _print(lines: list[str]) -> None:
-    sys.stdout.write("\n".join(lines) + "\n")
+    note(f"report: {path}")
 
 
 def _print_json(**content: Any) -> None:
-    sys.stdout.write(json.dumps(content, indent=2) + "\n")
+    say_json(content)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .screen import log_to_screen, say
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     from ..training.heart import HeartRecipe, train_heart
     from ..training.recipe import BUNDLED, load_recipe
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    log_to_screen(logging.INFO, "%(asctime)s %(message)s")
     if args.threads:
         torch.set_num_threads(args.threads)
     device = choose_device(args.device)
@@ -122,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
             )
         folders = [heart, Path(calcium)]
     for folder in folders:
-        sys.stdout.write(f"weights: {folder}\n")
+        say(f"weights: {folder}")
     return 0
 
 

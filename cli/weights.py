@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .screen import say, say_json
 
 if TYPE_CHECKING:
     from ..weights import ManifestEntry, WeightSet
@@ -101,7 +101,7 @@ def _list(args: argparse.Namespace) -> int:
     entries = list(load_manifest().values())
     if args.json:
         rows: list[dict[str, Any]] = [{**asdict(e), "state": _state(e)} for e in entries]
-        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
+        say_json(rows)
         return 0
     lines = [("NAME", "ROLE", "STATE", "LICENCE", "MEASURED")]
     for e in entries:
@@ -110,7 +110,7 @@ def _list(args: argparse.Namespace) -> int:
     widths = [max(len(line[i]) for line in lines) for i in range(5)]
     for line in lines:
         text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        sys.stdout.write(text.rstrip() + "\n")
+        say(text.rstrip())
     return 0
 
 
@@ -122,9 +122,9 @@ def _verify(args: argparse.Namespace) -> int:
     for name in names:
         found = resolve(name)
         verify(found)
-        sys.stdout.write(f"{found.name}: {len(found.files)} files unaltered, {found.hash}\n")
+        say(f"{found.name}: {len(found.files)} files unaltered, {found.hash}")
     if not names:
-        sys.stdout.write("no set is here yet; see: deepcac2 weights list\n")
+        say("no set is here yet; see: deepcac2 weights list")
     return 0
 
 
@@ -133,7 +133,7 @@ def _fetch(args: argparse.Namespace) -> int:
 
     entry = load_manifest().get(args.name)
     if entry is not None and args.accept_licence:
-        sys.stdout.write(f"{entry.name}: {entry.licence}. {entry.citation}\n")
+        say(f"{entry.name}: {entry.licence}. {entry.citation}")
     found = fetch(
         args.name,
         accept_licence=args.accept_licence,
@@ -145,7 +145,7 @@ def _fetch(args: argparse.Namespace) -> int:
     )
     origin = found.metadata.get("fetched", {})
     if origin:
-        sys.stdout.write(f"archive sha256 {origin['sha256']} (known from: {origin['sha256_known_from']})\n")
+        say(f"archive sha256 {origin['sha256']} (known from: {origin['sha256_known_from']})")
     return _done(found)
 
 
@@ -181,5 +181,5 @@ def _convert_v2(args: argparse.Namespace) -> int:
 
 
 def _done(found: WeightSet) -> int:
-    sys.stdout.write(f"{found.name}: {found.path} ({found.hash})\n")
+    say(f"{found.name}: {found.path} ({found.hash})")
     return 0

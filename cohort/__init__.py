@@ -1,1 +1,1 @@
-"""Cohorts: which scans to take, the released data set, agreement and survival. Knows tables, not networks."""
+"""Cohorts: the index of a folder, which scans to take, and their download. Knows tables, not networks."""

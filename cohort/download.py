@@ -12,7 +12,7 @@ from typing import Any
 
 from ..dicom import discover
 from ..errors import InputError
-from ..imaging.atomic import atomic_path
+from ..system.atomic import atomic_path
 from .selection import NLST_SQL
 
 _AT_ONCE = 500

@@ -12,7 +12,7 @@ import numpy as np
 from ..dicom import Discovery, Series, readable
 from ..dicom.series import SAME_POSITION_MM, SliceRef, slice_normal
 from ..errors import OutputUnwritable
-from ..imaging.atomic import atomic_path
+from ..system.atomic import atomic_path
 
 COLUMNS: dict[str, str] = {
     "patient_id": "string", "study_uid": "string", "series_uid": "string", "modality": "string",

@@ -14,7 +14,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from ..errors import InputError, InputUnreadable
-from ..imaging.atomic import atomic_path
+from ..stats.scans import SURVIVAL_KERNELS
+from ..system.atomic import atomic_path
+from ..system.foreign import foreign
 from .index import COLUMNS
 
 NLST_SQL = Path(__file__).with_name("nlst.sql")
@@ -92,8 +94,6 @@ V1_KERNELS = (
 """Kernels of DeepCAC v1's selection, the preferred first (AIM-Harvard/DeepCAC, stats/README.md)."""
 V1_SPACINGS = (2.5, 2.0, 1.75, 1.25, 1.0)
 """Slice spacings of DeepCAC v1's selection, mm (the same source)."""
-SURVIVAL_KERNELS = ("STANDARD", "B50f", "FC51", "C")
-"""Kernels of the DeepCAC2 paper's survival analysis."""
 
 
 def _listed(values: tuple[str, ...]) -> str:
@@ -201,17 +201,15 @@ def select(index: Path, rule: Rule, out: Path) -> Selection:
             f"{index} does not exist; make it with: deepcac2 inspect IN --index {index.name}"
         )
     with duckdb.connect() as database:
-        try:
+        with foreign(str(index), fault="is no header index"):
             database.read_parquet(str(index)).create_view("found")
             present = [row[0] for row in database.sql("DESCRIBE found").fetchall()]
-        except duckdb.Error as error:
-            raise InputUnreadable(f"{index} is no header index: {str(error).splitlines()[0]}") from error
-        missing = [c for c in COLUMNS if c not in present]
-        if missing:
-            raise InputError(
-                f"{index} has no column {missing[0]!r}; make it again with 'deepcac2 inspect --index'"
-            )
-        database.sql(f"CREATE TABLE judged AS {_query(rule)}")
+            missing = [c for c in COLUMNS if c not in present]
+            if missing:
+                raise InputError(
+                    f"{index} has no column {missing[0]!r}; make it again with 'deepcac2 inspect --index'"
+                )
+            database.sql(f"CREATE TABLE judged AS {_query(rule)}")
         with atomic_path(out) as temporary:
             database.sql("SELECT * FROM judged ORDER BY patient_id, study_uid, series_uid").write_csv(
                 str(temporary), header=True

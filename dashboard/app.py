@@ -15,10 +15,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, StreamingResponse
 
 from .. import __version__
-from ..errors import DeepCACError, InputError
-from ..pipeline.outputs import PREVIEW_NAME
+from ..errors import DeepCACError, InputError, InputUnreadable
 from . import dicomweb, slices, viewer, views
 from .fetch import VEGA, VENDOR
+from .files import read_json
 from .security import SQL_PATH, Access, Guard
 from .sql import LENGTH, run_query
 from .store import DicomStore
@@ -141,10 +141,10 @@ def create_app(
     @app.get("/api/cases/{series_uid}/preview.png")
     def get_preview(series_uid: str) -> Response:
         row = results.row(series_uid)
-        place = views.case_folder(folder, row) if row is not None else None
-        if place is None or not (place / PREVIEW_NAME).is_file():
+        picture = views.picture(folder, row) if row is not None else None
+        if picture is None:
             return _json({"error": "there is no picture of this series"}, status=404)
-        return FileResponse(place / PREVIEW_NAME, media_type="image/png")
+        return FileResponse(picture, media_type="image/png")
 
     @app.post(SQL_PATH)
     async def post_sql(request: Request) -> Response:
@@ -152,7 +152,7 @@ def create_app(
         async for part in request.stream():
             body += part
             if len(body) > 4 * LENGTH:
-                raise InputError(f"the statement is longer than {LENGTH} characters")
+                return _json({"error": f"the statement is longer than {LENGTH} characters"}, status=413)
         try:
             sql = orjson.loads(bytes(body))["sql"]
         except (orjson.JSONDecodeError, KeyError, TypeError) as error:
@@ -187,9 +187,9 @@ def _json(content: Any, *, status: int = 200) -> Response:
 def _about(results: Results, folder: Path, *, charts: bool, viewer: bool, slices: bool) -> dict[str, Any]:
     """What the page needs to know of the run, once."""
     try:
-        made_with = orjson.loads((folder / "run.json").read_bytes())["made_with"]
-    except (OSError, ValueError, KeyError, TypeError):
-        made_with = None
+        run = read_json(folder / "run.json", folder)
+    except InputUnreadable:
+        run = None
     statuses = dict(results.all("SELECT status, count(*) FROM everything GROUP BY 1"))
     warnings = results.all(
         "SELECT DISTINCT unnest(string_split(warnings, ';')) AS w FROM everything "
@@ -204,7 +204,7 @@ def _about(results: Results, folder: Path, *, charts: bool, viewer: bool, slices
     return {
         "version": __version__,
         "name": folder.resolve().name,
-        "made_with": made_with,
+        "made_with": run.get("made_with") if isinstance(run, dict) else None,
         "statuses": statuses,
         "time_point_from": dict(results.all("SELECT time_point_from, count(*) FROM everything GROUP BY 1")),
         "filters": [{"name": f.name, "label": f.label, "kind": f.kind} for f in results.filters.values()],

@@ -108,7 +108,8 @@ def _object(ds: Dataset, show_phi: bool, bulk_uri: str, chosen: set[int] | None 
         elif " or " in vr:
             parts.append(key + _of_element(_settled(ds, tag)))
         elif isinstance(raw, RawDataElement) and isinstance(raw.value, bytes):
-            parts.append(key + _of_raw(raw._replace(VR=vr, value_tell=0), encodings))
+            convert = _of_raw if len(raw.value) <= INLINE_BYTES else _of_raw.__wrapped__
+            parts.append(key + convert(raw._replace(VR=vr, value_tell=0), encodings))
         else:
             parts.append(key + _of_element(ds[tag]))
     return b"{" + b",".join(parts) + b"}"

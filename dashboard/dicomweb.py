@@ -10,9 +10,11 @@ from __future__ import annotations
 import io
 import math
 import re
+import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from itertools import chain
 from threading import Lock
 from typing import Any
 
@@ -25,12 +27,14 @@ from PIL import Image
 from pydicom.datadict import tag_for_keyword
 from pydicom.uid import ImplicitVRLittleEndian
 
+from ..dicom.files import Upto
 from ..dicom.headers import quiet_pydicom
 from ..dicom.series import SliceRef
 from . import media
 from .dicomjson import PIXEL_DATA, bulk_element, element, hide, to_json
 from .media import MediaRange
-from .pixels import PIXEL_ERRORS, READ_ERRORS, FileFrames, as_seen, bytes_of, opened
+from .pixels import GONE, FileFrames, as_seen, bytes_of, opened
+from .security import Refused, foreign
 from .store import DicomStore, Row, StoredSeries
 
 DICOM_JSON = "application/dicom+json"
@@ -44,23 +48,20 @@ _METADATA_BYTES = 24 << 20
 """Metadata kept in memory. A series of 650 slices has 1.6 MB. Chosen."""
 _THUMBNAIL = 256
 """Longest side of a thumbnail, pixels. Chosen."""
+_VIEWPORT = 4096
+"""Longest side of a picture that is asked for, pixels. Chosen."""
+_FRAMES = 256
+"""Most frames of one answer; a viewer asks for one. Chosen."""
+_PIECE = 256 << 10
+"""Bytes of an answer that are handed on at a time, about. Chosen."""
+_STARS = 3
+"""Most ``*`` in a pattern: what a search takes grows with their power. Chosen."""
+_SECONDS = 20.0
+"""A search for series or instances that takes longer is ended. Chosen."""
 _BASE = "urn:deepcac2:base"
 """Stands for the address of the instances of a series in metadata that is kept."""
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
-
-
-class Refused(Exception):
-    """A request that is answered with a status and one line.
-
-    Args:
-        status: HTTP status.
-        message: One line without line breaks.
-    """
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 class TextErrorRoute(APIRoute):
@@ -206,10 +207,12 @@ class _Service:
                     if any(made.series_uid in wanted for made in self._store.made_from(row))
                 }
             query.require("study_uid", sorted(studies))
-        offset = 0
+        offset, end = 0, time.monotonic() + _SECONDS
         while some := self._store.studies(query.where(), _STUDIES, offset):
             offset += _STUDIES
             for one in (one for rows in some for one in self._store.everything(rows[0].study_uid)):
+                if time.monotonic() > end:
+                    raise Refused(503, "the search takes too long; name a study or a patient")
                 fits = not modalities or one.modality in modalities
                 if fits and (not wanted or one.series_uid in wanted):
                     yield one
@@ -243,31 +246,53 @@ class _Service:
     def metadata(self, request: Request) -> Response:
         """Everything but the pixels of a study, a series or an instance."""
         _accept_json(request)
-        parts = []
-        for one, refs in self._asked(request):
-            root = str(request.url).partition("/studies/")[0]
-            base = f"{root}/studies/{one.row.study_uid}/series/{one.series_uid}"
-            key = (one.row.study_uid, one.series_uid, ",".join(refs) if len(refs) == 1 else "")
-            parts.append(self._kept(key, base, one, refs))
-        return Response(b"[" + b",".join(parts) + b"]", media_type=DICOM_JSON)
+        root = str(request.url).partition("/studies/")[0]
+        pieces = self._pieces(root, self._asked(request))
+        first = next(pieces)  # what cannot be read at all is told by a status
+        return StreamingResponse(chain([b"[", first], pieces, [b"]"]), media_type=DICOM_JSON)
 
-    def _kept(
-        self, key: tuple[str, str, str], base: str, one: StoredSeries, refs: dict[str, SliceRef]
-    ) -> bytes:
-        """Metadata of instances of a series, without the brackets; addresses begin with `base`."""
-        with self._lock:
-            found = self._metadata.get(key)
-            if found is not None:
-                self._metadata.move_to_end(key)
-        if found is None:
-            found = b",".join(
-                _header(ref, self._store.show_phi, f"{_BASE}/instances/{uid}") for uid, ref in refs.items()
-            )
+    def _pieces(
+        self, root: str, asked: Sequence[tuple[StoredSeries, dict[str, SliceRef]]]
+    ) -> Iterator[bytes]:
+        """Metadata of the instances of some series, without the brackets, some at a time.
+
+        That of a series is kept, with `_BASE` for the beginning of its addresses, where it is not too long.
+        """
+        comma = b""
+        for one, refs in asked:
+            base = f"{root}/studies/{one.row.study_uid}/series/{one.series_uid}".encode()
+            key = (one.row.study_uid, one.series_uid, ",".join(refs) if len(refs) == 1 else "")
             with self._lock:
-                self._metadata[key] = found
-                while len(self._metadata) > 1 and sum(map(len, self._metadata.values())) > _METADATA_BYTES:
-                    self._metadata.popitem(last=False)
-        return found.replace(_BASE.encode(), base.encode())
+                kept = self._metadata.get(key)
+                if kept is not None:
+                    self._metadata.move_to_end(key)
+            made: list[bytes] | None = [] if kept is None else None
+            for piece in [kept] if kept is not None else self._headers(refs):
+                yield comma + piece.replace(_BASE.encode(), base)
+                comma = b","
+                if made is not None:
+                    made.append(piece)
+                    if sum(map(len, made)) > _METADATA_BYTES // 2:
+                        made = None
+            if made is not None:
+                self._keep(key, b",".join(made))
+
+    def _headers(self, refs: dict[str, SliceRef]) -> Iterator[bytes]:
+        """JSON of instances of a series, about `_PIECE` bytes at a time."""
+        some: list[bytes] = []
+        for uid, ref in refs.items():
+            some.append(_header(ref, self._store.show_phi, f"{_BASE}/instances/{uid}"))
+            if sum(map(len, some)) > _PIECE:
+                yield b",".join(some)
+                some = []
+        if some:
+            yield b",".join(some)
+
+    def _keep(self, key: tuple[str, str, str], content: bytes) -> None:
+        with self._lock:
+            self._metadata[key] = content
+            while sum(map(len, self._metadata.values())) > _METADATA_BYTES:
+                self._metadata.popitem(last=False)
 
     def retrieve(self, request: Request) -> Response:
         """The instances themselves of a study, a series or an instance."""
@@ -291,32 +316,29 @@ class _Service:
     def _part10(self, ref: SliceRef) -> bytes:
         """A file as it is served: without names, unless they are shown; the pixels are not touched."""
         if self._store.show_phi:
-            return bytes(_gone(bytes_of, ref))
-        ds = _gone(opened, ref, pixels=True)
-        hide(ds)
-        ds.preamble = b"\0" * 128  # may hold anything
-        buffer = io.BytesIO()
-        with quiet_pydicom():
+            return bytes_of(ref)
+        with foreign(*GONE), quiet_pydicom():
+            ds = opened(ref, upto=Upto.PIXELS)
+            hide(ds)
+            ds.preamble = b"\0" * 128  # may hold anything
+            buffer = io.BytesIO()
             pydicom.dcmwrite(buffer, ds, enforce_file_format=True)
-        return buffer.getvalue()
+            return buffer.getvalue()
 
     def frames(self, request: Request) -> Response:
         """Frames of an instance, compressed as they are stored or, where asked for, not compressed."""
         ref = self._one(request)[1]
         numbers = _frame_numbers(request, ref)
-        file = _gone(FileFrames, ref)
+        file = FileFrames(ref)
         form = media.choose_frames(_ranges(request), file.media_type, file.syntax)
         if form is None or (not form[0] and len(numbers) > 1):
             raise Refused(406, f"offered are multipart/related or one frame, of {file.media_type} or octets")
         multipart, decode = form
         kind, syntax = (media.OCTETS, media.NATIVE) if decode else (file.media_type, file.syntax)
         content_type = f"{kind}; transfer-syntax={syntax}"
-        try:
-            frames = [file.decoded(n - 1) if decode else file.stored(n - 1) for n in numbers]
-        except PIXEL_ERRORS as error:
-            raise Refused(406, "the pixels cannot be decoded; ask for them as they are stored") from error
+        frames = (file.decoded(n - 1) if decode else file.stored(n - 1) for n in numbers)
         if not multipart:
-            return Response(frames[0], media_type=content_type)
+            return Response(next(frames), media_type=content_type)
         return _multipart(((content_type, frame) for frame in frames), kind)
 
     def bulk_data(self, request: Request) -> Response:
@@ -326,10 +348,11 @@ class _Service:
         if not re.fullmatch(r"[0-9A-Fa-f]{8}", name):
             raise Refused(400, "an element is eight hexadecimal digits")
         tag = int(name, 16)
-        ds = _gone(opened, ref, pixels=tag == PIXEL_DATA)
-        if not self._store.show_phi:
-            hide(ds)
-        found = ds.get(tag)
+        with foreign(*GONE):
+            ds = opened(ref, upto=Upto.PIXELS if tag == PIXEL_DATA else Upto.HEADER)
+            if not self._store.show_phi:
+                hide(ds)
+            found = ds.get(tag)
         if found is None or not isinstance(found.value, bytes):
             raise Refused(404, "the instance has no such binary element")
         kind = "application/octet-stream"
@@ -359,10 +382,7 @@ class _Service:
         if "frames" in request.path_params:
             index = _frame_numbers(request, ref)[0] - 1
         window = _window(request.query_params.get("window"))
-        try:
-            picture = Image.fromarray(as_seen(ref, index, window))
-        except PIXEL_ERRORS as error:
-            raise Refused(406, "the pixels cannot be decoded") from error
+        picture = Image.fromarray(as_seen(ref, index, window))
         size = _viewport(request.query_params.get("viewport"))
         if longest is not None:
             size = (min(size[0], longest), min(size[1], longest)) if size else (longest, longest)
@@ -473,6 +493,8 @@ class _Query:
         if uids := self.uids("StudyInstanceUID"):
             conditions.append((f"study_uid IN ({', '.join('?' * len(uids))})", uids))
         if patients := [v for v in self.values("PatientID") if v != "*"]:
+            if any(v.count("*") > _STARS for v in patients):
+                raise Refused(400, f"a PatientID has at most {_STARS} stars")
             # DICOM's * and ? are GLOB's; [ is not special in DICOM
             pattern = " OR ".join(["patient_id GLOB ?"] * len(patients))
             conditions.append((pattern, [v.replace("[", "[[]") for v in patients]))
@@ -505,7 +527,7 @@ def _accept_json(request: Request) -> None:
 
 
 def _frame_numbers(request: Request, ref: SliceRef) -> list[int]:
-    """The frames that a path names, from 1.
+    """The frames that a path names, from 1, each once.
 
     Raises:
         Refused: 400 or 404.
@@ -514,6 +536,8 @@ def _frame_numbers(request: Request, ref: SliceRef) -> list[int]:
     if not re.fullmatch(r"\d{1,6}(,\d{1,6})*", asked):
         raise Refused(400, "frames are numbers from 1, separated by commas")
     numbers = [int(n) for n in asked.split(",")]
+    if len(numbers) > _FRAMES or len(set(numbers)) < len(numbers):
+        raise Refused(400, f"at most {_FRAMES} frames at a time, and each once")
     if not all(1 <= n <= ref.frames for n in numbers):
         raise Refused(404, f"the instance has {ref.frames} frames")
     return numbers
@@ -545,8 +569,8 @@ def _viewport(value: str | None) -> tuple[int, int] | None:
     if value is None:
         return None
     match = re.match(r"(\d{1,4}),(\d{1,4})(,|$)", value)
-    if not match or "0" in match.groups():
-        raise Refused(400, "viewport is width,height, each from 1 to 9999")
+    if not match or not all(0 < int(side) <= _VIEWPORT for side in match.groups()[:2]):
+        raise Refused(400, f"viewport is width,height, each from 1 to {_VIEWPORT}")
     return int(match[1]), int(match[2])
 
 
@@ -570,22 +594,18 @@ _INSTANCE_TAGS = _tags(
 
 
 def _header(ref: SliceRef, show_phi: bool, uri: str = "", tags: Sequence[int] | None = None) -> bytes:
-    """JSON of a file without its pixels, or of some of its elements."""
-    with quiet_pydicom():
-        ds = _gone(opened, ref, tags=tags)
+    """JSON of a file without its pixels, or of some of its elements.
+
+    Raises:
+        Refused: 404.
+    """
+    with foreign(*GONE), quiet_pydicom():
+        ds = opened(ref, tags=tags)
         content = to_json(ds, show_phi=show_phi, bulk_uri=f"{uri}/bulkdata" if uri else "", tags=tags)
     if tags is None and ref.rows:
         pixels = bulk_element("OW", f"{uri}/bulkdata/{PIXEL_DATA:08X}")
         content = content[:-1] + b',"%08X":' % PIXEL_DATA + pixels + b"}"
     return content
-
-
-def _gone(call: Callable[..., Any], ref: SliceRef, **options: Any) -> Any:
-    """What a function makes of a file; 404 where the file has gone or is broken since it was found."""
-    try:
-        return call(ref, **options)
-    except READ_ERRORS as error:
-        raise Refused(404, "the file is no longer there or cannot be read") from error
 
 
 def _matches(found: list[bytes], limit: int) -> Response:
@@ -597,13 +617,16 @@ def _matches(found: list[bytes], limit: int) -> Response:
 
 
 def _multipart(parts: Iterator[tuple[str, bytes]], kind: str) -> Response:
+    """Parts, each made when the ones before it are sent; the first now: if it cannot be, that is a status."""
     boundary = uuid.uuid4().hex
+    first = next(parts)
 
     def body() -> Iterator[bytes]:
-        for content_type, content in parts:
+        for content_type, content in chain([first], parts):
             head = f"Content-Type: {content_type}\r\nContent-Length: {len(content)}"
             yield f"--{boundary}\r\n{head}\r\n\r\n".encode()
-            yield content
+            for begin in range(0, len(content), _PIECE):
+                yield content[begin : begin + _PIECE]
             yield b"\r\n"
         yield f"--{boundary}--\r\n".encode()
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DeepCACError, InputError
-from ..imaging.atomic import output_errors
+from ..system.atomic import output_errors
 
 log = logging.getLogger(__name__)
 

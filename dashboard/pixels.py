@@ -2,42 +2,37 @@
 
 from __future__ import annotations
 
-import io
-import zipfile
+import os
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pydicom
-from pydicom.dataelem import RawDataElement
-from pydicom.dataset import Dataset, FileDataset
-from pydicom.encaps import get_frame
-from pydicom.errors import InvalidDicomError
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian
 
+from ..dicom import files
+from ..dicom.files import Upto
 from ..dicom.headers import number, quiet_pydicom, text, texts, whole
 from ..dicom.series import SliceRef
 from . import media
+from .security import Refused, foreign
 
-READ_ERRORS = (OSError, EOFError, KeyError, zipfile.BadZipFile, InvalidDicomError)
-PIXEL_ERRORS = (
-    ValueError,
-    TypeError,
-    AttributeError,
-    IndexError,
-    NotImplementedError,
-    RuntimeError,
-    *READ_ERRORS,
-)
-"""What decoders raise on pixels that they cannot make anything of."""
+MOST_BYTES = 512 << 20
+"""Pixels that are read, and largest file, or member of an archive, that is read whole: 1,000 slices of 512²
+in one. Chosen."""
+MOST_PIXELS = 4096 * 4096
+"""Largest frame that is decoded, in values. Chosen."""
+
+GONE = (404, "the file is no longer there or cannot be read")
+NO_FRAME = (406, "the pixels cannot be decoded; ask for them as they are stored")
 
 DEFAULT_WINDOW = (40.0, 400.0)
 """Level and width, HU, of a CT that names none: the usual mediastinal setting."""
-
-_NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
 
 _MEDIA_TYPES = {
     "1.2.840.10008.1.2.4.50": "image/jpeg",
@@ -57,49 +52,42 @@ _MEDIA_TYPES = {
 }
 """Media type of a compressed frame by transfer syntax: PS3.18 table 8.7.3-5."""
 
-_FRAME_TAGS = ["Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "NumberOfFrames", "PixelData",
-               "ExtendedOffsetTable", "ExtendedOffsetTableLengths"]  # fmt: skip
-_DEFERRED = 4096
-"""Pixels of files that hold more than this many bytes stay on disk until a frame is asked for. Chosen."""
-
-
-def _source(ref: SliceRef) -> str | io.BytesIO:
-    return str(ref.path) if ref.member is None else io.BytesIO(bytes_of(ref))
+_IMAGE_TAGS = ["Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration",
+               "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"]  # fmt: skip
+"""What a frame cannot be decoded without (PS3.3 C.7.6.3)."""
+_FRAME_TAGS = [*_IMAGE_TAGS, "NumberOfFrames", "PixelData", "ExtendedOffsetTable",
+               "ExtendedOffsetTableLengths"]  # fmt: skip
 
 
 def bytes_of(ref: SliceRef) -> bytes:
     """The file as it is.
 
     Raises:
-        OSError, KeyError, zipfile.BadZipFile: It has gone.
+        Refused: 404: it has gone, is broken or too large.
     """
-    if ref.member is None:
-        return ref.path.read_bytes()
-    with zipfile.ZipFile(ref.path) as archive:
-        return archive.read(ref.member)
+    with foreign(*GONE), files.opened(ref.path, ref.member) as (file, _):
+        content = files.taken(file, MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise Refused(*GONE)
+    return content
 
 
-def opened(ref: SliceRef, *, pixels: bool = False, tags: Sequence[int] | None = None) -> FileDataset:
+def opened(
+    ref: SliceRef, *, upto: Upto = Upto.HEADER, tags: Sequence[str | int] | None = None
+) -> FileDataset:
     """The data set of a file, with a file meta header even where the file has none.
 
     Raises:
-        OSError, KeyError, zipfile.BadZipFile, InvalidDicomError: It has gone or is broken.
+        Refused: 404: it has gone, is broken, or its pixels are too many to be read.
     """
-    with quiet_pydicom():
-        wanted = None if tags is None else [*tags]
-        ds = pydicom.dcmread(_source(ref), stop_before_pixels=not pixels, specific_tags=wanted, force=True)
-    if "TransferSyntaxUID" not in ds.file_meta:
-        ds.file_meta.TransferSyntaxUID = _encoding(ds)
-    if "MediaStorageSOPClassUID" not in ds.file_meta:
-        ds.file_meta.MediaStorageSOPClassUID = UID(ref.sop_class_uid)
-        ds.file_meta.MediaStorageSOPInstanceUID = UID(ref.sop_instance_uid)
+    limits = replace(files.limits_of(ref.sop_class_uid), held_bytes=MOST_BYTES)
+    with foreign(*GONE), quiet_pydicom():
+        ds = files.read_slice(ref, upto=upto, tags=tags, limits=limits)
+        ds.file_meta.TransferSyntaxUID = files.encoding_of(ds)
+        if "MediaStorageSOPClassUID" not in ds.file_meta:
+            ds.file_meta.MediaStorageSOPClassUID = UID(ref.sop_class_uid)
+            ds.file_meta.MediaStorageSOPInstanceUID = UID(ref.sop_instance_uid)
     return ds
-
-
-def _encoding(ds: FileDataset) -> UID:
-    """Transfer syntax of a data set without a file meta header: pydicom found out how it is encoded."""
-    implicit, little = ds.original_encoding
-    return ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
 
 
 class FileFrames:
@@ -109,21 +97,15 @@ class FileFrames:
         """Read what says where the frames are.
 
         Raises:
-            OSError, KeyError, zipfile.BadZipFile, InvalidDicomError: The file has gone or holds no pixels.
+            Refused: 404: the file has gone, is broken, holds no pixels, or is compressed and too large.
         """
         self._ref = ref
-        plain_file = ref.member is None and ref.transfer_syntax_uid in _NATIVE
-        with quiet_pydicom():
-            self._ds = pydicom.dcmread(
-                _source(ref),
-                specific_tags=_FRAME_TAGS,
-                force=True,
-                defer_size=_DEFERRED if plain_file else None,
-            )
+        self._ds = opened(ref, upto=Upto.PLACE, tags=_FRAME_TAGS)
         if "PixelData" not in self._ds:
-            raise KeyError("PixelData")
-        stored = self._ds.file_meta.get("TransferSyntaxUID") or _encoding(self._ds)
-        self._native = not UID(stored).is_encapsulated
+            raise Refused(*GONE)
+        self._place = files.placed(self._ds)
+        stored = UID(self._ds.file_meta.TransferSyntaxUID)
+        self._native = not stored.is_encapsulated
         self._swapped = stored == ExplicitVRBigEndian
         self.syntax = media.NATIVE if self._native else str(stored)
         """Transfer syntax of `stored`; frames of any file that is not compressed are the same in all."""
@@ -133,8 +115,12 @@ class FileFrames:
         """A frame as it is stored, in little endian; bits of a binary mask begin at the first.
 
         Raises:
-            ValueError: The file is cut short.
+            Refused: 406: the file is cut short, or is none that holds this frame.
         """
+        with foreign(*NO_FRAME):
+            return self._stored(index)
+
+    def _stored(self, index: int) -> bytes:
         ds = self._ds
         if not self._native:
             offsets = ds.get("ExtendedOffsetTable"), ds.get("ExtendedOffsetTableLengths")
@@ -147,7 +133,7 @@ class FileFrames:
             )
             return frame
         depth = int(ds.BitsAllocated)
-        bits = int(ds.Rows) * int(ds.Columns) * int(ds.get("SamplesPerPixel") or 1) * depth
+        bits = int(ds.Rows) * int(ds.Columns) * _values_a_pixel(ds) * depth
         first, last = index * bits, (index + 1) * bits
         content = self._part(first // 8, -(-last // 8))
         if first % 8:
@@ -161,13 +147,14 @@ class FileFrames:
 
     def _part(self, start: int, stop: int) -> bytes:
         """Bytes of the pixel data."""
-        raw = self._ds.get_item("PixelData", keep_deferred=True)
-        if isinstance(raw, RawDataElement) and raw.value is None:
-            with self._ref.path.open("rb") as file:
-                file.seek(raw.value_tell + start)
-                content = file.read(stop - start)
-        else:
+        if self._place is None:
             content = bytes(self._ds.PixelData[start:stop])
+        else:
+            begin, length = self._place
+            with files.open_file(self._ref.path) as file:
+                there = min(length, os.fstat(file.fileno()).st_size - begin)
+                file.seek(begin + start)
+                content = files.taken(file, max(0, min(stop, there) - start))
         if len(content) < stop - start:
             raise ValueError("the pixels are cut short")
         return content
@@ -176,14 +163,48 @@ class FileFrames:
         """A frame without compression, little endian.
 
         Raises:
-            ValueError, RuntimeError, and what decoders raise: see `PIXEL_ERRORS`.
+            Refused: 406: it cannot be decoded, or is larger than `MOST_PIXELS`.
         """
         if self._native:
             return self.stored(index)
-        with quiet_pydicom():
-            array = pixel_array(_source(self._ref), index=index, raw=True)
+        array = self.pixels(index, raw=True)
         plain: bytes = array.astype(array.dtype.newbyteorder("<")).tobytes()
         return plain
+
+    def pixels(self, index: int, *, raw: bool = False) -> npt.NDArray[Any]:
+        """A frame as an array (rows, columns), or (rows, columns, values) of colours.
+
+        Args:
+            index: Of the frame, from 0.
+            raw: Leave colours as they are stored; False: RGB.
+
+        Raises:
+            Refused: See `decoded`.
+        """
+        with foreign(*NO_FRAME), quiet_pydicom():
+            _check_size(self._ds)
+            stored = self._stored(index)
+            one = Dataset()
+            for keyword in _IMAGE_TAGS:
+                if keyword in self._ds:
+                    one[keyword] = self._ds[keyword]
+            one.NumberOfFrames = 1
+            one.file_meta = FileMetaDataset()
+            one.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian if self._native else UID(self.syntax)
+            one.PixelData = stored + bytes(len(stored) % 2) if self._native else encapsulate([stored])
+            return pixel_array(one, index=0, raw=raw)
+
+
+def _values_a_pixel(ds: Dataset) -> int:
+    """Values that are stored of a pixel where there is no compression."""
+    return 2 if text(ds, "PhotometricInterpretation") == "YBR_FULL_422" else whole(ds, "SamplesPerPixel") or 1
+
+
+def _check_size(ds: Dataset) -> None:
+    """Whether a frame may be decoded."""
+    values = (whole(ds, "Rows") or 0) * (whole(ds, "Columns") or 0) * (whole(ds, "SamplesPerPixel") or 1)
+    if values > MOST_PIXELS:
+        raise Refused(406, f"frames of more than {MOST_PIXELS} values are not decoded")
 
 
 def as_seen(ref: SliceRef, index: int, window: tuple[float, float] | None = None) -> npt.NDArray[np.uint8]:
@@ -198,19 +219,20 @@ def as_seen(ref: SliceRef, index: int, window: tuple[float, float] | None = None
         uint8 (rows, columns) or (rows, columns, 3).
 
     Raises:
-        ValueError, RuntimeError, and what decoders raise: see `PIXEL_ERRORS`.
+        Refused: 406: it cannot be decoded, or is larger than `MOST_PIXELS`.
     """
-    header = opened(ref)
-    with quiet_pydicom():
-        values = pixel_array(_source(ref), index=index)
-    grey: npt.NDArray[Any]
-    if values.ndim == 3:
-        grey = values
-    elif whole(header, "BitsAllocated") == 1:
-        grey = values * 255
-    else:
-        grey = _windowed(values, header, index, window)
-    return grey.astype(np.uint8)
+    with foreign(*NO_FRAME), quiet_pydicom(), np.errstate(all="ignore"):
+        header = opened(ref)
+        _check_size(header)
+        values = FileFrames(ref).pixels(index)
+        grey: npt.NDArray[Any]
+        if values.ndim == 3:
+            grey = values
+        elif whole(header, "BitsAllocated") == 1:
+            grey = values * 255
+        else:
+            grey = np.nan_to_num(_windowed(values, header, index, window))
+        return grey.astype(np.uint8)
 
 
 def _windowed(

@@ -15,22 +15,31 @@ import asyncio
 import hashlib
 import hmac
 import ipaddress
+import logging
 import socket
-from collections.abc import Collection, Mapping
+import traceback
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
+from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import InputError
 
+logger = logging.getLogger(__name__)
+
 TOKEN_VARIABLE = "DEEPCAC2_TOKEN"
 SHORTEST_TOKEN = 16
 COOKIE = "deepcac2"
 SQL_PATH = "/api/sql"
+ADMITTED = "deepcac2.admitted"
+"""Set in the state of a request that may pass."""
 _WRONG_TOKEN_SECONDS = 0.5
 """How long an answer to a wrong token takes."""
 
@@ -49,6 +58,44 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
+_UNLESS_SET = {"Content-Security-Policy": POLICY, "Cache-Control": "no-store"}
+
+
+class Refused(Exception):
+    """A request that is answered with a status and one line.
+
+    Args:
+        status: HTTP status.
+        message: One line without line breaks.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@contextmanager
+def foreign(status: int, message: str) -> Iterator[None]:
+    """Around what is answered out of data from elsewhere: whatever goes wrong with it is one answer.
+
+    Unlike `system.foreign.foreign`, which says what is wrong with a file, it says nothing of the file: the
+    answer goes out.
+
+    Raises:
+        Refused: With this status and message, whatever was raised within.
+        TimeoutError: As it was.
+    """
+    try:
+        yield
+    except (Refused, TimeoutError):  # not found yet is not wrong
+        raise
+    except Exception as error:
+        raise Refused(status, message) from error
+
+
+def every_answer() -> dict[str, str]:
+    """The headers of every answer, also of those that the application never sees."""
+    return _HEADERS | _UNLESS_SET
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,23 +126,24 @@ def check_address(host: str, *, token: str, names: Collection[str] = ()) -> Acce
     """
     if token and len(token) < SHORTEST_TOKEN:
         raise InputError(f"{TOKEN_VARIABLE} is shorter than {SHORTEST_TOKEN} characters; set a longer one")
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
+    address = _as_address(host)
+    loopback = host == "localhost" or (address is not None and address.is_loopback)
     if not loopback and not token:
         raise InputError(
             f"--host {host} can be reached from other machines: set {TOKEN_VARIABLE} to a secret of at least "
             f"{SHORTEST_TOKEN} characters first, or leave --host out"
         )
-    own = {"localhost", "127.0.0.1", "::1", *(name.lower() for name in names)}
+    own = {"localhost", "127.0.0.1", "::1", str(address or host).lower(), *(name.lower() for name in names)}
     if not loopback:
-        own |= {host.lower(), socket.gethostname().lower(), socket.getfqdn().lower()}
+        own |= {socket.gethostname().lower(), socket.getfqdn().lower()}
     return Access(token=token, hosts=frozenset(own), any_address=not loopback)
 
 
 class Guard:
-    """Middleware around the whole site: lets through what is allowed and puts the headers on every answer."""
+    """Middleware around the whole site: lets through what is allowed and puts the headers on every answer.
+
+    What goes wrong in the site beyond what it answers itself ends here: one line in the log, and 500.
+    """
 
     def __init__(self, app: ASGIApp, *, access: Access) -> None:
         self.app, self.access = app, access
@@ -109,22 +157,43 @@ class Guard:
             await self.app(scope, receive, send)
             return
         head = scope["method"] == "HEAD"
+        started = False
 
         async def answer(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 headers = MutableHeaders(scope=message)
                 headers.update(_HEADERS)
-                headers.setdefault("Content-Security-Policy", POLICY)
-                headers.setdefault("Cache-Control", "no-store")
+                for name, value in _UNLESS_SET.items():
+                    headers.setdefault(name, value)
             elif head and message["type"] == "http.response.body":
                 message = {**message, "body": b""}
             await send(message)
 
-        refused = await self._refused(scope)
-        if refused is not None:
-            await refused(scope, receive, answer)
-            return
-        await self.app({**scope, "method": "GET"} if head else scope, receive, answer)
+        try:
+            refused = await self._refused(scope)
+            if refused is not None:
+                await refused(scope, receive, answer)
+                return
+            scope.setdefault("state", {})[ADMITTED] = True
+            await self.app({**scope, "method": "GET"} if head else scope, receive, answer)
+        except ClientDisconnect:
+            logger.debug("a client went away")
+        except Refused as error:
+            if started:  # the server cuts it short
+                logger.warning("an answer was cut short: %s", error)
+            else:
+                await PlainTextResponse(f"{error}\n", error.status)(scope, receive, answer)
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            logger.error(
+                "internal error, please report it: %s in %s line %d, answering %r",
+                type(error).__name__, Path(place.filename).name, place.lineno, scope["path"][:200],
+            )  # fmt: skip
+            if not started:  # otherwise the server cuts the answer short
+                failed = PlainTextResponse("The dashboard failed to answer this; its log says where.\n", 500)
+                await failed(scope, receive, answer)
 
     async def _refused(self, scope: Scope) -> Response | None:
         """The answer to a request that may not pass; None where it may."""
@@ -172,25 +241,37 @@ class Guard:
         return response
 
 
+def _as_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The IP address that a text is, or None."""
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        return None
+
+
+def _host_of(place: str) -> tuple[str, str] | None:
+    """Host name and the whole authority of a URL, both in small letters; None where it is no URL."""
+    try:
+        parts = urlsplit(place)
+    except ValueError:  # brackets that are no address
+        return None
+    return parts.hostname or "", parts.netloc.lower()
+
+
 def _known_host(header: str, access: Access) -> bool:
-    try:
-        name = urlsplit(f"//{header}").hostname or ""
-    except ValueError:
+    found = _host_of(f"//{header}")
+    if found is None:
         return False
-    if name in access.hosts:
-        return True
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return access.any_address
+    address = _as_address(found[0])
+    return str(address or found[0]) in access.hosts or (address is not None and access.any_address)
 
 
 def _from_our_page(headers: Mapping[str, str]) -> bool:
     """Whether a POST is of a page of our own origin (or of a program, which sends no ``Origin``)."""
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     origin = headers.get("origin")
-    ours = origin is None or urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+    from_where = None if origin is None else _host_of(origin)
+    ours = origin is None or (from_where is not None and from_where[1] == headers.get("host", "").lower())
     return (
         kind == "application/json"
         and ours

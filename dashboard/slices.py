@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import math
 from functools import lru_cache
+from threading import Lock
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
@@ -18,12 +20,14 @@ from ..dicom.series import SAME_POSITION_MM, Series, SliceRef, slice_positions
 from ..errors import DeepCACError
 from ..imaging.orientation import to_canonical
 from ..pipeline.previews import plane_picture
-from ..scoring import CalciumScore, Rule, score
-from .dicomweb import Refused, TextErrorRoute, checked_uid
+from ..scoring import Rule, score
+from .dicomweb import TextErrorRoute, checked_uid
+from .security import Refused, foreign
 from .store import DicomStore, Row, StoredSeries
 
 _SIDE = 640
 """Of a picture, pixels. Chosen."""
+_NO_SLICES = (404, "the slices cannot be shown: CT or results are not as the run left them")
 _KEPT = 4
 """Cases of which the places of the SEG's frames and of what counted are kept in memory."""
 
@@ -52,10 +56,15 @@ class _Cases:
     def __init__(self, store: DicomStore) -> None:
         self._store = store
         self._frames_of = lru_cache(maxsize=_KEPT)(self._read_frames)
-        self._score_of = lru_cache(maxsize=_KEPT)(self._score_again)
+        self._counted_of = lru_cache(maxsize=_KEPT)(self._count_again)
+        self._one_by_one = Lock()  # a whole CT is in memory, so once at a time
 
     def overview(self, request: Request) -> Response:
         """How many slices there are, those with counted calcium, and the best to begin with."""
+        with foreign(*_NO_SLICES):
+            return self._overview(request)
+
+    def _overview(self, request: Request) -> Response:
         row, ct = self._case(request)
         details = self._store.details(row)
         slices, counted = slices_of(ct, details), _counted(details)
@@ -70,6 +79,10 @@ class _Cases:
 
     def picture(self, request: Request) -> Response:
         """One slice, seen from the feet, the front up; with ``overlay=1`` the heart's outline and calcium."""
+        with foreign(*_NO_SLICES):
+            return self._picture(request)
+
+    def _picture(self, request: Request) -> Response:
         row, ct = self._case(request)
         slices = slices_of(ct, self._store.details(row))
         asked = request.path_params["index"]
@@ -92,7 +105,9 @@ class _Cases:
             if details.get("score") is None:  # of an exclusion: what it left over
                 calcium = masks["calcium"][None]
             elif int(asked) in _counted(details):
-                calcium = self._score_of(row).counted[[int(asked)]]
+                with self._one_by_one:
+                    bits = self._counted_of(row)[[int(asked)]]
+                calcium = np.unpackbits(bits, axis=-1, count=hu.shape[2]).astype(np.bool_)
         turned = to_canonical(hu, geometry)
         if turned.order[0] == 0:  # axial, as all that is scored
             heart, calcium = to_canonical(heart, geometry).array, to_canonical(calcium, geometry).array
@@ -125,8 +140,8 @@ class _Cases:
         except DeepCACError as error:
             raise Refused(404, str(error)) from error
 
-    def _score_again(self, row: Row) -> CalciumScore:
-        """The score of a case with counted calcium, from its CT and SEG, by the rule that its details name.
+    def _count_again(self, row: Row) -> npt.NDArray[np.uint8]:
+        """What counted, scored again from CT and SEG by the rule that the details name; bits along x.
 
         Whether a voxel counts is not seen from its slice alone: a lesion may go through slices.
         """
@@ -149,7 +164,7 @@ class _Cases:
             raise Refused(
                 404, f"CT and SEG score {found.total:.1f}, the results say {said['total']:.1f}: run again"
             )
-        return found
+        return np.packbits(found.counted, axis=-1)
 
 
 def slices_of(ct: StoredSeries, details: dict[str, Any]) -> tuple[SliceRef, ...]:

@@ -16,6 +16,7 @@ import os
 import resource
 import sys
 import uuid
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -28,8 +29,9 @@ PROCESS_MB = 2048
 
 def main() -> int:
     request = json.loads(sys.stdin.read())
+    database = Path(request["database"]).resolve()
     connection = duckdb.connect(
-        request["database"],
+        str(database),
         read_only=True,
         config={
             "threads": 2,
@@ -47,13 +49,22 @@ def main() -> int:
     _give_up_rights(request["seconds"])
     try:
         answer = _run(connection, request["sql"], request["rows"], request["characters"])
-    except (duckdb.Error, MemoryError, OSError, ImportError, ValueError) as error:
+    except Exception as error:  # whatever a statement brings about
         answer = {"error": str(error).strip() or type(error).__name__}
         if "pytz" in answer["error"]:  # what DuckDB would need to hand over a time with a zone
             answer["error"] = "times with a time zone cannot be shown; cast them to VARCHAR or TIMESTAMP"
-    sys.stdout.write(json.dumps(answer))
+    sys.stdout.write(json.dumps(_without(str(database.parent), answer)))
     sys.stdout.flush()
     return 0
+
+
+def _without(folder: str, answer: Any) -> Any:
+    """An answer without the path of the database, which DuckDB tells in errors and in tables of its own."""
+    if isinstance(answer, dict):
+        return {key: _without(folder, value) for key, value in answer.items()}
+    if isinstance(answer, list):
+        return [_without(folder, value) for value in answer]
+    return answer.replace(f"{folder}/", "") if isinstance(answer, str) else answer
 
 
 def _give_up_rights(seconds: float) -> None:
@@ -83,13 +94,15 @@ def _run(connection: duckdb.DuckDBPyConnection, sql: str, rows: int, characters:
         return {"error": f"only SELECT is possible here, not {kind}: the table can be read, nothing else"}
     cursor = connection.execute(statements[0])
     columns = [{"name": d[0], "type": str(d[1])} for d in cursor.description or ()]
+    length = sum(len(column["name"]) + len(column["type"]) for column in columns)
+    if length > characters:
+        return {"error": "the answer has too many columns; ask for less"}
     found: list[list[Any]] = []
-    length = 0
     while row := cursor.fetchone():
         if len(found) == rows:
             return {"columns": columns, "rows": found, "more": True}
         cells = [_plain(value) for value in row]
-        length += sum(len(cell) for cell in cells if isinstance(cell, str))
+        length += sum(len(str(cell)) for cell in cells)
         if length > characters:
             return {"columns": columns, "rows": found, "more": True}
         found.append(cells)

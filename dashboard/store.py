@@ -11,17 +11,18 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import pydicom
-from pydicom.errors import InvalidDicomError
-
+from ..dicom.files import DERIVED, Upto, read_slice
 from ..dicom.headers import quiet_pydicom, text, whole
 from ..dicom.locate import SeriesLocator
 from ..dicom.segmentation import SEGMENTATION_SOP_CLASSES
 from ..dicom.series import SliceRef
-from ..errors import InputError
-from ..pipeline.results import PARQUET, series_folder
-from ..pipeline.run import read_details
-from .table import literal, no_space
+from ..errors import InputError, InputUnreadable
+from ..pipeline.results import series_folder
+from ..system.inside import regular_inside
+from .files import read_details
+from .pixels import GONE
+from .security import Refused, foreign
+from .table import literal, no_space, table_of, typed
 
 _COLUMNS = "series_uid, study_uid, patient_id, study_date, status, n_slices, folder"
 _AT_ONCE = 5000
@@ -92,7 +93,7 @@ class DicomStore:
         self.made_from = lru_cache(maxsize=_KEPT)(self._made_from)
         temporary = Path(tempfile.gettempdir())  # where SQLite's is, too
         try:
-            self._fill(results / PARQUET)
+            self._fill(table_of(results))
         except sqlite3.OperationalError as error:
             if "full" not in str(error):  # SQLITE_FULL
                 raise
@@ -105,7 +106,8 @@ class DicomStore:
         self._database.execute(f"CREATE TABLE series ({', '.join(names)})")
         insert = f"INSERT INTO series VALUES ({', '.join('?' * len(names))})"
         # part by part: DuckDB has the whole answer in memory before the first row is fetched
-        part = f"SELECT {_COLUMNS} FROM read_parquet({literal(str(table))}, file_row_number = true)"
+        chosen = ", ".join(typed(name) for name in names)
+        part = f"SELECT {chosen} FROM read_parquet({literal(str(table))}, file_row_number = true)"
         first = 0
         try:
             with duckdb.connect(config={"threads": 1}) as connection:
@@ -207,8 +209,8 @@ class DicomStore:
         if row.folder is None:
             return {}
         try:
-            return read_details(row.folder)
-        except InputError:
+            return read_details(row.folder, self._results)
+        except InputUnreadable:
             return {}
 
     def ct(self, row: Row) -> StoredSeries | None:
@@ -235,12 +237,12 @@ class DicomStore:
 
     def _made_from(self, row: Row) -> tuple[StoredSeries, ...]:
         """The SEG and SR that the run made from a series, as its ``details.json`` lists them."""
-        names = [name for name in self.details(row).get("outputs", []) if str(name).endswith(".dcm")]
+        names = [name for name in self.details(row).get("outputs") or () if name.endswith(".dcm")]
         return tuple(
             made
             for name in names
             if row.folder is not None and Path(name).name == name
-            if (made := _made(row, row.folder / name)) is not None
+            if (made := _made(row, row.folder / name, self._results)) is not None
         )
 
     def series(self, study_uid: str, series_uid: str) -> StoredSeries | None:
@@ -283,12 +285,13 @@ _TAGS = ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID
          "NumberOfFrames", "Rows", "Columns", "InstanceNumber"]  # fmt: skip
 
 
-def _made(row: Row, path: Path) -> StoredSeries | None:
-    """A DICOM file of the run's, or None where it is none or not of this study."""
+def _made(row: Row, path: Path, root: Path) -> StoredSeries | None:
+    """A DICOM file of the run's, or None where it is none, lies elsewhere, or is not of this study."""
     try:
-        with quiet_pydicom():
-            ds = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
-    except (OSError, EOFError, ValueError, InvalidDicomError):
+        with foreign(*GONE), quiet_pydicom():
+            path = regular_inside(path, root)
+            ds = read_slice(SliceRef(path=path), upto=Upto.HEADER, tags=_TAGS, limits=DERIVED)
+    except Refused:
         return None
     if text(ds, "StudyInstanceUID") != row.study_uid:
         return None

@@ -20,8 +20,10 @@ from typing import Any, Literal
 import duckdb
 
 from ..errors import DiskFull, InputError, InputUnreadable
-from ..pipeline.options import nearest
-from ..pipeline.results import PARQUET, ResultRow
+from ..pipeline.outputs import PARQUET
+from ..pipeline.results import ResultRow
+from ..system.inside import regular_inside
+from ..system.nearest import nearest
 
 DATABASE = "results.duckdb"
 _TYPES = {"str": "VARCHAR", "int": "BIGINT", "float": "DOUBLE", "bool": "BOOLEAN"}
@@ -63,6 +65,10 @@ FEWEST_NUMBERS = 7
 """A clinical column of at least so many different numbers is filtered by a range; chosen."""
 
 _ROWS_AT_ONCE = 10_000
+_LONGEST = 10_000
+"""Characters of a cell; a run writes some hundred. Chosen."""
+_MOST_ROWS = 5_000_000
+"""Rows of a table: a small file may claim any number. Chosen."""
 
 Kind = Literal["values", "list", "range"]
 
@@ -153,15 +159,7 @@ class Results:
         patient: str = "patient_id",
         show_phi: bool = False,
     ) -> None:
-        path = folder / PARQUET
-        if not path.is_file():
-            ended = (folder / "run.json").is_file() or any(folder.glob("*/*/details.json"))
-            hint = (
-                "the run has not ended: give the same 'deepcac2 run' command again, it writes the table"
-                if ended
-                else "give the output folder of 'deepcac2 run'"
-            )
-            raise InputUnreadable(f"{folder} has no {PARQUET}; {hint}")
+        path = table_of(folder)
         self._scratch = tempfile.TemporaryDirectory(prefix="deepcac2-dashboard-")
         self.database = Path(self._scratch.name) / DATABASE
         try:
@@ -254,6 +252,24 @@ class Results:
                 yield Filter(name=f"c.{name}", label=name, column=name, ordered=True, number=number)
 
 
+def table_of(folder: Path) -> Path:
+    """The table of a run.
+
+    Raises:
+        InputUnreadable: It is not there, or leads out of the folder.
+    """
+    path = folder / PARQUET
+    if not path.is_file():
+        ended = (folder / "run.json").is_file() or any(folder.glob("*/*/details.json"))
+        hint = (
+            "the run has not ended: give the same 'deepcac2 run' command again, it writes the table"
+            if ended
+            else "give the output folder of 'deepcac2 run'"
+        )
+        raise InputUnreadable(f"{folder} has no {PARQUET}; {hint}")
+    return regular_inside(path, folder)
+
+
 def quoted(name: str) -> str:
     """A column's name as SQL takes it, whatever is in it."""
     return '"' + name.replace('"', '""') + '"'
@@ -307,11 +323,13 @@ def _fill(
     missing = [name for name in _NEEDED if name not in present]
     if missing:
         raise InputError(f"{path} has no column {missing[0]!r}; give the output folder of 'deepcac2 run'")
-    chosen = ", ".join(_typed(name, kind, name in present) for name, kind in RESULT_COLUMNS.items())
+    chosen = ", ".join(typed(name, present=name in present) for name in RESULT_COLUMNS)
     connection.execute(f"CREATE TEMP VIEW raw AS SELECT {chosen} FROM {source}")
     ((rows,),) = connection.execute("SELECT count(*) FROM raw").fetchall()
     if not rows:
         raise InputError(f"{path} holds no series; score some with 'deepcac2 run'")
+    if rows > _MOST_ROWS:
+        raise InputError(f"{path} claims {rows} series; the dashboard takes {_MOST_ROWS} at most")
     joined = Clinical(rows=rows)
     extra, of_clinical, join = "", "''", ""
     if clinical is not None:
@@ -360,13 +378,18 @@ def _fill(
     return joined
 
 
-def _typed(name: str, kind: str, present: bool) -> str:
-    empty = "''" if kind == "VARCHAR" else "NULL"
-    return (
-        f"coalesce(CAST({name} AS {kind}), {empty}) AS {name}"
-        if present
-        else f"CAST({empty} AS {kind}) AS {name}"
-    )
+def typed(name: str, *, present: bool = True) -> str:
+    """A column of the run's table in SQL, of the type that it should have; long texts are cut.
+
+    Args:
+        name: Of `RESULT_COLUMNS`.
+        present: Whether the table has it; otherwise it is empty.
+    """
+    kind = RESULT_COLUMNS[name]
+    value = f"CAST({name} AS {kind})" if present else "NULL"
+    if kind == "VARCHAR":
+        return f"left(coalesce({value}, ''), {_LONGEST}) AS {name}"
+    return f"CAST({value} AS {kind}) AS {name}"
 
 
 def score_labels() -> list[str]:

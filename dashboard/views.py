@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ..dicom.gates import GATES
-from ..errors import InputError
+from ..errors import InputUnreadable
 from ..pipeline.outputs import PREVIEW_NAME
 from ..pipeline.results import COLUMNS, no_formula, series_folder
-from ..pipeline.run import read_details
 from ..scoring.result import RiskGroup
+from ..system.inside import regular_inside
+from .files import read_details
 from .table import Filter, Results, Selection, literal, literals, quoted, score_labels
 
 SHOWN = (
@@ -227,7 +228,21 @@ def export(results: Results, selection: Selection) -> Iterator[str]:
 def case_folder(folder: Path, row: dict[str, Any]) -> Path | None:
     """The folder of a series' files, None where there is none; see `pipeline.results.series_folder`."""
     place = series_folder(folder.resolve(), row["folder"] or "")
-    return place if place is not None and place.is_dir() else None
+    try:
+        return place if place is not None and place.is_dir() else None
+    except OSError:  # a name too long
+        return None
+
+
+def picture(folder: Path, row: dict[str, Any]) -> Path | None:
+    """The preview of a series, None where there is none."""
+    place = case_folder(folder, row)
+    if place is None:
+        return None
+    try:
+        return regular_inside(place / PREVIEW_NAME, folder)
+    except InputUnreadable:
+        return None
 
 
 def case(results: Results, folder: Path, row: dict[str, Any]) -> dict[str, Any]:
@@ -242,8 +257,8 @@ def case(results: Results, folder: Path, row: dict[str, Any]) -> dict[str, Any]:
     details = None
     if place is not None:
         try:
-            details = read_details(place)
-        except InputError:
+            details = read_details(place, folder)
+        except InputUnreadable:
             details = None
         else:
             details.pop("row", None)
@@ -260,6 +275,6 @@ def case(results: Results, folder: Path, row: dict[str, Any]) -> dict[str, Any]:
         "clinical": {name: row[name] for name in results.clinical.columns},
         "details": details,
         "meanings": {code: meaning(code) for code in codes if meaning(code)},
-        "preview": place is not None and (place / PREVIEW_NAME).is_file(),
+        "preview": picture(folder, row) is not None,
         "others": others,
     }

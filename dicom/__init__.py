@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from .discovery import Discovery, UnreadableFile, chosen, discover
 from .gates import GATES, Gate, check_headers, make_finding
-from .names import readable, safe_name
+from .names import printable, readable, safe_name
 from .reading import Reading, read_series
 from .series import Finding, Series, SliceRef
 
@@ -29,6 +29,7 @@ __all__ = [
     "chosen",
     "discover",
     "make_finding",
+    "printable",
     "read_segmentation",
     "read_series",
     "readable",

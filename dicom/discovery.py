@@ -6,7 +6,6 @@ Whatever looks like DICOM and is not in a series is listed with the reason: noth
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import stat
@@ -20,11 +19,20 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from ..errors import InputUnreadable, NoDicomFound
+from ..errors import InputDamaged, InputUnreadable, NoDicomFound
 from .contrast import INTRAVENOUS, NONE, ORAL, contrast_kind
+from .files import (
+    HEAD_BYTES,
+    ZIP_MAGIC,
+    open_archive,
+    open_file,
+    open_member,
+    packed_size,
+    read_dicom,
+    taken,
+)
 from .gates import check_allowed, check_headers, has_geometry, is_ct, is_stray, spectral_sign
 from .headers import (
     ENHANCED_CT,
@@ -50,10 +58,8 @@ _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
 _BATCH = 4096
 """Files handed to the threads at once, so that an interrupt is heard and memory does not grow with them."""
-_HEAD_BYTES = 1 << 15
-"""Read at once, which is faster than element by element; headers of single-frame CT mostly end before, and
-where one does not, the file is opened again."""
-_ZIP_MAGIC = b"PK\x03\x04"
+_STANDARD_UIDS = b"1.2.840.10008."
+"""Root of the SOP classes: what starts like a data set without preamble and has none is something else."""
 _APPLE_DOUBLE = b"\x00\x05\x16\x07"
 """What macOS keeps of a file beside it where the file system cannot, as ``._NAME`` or below ``__MACOSX``
 (RFC 1740): no image, whatever its name ends in."""
@@ -148,6 +154,13 @@ def discover(root: Path, *, workers: int | None = None, allow: Collection[str] =
     root = Path(root)
     if not root.exists():
         raise InputUnreadable(f"{root} does not exist; give a folder, a DICOM file or a zip archive")
+    if not (root.is_dir() or root.is_file()):
+        raise InputUnreadable(f"{root} is a pipe or a device; give a folder, a DICOM file or a zip archive")
+    if root.is_file():
+        try:
+            open_file(root).close()
+        except InputUnreadable as error:
+            raise InputUnreadable(f"{root} {error}; check path and permissions") from error
     unreadable: list[UnreadableFile] = []
     store = SeriesStore()
     count = ignored = 0
@@ -163,8 +176,8 @@ def discover(root: Path, *, workers: int | None = None, allow: Collection[str] =
             for series_uid, images in groups.items():
                 count += len(images)
                 store.collect(series_uid, images)
-    if any(u.path == root and u.member is None for u in unreadable) and not count:
-        raise InputUnreadable(f"{root} cannot be read: {unreadable[0].reason}; check path and permissions")
+    if any(u.path == root for u in unreadable) and root.is_dir():
+        raise InputUnreadable(f"{root} {unreadable[0].reason}; check path and permissions")
     if not count and not unreadable:
         what = f"{ignored} other files" if ignored else "it is empty"
         raise NoDicomFound(f"no DICOM found in {root} ({what}); give the folder that holds the scans")
@@ -280,55 +293,31 @@ class _Found:
 def _read_file(path: Path) -> _Found:
     """Everything in one file. Never raises: what goes wrong becomes an `UnreadableFile`."""
     try:
-        with path.open("rb", buffering=0) as file:
-            head = file.read(_HEAD_BYTES) or b""
-            if head.startswith(_ZIP_MAGIC):
-                return _read_zip(path)
-            if not _may_be_dicom(head):
-                return _no_dicom(path, None, head)
-            buffer = io.BytesIO(head)
-            found = _read_header(buffer, head, path, None)
-        if len(head) == _HEAD_BYTES and (found.unreadable or buffer.tell() >= len(head)):
-            with path.open("rb") as file:
-                return _read_header(file, head, path, None)
-        return found
-    except OSError as exc:
-        return _unreadable(path, None, f"cannot be read: {exc.strerror or exc}")
-
-
-def _read_zip(path: Path) -> _Found:
-    images: list[_Image] = []
-    unreadable: list[UnreadableFile] = []
-    ignored = 0
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for info in archive.infolist():
-                if info.is_dir():
-                    continue
-                found = _read_member(archive, info, path)
-                images += found.images
-                unreadable += found.unreadable
-                ignored += found.ignored
-    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as exc:
-        return _unreadable(path, None, f"damaged zip archive: {exc}")
-    return _Found(images=tuple(images), unreadable=tuple(unreadable), ignored=ignored)
+        with open_file(path) as file:
+            head = taken(file, HEAD_BYTES)
+            if not head.startswith(ZIP_MAGIC):
+                return _read_header(file, head, path)
+        with open_archive(path) as archive:
+            members = [_read_member(archive, i, path) for i in archive.infolist() if not i.is_dir()]
+    except (InputUnreadable, MemoryError) as error:
+        return _unreadable(path, None, str(error) or "not enough memory")
+    return _Found(
+        images=tuple(image for found in members for image in found.images),
+        unreadable=tuple(unread for found in members for unread in found.unreadable),
+        ignored=sum(found.ignored for found in members),
+    )
 
 
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> _Found:
     name = info.filename
-    if info.flag_bits & 0x1:
-        return _unreadable(path, name, "encrypted in the zip archive; unpack it first")
     try:
-        with archive.open(info) as file:
-            head = file.read(132)
-            if head.startswith(_ZIP_MAGIC):
+        with open_member(archive, info) as file:
+            head = taken(file, HEAD_BYTES)
+            if head.startswith(ZIP_MAGIC):
                 return _unreadable(path, name, "a zip archive inside a zip archive; unpack it first")
-            if not _may_be_dicom(head):
-                return _no_dicom(path, name, head)
-            content = head + file.read()
-    except Exception as exc:  # zlib, lzma, struct, zipfile: a damaged member must not end the search
-        return _unreadable(path, name, f"damaged in the zip archive: {exc}")
-    return _read_header(io.BytesIO(content), head, path, name)
+            return _read_header(file, head, path, name, packed_size(archive, info))
+    except (InputUnreadable, MemoryError) as error:
+        return _unreadable(path, name, str(error) or "not enough memory")
 
 
 def _may_be_dicom(head: bytes) -> bool:
@@ -348,20 +337,32 @@ def _no_dicom(path: Path, member: str | None, head: bytes) -> _Found:
     return _Found(ignored=1)
 
 
-def _read_header(file: IO[bytes], head: bytes, path: Path, member: str | None) -> _Found:
-    """The images of one DICOM file, which starts with `head`."""
-    part10 = head[128:132] == b"DICM"
+def _read_header(
+    file: IO[bytes], head: bytes, path: Path, member: str | None = None, size: int | None = None
+) -> _Found:
+    """The images of one file, which starts with `head`; a member of an archive takes `size` bytes there.
+
+    Raises:
+        InputUnreadable: It cannot be read as DICOM.
+    """
+    if not _may_be_dicom(head):
+        return _no_dicom(path, member, head)
     try:
-        ds = dcmread(file, stop_before_pixels=True, specific_tags=_TAGS, force=not part10)
-        sop_class = text(ds, "SOPClassUID") or text(ds.file_meta, "MediaStorageSOPClassUID")
-        if sop_class == MEDIA_STORAGE_DIRECTORY:
-            return _Found(ignored=1)
-        if not text(ds, "SeriesInstanceUID"):
-            if not part10 and not sop_class:
-                return _no_dicom(path, member, head)
-            return _unreadable(path, member, "its DICOM header is damaged or names no SeriesInstanceUID")
+        ds = read_dicom(file, head, tags=_TAGS, packed_size=size)
+    except InputDamaged:
+        if head[128:132] != b"DICM" and _STANDARD_UIDS not in head:
+            return _no_dicom(path, member, head)
+        raise
+    sop_class = text(ds, "SOPClassUID") or text(ds.file_meta, "MediaStorageSOPClassUID")
+    if sop_class == MEDIA_STORAGE_DIRECTORY:
+        return _Found(ignored=1)
+    if not text(ds, "SeriesInstanceUID"):
+        if head[128:132] != b"DICM" and not sop_class:
+            return _no_dicom(path, member, head)
+        return _unreadable(path, member, "its DICOM header is damaged or names no SeriesInstanceUID")
+    try:
         return _Found(images=tuple(_images(ds, sop_class, path, member)))
-    except Exception as exc:  # a damaged header makes pydicom raise nearly anything; the file gets its row
+    except Exception as exc:  # sequences that hold something else; the file gets its row
         return _unreadable(path, member, f"its DICOM header cannot be parsed: {type(exc).__name__}: {exc}")
 
 

@@ -351,6 +351,17 @@ def check_allowed(allow: Collection[str]) -> None:
             raise InputError(f"--allow {code}: it cannot be overridden; these can: {', '.join(possible)}")
 
 
+def register_gate(gate: Gate) -> Gate:
+    """Make a gate known by its code.
+
+    Raises:
+        ValueError: Another one has its code.
+    """
+    if GATES.setdefault(gate.code, gate) != gate:
+        raise ValueError(f"there are two gates {gate.code}")
+    return gate
+
+
 def make_finding(
     code: str, message: str, *, allow: Collection[str] = (), fatal: bool | None = None
 ) -> Finding:

@@ -19,8 +19,17 @@ ENHANCED_CT = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
 """SOP classes of PS3.4 table B.5-1: CT Image, Enhanced CT Image, Legacy Converted Enhanced CT Image."""
 
 
+MAX_VALUE_BYTES = 1 << 16
+"""Longest value that is looked at. No attribute asked for here holds more than a few hundred bytes, and a
+long one of many short values takes fifty times its size in memory."""
+
+_KEPT_BYTES = 256
+"""Longest value that is kept converted."""
+
+
 def _values(ds: Dataset, keyword: str) -> list[Any]:
-    """The values of an element; none where it is absent, empty or cannot be converted."""
+    """The values of an element; none where it is absent, empty, longer than `MAX_VALUE_BYTES` or cannot be
+    converted."""
     tag = _tag(keyword)
     try:
         element = ds.get_item(tag) if tag in ds else None
@@ -29,7 +38,10 @@ def _values(ds: Dataset, keyword: str) -> list[Any]:
         if isinstance(element, RawDataElement) and isinstance(element.value, bytes) and element.VR != "SQ":
             encodings = ds.original_character_set
             encodings = (encodings,) if isinstance(encodings, str) else tuple(encodings)
-            return _converted(element._replace(value_tell=0), encodings)
+            if len(element.value) > MAX_VALUE_BYTES:
+                return []
+            convert = _converted if len(element.value) <= _KEPT_BYTES else _converted.__wrapped__
+            return convert(element._replace(value_tell=0), encodings)
         return _as_list(element.value)
     except MALFORMED:
         return []

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from pathlib import Path
+from typing import Any
 
 MAX_LENGTH = 120
 """Longest component, characters: file systems allow 255 bytes, and temporary names need some of them."""
 
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
 _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
+
+
+_HALVES = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+"""Surrogates without those by which Python writes bytes that are no UTF-8."""
 
 
 def safe_name(identifier: str) -> str:
@@ -44,7 +50,32 @@ def safe_name(identifier: str) -> str:
 def readable(path: Path | str) -> str:
     """A path as text that every file and screen takes: bytes of it that are no UTF-8 become ``\\xNN``.
 
+    Halves of surrogate pairs, which no path has and text from elsewhere may, become U+FFFD.
+
     >>> readable("scan-\\udce4.dcm")
     'scan-\\\\xe4.dcm'
     """
-    return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    whole = _HALVES.sub("\ufffd", str(path))
+    return whole.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def printable(text: str) -> str:
+    """Text from outside as one line that can neither steer a terminal nor pass for several lines or columns.
+
+    Whatever does not print becomes ``?``: escape sequences of one byte or two, line ends and tabs, what turns
+    the direction of writing round, spaces that are none.
+
+    >>> printable("A\\x1b[2J\\tB\\n0 problems"), printable("Müller, 1 mm³ …")
+    ('A?[2J?B?0 problems', 'Müller, 1 mm³ …')
+    """
+    return "".join(c if c.isprintable() else "?" for c in readable(text))
+
+
+class OneLine(logging.Formatter):
+    """Formats a record of a log as one line, and an error's traceback below it, all of it `printable`."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        return "\n".join(map(printable, super().formatException(ei).split("\n")))

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
+import struct
 import tempfile
 import zipfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate, generate_frames
-from pydicom.pixels.utils import iter_pixels
+from pydicom.pixels.utils import iter_pixels, pixel_array
 from pydicom.uid import (
     UID,
     ExplicitVRBigEndian,
@@ -30,8 +30,9 @@ from pydicom.uid import (
     JPEGLSTransferSyntaxes,
 )
 
-from ..errors import SeriesFailed, SeriesRejected
+from ..errors import InputDamaged, InputUnreadable, SeriesFailed, SeriesRejected
 from ..imaging.volume import PADDING_HU, Geometry, Volume
+from .files import Upto, most_unpacked, open_archive, read_slice
 from .gates import MIN_COVERAGE_MM, MIN_SLICES, make_finding
 from .headers import CT_IMAGE, quiet_pydicom, stated, text
 from .names import readable
@@ -52,11 +53,30 @@ _INT16 = np.iinfo(np.int16)
 _JPEG_FAMILY = re.compile(r"1\.2\.840\.10008\.1\.2\.4\.(5\d|70|8[01]|9[0-3]|20[1-3])")
 """JPEG, JPEG-LS, JPEG 2000 and HTJ2K: each codestream ends with the marker FF D9 (EOI or EOC)."""
 
+_JP2 = b"\0\0\0\x0cjP  "
+"""Begins a JPEG 2000 file, which some writers put in place of its bare codestream."""
+
+_FRAME_HEADERS = frozenset((*range(0xC0, 0xD0), 0xF7)) - {0xC4, 0xC8, 0xCC}
+"""SOF markers of JPEG and, last, of JPEG-LS; the three left out are DHT, JPG and DAC."""
+
 _JPEG_12_BIT = ("1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.53", "1.2.840.10008.1.2.4.55")
 """JPEG processes 2 and 4, 6 and 8, 10 and 12: at 12 bits pydicom has no decoder, SimpleITK has."""
 
 _NOT_HU = ("OD", "MGML", "Z_EFF", "ED", "EDW", "PCT")
 """RescaleType terms of PS3.3 C.11.1.1.2 that are no Hounsfield units (e.g. iodine maps, electron density)."""
+
+_THREAD_BYTES = 1 << 24
+"""Bytes of values that are worth another thread: with small images threads only wait for each other."""
+
+_SMALL_BYTES = 1 << 28
+"""Series whose size is believed without a look at their files: 500 slices of 512²."""
+
+_MOST_OVERHEAD = 1 << 16
+"""Bytes that a compressed image may take beside twice those that it takes without compression. None takes as
+many, and a codestream of another image's size may unpack to 64 times its own."""
+
+_MAX_TILES = 4096
+"""Tiles of a JPEG 2000 image; each costs its decoder some kilobytes. CT have one, or some of 64² or more."""
 
 _MAX_TAIL = 16
 """Bytes of any value that may follow a codestream's end marker, beside 00 and FF. Writers pad to an even
@@ -103,7 +123,7 @@ def read_series(series: Series, *, workers: int | None = None) -> Reading:
 
     Args:
         series: As discovered, slices ordered along the normal.
-        workers: Threads; default one per CPU core, at most 8.
+        workers: Threads; default one per CPU core, at most 8, fewer for small series.
 
     Returns:
         HU are rounded and clipped to int16. Pixels in PixelPaddingValue … PixelPaddingRangeLimit hold
@@ -113,8 +133,9 @@ def read_series(series: Series, *, workers: int | None = None) -> Reading:
     Raises:
         SeriesRejected: ``no-geometry``, ``mixed-size``, ``no-rescale``, or ``duplicate-slices`` where slices
             at one position differ; ``blank-slices`` where slices inside the stack show nothing.
-        SeriesFailed: ``undecodable`` where a file is missing, damaged, truncated or in no known syntax, and
-            no whole copy of it is among the slices.
+        SeriesFailed: ``input-unreadable`` where a file has gone or cannot be read, ``undecodable`` where it
+            is damaged, truncated, in no known syntax or claims more than it holds, and no whole copy of it
+            is among the slices.
     """
     slices = series.slices
     positions = slice_positions(slices)
@@ -124,22 +145,31 @@ def read_series(series: Series, *, workers: int | None = None) -> Reading:
     if len({(s.rows, s.columns) for s in slices}) > 1:
         raise SeriesRejected("images of this series differ in size", code="mixed-size")
 
-    hu = np.empty((len(slices), first.rows, first.columns), dtype=np.int16)
     by_file: dict[tuple[Path, str | None], list[int]] = defaultdict(list)
     for index, ref in enumerate(slices):
         by_file[ref.path, ref.member].append(index)
+    size = 2 * len(slices) * first.rows * first.columns
+    _check_size(size, {path for path, _ in by_file})
+    threads = workers or min(8, os.cpu_count() or 1, 1 + size // _THREAD_BYTES)
+    hu = np.empty((len(slices), first.rows, first.columns), dtype=np.int16)
     with (
         quiet_pydicom(),
         ExitStack() as stack,
-        ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool,
+        ThreadPoolExecutor(threads) as pool,
     ):
-        archives = {path: _open_archive(path, stack) for path, member in by_file if member is not None}
+        archives = {
+            path: _open_archive(path, stack) for path in {p for p, member in by_file if member is not None}
+        }
         seen: dict[int, _Seen] = {}
         failed: dict[int, SeriesFailed] = {}
-        files = by_file.values()
-        for indices, outcome in zip(
-            files, pool.map(lambda item: _read_file(item, slices, archives, hu), files), strict=True
-        ):
+        files = list(by_file.values())
+        share = -(-len(files) // threads)  # one task a thread: to take turns at small files costs more
+
+        def read(part: list[list[int]]) -> list[list[_Seen] | SeriesFailed]:
+            return [_read_file(indices, slices, archives, hu) for indices in part]
+
+        outcomes = pool.map(read, (files[i : i + share] for i in range(0, len(files), share)))
+        for indices, outcome in zip(files, chain.from_iterable(outcomes), strict=True):
             if isinstance(outcome, SeriesFailed):
                 failed |= dict.fromkeys(indices, outcome)
             else:
@@ -185,11 +215,36 @@ def read_series(series: Series, *, workers: int | None = None) -> Reading:
     return Reading(volume=volume, slices=slices, findings=tuple(findings))
 
 
+def _check_size(size: int, paths: Collection[Path]) -> None:
+    """Refuse a series that claims more than its files can hold, before memory for it is asked for.
+
+    Args:
+        size: Bytes of all its values.
+        paths: Its files.
+
+    Raises:
+        SeriesFailed: ``undecodable``, or ``input-unreadable`` where a file has gone.
+    """
+    if size <= _SMALL_BYTES:
+        return
+    try:
+        stored = sum(path.stat().st_size for path in paths)
+    except OSError as error:
+        reason = f"the CT cannot be read: {error.strerror or error}; check that it is still there"
+        raise SeriesFailed(reason, code=InputUnreadable.code) from error
+    if size > most_unpacked(stored):
+        raise SeriesFailed(
+            f"the images claim {size >> 20} MB, more than {len(paths)} files of {stored >> 20} MB can hold; "
+            "copy them again from their source",
+            code=InputDamaged.code,
+        )
+
+
 def _open_archive(path: Path, stack: ExitStack) -> zipfile.ZipFile:
     try:
-        return stack.enter_context(zipfile.ZipFile(path))
-    except (OSError, zipfile.BadZipFile) as exc:
-        raise SeriesFailed(f"{readable(path.name)} cannot be opened: {exc}", code="undecodable") from exc
+        return stack.enter_context(open_archive(path))
+    except InputUnreadable as error:
+        raise SeriesFailed(f"{readable(path.name)}: {error}", code=error.code) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,23 +309,30 @@ def _read_file(
     ref = slices[indices[0]]
     seen: list[_Seen] = []
     try:
-        source: Any = ref.path if ref.member is None else io.BytesIO(archives[ref.path].read(ref.member))
-        ds = dcmread(source, specific_tags=_TAGS, force=True)
+        ds = read_slice(ref, upto=Upto.PIXELS, tags=_TAGS, archive=archives.get(ref.path))
         if "PixelData" not in ds:
             raise ValueError("the file has no pixels or is cut short")
+        size = int(ds.get("NumberOfFrames") or 1), ds.Rows, ds.Columns
+        if size != (ref.frames, *hu.shape[1:]):  # a decoder makes room for what is claimed
+            raise ValueError(f"it was replaced: it claims {size}, not {(ref.frames, *hu.shape[1:])}")
         frames = _decode(ds, [slices[i].frame for i in indices])
         for index, cells in zip(indices, frames, strict=True):
             if cells.shape != hu.shape[1:]:
                 raise ValueError(f"pixels are {cells.shape}, not {hu.shape[1:]}")
             seen.append(_to_hu(cells, ds, slices[index].frame, hu[index]))
-    except SeriesRejected:
+    except (SeriesRejected, MemoryError):
         raise
     except Exception as exc:  # decoders raise nearly anything on damaged pixels
-        detail = readable(" ".join(str(exc).split())[:200])
+        gone = isinstance(exc, InputUnreadable) and not isinstance(exc, InputDamaged)
+        what, advice = (
+            ("cannot be read", "check that it is still there")
+            if gone
+            else ("cannot be decoded", "copy the file again from its source")
+        )
+        detail = readable(" ".join(str(exc).split())[:200]).removeprefix(f"{what}: ")
         error = SeriesFailed(
-            f"image {indices[0] + 1} of {len(slices)} ({ref.file_name}) cannot be decoded: {detail}; "
-            "copy the file again from its source",
-            code="undecodable",
+            f"image {indices[0] + 1} of {len(slices)} ({ref.file_name}) {what}: {detail}; {advice}",
+            code=InputUnreadable.code if gone else InputDamaged.code,
         )
         error.__cause__ = exc
         return error
@@ -288,19 +350,64 @@ def _decode(ds: Dataset, frames: list[int | None]) -> Iterator[npt.NDArray[Any]]
             ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
         )
         ds.file_meta.TransferSyntaxUID = known
+    if (samples := ds.get("SamplesPerPixel") or 1) != 1:
+        raise ValueError(f"{samples} values a pixel, not one")
+    count = int(ds.get("NumberOfFrames") or 1)
+    if syntax and UID(syntax).is_encapsulated:
+        plain = ds.Rows * ds.Columns * -(-ds.BitsAllocated // 8)
+        if len(ds.PixelData) > count * (2 * plain + _MOST_OVERHEAD):
+            raise ValueError(f"{len(ds.PixelData)} bytes of compressed pixels, more than without compression")
     if _JPEG_FAMILY.fullmatch(syntax):
-        streams = list(generate_frames(ds.PixelData, number_of_frames=int(ds.get("NumberOfFrames") or 1)))
+        streams = list(generate_frames(ds.PixelData, number_of_frames=count))
+        for stream in streams:
+            if (size := _size_of(stream)) != (ds.Rows, ds.Columns):
+                raise ValueError(f"the compressed pixels are {size}, not {(ds.Rows, ds.Columns)}")
         if not all(map(_has_end, streams)):
             raise ValueError("the compressed pixels are cut short")  # some decoders would fill up with grey
         if syntax in _JPEG_12_BIT and ds.BitsAllocated == 16:
             yield from (_decode_jpeg_12_bit(streams[frame or 0], ds, syntax) for frame in frames)
             return
-    whole_cells: dict[str, Any] = {"correct_unused_bits": False} if _unused_bits(ds) else {}
+    options: dict[str, Any] = {"view_only": True}  # they are not changed, so no copy
+    if _unused_bits(ds):
+        options["correct_unused_bits"] = False
     if frames == [None]:
-        ds.pixel_array_options(**whole_cells)
-        yield ds.pixel_array
+        yield pixel_array(ds, **options)
     else:
-        yield from iter_pixels(ds, indices=[frame or 0 for frame in frames], **whole_cells)
+        yield from iter_pixels(ds, indices=[frame or 0 for frame in frames], **options)
+
+
+def _size_of(stream: bytes) -> tuple[int, int]:
+    """Rows and columns that a JPEG, JPEG-LS or JPEG 2000 codestream claims: what its decoder makes room for.
+
+    Raises:
+        ValueError: It is none, or its claims are absurd.
+    """
+    if stream.startswith(_JP2):
+        start = stream.find(b"jp2c") + 4
+        stream = stream[start:] if start >= 4 else b""
+    if stream.startswith(b"\xff\x4f\xff\x51") and len(stream) >= 42:  # SOC, SIZ: ISO/IEC 15444-1 A.5.1
+        width, height, left, top, tile_width, tile_height, tile_left, tile_top = struct.unpack(
+            ">8I", stream[8:40]
+        )
+        if not (tile_width and tile_height):
+            raise ValueError("the compressed pixels have empty tiles")
+        tiles = -(-(width - tile_left) // tile_width) * -(-(height - tile_top) // tile_height)
+        if tiles > _MAX_TILES:
+            raise ValueError(f"the compressed pixels claim {tiles} tiles")
+        return height - top, width - left
+    position = 2
+    while stream.startswith(b"\xff\xd8") and position + 9 <= len(stream):  # ISO/IEC 10918-1 B.1.1 and B.2.2
+        marker, length = stream[position + 1], int.from_bytes(stream[position + 2 : position + 4], "big")
+        if stream[position] != 0xFF:
+            break
+        if marker == 0xFF:  # a fill byte
+            position += 1
+        elif marker in _FRAME_HEADERS:
+            height, width = struct.unpack(">HH", stream[position + 5 : position + 9])
+            return height, width
+        else:
+            position += 2 + length
+    raise ValueError("the compressed pixels do not say their size")
 
 
 def _has_end(stream: bytes) -> bool:
@@ -363,33 +470,40 @@ def _to_hu(cells: npt.NDArray[Any], ds: Dataset, frame: int | None, out: npt.NDA
         # what does not fit into the stored bits stands in whole cells; of a cell whose further bits hold
         # something else, an old overlay say, the stored ones count
         where = stored if lowest <= low and high <= highest else cells
-        mask = where == low if low == high else (where >= low) & (where <= high)
-        darkest, brightest = sorted((low * slope + intercept, high * slope + intercept))
-        if brightest > PLAUSIBLE_PADDING_HU and darkest <= MAX_CT_HU:
-            refused, mask = bool(mask.any()), None
+        if where is not stored or (low <= largest and smallest <= high):
+            mask = where == low if low == high else (where >= low) & (where <= high)
+            darkest, brightest = sorted((low * slope + intercept, high * slope + intercept))
+            if brightest > PLAUSIBLE_PADDING_HU and darkest <= MAX_CT_HU:
+                refused, mask = bool(mask.any()), None
     if slope == 1 and intercept == int(intercept):
         offset = int(intercept)
         if _INT16.min <= smallest + offset and largest + offset <= _INT16.max:
-            # the sum fits into int16, so wrapping on the way there does no harm
-            np.add(stored.astype(np.int16), np.array(offset).astype(np.int16), out=out)
+            # the sum fits into int16, so wrapping on the way there does no harm; a view needs no memory
+            short = (
+                stored.view(np.int16) if stored.dtype == np.uint16 else stored.astype(np.int16, copy=False)
+            )
+            np.add(short, np.array(offset).astype(np.int16), out=out)
         else:
             np.clip(stored.astype(np.int64) + offset, _INT16.min, _INT16.max, out=out, casting="unsafe")
     else:
         exact = stored.astype(np.float64) * slope + intercept
         np.clip(np.rint(exact), _INT16.min, _INT16.max, out=out, casting="unsafe")
     if mask is not None:
-        out[mask] = PADDING_HU
-    content: npt.NDArray[np.bool_] | bool = True if mask is None else ~mask
+        np.copyto(out, PADDING_HU, where=mask)
     impossible = 0
-    if int(out.max()) > MAX_CT_HU or int(out.min()) < MIN_CT_HU:
+    darkest, brightest = sorted((smallest * slope + intercept, largest * slope + intercept))
+    if brightest > MAX_CT_HU or darkest < MIN_CT_HU:
         impossible = int(np.count_nonzero((out > MAX_CT_HU) | (out < MIN_CT_HU)))
     if stored is not cells and not signed:
         # all unused bits and the highest stored one set: a negative value, without them it looks like tissue
         negative = cells >= (1 << size) - (1 << size - unused - 1)
-        impossible += int(np.count_nonzero(negative & content))
+        impossible += int(np.count_nonzero(negative if mask is None else negative & ~mask))
+    air = 0
+    if rescale is None:
+        air = int(np.count_nonzero((out < _AIR_HU) & (True if mask is None else ~mask)))
     return _Seen(
         rescaled=rescale is not None,
-        air=0 if rescale else int(np.count_nonzero((out < _AIR_HU) & content)),
+        air=air,
         padding_refused=refused,
         impossible=impossible,
         blank=_shows_nothing(out),

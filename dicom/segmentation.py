@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -20,14 +20,14 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
 from pydicom.sr.coding import Code
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from ..errors import InputError, InputUnreadable, MaskMismatch
 from ..imaging import Geometry
-from ..imaging.atomic import write_whole
-from .files import open_slice
+from ..system.atomic import write_whole
+from ..system.foreign import foreign
+from .files import DERIVED, Upto, open_slice, placed, read_slice
 from .headers import quiet_pydicom
 from .series import Series, SliceRef
 
@@ -253,8 +253,12 @@ def read_segmentation(path: Path, geometry: Geometry) -> dict[str, BoolArray]:
         InputError: it describes neither a heart nor coronary calcium.
         MaskMismatch: its frames do not lie on the grid.
     """
-    with quiet_pydicom():
-        dataset = _read(path)
+    with open_segmentation(path) as dataset:
+        return _masks(dataset, path, geometry)
+
+
+def _masks(dataset: Dataset, path: Path, geometry: Geometry) -> dict[str, BoolArray]:
+    """See `read_segmentation`."""
     segments = list(dataset.get("SegmentSequence", []))
     kinds = {int(item.SegmentNumber): kind for item in segments if (kind := _kind(item)) is not None}
     if not kinds:
@@ -270,13 +274,7 @@ def read_segmentation(path: Path, geometry: Geometry) -> dict[str, BoolArray]:
             _labels(unclear),
         )
     result = {kind: np.zeros(geometry.shape, dtype=np.bool_) for kind in sorted(set(kinds.values()))}
-    try:
-        frames = dataset.pixel_array
-    except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        raise InputUnreadable(
-            f"The pixels of {path} cannot be decoded ({error}): write the SEG again"
-        ) from error
-    frames = frames.reshape(-1, frames.shape[-2], frames.shape[-1])
+    frames = decoded_frames(dataset, str(path))
     label_map = dataset.get("SegmentationType") == "LABELMAP"
     minimum = 1
     if dataset.get("SegmentationType") == "FRACTIONAL":
@@ -297,10 +295,10 @@ def read_segmentation(path: Path, geometry: Geometry) -> dict[str, BoolArray]:
 def is_segmentation(path: Path) -> bool:
     """Whether the file is a DICOM SEG (of either storage class)."""
     try:
-        dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"])
-    except (InvalidDicomError, OSError, EOFError, ValueError):
+        with open_segmentation(path, upto=Upto.HEADER, tags=["SOPClassUID"]):
+            return True
+    except InputUnreadable:
         return False
-    return dataset.get("SOPClassUID") in SEGMENTATION_SOP_CLASSES
 
 
 def referenced_series(path: Path) -> str:
@@ -309,9 +307,11 @@ def referenced_series(path: Path) -> str:
     Raises:
         InputUnreadable: not a DICOM SEG.
     """
-    with quiet_pydicom():
-        series = _read(path).get("ReferencedSeriesSequence")
-    return str(series[0].get("SeriesInstanceUID", "")) if series else ""
+    with open_segmentation(
+        path, upto=Upto.HEADER, tags=["SOPClassUID", "ReferencedSeriesSequence"]
+    ) as dataset:
+        series = dataset.get("ReferencedSeriesSequence")
+        return str(series[0].get("SeriesInstanceUID", "")) if series else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -373,21 +373,19 @@ def segment_frames(path: Path) -> SegmentFrames:
     Raises:
         InputUnreadable: not a DICOM SEG as `write_segmentation` writes it.
     """
-    with quiet_pydicom():
-        dataset = _read(path, defer_size=1024)
-        pixels = dataset.get_item("PixelData", keep_deferred=True)
-    offset = getattr(pixels, "value_tell", 0)
-    if dataset.get("BitsAllocated") != 1 or dataset.file_meta.TransferSyntaxUID.is_compressed or not offset:
-        raise InputUnreadable(f"{path} is not BINARY or is compressed: give the SEG that the run wrote")
-    kinds = {int(item.SegmentNumber): _kind(item) for item in dataset.SegmentSequence}
-    frames: dict[tuple[str, int], tuple[tuple[str, int], ...]] = {}
-    for number, groups in enumerate(dataset.PerFrameFunctionalGroupsSequence):
-        kind = kinds.get(int(groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber))
-        source = groups.DerivationImageSequence[0].SourceImageSequence[0]
-        key = str(source.ReferencedSOPInstanceUID), int(source.get("ReferencedFrameNumber") or 1)
-        if kind is not None:
-            frames[key] = (*frames.get(key, ()), (kind, number))
-    return SegmentFrames(path=path, shape=(dataset.Rows, dataset.Columns), offset=offset, frames=frames)
+    with open_segmentation(path, upto=Upto.PLACE) as dataset:
+        place = placed(dataset)
+        if dataset.get("BitsAllocated") != 1 or place is None:
+            raise InputUnreadable(f"{path} is not BINARY or is compressed: give the SEG that the run wrote")
+        kinds = {int(item.SegmentNumber): _kind(item) for item in dataset.SegmentSequence}
+        frames: dict[tuple[str, int], tuple[tuple[str, int], ...]] = {}
+        for number, groups in enumerate(dataset.PerFrameFunctionalGroupsSequence):
+            kind = kinds.get(int(groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber))
+            source = groups.DerivationImageSequence[0].SourceImageSequence[0]
+            key = str(source.ReferencedSOPInstanceUID), int(source.get("ReferencedFrameNumber") or 1)
+            if kind is not None:
+                frames[key] = (*frames.get(key, ()), (kind, number))
+        return SegmentFrames(path=path, shape=(dataset.Rows, dataset.Columns), offset=place[0], frames=frames)
 
 
 # Writing
@@ -420,8 +418,8 @@ def _header(ref: SliceRef, series: Series) -> tuple[Dataset, tuple[str, str]]:
     """
     try:
         header = open_slice(ref)
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, InvalidDicomError) as error:
-        raise InputUnreadable(
+    except InputUnreadable as error:
+        raise type(error)(
             f"Cannot read {ref.path} again ({error}): check that the CT is still there"
         ) from error
     copied = Dataset()
@@ -588,16 +586,70 @@ def reference_to(ref: SliceRef) -> Dataset:
 # Reading
 
 
-def _read(path: Path, defer_size: int | None = None) -> Dataset:
-    try:
-        dataset = pydicom.dcmread(path, defer_size=defer_size)
-    except (InvalidDicomError, OSError, EOFError, ValueError) as error:
-        raise InputUnreadable(f"Cannot read {path} as DICOM ({error}): give a DICOM SEG") from error
-    if dataset.get("SOPClassUID") not in SEGMENTATION_SOP_CLASSES:
-        raise InputUnreadable(
-            f"{path} is DICOM but no SEG (SOP class {dataset.get('SOPClassUID')}): give a SEG"
-        )
-    return dataset
+MAX_PIXELS = 1 << 32
+"""Pixels of all frames that are decoded; chosen: 16,000 frames of 512²."""
+
+
+@contextmanager
+def open_segmentation(
+    path: Path, *, what: str = "", upto: Upto = Upto.PIXELS, tags: Sequence[str] | None = None
+) -> Iterator[Dataset]:
+    """The one door for DICOM SEGs of others.
+
+    pydicom converts a value when it is asked for, so what is wrong with one shows only then: whatever is
+    done with the data set inside the block and fails is `InputUnreadable`.
+
+    Args:
+        path: The file.
+        what: What it is called in messages; "": its path.
+        upto: How far it is read.
+        tags: Keywords of the elements wanted, SOPClassUID among them; None: all.
+
+    Raises:
+        InputUnreadable: Not a DICOM SEG, or one that is not as it should be.
+    """
+    what = what or str(path)
+    with quiet_pydicom(), foreign(what, fault=_NO_SEG, advice=_ANOTHER):
+        try:
+            dataset = read_slice(SliceRef(path=path), upto=upto, tags=tags, limits=DERIVED)
+        except InputUnreadable as error:
+            raise type(error)(f"{what} {_NO_SEG} ({error}); {_ANOTHER}") from error
+        if "SOPClassUID" not in dataset:
+            raise ValueError("it names no SOP class")
+        if dataset.get("SOPClassUID") not in SEGMENTATION_SOP_CLASSES:
+            raise InputUnreadable(
+                f"{what} is DICOM but no SEG (SOP class {dataset.get('SOPClassUID')}): give a SEG"
+            )
+        yield dataset
+
+
+_NO_SEG, _ANOTHER = "is no DICOM SEG that can be read", "give another SEG"
+
+
+def stored_bytes(dataset: Dataset, path: Path) -> int:
+    """Bytes of the pixel data that are in the file, be they read or not."""
+    place = placed(dataset)
+    if place is None:
+        return len(dataset.get("PixelData") or b"")
+    start, length = place
+    return min(length, path.stat().st_size - start)
+
+
+def decoded_frames(dataset: Dataset, what: str) -> npt.NDArray[Any]:
+    """The pixels of a SEG's frames (frames, rows, columns).
+
+    Args:
+        what: What the SEG is called in messages.
+
+    Raises:
+        InputUnreadable: They cannot be decoded, or are more than `MAX_PIXELS`.
+    """
+    with foreign(f"the pixels of {what}", fault="cannot be decoded", advice="write the SEG again"):
+        pixels = int(dataset.get("NumberOfFrames") or 1) * int(dataset.Rows) * int(dataset.Columns)
+        if pixels > MAX_PIXELS:
+            raise ValueError(f"it says that they are {pixels}, {MAX_PIXELS} at most are read")
+        frames: npt.NDArray[Any] = dataset.pixel_array
+        return frames.reshape(-1, frames.shape[-2], frames.shape[-1])
 
 
 def _codes(item: Dataset, keyword: str) -> set[str]:

@@ -26,12 +26,11 @@ import pydicom
 from pydicom.charset import default_encoding
 from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
 from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
 
-from ..errors import InputUnreadable
-from ..imaging.atomic import write_whole
+from ..system.atomic import write_whole
+from .files import Upto
 from .headers import quiet_pydicom
 from .segmentation import (
     CALCIUM,
@@ -40,12 +39,12 @@ from .segmentation import (
     HEART,
     HEART_SEGMENT,
     PATIENT_AND_STUDY,
-    SEGMENTATION_SOP_CLASSES,
     STUDY_REQUIRED,
     TRIAL_EMPTY,
     TRIAL_REQUIRED,
     content_time_of,
     encoded_once,
+    open_segmentation,
     reference_to,
 )
 from .series import Series, SliceRef
@@ -205,13 +204,8 @@ def _segmentation(path: Path) -> Dataset:
     uids = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
     times = ("ContentDate", "ContentTime")
     tags = [*uids, *times, *PATIENT_AND_STUDY, *TRIAL_REQUIRED, *TRIAL_EMPTY]
-    try:
-        dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
-    except (InvalidDicomError, OSError, EOFError, ValueError) as error:
-        raise InputUnreadable(f"Cannot read {path} as DICOM ({error}): write the SEG again") from error
-    if dataset.get("SOPClassUID") not in SEGMENTATION_SOP_CLASSES:
-        raise InputUnreadable(f"{path} is no DICOM SEG: write the SEG again")
-    return dataset
+    with open_segmentation(path, upto=Upto.HEADER, tags=tags) as dataset:
+        return dataset
 
 
 def _stand_in(seg: Dataset) -> Dataset:

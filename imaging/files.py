@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError, InputUnreadable, OutputUnwritable
-from .atomic import atomic_path
+from ..system.atomic import atomic_path
 from .volume import PADDING_HU, Geometry, Volume
 
 IMAGE_ENDINGS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")

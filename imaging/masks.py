@@ -74,3 +74,27 @@ def solidity(mask: npt.NDArray[np.bool_], geometry: Geometry) -> float:
     halves = np.array(list(itertools.product((-0.5, 0.5), repeat=3)))
     corners = (blocks[:, None] + halves).reshape(-1, 3)
     return float(len(blocks) / ConvexHull(corners).volume)
+
+
+def middle_of(box: tuple[slice, ...], geometry: Geometry) -> tuple[float, float, float]:
+    """Middle of a box of indices (z, y, x), LPS mm (x, y, z)."""
+    x, y, z = geometry.to_lps([(s.start + s.stop - 1) / 2 for s in box])
+    return float(x), float(y), float(z)
+
+
+def box_centre(mask: npt.NDArray[np.bool_], geometry: Geometry) -> tuple[float, float, float]:
+    """Centre of a mask's bounding box, LPS mm (x, y, z).
+
+    The middle of the box, not the centre of gravity: a crop laid around it holds the whole mask, if any does.
+
+    Raises:
+        ValueError: The mask is empty.
+    """
+    return middle_of(bounding_box(mask), geometry)
+
+
+def region_within(
+    mask: npt.NDArray[np.bool_], geometry: Geometry, margin_mm: float
+) -> npt.NDArray[np.bool_] | None:
+    """The mask widened by a margin (`widened`); None for an infinite one: no limit."""
+    return widened(mask, geometry, margin_mm) if math.isfinite(margin_mm) else None

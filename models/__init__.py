@@ -1,5 +1,4 @@
-"""The networks: one family per module, each an architecture and a predictor from `Volume` to mask.
+"""The methods, one folder each: `network` (architecture and predictor) and `step` (its step of the chain).
 
-Import the module of a family (`models.heart`, `models.calcium`); nothing is loaded here, because torch and
-nnunetv2 take seconds.
+Nothing is loaded here, and `step` loads no network: torch and nnunetv2 take seconds.
 """

@@ -2,17 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from ..dicom import Finding, Series
-    from ..imaging import Volume
-    from ..scoring import CalciumScore
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """How a fact on the CT's grid is kept as a file.
+
+    Attributes:
+        name: Of the NIfTI file.
+        query: mhubio's data type; ``roi`` in it is what SegDB calls the structure.
+    """
+
+    name: str
+    query: str
+
+
+@dataclass(frozen=True)
+class Fact(Generic[T]):
+    """A typed thing that a step may add to a case; facts of the same name are the same.
+
+    Attributes:
+        name: In ``case.json`` and in messages.
+        meaning: A few words, for messages and documents.
+        section: Key of the details JSON under which it stands; its value has JSON types only.
+        absent: What stands there where the case does not have it.
+        image: The file that holds it where files are exchanged; it is an array (z, y, x) on the CT's grid.
+    """
+
+    name: str
+    meaning: str = field(default="", compare=False)
+    section: str = field(default="", compare=False)
+    absent: Any = field(default=None, compare=False)
+    image: ImageFile | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,33 +67,48 @@ class Case:
 
     Attributes:
         series: What the headers said.
-        volume: The CT, int16 HU (z, y, x).
-        heart: bool (z, y, x) on the CT's grid.
-        calcium: bool (z, y, x) on the CT's grid: what the calcium model calls calcium, before the HU rule.
-        screened: bool (z, y, x) on the CT's grid: what the exclusion of scans without calcium left over.
-        attention: float32 (z, y, x) on the CT's grid: where what direct scoring counted lies, score a voxel.
-        score: The Agatston score and all that comes with it.
+        facts: What is known beside it, see `pipeline.facts` and the folders of the methods.
         findings: What the gates found, from the header gates on, fatal ones too.
         outputs: Files written, by role (``"seg"``, ``"report"``, ``"preview"``, ``"nifti-ct"`` …).
         timings: Seconds per stage name.
-        facts: Further numbers for the details JSON (e.g. heart volume; under ``domain`` how the scan compares
-            with what the weights were trained on, under ``calcium`` how the calcium network was used, under
-            ``screening`` and ``direct`` what these found), JSON types only.
         stop: Why the case goes no further; None as long as it does. All that was known before stays.
     """
 
     series: Series
-    volume: Volume | None = None
-    heart: npt.NDArray[np.bool_] | None = field(default=None, repr=False)
-    calcium: npt.NDArray[np.bool_] | None = field(default=None, repr=False)
-    screened: npt.NDArray[np.bool_] | None = field(default=None, repr=False)
-    attention: npt.NDArray[np.float32] | None = field(default=None, repr=False)
-    score: CalciumScore | None = None
+    facts: Mapping[Fact[Any], Any] = field(default_factory=dict, repr=False)
     findings: tuple[Finding, ...] = ()
     outputs: dict[str, Path] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
     stop: Stop | None = None
+
+    def __getitem__(self, fact: Fact[T]) -> T:
+        """A fact.
+
+        Raises:
+            TypeError: The stages before this one have not found it.
+        """
+        if fact not in self.facts:
+            raise TypeError(
+                f"this stage needs the {fact.meaning or fact.name}, which no stage before it found"
+            )
+        value: T = self.facts[fact]
+        return value
+
+    def __contains__(self, fact: Fact[Any]) -> bool:
+        return fact in self.facts
+
+    @overload
+    def get(self, fact: Fact[T]) -> T | None: ...
+    @overload
+    def get(self, fact: Fact[T], default: T) -> T: ...
+    def get(self, fact: Fact[T], default: T | None = None) -> T | None:
+        """A fact, the default where the case does not have it."""
+        value: T | None = self.facts.get(fact, default)
+        return value
+
+    def add(self, fact: Fact[T], value: T) -> Case:
+        """The case with one fact more, or another value of it."""
+        return replace(self, facts={**self.facts, fact: value})
 
     @property
     def warnings(self) -> tuple[Finding, ...]:

@@ -5,11 +5,18 @@ from __future__ import annotations
 from ..dicom import Finding, make_finding
 from ..dicom.gates import is_thick
 from .case import Case
+from .facts import CT
+from .step import values
 
 MARK = "!"
 """Stands beside a result that has cautions, where there is no room for them."""
 
 _ZERO = "zero-at-thick-slices"
+
+
+def has_result(case: Case) -> bool:
+    """Whether a case has anything that a report could include (`step.values`)."""
+    return any(value.of(case) is not None for value, _ in values().values())
 
 
 def cautions(case: Case) -> tuple[str, ...]:
@@ -18,7 +25,7 @@ def cautions(case: Case) -> tuple[str, ...]:
     They are about a result that a gate would have refused, had the user not allowed it, and about a zero from
     thick slices.
     """
-    if case.score is None and not {"screening", "direct"} & set(case.facts):
+    if not has_result(case):
         return ()
     allowed = tuple(f"in spite of {f.code}: {f.message}" for f in case.findings if f.allowed)
     return (*allowed, *(f.message for f in case.findings if f.code == _ZERO))
@@ -37,11 +44,9 @@ def zero_findings(case: Case, what: str) -> tuple[Finding, ...]:
     Raises:
         TypeError: The case has no CT yet.
     """
-    if case.volume is None:
-        raise TypeError("the slices' distance is known once the CT is read")
     thicknesses = [s.slice_thickness for s in case.series.slices if s.slice_thickness is not None]
     thickest = max(
-        case.volume.geometry.spacing[0], case.series.slice_thickness or 0.0, max(thicknesses, default=0.0)
+        case[CT].geometry.spacing[0], case.series.slice_thickness or 0.0, max(thicknesses, default=0.0)
     )
     if not is_thick(thickest) or any(f.code == _ZERO for f in case.findings):
         return ()

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..dicom import Series, safe_name, write_segmentation
 from ..errors import DeepCACError, InputError, SeriesError, SeriesRejected
-from ..imaging.atomic import write_json, write_whole
-from ..scoring.rules import find_rule
-from . import outputs, previews, stages
 from .case import Case, Stop
-from .results import CSV, PARQUET
-from .workflow import TARGET_ROLES, Step, Workflow
+from .facts import DEVICE
+from .step import PHASES, Context, Stage, roles, steps
+from .workflow import Workflow
 
 if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
-
-Stage = Callable[[Case], Case]
 
 
 def choose_device(name: str) -> torch.device:
@@ -132,65 +127,6 @@ def _broken(module: str, error: Exception) -> Stop:
     return Stop(status="failed", code="internal-error", reason=reason)
 
 
-def target_paths(workflow: Workflow, series: Series) -> dict[str, Path]:
-    """Where the outputs of a series go, relative to the output folder, by role.
-
-    The workflow's ``DataOrganizer`` targets, with what this project adds beside the report. PatientID and
-    UIDs are escaped (`dicom.safe_name`): whatever they hold, the paths stay inside.
-    """
-    folder = series_folder(series)
-    paths = {
-        "seg": folder / outputs.SEG_NAME,
-        "report": folder / outputs.REPORT_NAME,
-        "sr": folder / outputs.SR_NAME,
-        "details": folder / outputs.DETAILS_NAME,
-        "preview": folder / outputs.PREVIEW_NAME,
-    }
-    options = workflow.options("DataOrganizer")
-    for target in options.targets if options is not None else ():
-        query, _, template = target.partition("-->")
-        if TARGET_ROLES[query] not in ("seg", "sr", "report"):
-            continue
-        text = template.replace("[i:PatientID]", patient_folder(series.patient_id))
-        text = text.replace("[i:SeriesInstanceUID]", safe_name(series.series_uid))
-        paths[TARGET_ROLES[query]] = Path(text)
-    return paths
-
-
-_OWN_NAMES = ("logs", CSV, PARQUET, "run.json")
-"""What a run itself writes into the output folder; no patient may take these names."""
-
-
-def patient_folder(patient_id: str) -> str:
-    """The folder name of a patient: escaped, and never one that the run itself needs."""
-    name = safe_name(patient_id)
-    if name.lower() in _OWN_NAMES:
-        return f"%{ord(name[0]):02X}{name[1:]}"
-    return name
-
-
-def series_folder(series: Series) -> Path:
-    """``<PatientID>/<SeriesInstanceUID>``, escaped."""
-    return Path(patient_folder(series.patient_id)) / safe_name(series.series_uid)
-
-
-PHASES: dict[str, tuple[str, ...]] = {
-    "read": ("DicomImporter", "NiftiConverter"),
-    "compute": ("HeartRunner", "ScreeningRunner", "DirectRunner", "DeepCACRunner", "AGSCalculator"),
-    "write": ("DSegConverter", "ReportExporter", "DataOrganizer"),
-}
-"""The chain in three parts that different processes may run, in order: only ``compute`` needs the device."""
-
-
-ROLES = {
-    "HeartRunner": "heart",
-    "ScreeningRunner": "screening",
-    "DirectRunner": "direct",
-    "DeepCACRunner": "calcium",
-}
-"""Modules that run networks, and the role of their weights."""
-
-
 def provenance_of(workflow: Workflow, allow: Collection[str] = ()) -> dict[str, Any]:
     """What results are made with: version, workflow, gates and the hashes of the weights; JSON types.
 
@@ -201,7 +137,7 @@ def provenance_of(workflow: Workflow, allow: Collection[str] = ()) -> dict[str, 
     from ..weights import resolve
 
     weights = {}
-    for module, role in ROLES.items():
+    for module, role in roles().items():
         if (options := workflow.options(module)) is not None:
             weights[role] = resolve(options.weights, role).identity()
     return {
@@ -220,7 +156,7 @@ def build_chain(
     device: torch.device | None,
     allow: Collection[str] = (),
     keep: Collection[str] = (),
-    phases: Collection[str] = tuple(PHASES),
+    phases: Collection[str] = PHASES,
 ) -> Chain:
     """Load the models and string the stages of `workflow` together.
 
@@ -229,180 +165,49 @@ def build_chain(
         device: For the networks; None does without ``compute``.
         allow: Codes of gates that warn instead of reject, on top of the workflow's own.
         keep: Further files to write: ``"nifti"`` keeps CT and masks as NIfTI.
-        phases: Which parts of the chain, see `PHASES`.
+        phases: Which parts of the chain, see `step.PHASES`.
 
     Raises:
         WeightsError: Weights are missing, altered or of an unknown kind.
     """
-    from .. import __version__
-
     provenance = provenance_of(workflow, allow)
-    wanted = {module for phase in phases for module in PHASES[phase]}
-    chain: list[tuple[str, Stage]] = []
-    for step in workflow.steps:
-        options = step.options
-        if step.module not in wanted:
-            continue
-        if step.module == "DicomImporter":
-            stage: Stage = stages.check_headers
-        elif step.module == "NiftiConverter":
-            stage = stages.build_volume
-        elif step.module in ROLES:
-            stage = _with_model(workflow, step, device, provenance["allowed_gates"])
-        elif step.module == "AGSCalculator":
-            stage = stages.ScoreCalcium(
-                rule=options.rule,
-                calibration_factor=options.calibration_factor,
-                allow=provenance["allowed_gates"],
-            )
-        elif step.module == "DSegConverter":
-            stage = _WriteSegmentation(
-                workflow=workflow, output=output, name=options.model_name, version=__version__
-            )
-        elif step.module == "ReportExporter":
-            stage = _WriteReport(
-                workflow=workflow, output=output, includes=tuple(options.includes), provenance=provenance
-            )
-        else:
-            stage = Organise(workflow=workflow, output=output, keep=frozenset(keep))
-        chain.append((step.module, stage))
+    context = Context(
+        workflow=workflow,
+        output=output,
+        device=device,
+        allow=frozenset(provenance["allowed_gates"]),
+        keep=frozenset(keep),
+        provenance=provenance,
+        counted_from=counted_from(workflow),
+    )
+    chain = [
+        (entry.module, build_stage(entry.module, entry.options, context))
+        for entry in workflow.steps
+        if steps()[entry.module].phase in phases
+    ]
     return Chain(workflow=workflow, stages=tuple(chain), provenance=provenance)
 
 
-def lowest_counted_hu(rule: str | None) -> int | None:
-    """HU from which a rule counts; None: any voxel of the mask may count, also where no rule is named.
-
-    Raises:
-        InputError: No rule has this name.
-    """
-    return None if rule is None else find_rule(rule).threshold
-
-
-def _with_model(workflow: Workflow, step: Step, device: torch.device | None, allow: Collection[str]) -> Stage:
-    """The stage of a network, loaded on the device; its cases say which device it was."""
-    from ..models.calcium import CalciumModel
-    from ..models.direct import DirectModel
-    from ..models.heart import HeartModel
-    from ..models.screening import ScreeningModel
+def build_stage(module: str, options: Any, context: Context) -> Stage:
+    """The stage of a step, with its network, if it has one; its cases then say on which device it ran."""
     from ..weights import resolve
 
-    module, options = step.module, step.options
-    if device is None:
-        raise TypeError(f"{module} needs a device")
-    weights = resolve(options.weights, ROLES[module])
-    stage: Stage
-    if module == "HeartRunner":
-        stage = stages.FindHeart(model=HeartModel.load(weights, device), weights=weights, allow=allow)
-    elif module == "ScreeningRunner":
-        stage = stages.Screen(
-            model=ScreeningModel.load(weights, device, threshold=options.threshold),
-            weights=weights,
-            localise=options.localise,
-            heart_margin_mm=options.heart_margin_mm,
-            exclude=options.exclude,
-        )
-    elif module == "DirectRunner":
-        stage = stages.ScoreDirectly(
-            model=DirectModel.load(weights, device), weights=weights, localise=options.localise
-        )
-    else:
-        stage = stages.FindCalcium(
-            model=CalciumModel.load(weights, device),
-            weights=weights,
-            heart_margin_mm=options.heart_margin_mm,
-            peak_probability=options.peak_probability,
-            lowest_hu=lowest_counted_hu(getattr(workflow.options("AGSCalculator"), "rule", None)),
-        )
-    return on_device(stage, device)
-
-
-def on_device(stage: Stage, device: torch.device) -> Stage:
-    """A stage whose cases say which device it ran on."""
-    words = describe_device(device)
+    step = steps()[module]
+    if step.role is None:
+        return step.build(options, context)
+    weights = resolve(options.weights, step.role)
+    stage = step.build(options, replace(context, weights=weights))
+    words = describe_device(context.device) if context.device is not None else ""
 
     def run(case: Case) -> Case:
-        case = stage(case)
-        return replace(case, facts={**case.facts, "device": words})
+        return stage(case).add(DEVICE, words)
 
     return run
 
 
-@dataclass(frozen=True, kw_only=True)
-class _WriteSegmentation:
-    workflow: Workflow
-    output: Path
-    name: str
-    version: str
-
-    def __call__(self, case: Case) -> Case:
-        path = self.output / target_paths(self.workflow, case.series)["seg"]
-        calcium = case.screened if case.calcium is None else case.calcium
-        if case.volume is None or case.heart is None or calcium is None:
-            raise TypeError("the SEG needs the CT, the heart and the calcium")
-        write_segmentation(
-            path,
-            series=case.series,
-            geometry=case.volume.geometry,
-            heart=case.heart,
-            calcium=calcium,
-            slices=case.series.slices,
-            algorithm_name=self.name,
-            algorithm_version=self.version,
-        )
-        return replace(case, outputs={**case.outputs, "seg": path})
-
-
-@dataclass(frozen=True, kw_only=True)
-class _WriteReport:
-    """Writes the report, and the SR of a case with a score and the SEG that it was counted in."""
-
-    workflow: Workflow
-    output: Path
-    includes: tuple[dict[str, Any], ...]
-    provenance: dict[str, Any]
-
-    def __call__(self, case: Case) -> Case:
-        paths = target_paths(self.workflow, case.series)
-        path = self.output / paths["report"]
-        write_json(path, outputs.report(case, list(self.includes)))
-        written = {**case.outputs, "report": path}
-        if case.score is not None and "seg" in written:
-            written["sr"] = self.output / paths["sr"]
-            outputs.write_sr(written["sr"], case, segmentation=written["seg"], provenance=self.provenance)
-        return replace(case, outputs=written)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Organise:
-    """Writes what stands beside SEG and report: the preview, and NIfTI where asked for."""
-
-    workflow: Workflow
-    output: Path
-    keep: frozenset[str]
-
-    def __call__(self, case: Case) -> Case:
-        paths = target_paths(self.workflow, case.series)
-        written = dict(case.outputs)
-        if previews.can_show(case):
-            written["preview"] = self.output / paths["preview"]
-            write_whole(written["preview"], previews.preview(case))
-        if "nifti" in self.keep and case.volume is not None:
-            written |= _write_nifti(case, self.output / series_folder(case.series))
-        return replace(case, outputs=written)
-
-
-def _write_nifti(case: Case, folder: Path) -> dict[str, Path]:
-    from ..imaging.files import write_image
-
-    if case.volume is None:
-        raise TypeError("the CT has not been read yet")
-    geometry = case.volume.geometry
-    files: dict[str, Any] = {"ct": case.volume.hu, "heart": case.heart, "calcium": case.calcium}
-    files |= {"screened": case.screened, "attention": case.attention}
-    written = {}
-    for name, array in files.items():
-        if array is not None:
-            path = folder / f"{name}.nii.gz"
-            write_image(path, array if name in ("ct", "attention") else array.astype("uint8"), geometry)
-            written[f"nifti-{name}"] = path
-    return written
+def counted_from(workflow: Workflow) -> int | None:
+    """HU from which a workflow's rule counts; None: any voxel may count, also where nothing is scored."""
+    for entry in workflow.steps:
+        if (counts := steps()[entry.module].counts_from) is not None:
+            return counts(entry.options)
+    return None

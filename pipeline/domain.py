@@ -17,6 +17,7 @@ from ..dicom.gates import is_sharp_kernel, named_contrast
 from ..imaging.noise import noise_sd
 from ..weights import Domain, WeightSet
 from .case import Case
+from .facts import CT, DOMAIN, HEART
 
 TOLERANCE = 0.02
 """Share by which a value may lie outside a range: headers round 0.6992 to 0.7 and 3.98 to 4. Chosen."""
@@ -95,17 +96,17 @@ class _Outside:
 
 
 def stated(case: Case, weights: WeightSet) -> Case:
-    """The case, knowing what these weights say of themselves (``facts["domain"]["weights"]``)."""
-    domain = case.facts.get("domain", {})
+    """The case, knowing what these weights say of themselves (``weights`` in `facts.DOMAIN`)."""
+    domain = case.get(DOMAIN, {})
     said = weights.domain.to_dict() if weights.domain else {}
     sets = {**domain.get("weights", {}), weights.role: {"name": weights.name, "domain": said}}
-    return replace(case, facts={**case.facts, "domain": {**domain, "weights": sets}})
+    return case.add(DOMAIN, {**domain, "weights": sets})
 
 
 def compare(case: Case) -> Case:
     """Compare the scan with the domain of the weights named by `stated` that it was not compared with yet.
 
-    Adds to ``facts["domain"]`` what the scan has (``scan``, see `describe_scan`) and what lies outside
+    Adds to `facts.DOMAIN` what the scan has (``scan``, see `describe_scan`) and what lies outside
     (``outside``: topic → roles of the weights; ``unknown`` for weights that state nothing), and to the
     findings what a user should know.
 
@@ -113,7 +114,7 @@ def compare(case: Case) -> Case:
         TypeError: The case has no CT yet.
     """
     scan = describe_scan(case)
-    before: Mapping[str, Any] = case.facts["domain"]
+    before = case[DOMAIN]
     compared = set(before.get("compared", ()))
     sets: Mapping[str, Any] = {r: e for r, e in before["weights"].items() if r not in compared}
     outside: dict[str, dict[str, list[_Outside]]] = {}
@@ -136,8 +137,7 @@ def compare(case: Case) -> Case:
     said = before.get("outside", {})
     joined = {topic: [*said.get(topic, ()), *roles.get(topic, ())] for topic in {**said, **roles}}
     after = {**before, "scan": scan, "outside": joined, "compared": sorted({*compared, *sets})}
-    facts = {**case.facts, "domain": after}
-    return replace(case, findings=tuple(findings), facts=facts)
+    return replace(case.add(DOMAIN, after), findings=tuple(findings))
 
 
 def describe_scan(case: Case) -> dict[str, Any]:
@@ -150,9 +150,8 @@ def describe_scan(case: Case) -> dict[str, Any]:
     Raises:
         TypeError: The case has no CT yet.
     """
-    if case.volume is None:
-        raise TypeError("a scan is compared with the weights once its CT is read")
-    series, grid = case.series, case.volume.geometry
+    series, volume = case.series, case[CT]
+    grid = volume.geometry
     (slices, rows, columns), (dz, dy, dx) = grid.shape, grid.spacing
     contrast = named_contrast(series) == "intravenous" or any(
         f.code == "contrast-measured" for f in case.findings
@@ -160,7 +159,7 @@ def describe_scan(case: Case) -> dict[str, Any]:
     return {
         "kernel": ", ".join(series.kernels) or series.kernel,
         "contrast": contrast,
-        "noise_hu": None if case.heart is None else noise_sd(case.volume, case.heart),
+        "noise_hu": noise_sd(volume, case[HEART]) if HEART in case else None,
         "kvp": series.kvp,
         "thickness_mm": series.slice_thickness or round(dz, 3),
         "increment_mm": round(dz, 3),

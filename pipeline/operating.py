@@ -82,3 +82,23 @@ def _stated(weights: WeightSet, name: str) -> float:
             f"{weights.path / 'weights.json'}: {name} is a number, {wanted}, not {value!r}; correct it"
         )
     return float(value)
+
+
+def check_margin(value: float | None) -> None:
+    """See that an option ``heart_margin_mm`` is a distance, or nothing.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if value is not None and not value >= 0:
+        raise ValueError(f"heart_margin_mm is 0 or more, not {value}")
+
+
+def one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    """See that an option is one of these words.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if value not in known:
+        raise ValueError(f"{name} is one of {', '.join(known)}, not {value!r}")

@@ -9,15 +9,19 @@ from typing import Any
 from ..dicom import MeasuredCalcium, MeasuredLesion, write_structured_report
 from ..errors import WorkflowError
 from ..imaging import Geometry
+from ..system.nearest import nearest
 from .case import Case
 from .cautions import cautions
-from .options import nearest
+from .facts import CT, DEVICE, HEART_MEASURES, SCORE
+from .step import sections, values
 
 SEG_NAME = "cac.seg.dcm"
 REPORT_NAME = "DeepCAC.report.json"
 DETAILS_NAME = "details.json"
 PREVIEW_NAME = "preview.png"
 SR_NAME = "cac.sr.dcm"
+CSV, PARQUET = "results.csv", "results.parquet"
+"""The table's files in the output folder."""
 
 _ATTRIBUTES = {
     "SeriesInstanceUID": "series_uid",
@@ -27,32 +31,9 @@ _ATTRIBUTES = {
 
 
 def report_values(case: Case) -> dict[str, Any]:
-    """The values that a report can include by name, those that the case has.
-
-    ``agatston_score`` (float) and ``risk_group`` (int 0–3) of the calcium network; ``calcium_possible``
-    (bool) of the exclusion; ``direct_score`` (float) and ``direct_group`` (int 0–4, see
-    `models.direct.direct_group`) of direct scoring.
-    """
-    values: dict[str, Any] = {}
-    if case.score is not None:
-        values["agatston_score"] = round(case.score.total, 4)
-        values["risk_group"] = int(case.score.risk_group)
-    if "screening" in case.facts:
-        values["calcium_possible"] = case.facts["screening"]["positive"]
-    if "direct" in case.facts:
-        values["direct_score"] = case.facts["direct"]["score"]
-        values["direct_group"] = case.facts["direct"]["group"]
-    return values
-
-
-REPORTABLE = {
-    "agatston_score": "AGSCalculator",
-    "risk_group": "AGSCalculator",
-    "calcium_possible": "ScreeningRunner",
-    "direct_score": "DirectRunner",
-    "direct_group": "DirectRunner",
-}
-"""Names of `report_values`, and the module that each needs."""
+    """The values that a report can include by name (`step.values`), those that the case has."""
+    found = {name: value.of(case) for name, (value, _) in values().items()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def report(case: Case, includes: list[dict[str, Any]]) -> dict[str, Any]:
@@ -74,10 +55,10 @@ def report(case: Case, includes: list[dict[str, Any]]) -> dict[str, Any]:
             out[label] = getattr(case.series, _ATTRIBUTES[name])
         elif "data" in include:
             name = str(include["data"])
-            if name not in REPORTABLE:
-                raise WorkflowError(f"ReportExporter: unknown data {name!r}.{nearest(name, REPORTABLE)}")
+            if name not in values():
+                raise WorkflowError(f"ReportExporter: unknown data {name!r}.{nearest(name, values())}")
             if name not in data:
-                raise WorkflowError(f"ReportExporter: {name!r} needs {REPORTABLE[name]} before it")
+                raise WorkflowError(f"ReportExporter: {name!r} needs {values()[name][1].module} before it")
             out[label] = data[name]
         elif "text" in include:
             out[label] = str(include["text"])
@@ -95,8 +76,10 @@ def details(case: Case, provenance: dict[str, Any], *, geometry: Geometry | None
     """
     plain = replace(case.series, slices=(), left_out=(), findings=())  # of images only their number
     series = {k: v for k, v in asdict(plain).items() if k not in ("slices", "findings", "patient_id")}
-    if case.volume is not None:
-        geometry = case.volume.geometry
+    if CT in case:
+        geometry = case[CT].geometry
+    score = case.get(SCORE)
+    device = {"device": case[DEVICE]} if DEVICE in case else {}
     return {
         **({"status": "scored"} if case.stop is None else asdict(case.stop)),
         "series": {
@@ -105,19 +88,12 @@ def details(case: Case, provenance: dict[str, Any], *, geometry: Geometry | None
             "n_slices": len(case.series.slices),
         },
         "geometry": asdict(geometry) if geometry is not None else None,
-        "score": case.score.to_dict() if case.score is not None else None,
+        "score": score.to_dict() if score is not None else None,
         "cautions": list(cautions(case)),
-        "heart": {k: v for k, v in case.facts.items() if k.startswith("heart_")},
-        "calcium": {
-            **{k: v for k, v in case.facts.items() if k.startswith("patches_")},
-            **case.facts.get("calcium", {}),
-        },
-        "screening": case.facts.get("screening"),
-        "direct": case.facts.get("direct"),
-        "domain": case.facts.get("domain"),
+        **{section: case.get(fact, fact.absent) for section, fact in sections().items()},
         "warnings": [{"code": f.code, "message": f.message} for f in case.warnings],
         "seconds": {k: round(v, 3) for k, v in case.timings.items()},
-        "provenance": {**provenance, **{k: v for k, v in case.facts.items() if k == "device"}},
+        "provenance": {**provenance, **device},
     }
 
 
@@ -132,9 +108,7 @@ def write_sr(path: Path, case: Case, *, segmentation: Path, provenance: dict[str
         InputUnreadable: The SEG cannot be read.
         DiskFull, OutputUnwritable: The SR cannot be written.
     """
-    score = case.score
-    if score is None:
-        raise TypeError("the SR needs the score")
+    score, heart = case[SCORE], case.get(HEART_MEASURES, {})
     write_structured_report(
         path,
         series=case.series,
@@ -145,8 +119,8 @@ def write_sr(path: Path, case: Case, *, segmentation: Path, provenance: dict[str
             mass_mg=score.mass_mg,
             threshold_hu=score.parameters["threshold"],
             risk_group=int(score.risk_group),
-            heart_ml=case.facts.get("heart_volume_ml"),
-            heart_centre=case.facts.get("heart_centre_lps"),
+            heart_ml=heart.get("heart_volume_ml"),
+            heart_centre=heart.get("heart_centre_lps"),
             lesions=tuple(
                 MeasuredLesion(score=x.score, volume_mm3=x.volume_mm3, centre=x.centroid_lps)
                 for x in score.lesions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,9 @@ import numpy.typing as npt
 from ..imaging.orientation import to_canonical
 from .case import Case
 from .cautions import MARK, cautions
+from .facts import CT, DOMAIN
 from .outputs import RESEARCH_USE
+from .step import steps
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -76,21 +78,19 @@ def plane_picture(
     return canvas
 
 
-SHOWN_SHARE = 0.05
-"""Attention is drawn where it is at least this share of its largest value in the scan. Our own choice."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """What a picture shows.
+    """What a picture shows of a step's result.
 
     Attributes:
+        precedence: Of several results, that of the highest is shown.
         title, line: The result; further numbers.
         outline: bool (z, y, x): the heart, or the box around it; what it is: ``outline_name``.
         marked: bool (z, y, x): what counted; what it is: ``marked_name``.
         weight: Per slice z how much counts there.
     """
 
+    precedence: int
     title: str
     line: str
     outline: BoolArray
@@ -100,71 +100,21 @@ class Shown:
     weight: dict[int, float]
 
 
-def can_show(case: Case) -> bool:
-    """Whether there is a result to show: a score, an exclusion's answer or a direct score."""
-    return case.score is not None or case.screened is not None or "direct" in case.facts
+def shown(case: Case) -> Shown | None:
+    """What the picture of a case shows, with what other steps remark; None where there is no result.
 
-
-def shown(case: Case) -> Shown:
-    """What the picture of a case shows: the score, else the exclusion's answer, else the direct score.
-
-    Raises:
-        TypeError: The case has none of them.
+    See `step.Step.shows` and `step.Step.remarks`.
     """
-    volume, heart, score = case.volume, case.heart, case.score
-    if volume is None:
-        raise TypeError("a preview needs the CT")
-    millilitres = f"heart {case.facts.get('heart_volume_ml', '?')} mL"
-    direct = case.facts.get("direct")
-    also = f" · direct score {direct['score']:.1f}" if direct else ""
-    if score is not None and heart is not None:
-        weight: dict[int, float] = {}
-        for lesion in score.lesions:
-            for part in lesion.parts:
-                weight[part.slice_index] = weight.get(part.slice_index, 0.0) + part.score
-        group = score.risk_group
-        excluded = " · excluded" if case.facts.get("screening", {}).get("excluded") else ""
-        return Shown(
-            title=f"Agatston score {score.total:.1f}   risk group {int(group)} ({group.label})",
-            line=f"rule {score.rule} · {score.volume_mm3:.0f} mm3 · {len(score.lesions)} lesions · "
-            f"{millilitres}{also}{excluded}",
-            outline=heart,
-            outline_name="heart",
-            marked=score.counted,
-            marked_name="counted calcium",
-            weight=weight,
-        )
-    if case.screened is not None:
-        screening = case.facts["screening"]
-        return Shown(
-            title="Coronary calcium possible" if screening["positive"] else "No coronary calcium found",
-            line=f"exclusion · largest probability {screening['highest']:.2f}, operating point "
-            f"{screening['threshold']:.2f} · {millilitres}{also}",
-            outline=np.zeros_like(case.screened) if heart is None else heart,
-            outline_name="heart" if heart is not None else "no heart mask",
-            marked=case.screened,
-            marked_name="possible calcium",
-            weight=_by_slice(case.screened),
-        )
-    if direct is None or case.attention is None:
-        raise TypeError("a preview needs a score, an exclusion's answer or a direct score")
-    zs, ys, xs = (slice(*span) for span in direct["box"])
-    ct = to_canonical(volume.hu, volume.geometry)
-    turned = np.zeros(ct.geometry.shape, dtype=bool)
-    turned[zs, ys, xs] = True
-    attention = case.attention
-    return Shown(
-        title=f"Direct Agatston score {direct['score']:.1f}   group {direct['group']} of 0 to 4",
-        line="direct scoring: no segmentation; marked is what the network looked at",
-        outline=np.ascontiguousarray(ct.undo(turned)),
-        outline_name="box of the heart",
-        marked=attention > SHOWN_SHARE * max(float(attention.max()), 1e-6),
-        marked_name="attention",
-        weight={z: float(w) for z, w in enumerate(attention.sum(axis=(1, 2))) if w > 0},
-    )
+    found = [(step, what) for step in steps().values() if step.shows and (what := step.shows(case))]
+    if not found:
+        return None
+    shower, what = max(found, key=lambda one: one[1].precedence)
+    said = [s.remarks(case) for s in steps().values() if s.remarks and s is not shower]
+    return replace(what, line=" · ".join(filter(None, (what.line, *said))))
 
 
-def _by_slice(mask: BoolArray) -> dict[int, float]:
+def by_slice(mask: BoolArray) -> dict[int, float]:
+    """Voxels of a mask in each slice z that has any."""
     return {z: float(n) for z, n in enumerate(mask.sum(axis=(1, 2))) if n}
 
 
@@ -192,18 +142,18 @@ def preview_slices(what: Shown, increment: float, count: int = 3) -> list[int]:
     return sorted(chosen[:count])
 
 
-def preview(case: Case) -> bytes:
-    """PNG with the slices where most counts, a coronal and a sagittal view, and the result.
+def preview(case: Case) -> bytes | None:
+    """PNG with the slices where most counts, a coronal and a sagittal view, and the result; None without one.
 
     The heart, or its box, is outlined in blue, what counts is filled in red. Patients are seen from their
     feet and from the front; no name or ID is in the picture.
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    volume = case.volume
-    if volume is None:
-        raise TypeError("a preview needs the CT")
     what = shown(case)
+    if what is None:
+        return None
+    volume = case[CT]
     slices = preview_slices(what, volume.geometry.spacing[0])
     turned = to_canonical(volume.hu, volume.geometry)
     hu, geometry = turned.array, turned.geometry
@@ -263,7 +213,7 @@ def _legend(draw: Any, corner: tuple[int, int], case: Case, what: Shown, font: A
         for finding in case.warnings[:8]:
             y += 20
             draw.text((x, y), f"· {finding.code}", fill=(255, 200, 80), font=font)
-    if outside := case.facts.get("domain", {}).get("outside"):
+    if outside := case.get(DOMAIN, {}).get("outside"):
         y += 28
         draw.text((x, y), "unlike what the weights know:", fill=(255, 200, 80), font=font)
         y += 20

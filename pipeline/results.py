@@ -4,83 +4,127 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from contextlib import ExitStack
+from dataclasses import dataclass, field, make_dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..dicom import readable
 from ..errors import InputError
-from ..imaging.atomic import atomic_path
+from ..system.atomic import atomic_path
+from ..system.foreign import foreign
 from .case import Case
 from .cautions import cautions
+from .facts import DOMAIN
+from .outputs import CSV, PARQUET
+from .step import Described, columns
 
 STATUSES = ("scored", "rejected", "failed")
-CSV, PARQUET = "results.csv", "results.parquet"
-"""The table's files in the output folder."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ResultRow:
-    """One series of a run.
+_ABOUT_SERIES = (
+    Described(name="patient_id", kind=str, meaning="PatientID of the CT"),
+    Described(name="study_uid", kind=str, meaning="StudyInstanceUID of the CT"),
+    Described(name="series_uid", kind=str, meaning="SeriesInstanceUID of the CT"),
+    Described(name="status", kind=str, meaning="scored, rejected by a quality gate, or failed"),
+    Described(
+        name="code",
+        kind=str,
+        meaning="why it was not scored: reason code, see docs/gates.md and docs/errors.md",
+    ),
+    Described(name="reason", kind=str, meaning="the same as a sentence"),
+)
+_ABOUT_SCAN = (
+    Described(
+        name="caution",
+        kind=str,
+        meaning="what must be known with the result: a gate would have refused it, or a zero of thick slices",
+    ),
+    Described(name="study_date", kind=str, meaning="StudyDate, YYYYMMDD"),
+    Described(name="time_point", kind=str, meaning="ClinicalTrialTimePointID, such as T0"),
+    Described(name="series_description", kind=str, meaning="SeriesDescription"),
+    Described(name="manufacturer", kind=str, meaning="Manufacturer"),
+    Described(name="model_name", kind=str, meaning="ManufacturerModelName"),
+    Described(name="kernel", kind=str, meaning="ConvolutionKernel"),
+    Described(name="kvp", kind=float, meaning="KVP, kV"),
+    Described(name="slice_thickness", kind=float, meaning="SliceThickness, mm"),
+    Described(name="increment", kind=float, meaning="distance of neighbouring slices, mm"),
+    Described(name="n_slices", kind=int, meaning="slices"),
+    Described(name="noise_hu", kind=float, meaning="standard deviation measured inside the heart, HU"),
+    Described(
+        name="off_domain",
+        kind=str,
+        meaning="in what the scan is unlike those that the weights were trained on, joined by ;",
+    ),
+    Described(
+        name="warnings", kind=str, meaning="codes of findings that did not reject the series, joined by ;"
+    ),
+    Described(name="seconds", kind=float, meaning="time it took"),
+    Described(
+        name="folder", kind=str, meaning="folder of the series in this release and in the run's output"
+    ),
+    Described(name="deepcac2_version", kind=str, meaning="version that made it"),
+    Described(
+        name="weights",
+        kind=str,
+        meaning="sets of weights with the first digits of their sha256, joined by ;",
+    ),
+)
 
-    Attributes:
-        status: ``scored``, ``rejected`` (by a quality gate) or ``failed`` (something broke).
-        code, reason: Reason code and sentence of a rejection or failure, "" otherwise.
-        agatston_score: Without unit.
-        risk_group: 0 to 3; risk_group_name in words.
-        caution: What must stand beside the result, sentences joined by ``; `` (`cautions.cautions`).
-        volume_mm3, mass_mg: Of the counted calcium; mass only with a calibration factor.
-        screening_positive: Whether the exclusion found that there may be calcium; None: not asked.
-        direct_score, direct_group: Of direct scoring, 0 to 4 (`models.direct.direct_group`).
-        time_point: ClinicalTrialTimePointID, such as NLST's "T0".
-        noise_hu: Measured inside the heart (`imaging.noise.noise_sd`).
-        off_domain: In what the scan is unlike those that the weights were trained on (``kernel``, ``noise``,
-            ``kvp``, ``slices``, ``field``, ``contrast``; ``unknown`` where a set does not say), joined
-            by ``;``.
-        warnings: Codes of findings that did not reject, joined by ``;``.
-        seconds: Time in all modules together; None where no module came to an end.
-        folder: Its folder relative to the output, "" when it has none.
-    """
+MEANINGS: dict[str, Described] = {c.name: c for c in (*_ABOUT_SERIES, *columns(), *_ABOUT_SCAN)}
+"""The table's columns: of the series, what the steps add (`step.columns`), and of the scan."""
 
-    patient_id: str
-    study_uid: str
-    series_uid: str
-    status: str
-    code: str = ""
-    reason: str = ""
-    agatston_score: float | None = None
-    risk_group: int | None = None
-    risk_group_name: str = ""
-    caution: str = ""
-    volume_mm3: float | None = None
-    mass_mg: float | None = None
-    n_lesions: int | None = None
-    heart_volume_ml: float | None = None
-    rule: str = ""
-    screening_positive: bool | None = None
-    direct_score: float | None = None
-    direct_group: int | None = None
-    study_date: str = ""
-    time_point: str = ""
-    series_description: str = ""
-    manufacturer: str = ""
-    model_name: str = ""
-    kernel: str = ""
-    kvp: float | None = None
-    slice_thickness: float | None = None
-    increment: float | None = None
-    n_slices: int = 0
-    noise_hu: float | None = None
-    off_domain: str = ""
-    warnings: str = ""
-    seconds: float | None = None
-    folder: str = ""
-    deepcac2_version: str = ""
-    weights: str = ""
+COLUMNS = tuple(MEANINGS)
+
+_ALWAYS = ("patient_id", "study_uid", "series_uid", "status")
+"""Columns that every row is given."""
 
 
-COLUMNS = tuple(f.name for f in fields(ResultRow))
+def _default(column: Described) -> str | int | None:
+    """What stands in a column where there is nothing to say: "" for a text, 0 slices, else None."""
+    return "" if column.kind is str else 0 if column.name == "n_slices" else None
+
+
+def _annotation(column: Described) -> str:
+    """The type of a column's values."""
+    return column.kind.__name__ if _default(column) is not None else f"{column.kind.__name__} | None"
+
+
+if TYPE_CHECKING:
+
+    @dataclass(frozen=True, kw_only=True)
+    class ResultRow:
+        """One series of a run; its attributes are the columns, see `MEANINGS`."""
+
+        patient_id: str
+        study_uid: str
+        series_uid: str
+        status: str
+        code: str
+        reason: str
+        warnings: str
+        folder: str
+        seconds: float | None
+
+        def __init__(self, **values: Any) -> None: ...
+        def __getattr__(self, name: str) -> Any: ...
+
+else:
+    ResultRow = make_dataclass(
+        "ResultRow",
+        [
+            (c.name, _annotation(c))
+            if c.name in _ALWAYS
+            else (c.name, _annotation(c), field(default=_default(c)))
+            for c in MEANINGS.values()
+        ],
+        namespace={"__doc__": "One series of a run; its attributes are the columns, see `MEANINGS`."},
+        frozen=True,
+        kw_only=True,
+    )
+    ResultRow.__module__ = __name__  # so that it can be pickled
 
 
 def result_row(case: Case, *, folder: str = "", provenance: dict[str, Any] | None = None) -> ResultRow:
@@ -90,35 +134,19 @@ def result_row(case: Case, *, folder: str = "", provenance: dict[str, Any] | Non
         folder: As in `ResultRow`.
         provenance: Of the chain (``deepcac2``, ``weights``).
     """
-    series, result, stop = case.series, case.score, case.stop
+    series, stop = case.series, case.stop
     known = {name: getattr(series, name) for name in COLUMNS if hasattr(series, name)}
+    known |= {column.name: column.of(case) for column in columns()}
     known["warnings"] = ";".join(dict.fromkeys(f.code for f in case.warnings))
     made_by = provenance or {"deepcac2": "", "weights": {}}
     weights = (f"{k}:{v['name']}@{v['sha256'][:12]}" for k, v in made_by["weights"].items())
-    domain = case.facts.get("domain", {})
-    scored: dict[str, Any] = {}
-    if result is not None:
-        scored = {
-            "agatston_score": round(result.total, 4),
-            "risk_group": int(result.risk_group),
-            "risk_group_name": result.risk_group.label,
-            "volume_mm3": round(result.volume_mm3, 3),
-            "mass_mg": result.mass_mg,
-            "n_lesions": len(result.lesions),
-            "rule": result.rule,
-        }
-    direct, screening = case.facts.get("direct", {}), case.facts.get("screening", {})
+    domain = case.get(DOMAIN, {})
     return ResultRow(
         **known,
-        **scored,
-        screening_positive=screening.get("positive"),
-        direct_score=direct.get("score"),
-        direct_group=direct.get("group"),
         status="scored" if stop is None else stop.status,
         code="" if stop is None else stop.code,
         reason="" if stop is None else stop.reason,
         caution="; ".join(cautions(case)) if stop is None else "",
-        heart_volume_ml=case.facts.get("heart_volume_ml"),
         n_slices=len(series.slices),
         noise_hu=domain.get("scan", {}).get("noise_hu"),
         off_domain=";".join(domain.get("outside", {})),
@@ -189,8 +217,8 @@ def write_parquet(path: Path, rows: Iterable[ResultRow]) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    kinds = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
-    schema = pa.schema([(f.name, kinds[str(f.type).split(" ")[0]]) for f in fields(ResultRow)])
+    kinds = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+    schema = pa.schema([(c.name, kinds[c.kind]) for c in MEANINGS.values()])
     left = iter(rows)
     # an open file, because pyarrow takes no path that is no UTF-8
     with (
@@ -199,8 +227,8 @@ def write_parquet(path: Path, rows: Iterable[ResultRow]) -> None:
         parquet.ParquetWriter(file, schema) as writer,
     ):
         while part := list(islice(left, _ROWS_AT_ONCE)):
-            columns = {name: [getattr(row, name) for row in part] for name in COLUMNS}
-            writer.write_table(pa.table(columns, schema=schema))
+            values = {name: [getattr(row, name) for row in part] for name in COLUMNS}
+            writer.write_table(pa.table(values, schema=schema))
 
 
 def read_parquet(path: Path) -> Iterator[ResultRow]:
@@ -209,24 +237,56 @@ def read_parquet(path: Path) -> Iterator[ResultRow]:
     Raises:
         InputError: It is not there or not such a table.
     """
-    import pyarrow as pa
     from pyarrow import parquet
 
-    try:
-        with path.open("rb") as opened, parquet.ParquetFile(opened) as file:
-            for batch in file.iter_batches(_ROWS_AT_ONCE):
-                for row in batch.to_pylist():
-                    yield ResultRow(**row)
-    except (OSError, TypeError, pa.ArrowException) as error:
-        raise InputError(f"cannot read {path}: {error}; give the output folder of 'deepcac2 run'") from error
+    advice = "give the output folder of 'deepcac2 run'"
+    with ExitStack() as stack:
+        with foreign(str(path), error=InputError, advice=advice):
+            if not path.is_file():
+                raise ValueError("there is no such regular file")
+            file = stack.enter_context(parquet.ParquetFile(stack.enter_context(path.open("rb"))))
+            batches = file.iter_batches(_ROWS_AT_ONCE)
+        while True:
+            with foreign(str(path), error=InputError, advice=advice):
+                batch = next(batches, None)
+                rows = [] if batch is None else [checked_row(row) for row in batch.to_pylist()]
+            if batch is None:
+                return
+            yield from rows
+
+
+@cache
+def _types() -> dict[str, tuple[type, ...]]:
+    """The types that a column's values may have."""
+    kinds: dict[type, tuple[type, ...]] = {str: (str,), int: (int,), float: (float, int), bool: (bool,)}
+    return {
+        c.name: kinds[c.kind] if _default(c) is not None else (*kinds[c.kind], type(None))
+        for c in MEANINGS.values()
+    }
+
+
+def checked_row(values: dict[str, Any]) -> ResultRow:
+    """A row from outside.
+
+    Raises:
+        TypeError: A column is unknown or missing, or holds another type than its own.
+    """
+    for name, kinds in _types().items():
+        if name in values and not isinstance(values[name], kinds):
+            raise TypeError(f"{name} holds a {type(values[name]).__name__}")
+    return ResultRow(**values)
 
 
 def series_folder(root: Path, folder: str) -> Path | None:
-    """Where a row's files are; None where it has none, or where they would lie outside the results.
+    """Where a row's files are; None where it has none, where they would lie outside the results, or where it
+    is no path.
 
     Args:
         root: Output folder of a run, resolved (`Path.resolve`): once, not for every row.
         folder: `ResultRow.folder`: a table may come from elsewhere, so it is checked.
     """
-    place = (root / folder).resolve()
+    try:
+        place = (root / folder).resolve()
+    except (OSError, RuntimeError, ValueError):  # links in a circle; a NUL
+        return None
     return place if place != root and place.is_relative_to(root) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
@@ -10,17 +9,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from ..dicom import Series
-from ..errors import InputError, OutputInsideInput, OutputMismatch
+from ..errors import InputError, InputUnreadable, OutputInsideInput, OutputMismatch
 from ..imaging import Geometry
-from ..imaging.atomic import output_errors, remove_leftovers, write_json
+from ..system.atomic import output_errors, remove_leftovers, write_json
+from ..system.foreign import foreign, read_json
 from . import outputs
 from .case import Case, Stop
-from .chain import PHASES, Chain, build_chain, provenance_of, series_folder
-from .results import ResultRow, result_row
+from .chain import Chain, build_chain, provenance_of
+from .results import ResultRow, checked_row, result_row
+from .step import PHASES
 from .workflow import Workflow
+from .writing import series_folder
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +70,7 @@ class Job:
         keys = ("deepcac2", "workflow_fingerprint", "weights", "allowed_gates")
         return {k: self.provenance[k] for k in keys}
 
-    def chain(self, phases: Collection[str] = tuple(PHASES), device: torch.device | None = None) -> Chain:
+    def chain(self, phases: Collection[str] = PHASES, device: torch.device | None = None) -> Chain:
         """Some phases of the chain, models loaded; see `build_chain`."""
         return build_chain(
             self.workflow,
@@ -155,12 +155,11 @@ def settle_output(job: Job, *, redo: bool, series: Mapping[str, Any] | None = No
         output.mkdir(parents=True, exist_ok=True)
     path = output / RUN_FILE
     if path.exists() and not redo:
-        try:
-            before = json.loads(path.read_text())["made_with"]
-        except (OSError, ValueError, KeyError) as error:
-            raise OutputMismatch(
-                f"{path} cannot be read ({error}); choose another output folder, or --redo"
-            ) from error
+        advice = "choose another output folder, or --redo"
+        content = read_json(path, error=OutputMismatch, advice=advice)
+        before = content.get("made_with") if isinstance(content, dict) else None
+        if not isinstance(before, dict):
+            raise OutputMismatch(f"{path} does not say what its results are made with; {advice}")
         if before != job.made_with:
             different = sorted(k for k in job.made_with if before.get(k) != job.made_with[k])
             raise OutputMismatch(
@@ -184,13 +183,14 @@ def finished(folder: Path) -> ResultRow | None:
 
 def stored_row(folder: Path) -> ResultRow | None:
     """The row in the ``details.json`` of a series, if all files that it names are there."""
+    path = folder / outputs.DETAILS_NAME
     try:
-        content = orjson.loads((folder / outputs.DETAILS_NAME).read_bytes())
-        row = ResultRow(**content["row"])
-        written = content["outputs"]
-    except (OSError, ValueError, KeyError, TypeError):
+        with foreign(str(path)):
+            content = read_json(path)
+            row = checked_row(content["row"])
+            return row if all((folder / name).exists() for name in content["outputs"]) else None
+    except InputUnreadable:
         return None
-    return row if all((folder / name).exists() for name in written) else None
 
 
 def read_details(folder: Path) -> dict[str, Any]:
@@ -200,10 +200,7 @@ def read_details(folder: Path) -> dict[str, Any]:
         InputError: It is not there or no JSON object.
     """
     path = folder / outputs.DETAILS_NAME
-    try:
-        content = json.loads(path.read_text())
-        if not isinstance(content, dict):
-            raise ValueError("it is no JSON object")
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}; give the output folder of 'deepcac2 run'") from error
+    content = read_json(path, advice="give the output folder of 'deepcac2 run'")
+    if not isinstance(content, dict):
+        raise InputUnreadable(f"{path} holds no JSON object; give the output folder of 'deepcac2 run'")
     return content

@@ -185,3 +185,14 @@ digits is left out); ai-cac: Hagopian et al. 2025 [4]; van-velzen: van Velzen et
 [1] doi:10.1016/0735-1097(90)90282-T  [2] doi:10.1007/s00330-002-1340-8  [3] doi:10.1038/s41467-021-20966-2
 [4] doi:10.1056/AIoa2400937  [5] doi:10.1148/radiol.2020191621
 """
+
+
+def register_rule(rule: Rule) -> Rule:
+    """Make a rule known by its name.
+
+    Raises:
+        ValueError: Another one has its name.
+    """
+    if RULES.setdefault(rule.name, rule) != rule:
+        raise ValueError(f"there are two scoring rules {rule.name}")
+    return rule

@@ -14,8 +14,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from .. import __version__
-from ..imaging.atomic import output_errors, write_whole
 from ..imaging.volume import PADDING_HU
+from ..system.atomic import output_errors, write_whole
 from .patient import SimulatedPatient
 
 logger = logging.getLogger(__name__)

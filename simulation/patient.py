@@ -52,7 +52,7 @@ class SimulatedPatient:
 def heart_centroid(seed: int) -> tuple[float, float, float]:
     """LPS position (x, y, z), mm, of the heart's centre of gravity, without drawing anything.
 
-    The calcium crop is laid elsewhere: around the middle of the heart's box, `pipeline.stages.heart_centre`.
+    The calcium crop is laid elsewhere: around the middle of the heart's box, `imaging.masks.box_centre`.
     """
     body, size, obesity = sample_body(seed)
     _, centroid = place_heart(seed, body, size, obesity)

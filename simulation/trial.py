@@ -16,7 +16,7 @@ from pydicom.uid import generate_uid
 
 from .. import __version__
 from ..errors import InputError
-from ..imaging.atomic import atomic_path, output_errors, write_json
+from ..system.atomic import atomic_path, output_errors, write_json
 from .acquisition import KERNELS, default_geometry, sample_acquisition
 from .body import stream
 from .dicom import patient_id, write_series

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import shutil
@@ -20,6 +21,30 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # side by side, one thread each: torch 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+Maker = Callable[[str, Callable[[Path], None]], Path]
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Maker:
+    """``made_once(name, make)``: a folder that `make` fills, once for all processes of the test run."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def once(name: str, make: Callable[[Path], None]) -> Path:
+        folder = root / f"once-{name}"
+        with (root / f"once-{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                making = root / f"making-{name}"
+                making.mkdir()
+                make(making)
+                making.rename(folder)
+        return folder
+
+    return once
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of public test scans beside the checkout; skips the test where it is absent."""
@@ -29,17 +54,19 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def simulated(made_once: Maker) -> Path:
     """A simulated patient with calcium: ``<folder>/SIM-0003/ct`` and its truth.
 
     Its pixels, 1.2 mm, are the largest that no gate refuses.
     """
-    from deepcac2.simulation import default_geometry, simulate_patient
-    from deepcac2.simulation.dicom import write_patient
 
-    folder = tmp_path_factory.mktemp("simulated")
-    write_patient(simulate_patient(3, geometry=default_geometry(3, size=256, slices=90)), folder)
-    return folder
+    def make(folder: Path) -> None:
+        from deepcac2.simulation import default_geometry, simulate_patient
+        from deepcac2.simulation.dicom import write_patient
+
+        write_patient(simulate_patient(3, geometry=default_geometry(3, size=256, slices=90)), folder)
+
+    return made_once("simulated", make)
 
 
 @pytest.fixture
@@ -48,10 +75,10 @@ def quick_results(simulated: Path, tmp_path: Path) -> Path:
     from dataclasses import asdict
 
     from deepcac2.dicom import discover
-    from deepcac2.imaging.atomic import write_json
     from deepcac2.pipeline.case import Case
+    from deepcac2.pipeline.reading import check_headers
     from deepcac2.pipeline.results import result_row, write_parquet
-    from deepcac2.pipeline.stages import check_headers
+    from deepcac2.system.atomic import write_json
 
     rows = []
     for series in discover(simulated).series:
@@ -72,7 +99,12 @@ def quick_results(simulated: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def orthanc_module() -> ModuleType:
     """`orthanc.py` beside this file: a real Orthanc for tests."""
-    spec = importlib.util.spec_from_file_location("orthanc", Path(__file__).with_name("orthanc.py"))
+    return _beside("orthanc")
+
+
+def _beside(name: str) -> ModuleType:
+    """A module beside this file, which no test can import."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -124,21 +156,23 @@ def dashboard_results(simulated: Path, tmp_path_factory: pytest.TempPathFactory)
     """Results to look at: a scored case with its files and a caution, and 700 rows with all that may be in a
     row."""
     from deepcac2.dicom import discover, make_finding, read_segmentation, read_series
-    from deepcac2.imaging.atomic import write_json
     from deepcac2.pipeline import Case
+    from deepcac2.pipeline.facts import CALCIUM, CT, HEART, HEART_MEASURES, SCORE
     from deepcac2.pipeline.outputs import DETAILS_NAME, PREVIEW_NAME, details
     from deepcac2.pipeline.previews import preview
     from deepcac2.pipeline.results import ResultRow, result_row, write_parquet
     from deepcac2.scoring import risk_group, score
+    from deepcac2.system.atomic import write_json
 
     folder = tmp_path_factory.mktemp("dashboard")
     series = next(s for s in discover(simulated).series if s.modality == "CT")
     volume = read_series(series).volume
     masks = read_segmentation(simulated / "SIM-0003" / "truth.seg.dcm", volume.geometry)
     scored = score(volume, masks["calcium"])
-    facts = {"heart_volume_ml": 600.0}
+    facts = {CT: volume, HEART: masks["heart"], CALCIUM: masks["calcium"], SCORE: scored}
+    facts[HEART_MEASURES] = {"heart_volume_ml": 600.0}
     allowed = make_finding("derived", "the images are MPR", allow=["derived"])
-    case = Case(series=series, volume=volume, score=scored, facts=facts, findings=(allowed,), **masks)
+    case = Case(series=series, facts=facts, findings=(allowed,))
     place = folder / series.patient_id / series.series_uid
     row = result_row(case, folder=place.relative_to(folder).as_posix())
     provenance = {"deepcac2": "0", "workflow": "default", "workflow_fingerprint": "0", "weights": {}}
@@ -180,3 +214,89 @@ def dashboard_results(simulated: Path, tmp_path_factory: pytest.TempPathFactory)
     )
     write_parquet(folder / "results.parquet", [*rows, unreadable])
     return folder
+
+
+class Nlst:
+    """A tiny simulated trial, the paper's selection of it, and a run of that; each made once."""
+
+    def __init__(self, made_once: Maker, persons: int) -> None:
+        self._once, self._persons = made_once, persons
+
+    def trial(self) -> Path:
+        """Persons with calcium, two visits or three, two kernels; one series of each person is unfit."""
+        from deepcac2.cli.main import main
+
+        def make(folder: Path) -> None:
+            command = ["simulate", str(folder / "trial"), "--trial", "--patients", str(self._persons)]
+            assert main([*command, "--seed", "3", "--size", "96", "--slices", "64"]) == 0
+
+        return self._once(f"nlst-{self._persons}", make) / "trial"
+
+    def cohort(self) -> Path:
+        """The paper's selection of the trial."""
+        from deepcac2.cli.main import main
+
+        def make(folder: Path) -> None:
+            index, table = folder / "headers.parquet", folder / "cohort.csv"
+            assert main(["inspect", str(self.trial() / "ct"), "--index", str(index)]) == 0
+            assert main(["cohort", "select", str(index), "-o", str(table)]) == 0
+
+        return self._once(f"cohort-{self._persons}", make) / "cohort.csv"
+
+    def results(self) -> Path:
+        """A run of what was selected."""
+        from deepcac2.cli.main import main
+
+        def make(folder: Path) -> None:
+            command = ["run", str(self.trial() / "ct"), str(folder / "results"), "--only", str(self.cohort())]
+            assert main([*command, "--allow", "coarse-pixels"]) == 0  # a field of 96 pixels, for speed
+
+        return self._once(f"results-{self._persons}", make) / "results"
+
+
+@pytest.fixture(scope="session")
+def nlst(made_once: Maker) -> Callable[[int], Nlst]:
+    """``nlst(persons)``: see `Nlst`."""
+    return lambda persons: Nlst(made_once, persons)
+
+
+@pytest.fixture(scope="session")
+def trial(nlst: Callable[[int], Nlst]) -> Path:
+    """See `Nlst.trial`: one person, whose three series are selected."""
+    return nlst(1).trial()
+
+
+@pytest.fixture(scope="session")
+def cohort(nlst: Callable[[int], Nlst]) -> Path:
+    """See `Nlst.cohort`."""
+    return nlst(1).cohort()
+
+
+@pytest.fixture(scope="session")
+def results(nlst: Callable[[int], Nlst]) -> Path:
+    """See `Nlst.results`."""
+    return nlst(1).results()
+
+
+@pytest.fixture(scope="session")
+def small_seg(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The true SEG of a small simulated patient."""
+    from deepcac2.simulation import default_geometry, simulate_patient
+    from deepcac2.simulation.dicom import write_patient
+
+    folder = tmp_path_factory.mktemp("seg")
+    write_patient(simulate_patient(3, geometry=default_geometry(3, size=32, slices=8)), folder)
+    return next(folder.rglob("truth.seg.dcm"))
+
+
+@pytest.fixture(scope="session")
+def zoo() -> ModuleType:
+    """`zoo.py` beside this file: what is no chest."""
+    return _beside("zoo")
+
+
+@pytest.fixture(scope="session")
+def deflated_segs() -> Callable[..., dict[str, bytes]]:
+    """See `bombs.deflated_segs`."""
+    made: Callable[..., dict[str, bytes]] = _beside("bombs").deflated_segs
+    return made

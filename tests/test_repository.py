@@ -24,29 +24,53 @@ ROOT = Path(__file__).resolve().parents[1]
 # From the ground up: a room imports only rooms before it (the same table stands in docs/architecture.md).
 ROOMS = [
     "errors",
+    "system",
     "imaging",
     "dicom",
     "scoring",
+    "stats",
     "weights",
-    "models",
     "pipeline",
+    "models",
     "utils",
     "config",
     "batch",
+    "delivery",
     "simulation",
     "training",
+    "evaluation",
+    "reporting",
     "cohort",
+    "release",
     "dashboard",
     "cli",
 ]
-# What a room never imports, at any depth; other rooms may.
+LEARNING = {"torch", "monai", "nnunetv2"}
+PICTURES = {"matplotlib", "PIL"}
+MEDICINE = {"pydicom", "highdicom", "pynetdicom", "SimpleITK", "nibabel"}
+# What a room never imports, wherever in a module that stands: packages, and rooms before it in the list.
 NEVER = {
-    "errors": {"numpy", "torch", "pydicom", "monai", "nnunetv2", "rich"},
-    "imaging": {"pydicom", "highdicom", "monai", "nnunetv2"},
-    "dicom": {"torch", "monai", "nnunetv2"},
-    "scoring": {"torch", "monai", "nnunetv2", "pydicom", "highdicom", "pathlib"},
-    "models": {"pydicom", "highdicom"},
-    "dashboard": {"torch", "monai", "nnunetv2", "SimpleITK"},
+    "errors": {"numpy", "rich", "pathlib"} | LEARNING | MEDICINE | PICTURES,
+    "system": {"scipy", "monai", "nnunetv2"} | MEDICINE | PICTURES,
+    "imaging": {"pydicom", "highdicom", "monai", "nnunetv2"} | PICTURES,
+    "dicom": LEARNING | PICTURES,
+    "scoring": {"pathlib", "system", "dicom"} | LEARNING | MEDICINE | PICTURES,
+    "stats": {"imaging", "dicom"} | LEARNING | MEDICINE | PICTURES,
+    "weights": {"monai", "nnunetv2", "imaging", "dicom", "scoring", "stats"} | MEDICINE | PICTURES,
+    "pipeline": {"monai", "nnunetv2", "matplotlib", "stats"} | MEDICINE,
+    "models": {"scoring", "stats"} | MEDICINE | PICTURES,
+    "utils": {"torch", "monai", "nnunetv2", "stats"} | MEDICINE | PICTURES,
+    "config": {"numpy"} | LEARNING | MEDICINE,
+    "batch": {"monai", "nnunetv2", "numpy", "imaging", "scoring", "weights", "models"} | MEDICINE | PICTURES,
+    "delivery": {"numpy", "imaging", "scoring", "stats", "weights", "models"} | LEARNING | PICTURES,
+    "simulation": {"weights", "models", "pipeline", "batch", "delivery"} | LEARNING | PICTURES,
+    "training": {"pydicom", "utils", "batch", "delivery"},
+    "evaluation": {"monai", "nnunetv2", "utils", "delivery"} | MEDICINE | PICTURES,
+    "reporting": {"models", "weights", "pipeline", "training", "dicom", "imaging"} | LEARNING | MEDICINE,
+    "cohort": {"imaging", "weights", "models", "pipeline", "training"} | LEARNING | PICTURES,
+    "release": {"weights", "models", "training", "evaluation"} | LEARNING | PICTURES,
+    "dashboard": {"SimpleITK", "matplotlib", "weights", "models", "batch", "training"} | LEARNING,
+    "cli": {"models", "monai", "nnunetv2", "scipy", "duckdb", "pyarrow"} | MEDICINE | PICTURES,
 }
 # Folders of the root that are no part of the package.
 NOT_PACKAGED = {"tests", "docs", "benchmarks", "container", "build", "dist", "demo", "runs"}
@@ -137,7 +161,8 @@ def test_the_root_holds_no_other_module() -> None:
 
 
 def test_every_folder_is_a_known_room() -> None:
-    assert {room(path) for path in modules()} <= {"__init__", "__main__", *ROOMS}
+    assert {room(path) for path in modules()} == {"__init__", "__main__", *ROOMS}
+    assert NEVER.keys() == set(ROOMS)
 
 
 @pytest.mark.parametrize("path", modules(), ids=str)
@@ -145,12 +170,34 @@ def test_imports(path: Path) -> None:
     """Relative inside the package, downwards only, and nothing that the room has no business with."""
     absolute = set(absolute_imports(path))
     assert "deepcac2" not in absolute, "the package imports itself relatively"
-    assert not absolute & NEVER.get(room(path), set())
+    never = NEVER.get(room(path), set())
+    assert not absolute & never, f"{room(path)} has no business with them"
     if room(path) != "utils":
         assert "mhubio" not in absolute, "mhubio is imported only in utils/"
     if room(path) in ROOMS:
         below = {*ROOMS[: ROOMS.index(room(path)) + 1], "__version__"}
-        assert set(imported_rooms(path)) <= below, f"{room(path)} may import only {sorted(below)}"
+        imported = set(imported_rooms(path))
+        assert imported <= below, f"{room(path)} may import only {sorted(below)}"
+        assert not imported & never, f"{room(path)} has no business with them"
+
+
+def test_a_method_knows_no_other_and_no_step_loads_a_network() -> None:
+    folders = {path.parts[1] for path in modules() if path.parts[0] == "models" and len(path.parts) == 3}
+    assert folders == {"heart", "calcium", "rule_out", "slice_regression"}
+    for path in modules():
+        if path.parts[0] != "models" or len(path.parts) < 3:
+            continue
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.ImportFrom) and node.level == 2:
+                assert (node.module or "").split(".")[0] not in folders, f"{path}:{node.lineno}"
+    loaded = python("import sys\nfrom deepcac2.pipeline.step import steps\nsteps()\nprint(*sys.modules)")
+    assert not LEARNING & set(loaded.split())
+
+
+@pytest.mark.parametrize("method", ["heart", "calcium", "rule_out", "slice_regression"])
+def test_the_order_of_steps_does_not_depend_on_what_is_imported_first(method: str) -> None:
+    found = "from deepcac2.pipeline.step import steps\nprint(*steps())"
+    assert python(f"import deepcac2.models.{method}.step\n{found}") == python(found)
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
@@ -169,6 +216,7 @@ def test_the_help_of_every_command_loads_nothing_heavy() -> None:
     assert not HEAVY & set(loaded.split())
 
 
+@pytest.mark.slow
 def test_nothing_needs_torchvision() -> None:
     """timm brings it, but its usual build does not import beside a CPU build of torch."""
     python(
@@ -323,3 +371,31 @@ def test_decision_records_have_their_four_parts() -> None:
     for record in records:
         headings = re.findall(r"^## (\w+)", record.read_text(encoding="utf-8"), re.MULTILINE)
         assert headings == ["Status", "Motivation", "Decision", "Alternatives"], record.name
+
+
+# --- the image --------------------------------------------------------------------------------------------
+
+
+def test_the_image_takes_only_what_the_package_is_made_of() -> None:
+    """Whatever lies in the checkout beside it, patients' folders too, stays out: `.dockerignore` is a list of
+    what goes in."""
+    lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    first, *rules = [line for line in lines if line and not line.startswith("#")]
+    assert first == "*"
+    taken = {rule[1:] for rule in rules if rule.startswith("!")}
+    assert all(rule.startswith("!") or rule.startswith("**/") for rule in rules)
+    assert not any(character in name for name in taken for character in "*?[/")
+    packages = {p.partition(".")[2].split(".")[0] for p in listed()["packages"]}
+    files = {path.name for path in ROOT.iterdir() if path.is_file()}
+    assert taken - files == (packages - {""}) | {"container"}
+    assert {"__init__.py", "__main__.py", "errors.py", "LICENSE", "README.md"} <= taken <= taken | files
+    copied = re.findall(r"^COPY (?:--\S+ )*(\S+) ", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.M)
+    assert "." in copied
+    assert set(copied) - {"."} <= taken
+
+
+def test_no_layer_of_the_image_changes_modes_of_another() -> None:
+    """Changing a file's mode in a later layer stores the file a second time; `COPY --chmod` does not."""
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    assert not re.search(r"^RUN.*(\\\n.*)*\bch(mod|own)\b", text, re.M)
+    assert re.search(r"^COPY --chmod=755 \. ", text, re.M)

@@ -1,1 +1,1 @@
-"""Training and evaluation. Knows the models and the simulator; nothing here runs at inference."""
+"""Training. Knows the models and the simulator; nothing here runs at inference."""

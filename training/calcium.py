@@ -24,15 +24,15 @@ import torch
 
 from ..errors import TrainingError, WeightsError
 from ..imaging import Geometry, Volume
-from ..imaging.atomic import write_json
-from ..imaging.masks import widened
+from ..imaging.masks import box_centre, widened
 from ..imaging.orientation import to_canonical
 from ..imaging.resampling import resample
-from ..models.calcium import WINDOW_HU, CalciumModel, crop_grid, to_crop
-from ..models.heart import HeartModel
+from ..models.calcium.network import CalciumModel, crop_grid, to_crop
+from ..models.crop import WINDOW_HU
+from ..models.heart.network import HeartModel
 from ..pipeline.chain import describe_device
-from ..pipeline.gpu import GpuMeter
-from ..pipeline.stages import heart_centre
+from ..system.atomic import write_json
+from ..system.gpu import GpuMeter
 from ..weights import WeightSet, resolve, stated_window, write_description
 from .calcium_recipe import CalciumRecipe
 from .datasets import AnnotatedSource, annotated_sources
@@ -126,7 +126,7 @@ def _crop_centre(
     heart: npt.NDArray[np.bool_], geometry: Geometry, shift: npt.NDArray[np.float64]
 ) -> tuple[float, float, float]:
     """Where a crop is laid, LPS mm (x, y, z): as at inference, but for the shift."""
-    x, y, z = np.add(heart_centre(heart, geometry), shift)
+    x, y, z = np.add(box_centre(heart, geometry), shift)
     return float(x), float(y), float(z)
 
 

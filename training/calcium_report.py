@@ -16,9 +16,10 @@ import numpy.typing as npt
 import torch
 
 from ..imaging import Geometry, Volume
-from ..imaging.atomic import atomic_path, write_whole
-from ..models.calcium import CROP_SHAPE, CROP_SPACING, WINDOW_HU, CalciumModel, Window
+from ..models.calcium.network import CalciumModel, Window
+from ..models.crop import CROP_SHAPE, CROP_SPACING, WINDOW_HU
 from ..scoring import score
+from ..system.atomic import atomic_path, write_whole
 from .monitor import read_log
 from .patches import CALCIUM, CropCache
 

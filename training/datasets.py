@@ -17,7 +17,6 @@ A folder may hold several of them.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -34,6 +33,7 @@ from ..dicom.segmentation import SEGMENTATION_SOP_CLASSES, read_segmentation, re
 from ..errors import InputError, NoDicomFound, SeriesError, TrainingError
 from ..imaging import Volume
 from ..imaging.files import read_image, volume_from_image
+from ..system.foreign import foreign, read_json
 
 log = logging.getLogger(__name__)
 
@@ -133,14 +133,11 @@ def _nnunet(folder: Path) -> Iterator[AnnotatedSource]:
     if not (folder / "labelsTr").is_dir():
         return
     description = folder / "dataset.json"
-    try:
-        content = json.loads(description.read_text())
+    advice = 'write one with "labels": {"background": 0, "heart": 1, "calcium": 2}'
+    content = read_json(description, error=TrainingError, advice=advice)
+    fault = "does not say what the labels mean"
+    with foreign(str(description), error=TrainingError, fault=fault, advice=advice):
         heart, calcium = _label_values(content["labels"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TrainingError(
-            f"{description} does not say what the labels mean ({type(error).__name__}); "
-            'write one with "labels": {"background": 0, "heart": 1, "calcium": 2}'
-        ) from error
     if not heart and not calcium:
         raise TrainingError(
             f"{description} knows no label 'heart' or 'calcium' (it knows: {', '.join(content['labels'])}); "

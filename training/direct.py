@@ -1,4 +1,4 @@
-"""Training of direct scoring (`models.direct`): the heart's box, and the score of a slice."""
+"""Training of direct scoring (`models.slice_regression`): the heart's box, and the score of a slice."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..imaging.atomic import write_json, write_whole
 from ..imaging.files import read_image
 from ..imaging.orientation import ORIENTATIONS
-from ..models.calcium import WINDOW_HU
-from ..models.direct import BOX_WINDOW_HU, SlicePresence, SliceRegressor, box_input
+from ..models.crop import WINDOW_HU
+from ..models.slice_regression.network import BOX_WINDOW_HU, SlicePresence, SliceRegressor, box_input
+from ..system.atomic import write_json, write_whole
 from ..weights import write_description
 from .calcium import crop_origin, make_calcium_cache
 from .domain import simulated_domain
@@ -49,7 +49,7 @@ class DirectRecipe:
         validation_share: Share of the crops' patients that is held out.
         box_steps, box_batch_size, box_learning_rate, box_channels: Of the box's three networks.
         steps, batch_size, learning_rate, cosine: Of the regression.
-        channels, hidden, shared, log_target: See `models.direct.SliceRegressor`.
+        channels, hidden, shared, log_target: See `models.slice_regression.network.SliceRegressor`.
         jitter_mm: Largest shift of each side of the heart's box, mm: the networks' box is not perfect.
         noise_hu, offset_hu, zoom: See `SliceLook`.
         seed: Of everything.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ..imaging.atomic import write_whole
+from ..system.atomic import write_whole
 
 
 def write_networks(folder: Path, networks: Mapping[str, torch.nn.Module]) -> list[str]:

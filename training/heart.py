@@ -157,7 +157,7 @@ def simulated_heart(
     Returns:
         int16 HU and uint8 label (1 = heart), both (z, y, x), and the spacing (z, y, x) in mm.
     """
-    from ..models.heart import resample
+    from ..models.heart.network import resample
     from ..simulation import default_geometry, simulate_patient
 
     full = default_geometry(seed)
@@ -187,7 +187,7 @@ def scan_variant(
     Returns:
         int16 HU and uint8 label (1 = heart), both (z, y, x), and the spacing (z, y, x) in mm.
     """
-    from ..models.heart import resample
+    from ..models.heart.network import resample
     from .variants import vary
 
     varied, heart = vary(image, label, spacing, rng)
@@ -299,7 +299,7 @@ def labelled_scans(
     Raises:
         TrainingError: No scan with a heart in `source`, or see `annotated_scans`.
     """
-    from ..models.heart import resample
+    from ..models.heart.network import resample
 
     found = False
     for scan in annotated_scans(source):
@@ -483,7 +483,7 @@ def balancing_offset(weights: WeightSet, recipe: HeartRecipe) -> float:
     import torch
     from scipy.optimize import brentq
 
-    from ..models.heart import HeartModel
+    from ..models.heart.network import HeartModel
 
     model = HeartModel.load(weights, torch.device("cpu"))
     whole = replace(recipe, crop_share=0.0)

@@ -28,7 +28,7 @@ from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_p
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-from ..weights.nnunet_v2 import read_checkpoint
+from ..weights.checkpoints import read_checkpoint
 from .heart import CONFIGURATION, PROGRESS, HeartRecipe
 from .recipe import build
 
@@ -94,7 +94,7 @@ class HeartPlanner(ExperimentPlanner):  # type: ignore[misc]
     def determine_resampling(
         self, *_args: Any, **_kwargs: Any
     ) -> tuple[Any, dict[str, Any], Any, dict[str, Any]]:
-        """Linear instead of cubic: what `models.heart` does at inference."""
+        """Linear instead of cubic: what `models.heart.network` does at inference."""
         return (
             resample_torch_fornnunet,
             {"is_seg": False, "force_separate_z": False},

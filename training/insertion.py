@@ -23,11 +23,10 @@ from ..dicom import Series, discover, read_series
 from ..dicom.gates import is_sharp_kernel
 from ..errors import TrainingError
 from ..imaging import Geometry, Volume
-from ..imaging.masks import bounding_box, widened
+from ..imaging.masks import bounding_box, box_centre, widened
 from ..imaging.orientation import to_canonical
 from ..imaging.resampling import centred_grid
-from ..models.calcium import CANDIDATE_HU, CROP_SHAPE, CROP_SPACING
-from ..pipeline.stages import heart_centre
+from ..models.crop import CANDIDATE_HU, CROP_SHAPE, CROP_SPACING
 from ..simulation import sample_acquisition
 from ..simulation.acquisition import KERNELS
 from ..simulation.anatomy import Anatomy, sample_anatomy, stream
@@ -290,7 +289,7 @@ def inserted_crop(
     rng = stream(seed, "turn")
     hu, calcium, other = insert(background, seed, version)
     geometry = background.volume.geometry
-    centre = np.add(heart_centre(background.heart, geometry), rng.normal(0.0, jitter_mm, 3))
+    centre = np.add(box_centre(background.heart, geometry), rng.normal(0.0, jitter_mm, 3))
     grid = centred_grid(geometry, (centre[0], centre[1], centre[2]), CROP_SPACING, CROP_SHAPE)
     where = _turned(grid, geometry, centre, rng)
     near = widened(background.heart, geometry, margin_mm)

@@ -19,8 +19,9 @@ import scipy.ndimage
 import torch
 
 from ..errors import TrainingError
-from ..imaging.atomic import write_whole
-from ..models.calcium import CANDIDATE_HU, CROP_SHAPE, PATCH_SHAPE
+from ..models.calcium.network import PATCH_SHAPE
+from ..models.crop import CANDIDATE_HU, CROP_SHAPE
+from ..system.atomic import write_whole
 from .patches import CALCIUM, GRID, CropCache, Mistakes, Voxels, as_input, window_of
 
 if TYPE_CHECKING:

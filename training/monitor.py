@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..imaging.atomic import output_errors, write_whole
+from ..system.atomic import output_errors, write_whole
 
 log = logging.getLogger(__name__)
 

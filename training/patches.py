@@ -27,9 +27,10 @@ import numpy.typing as npt
 import torch
 
 from ..errors import TrainingError
-from ..imaging.atomic import remove_leftovers, write_json, write_whole
 from ..imaging.tiling import Corner, patch_corners
-from ..models.calcium import CANDIDATE_HU, CROP_SHAPE, PATCH_SHAPE, PATCH_STEP, WINDOW_HU, Window
+from ..models.calcium.network import PATCH_SHAPE, PATCH_STEP, Window
+from ..models.crop import CANDIDATE_HU, CROP_SHAPE, WINDOW_HU
+from ..system.atomic import remove_leftovers, write_json, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -206,7 +207,7 @@ def split_patients(cache: CropCache, share: float, seed: int) -> tuple[list[int]
 
 
 def as_input(image: npt.NDArray[np.float32], window_hu: Window = WINDOW_HU) -> npt.NDArray[np.float32]:
-    """HU as the network sees them, in place: the window onto [0, 1], as `models.calcium.normalise` does."""
+    """HU as the network sees them, in place: the window onto [0, 1], as `normalise` does."""
     low, high = window_hu
     np.clip(image, low, high, out=image)
     image -= np.float32(low)

@@ -6,10 +6,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from ..errors import WorkflowError
-from ..pipeline.options import nearest
+from ..system.foreign import MAX_YAML, parse_yaml, read_bytes
+from ..system.nearest import nearest
 
 T = TypeVar("T")
 
@@ -33,12 +32,9 @@ def load_recipe(path: Path, kind: type[T], *, role: str) -> T:
         WorkflowError: The file is missing or not YAML, it has no part for the role, or a key is unknown or
             lacks a value; the message names the nearest valid key.
     """
-    try:
-        content = yaml.safe_load(path.read_text())
-    except OSError:
-        raise WorkflowError(f"no recipe at {path}; name a YAML file as in config/train/") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise WorkflowError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
+    if not path.exists():
+        raise WorkflowError(f"no recipe at {path}; name a YAML file as in config/train/")
+    content = parse_yaml(read_bytes(path, most=MAX_YAML, error=WorkflowError), str(path), error=WorkflowError)
     if not isinstance(content, dict):
         raise WorkflowError(f"{path} must hold 'key: value' lines")
     if any(isinstance(content.get(part), dict) for part in SECTIONS):

@@ -1,4 +1,4 @@
-"""Training of the exclusion's three 2D U-Nets (`models.screening`), on the crops of the calcium network."""
+"""Training of the exclusion's three 2D U-Nets (`models.rule_out`), on the crops of the calcium network."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..imaging.atomic import write_json
 from ..imaging.orientation import ORIENTATIONS
-from ..models.calcium import CANDIDATE_HU, WINDOW_HU
-from ..models.screening import SliceUNet, highest_threshold, joined_probability
+from ..models.crop import CANDIDATE_HU, WINDOW_HU
+from ..models.rule_out.network import SliceUNet, highest_threshold, joined_probability
+from ..stats.thresholds import highest_keeping
+from ..system.atomic import write_json
 from ..weights import write_description
 from .calcium import crop_origin, make_calcium_cache
 from .calcium_recipe import LOSSES, CalciumRecipe
 from .domain import simulated_domain
 from .export import write_networks
 from .loop import run_steps
-from .metrics import highest_keeping
 from .patches import CALCIUM, CropCache, split_patients
 from .recipe import build
 from .slices import CalciumSlices, SliceLook
@@ -42,7 +42,7 @@ class ScreeningRecipe:
         window: Side of the part of a slice that is shown; 320 shows whole slices.
         learning_rate: Of Adam; falls to zero along half a cosine when `cosine` is true.
         loss: ``"dice"`` (the published method) or ``"dice_ce"`` (plus binary cross-entropy).
-        channels, dilated, dropout, norm: See `models.screening.SliceUNet`.
+        channels, dilated, dropout, norm: See `models.rule_out.network.SliceUNet`.
         noise_hu, offset_hu: See `SliceLook`.
         other_share: See `CalciumSlices`; the published method: 0, only slices with calcium.
         sensitivity: Of the held-out crops, which the operating point must reach.

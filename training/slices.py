@@ -15,9 +15,15 @@ import torch
 from ..errors import TrainingError
 from ..imaging import Geometry, Volume
 from ..imaging.masks import bounding_box
-from ..models.calcium import CROP_SHAPE, CROP_SPACING
-from ..models.direct import INCREMENT_MM, THICKNESS_MM, slice_weights, thick_slices, to_plane
-from ..models.screening import two_channels
+from ..models.crop import CROP_SHAPE, CROP_SPACING
+from ..models.rule_out.network import two_channels
+from ..models.slice_regression.network import (
+    INCREMENT_MM,
+    THICKNESS_MM,
+    slice_weights,
+    thick_slices,
+    to_plane,
+)
 from ..scoring import score
 from .patches import CALCIUM, OTHER, CropCache
 
@@ -96,7 +102,7 @@ class CalciumSlices:
         """The batch of a step.
 
         Returns:
-            float32 (n, 2, window, window), see `models.screening.two_channels`, and uint8 labels
+            float32 (n, 2, window, window), see `models.rule_out.network.two_channels`, and uint8 labels
             (n, 1, window, window), 1 = calcium.
         """
         rng = np.random.default_rng([self.seed, self.axis, step, 11])
@@ -197,8 +203,8 @@ class ScoredSlices:
         """The batch of a step.
 
         Returns:
-            float32 (n, 1, 256, 256), see `models.direct.to_plane`, and float32 (n, 4): the score, and the
-            voxel (z, y, x) in mm.
+            float32 (n, 1, 256, 256), see `slice_regression.network.to_plane`, and float32 (n, 4): the score
+            and the voxel (z, y, x) in mm.
         """
         rng = np.random.default_rng([self.seed, step, 12])
         planes, targets = [], []

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import TrainingError
-from ..imaging.atomic import write_whole
-from ..models.calcium import build_network
+from ..models.calcium.network import build_network
+from ..system.atomic import write_whole
 from .patches import Batches, CropCache, prefetch
 
 if TYPE_CHECKING:

@@ -10,16 +10,8 @@ from mhubio.core import IO, Instance, InstanceData, Module
 from .. import __version__
 from ..dicom import write_segmentation
 from ..errors import WorkflowError
-from .handover import (
-    CALCIUM,
-    CASE,
-    HEART,
-    SCREENED,
-    SEGMENTATION,
-    for_each_case,
-    read_case,
-    read_geometry,
-)
+from ..pipeline.facts import CALCIUM, HEART, POSSIBLE_CALCIUM
+from .handover import CASE, SEGMENTATION, files_of, for_each_case, read_case, read_geometry
 
 
 @IO.Config("converted_file_name", str, "cac.seg.dcm", the="name of the DICOM SEG")
@@ -35,13 +27,11 @@ class DSegConverter(Module):
 
     @for_each_case
     @IO.Input("in_case", CASE, the="header facts of the series")
-    @IO.Input("in_heart", HEART, the="heart, 0 and 1")
     @IO.Output("out_data", IO.C("converted_file_name"), SEGMENTATION, the="DICOM SEG")
     def task(
         self,
         instance: Instance,
         in_case: InstanceData,
-        in_heart: InstanceData,
         out_data: InstanceData,
     ) -> None:
         """Write the SEG of one series: the calcium network's, or where there is none, the exclusion's.
@@ -50,19 +40,18 @@ class DSegConverter(Module):
             WorkflowError: Neither has run.
         """
         path = Path(in_case.abspath)
-        masks = [*instance.data.filter(CALCIUM), *instance.data.filter(SCREENED)]
-        if not masks:
+        files = files_of(instance, (HEART, CALCIUM, POSSIBLE_CALCIUM))
+        case, geometry = read_case(path, files), read_geometry(path)
+        if CALCIUM not in case and POSSIBLE_CALCIUM not in case:
             raise WorkflowError("DSegConverter needs DeepCACRunner or ScreeningRunner before it")
-        case = read_case(path, heart=Path(in_heart.abspath), calcium=Path(masks[0].abspath))
-        geometry = read_geometry(path)
-        if case.heart is None or case.calcium is None or geometry is None:
-            raise TypeError("the SEG needs the heart and the calcium")
+        if geometry is None:
+            raise TypeError("the SEG needs the CT")
         write_segmentation(
             Path(out_data.abspath),
             series=case.series,
             geometry=geometry,
-            heart=case.heart,
-            calcium=case.calcium,
+            heart=case[HEART],
+            calcium=case[CALCIUM if CALCIUM in case else POSSIBLE_CALCIUM],
             algorithm_name=self.model_name,
             algorithm_version=__version__,
         )

@@ -15,22 +15,20 @@ from mhubio.core import Instance
 from mhubio.modules.organizer.DataOrganizer import DataOrganizer as Organizer
 
 from ..imaging import Geometry
-from ..imaging.atomic import atomic_path
 from ..pipeline.case import Case
-from ..pipeline.chain import Organise, run_stage, target_paths
-from ..pipeline.outputs import DETAILS_NAME
-from ..pipeline.results import CSV, PARQUET, STATUSES, ResultRow, unreadable_row, write_table
+from ..pipeline.chain import run_stage
+from ..pipeline.outputs import CSV, DETAILS_NAME, PARQUET
+from ..pipeline.results import STATUSES, ResultRow, unreadable_row, write_table
 from ..pipeline.run import RUN_FILE, Job, settle_output, write_run
-from ..pipeline.workflow import TARGET_ROLES
+from ..pipeline.step import images
+from ..pipeline.writing import TARGET_ROLES, Organise, target_paths
+from ..system.atomic import atomic_path
 from .handover import (
-    ATTENTION,
-    CALCIUM,
-    CT,
-    HEART,
     REJECTED,
-    SCREENED,
     case_from_json,
     case_path,
+    file_of,
+    files_of,
     log_stop,
     read_case,
     read_geometry,
@@ -38,7 +36,6 @@ from .handover import (
 )
 
 COPIED = {role: query for query, role in TARGET_ROLES.items() if role in ("seg", "sr", "report")}
-ARRAYS = {"ct": CT, "heart": HEART, "calcium": CALCIUM, "screened": SCREENED, "attention": ATTENTION}
 
 
 class DataOrganizer(Organizer):
@@ -90,9 +87,9 @@ class DataOrganizer(Organizer):
         case = replace(case, outputs=self._copied(job, case, instance))
 
         def complete(case: Case) -> Case:
-            files = {name: _file(instance, query) for name, query in ARRAYS.items()}
-            organise = Organise(workflow=job.workflow, output=job.output, keep=frozenset())
-            return organise(replace(read_case(path, **files), outputs=case.outputs))
+            organise = Organise(workflow=job.workflow, output=job.output)
+            found = read_case(path, files_of(instance, images().values()))
+            return organise(replace(found, outputs=case.outputs))
 
         if case.stop is None:
             case = run_stage(self.label, complete, case)
@@ -105,7 +102,7 @@ class DataOrganizer(Organizer):
         """The outputs of an instance in the output folder, by role."""
         paths, written = target_paths(job.workflow, case.series), {}
         for role, query in COPIED.items():
-            if (file := _file(instance, query)) is not None:
+            if (file := file_of(instance, query)) is not None:
                 written[role] = job.output / paths[role]
                 with atomic_path(written[role]) as temporary:
                     shutil.copyfile(file, temporary)
@@ -125,9 +122,3 @@ class DataOrganizer(Organizer):
         for path in paths:
             with suppress(PermissionError):
                 path.chmod(0o777)
-
-
-def _file(instance: Instance, query: str) -> Path | None:
-    """Where a file of an instance lies that a module has written."""
-    found = [Path(data.abspath) for data in instance.data.filter(query, confirmed_only=True)]
-    return found[0] if found else None

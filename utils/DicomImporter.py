@@ -14,13 +14,15 @@ from typing import Any
 from mhubio.core import IO, DataType, DirectoryChain, FileType, Instance, InstanceData, Meta, Module
 
 from ..dicom import Discovery, Series, SliceRef, discover, safe_name
-from ..dicom.files import open_slice
+from ..dicom.files import copied, open_archive, open_slice, opened
+from ..dicom.names import printable
 from ..errors import OutputUnwritable
-from ..imaging.atomic import output_errors, write_whole
 from ..pipeline.case import Case
-from ..pipeline.chain import patient_folder, run_stage
+from ..pipeline.chain import run_stage
+from ..pipeline.reading import check_headers
 from ..pipeline.run import check_folders
-from ..pipeline.stages import check_headers
+from ..pipeline.writing import patient_folder
+from ..system.atomic import output_errors, write_whole
 from .handover import CASE, CASE_FILE, REJECTED, case_to_json, log_stop, workflow_of, write_case
 
 
@@ -103,7 +105,7 @@ class DicomImporter(Module):
     def _list(self, rejected: list[Case], found: Discovery) -> None:
         """Write ``rejected.json``: what becomes no instance, for `DataOrganizer`."""
         for unread in found.unreadable:
-            self.log(f"unreadable-file: {unread.path}: {unread.reason}", level="ERROR")
+            self.log(printable(f"unreadable-file: {unread.path}: {unread.reason}"), level="ERROR")
         data = InstanceData("rejected.json", DataType.fromString(REJECTED), self.config.data.globalInstance)
         content = {
             "cases": [case_to_json(case) for case in rejected],
@@ -126,6 +128,7 @@ def link_files(series: Series, folder: Path, *, number: bool) -> Series:
         The series, its slices pointing into `folder`.
 
     Raises:
+        InputUnreadable: A zip archive has gone or is damaged.
         DiskFull, OutputUnwritable: The folder cannot be written.
     """
     names = {(ref.path, ref.member): safe_name(ref.file_name) for ref in series.slices}
@@ -140,8 +143,9 @@ def link_files(series: Series, folder: Path, *, number: bool) -> Series:
                 _link(path.resolve(), folder / name)
             else:
                 if path not in archives:
-                    archives[path] = stack.enter_context(zipfile.ZipFile(path))
-                (folder / name).write_bytes(archives[path].read(member))
+                    archives[path] = stack.enter_context(open_archive(path))
+                with opened(path, member, archives[path]) as (source, _), (folder / name).open("wb") as file:
+                    copied(source, file)
     slices = tuple(replace(s, path=folder / names[s.path, s.member], member=None) for s in series.slices)
     return replace(series, slices=slices)
 

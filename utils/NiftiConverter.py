@@ -9,7 +9,8 @@ from mhubio.core import IO, Instance, InstanceData, InstanceDataCollection, Modu
 
 from ..errors import WorkflowError
 from ..imaging.files import write_image
-from ..pipeline.stages import build_volume
+from ..pipeline.facts import CT
+from ..pipeline.reading import build_volume
 from .handover import CASE, for_each_case, read_case, write_case
 
 
@@ -70,5 +71,5 @@ class NiftiConverter(Module):
             return
         case = build_volume(read_case(path))
         write_case(path, case)
-        if case.stop is None and case.volume is not None:
-            write_image(target, case.volume.hu, case.volume.geometry)
+        if case.stop is None:
+            write_image(target, case[CT].hu, case[CT].geometry)

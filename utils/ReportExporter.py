@@ -9,10 +9,11 @@ from typing import Any
 from mhubio.core import IO, Instance, InstanceData, Module
 
 from ..errors import WorkflowError
-from ..imaging.atomic import write_json
 from ..pipeline.chain import provenance_of
+from ..pipeline.facts import SCORE
 from ..pipeline.outputs import SR_NAME, report, write_sr
-from ..pipeline.workflow import ReportExporterOptions
+from ..pipeline.writing import ReportExporterOptions
+from ..system.atomic import write_json
 from .handover import CASE, SEGMENTATION, for_each_case, read_case, workflow_of
 
 
@@ -54,6 +55,6 @@ class ReportExporter(Module):
         case = read_case(Path(in_case.abspath))
         write_json(Path(out_report.abspath), report(case, self.includes))
         segmentations = [*instance.data.filter(SEGMENTATION)]
-        if case.score is not None and segmentations:
+        if SCORE in case and segmentations:
             seg = Path(segmentations[0].abspath)
             write_sr(Path(out_sr.abspath), case, segmentation=seg, provenance=self.provenance)

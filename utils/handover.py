@@ -13,36 +13,34 @@ import functools
 import json
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-import numpy as np
 import numpy.typing as npt
 import yaml
 from mhubio.core import IO, Config, Instance, Module
 
 from ..dicom import Finding, Series, safe_name
-from ..errors import DeepCACError, MaskMismatch, WorkflowError
+from ..dicom.names import printable
+from ..errors import DeepCACError, MaskMismatch
 from ..imaging import Geometry, Volume
-from ..imaging.atomic import write_whole
-from ..imaging.files import read_image, write_image
-from ..pipeline.case import Case, Stop
+from ..imaging.files import read_image
+from ..pipeline.case import Case, Fact, Stop
 from ..pipeline.chain import run_stage
-from ..pipeline.workflow import MODULES, AGSCalculatorOptions, Workflow, is_target
+from ..pipeline.facts import CT, SCORE
+from ..pipeline.step import facts, steps
+from ..pipeline.workflow import Workflow
+from ..pipeline.writing import is_target
 from ..scoring import CalciumScore
+from ..system.atomic import write_whole
 
 CASE = "json:mod=case"
-CT = "nifti:mod=ct"
-HEART = "nifti:mod=seg:model=deepcac2:roi=HEART"
-CALCIUM = "nifti:mod=seg:model=deepcac2:roi=CORONARY_ARTERY+PATHOLOGIC_CALCIFICATION"
-SCREENED = "nifti:mod=seg:model=screening:roi=CORONARY_ARTERY+PATHOLOGIC_CALCIFICATION"
-ATTENTION = "nifti:mod=attention:model=direct"
 SEGMENTATION = "dicomseg:mod=seg"
 REJECTED = "json:mod=rejected"
-"""mhubio data types; ``roi`` is what SegDB calls the structure."""
+"""mhubio data types; those of images stand with their facts (`pipeline.case.ImageFile`)."""
 
 CASE_FILE = "case.json"
 
@@ -99,7 +97,7 @@ def log_stop(module: Module, case: Case) -> None:
         return
     level = "WARNING" if stop.status == "rejected" else "ERROR"
     where = safe_name(case.series.series_uid)
-    module.log(f"series {where}: {stop.status}, {stop.code}: {stop.reason}", level=level)
+    module.log(printable(f"series {where}: {stop.status}, {stop.code}: {stop.reason}"), level=level)
 
 
 def workflow_of(config: Config) -> Workflow:
@@ -117,9 +115,10 @@ def workflow_of(config: Config) -> Workflow:
             return options
         return options | {"targets": [t for t in options["targets"] if is_target(t)]}
 
-    steps = [ours(s) for s in content["execute"] if (s["module"] if isinstance(s, dict) else s) in MODULES]
-    modules = {k: ours(v) for k, v in (content.get("modules") or {}).items() if k in MODULES}
-    return Workflow.parse(yaml.safe_dump({"execute": steps, "modules": modules}), name=_workflow_name())
+    known = steps()
+    entries = [ours(s) for s in content["execute"] if (s["module"] if isinstance(s, dict) else s) in known]
+    modules = {k: ours(v) for k, v in (content.get("modules") or {}).items() if k in known}
+    return Workflow.parse(yaml.safe_dump({"execute": entries, "modules": modules}), name=_workflow_name())
 
 
 def _workflow_name() -> str:
@@ -135,17 +134,6 @@ def case_path(instance: Instance) -> Path:
     return Path(instance.abspath) / CASE_FILE
 
 
-def scoring_rule(module: Module) -> str | None:
-    """The rule that AGSCalculator will score by in the workflow of a module; None where it does not run."""
-    workflow = module.config._config
-    for entry in workflow.get("execute") or ():
-        own = dict(entry) if isinstance(entry, dict) else {"module": entry}
-        if own.pop("module", None) == "AGSCalculator":
-            options = {**((workflow.get("modules") or {}).get("AGSCalculator") or {}), **own}
-            return str(options.get("rule", AGSCalculatorOptions().rule))
-    return None
-
-
 def write_case(path: Path, case: Case) -> None:
     """Write or update the ``case.json`` with all of a case but its arrays and outputs."""
     content = case_to_json(case)
@@ -154,12 +142,13 @@ def write_case(path: Path, case: Case) -> None:
 
 def case_to_json(case: Case) -> dict[str, Any]:
     """All of a case but its arrays and outputs; of the CT the geometry."""
+    score = case.get(SCORE)
     return {
         "series": asdict(case.series),
-        "geometry": asdict(case.volume.geometry) if case.volume is not None else None,
-        "score": asdict(case.score) if case.score is not None else None,
+        "geometry": asdict(case[CT].geometry) if CT in case else None,
+        "score": asdict(score) if score is not None else None,
         "findings": [asdict(finding) for finding in case.findings],
-        "facts": case.facts,
+        "facts": {f.name: v for f, v in case.facts.items() if f.image is None and f != SCORE},
         "timings": case.timings,
         "stop": asdict(case.stop) if case.stop is not None else None,
     }
@@ -167,61 +156,56 @@ def case_to_json(case: Case) -> dict[str, Any]:
 
 def case_from_json(content: dict[str, Any]) -> Case:
     """The case of `case_to_json`, without the CT."""
-    score, stop = content.get("score"), content.get("stop")
+    score, stop, known = content.get("score"), content.get("stop"), facts()
+    found = {known[name]: value for name, value in content["facts"].items()}
+    if score is not None:
+        found[SCORE] = _restored(CalciumScore, score)
     return Case(
         series=_restored(Series, content["series"]),
-        score=_restored(CalciumScore, score) if score is not None else None,
+        facts=found,
         findings=tuple(_restored(Finding, f) for f in content["findings"]),
-        facts=content["facts"],
         timings=content["timings"],
         stop=_restored(Stop, stop) if stop is not None else None,
     )
 
 
-def read_case(path: Path, **files: Path | None) -> Case:
+def read_case(path: Path, files: Mapping[Fact[Any], Path] | None = None) -> Case:
     """The case so far, with those of its arrays whose NIfTI files are given.
 
     Args:
-        files: Of ``ct``, ``heart``, ``calcium``, ``screened`` and ``attention``, see `Case`.
+        files: By fact.
 
     Raises:
         MaskMismatch: A file has another size than the CT.
         InputUnreadable: A file is gone or damaged.
     """
     content = _read(path)
-    arrays = {name: _array(file, content) for name, file in files.items() if file is not None}
-    volume = Volume(hu=arrays.pop("ct"), geometry=_geometry(content)) if "ct" in arrays else None
-    masks: dict[str, Any] = {n: array if n == "attention" else array > 0 for n, array in arrays.items()}
-    return replace(case_from_json(content), volume=volume, **masks)
+    case = case_from_json(content)
+    for fact, file in (files or {}).items():
+        array = _array(file, content)
+        if fact == CT:
+            case = case.add(CT, Volume(hu=array, geometry=_geometry(content)))
+        else:
+            case = case.add(fact, array if array.dtype.kind == "f" else array > 0)
+    return case
+
+
+def file_of(instance: Instance, query: str) -> Path | None:
+    """Where a file of an instance lies that a module has written."""
+    found = [Path(data.abspath) for data in instance.data.filter(query, confirmed_only=True)]
+    return found[0] if found else None
+
+
+def files_of(instance: Instance, wanted: Iterable[Fact[Any]]) -> dict[Fact[Any], Path]:
+    """Where the images of an instance lie that modules before have written."""
+    files = {fact: file_of(instance, fact.image.query) for fact in wanted if fact.image is not None}
+    return {fact: path for fact, path in files.items() if path is not None}
 
 
 def read_geometry(path: Path) -> Geometry | None:
     """The CT's grid, exact, without reading the CT; None where none was read."""
     content = _read(path)
     return _geometry(content) if "geometry" in content else None
-
-
-def heart_path(instance: Instance) -> Path:
-    """Where the heart mask of an instance lies, for modules that can do without.
-
-    Raises:
-        WorkflowError: HeartRunner has not run.
-    """
-    found = [Path(data.abspath) for data in instance.data.filter(HEART)]
-    if not found:
-        raise WorkflowError("localise: heart needs HeartRunner before it")
-    return found[0]
-
-
-def write_mask(path: Path, mask: npt.NDArray[np.bool_] | None, volume: Volume | None) -> None:
-    """Write a mask (z, y, x) on the CT's grid as NIfTI, 0 and 1.
-
-    Raises:
-        DiskFull, OutputUnwritable: It cannot be written.
-    """
-    if mask is None or volume is None:
-        raise TypeError("the stage before left no mask")
-    write_image(path, mask, volume.geometry)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -8,14 +8,15 @@ Converters and training write it; loading checks against it.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from ..errors import WeightsError, WeightsMissing
-from ..imaging.atomic import write_json
+from ..system.atomic import write_json
+from ..system.foreign import read_json
+from ..system.hashing import sha256_of
 
 DESCRIPTION = "weights.json"
 ROLES = ("heart", "calcium", "screening", "direct")
@@ -130,15 +131,6 @@ class WeightSet:
         return {"name": self.name, "sha256": self.hash, "description_sha256": self.description}
 
 
-def sha256_of(path: Path) -> str:
-    """sha256 of a file's content, 64 lower-case hex digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def set_hash(files: Mapping[str, str]) -> str:
     """sha256 over ``"<sha256>  <name>\\n"`` of all files, sorted by name (the format of `sha256sum`).
 
@@ -215,14 +207,11 @@ def read_description(path: Path) -> dict[str, Any]:
         WeightsMissing: There is none.
         WeightsError: It cannot be used.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         raise WeightsMissing(
             f"no {path.name} in {path.parent}; give the folder of a converted set (deepcac2 weights --help)"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path} cannot be read: {error}; convert or train the set again") from error
+        )
+    content = read_json(path, error=WeightsError, advice="convert or train the set again")
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise WeightsError(
             f"{path} is not a description of weights in format {_FORMAT}; convert the set again"

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import WeightsMissing
-from ..imaging.atomic import write_json
-from .description import DESCRIPTION, WeightSet, describe, sha256_of
+from ..system.atomic import write_json
+from ..system.hashing import sha256_of
+from .description import DESCRIPTION, WeightSet, describe
 
 PACKAGE_FOLDER = Path(__file__).resolve().parent
 MANIFEST = PACKAGE_FOLDER / "manifest.json"

@@ -18,16 +18,17 @@ then mean and standard deviation) mean the same in v1 and v2.
 
 from __future__ import annotations
 
-import io
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import WeightsMissing, WeightsUnsupported
-from .description import WeightSet, sha256_of
-from .nnunet_v2 import heart_labels, read_checkpoint, write_heart_set
+from ..system.foreign import foreign
+from ..system.hashing import sha256_of
+from .checkpoints import checked_tensors, read_checkpoint, read_plain_pickle
+from .description import WeightSet
+from .nnunet_v2 import heart_labels, text_of, write_heart_set
 
 if TYPE_CHECKING:
     import torch
@@ -35,53 +36,6 @@ if TYPE_CHECKING:
 OTHER_NETWORKS = ("ReLU", "GeLU", "Mish", "_BN", "FRN", "GN", "NoNormalization", "Resenc", "Cascade")
 """Parts of the names of v1's trainers whose networks compute something else with the same tensors
 (``nnunet/training/network_training/nnUNet_variants/architectural_variants`` of nnunet 1.7.1)."""
-
-_SAFE = {
-    ("collections", "OrderedDict"),
-    ("_codecs", "encode"),
-    *(
-        ("builtins", n)
-        for n in ("set", "frozenset", "complex", "slice", "range", "bytearray", "list", "tuple", "dict")
-    ),
-    *(("numpy", n) for n in ("dtype", "ndarray")),
-    *((f"numpy.{core}.multiarray", n) for core in ("core", "_core") for n in ("_reconstruct", "scalar")),
-    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
-}
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Builds containers and NumPy arrays, nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _SAFE:
-            raise pickle.UnpicklingError(f"{module}.{name}")
-        import numpy as np
-
-        if module.startswith("numpy.") and "core." in module:
-            reconstruct = np.zeros(1).__reduce__()[0]
-            scalar = np.float64(0.0).__reduce__()[0]
-            if name == "_reconstruct":
-                return reconstruct
-            if name == "scalar":
-                return scalar
-        return super().find_class(module, name)
-
-
-def read_plain_pickle(path: Path) -> Any:
-    """Read a pickle of plain data: containers, strings, numbers and NumPy arrays.
-
-    Raises:
-        WeightsMissing: No such file.
-        WeightsUnsupported: It names any other class or function, or is no pickle.
-    """
-    try:
-        return _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
-    except FileNotFoundError:
-        raise WeightsMissing(f"{path} is missing; copy the whole nnU-Net v1 folder") from None
-    except pickle.UnpicklingError as error:
-        raise WeightsUnsupported(f"{path} holds more than plain data ({error}); not opened") from error
-    except (EOFError, ValueError, IndexError, KeyError, TypeError, AttributeError, ImportError) as error:
-        raise WeightsUnsupported(f"{path} is no readable pickle ({type(error).__name__}: {error})") from error
 
 
 def convert_nnunet_v1(
@@ -117,25 +71,24 @@ def convert_nnunet_v1(
         raise WeightsMissing(f"no fold_*/{checkpoint}.model in {folder}; name another with --checkpoint")
     files = [p / f"{checkpoint}.model" for p in folds]
     info = read_plain_pickle(files[0].with_name(f"{checkpoint}.model.pkl"))
-    trainer = str(info["name"])
-    odd = next((part for part in OTHER_NETWORKS if part in trainer), None)
-    if odd is not None:
-        raise WeightsUnsupported(f"{folder} was trained with {trainer}, whose network nnunetv2 does not have")
-    try:
+    with foreign(str(folder), error=WeightsUnsupported, fault="is no nnU-Net v1 result that is understood"):
+        trainer = text_of(info["name"])
+        if any(part in trainer for part in OTHER_NETWORKS):
+            raise WeightsUnsupported(
+                f"{folder} was trained with {trainer}, whose network nnunetv2 does not have"
+            )
         stage = _stage(plans, info, configuration)
-        states = [_state_v2(read_checkpoint(f)["state_dict"]) for f in files]
+        states = [_state_v2(checked_tensors(read_checkpoint(f)["state_dict"], f)) for f in files]
         v2_plans = _plans_v2(plans, stage, states[0], folder)
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise WeightsUnsupported(f"{folder} is no nnU-Net v1 result that is understood: {error!r}") from error
-    chosen = next(iter(v2_plans["configurations"]))
-    classes = [int(c) for c in plans["all_classes"]]
-    named = {"heart": classes[0]} if len(classes) == 1 else {f"class_{c}": c for c in classes}
-    dataset: dict[str, Any] = {
-        "channel_names": {"0": "CT"},
-        "labels": {"background": 0, **named},
-        "numTraining": len(plans.get("original_sizes", [])),
-        "file_ending": ".nii.gz",
-    }
+        chosen = next(iter(v2_plans["configurations"]))
+        classes = [int(c) for c in plans["all_classes"]]
+        named = {"heart": classes[0]} if len(classes) == 1 else {f"class_{c}": c for c in classes}
+        dataset: dict[str, Any] = {
+            "channel_names": {"0": "CT"},
+            "labels": {"background": 0, **named},
+            "numTraining": len(plans.get("original_sizes", [])),
+            "file_ending": ".nii.gz",
+        }
     tensors = {
         f"fold_{p.name.removeprefix('fold_')}.safetensors": s for p, s in zip(folds, states, strict=True)
     }
@@ -296,7 +249,7 @@ def _plans_v2(
     spacing = [float(s) for s in old["current_spacing"]]
     median = [round(float(n)) for n in old["median_patient_size_in_voxels"]]
     configuration = {
-        "data_identifier": f"{plans.get('data_identifier', 'nnUNetData')}_stage{stage}",
+        "data_identifier": f"{text_of(plans.get('data_identifier', 'nnUNetData'))}_stage{stage}",
         "preprocessor_name": "DefaultPreprocessor",
         "batch_size": int(old["batch_size"]),
         "patch_size": [int(p) for p in old["patch_size"]],

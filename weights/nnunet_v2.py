@@ -9,16 +9,17 @@ A folder of heart weights holds
 
 from __future__ import annotations
 
-import json
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import WeightsError, WeightsMissing, WeightsUnsupported
-from ..imaging.atomic import write_json
-from .description import WeightSet, sha256_of, write_description
+from ..system.atomic import json_bytes, output_errors, write_whole
+from ..system.foreign import foreign, read_json
+from ..system.hashing import sha256_of
+from .checkpoints import checked_tensors, read_checkpoint
+from .description import WeightSet, write_description
 
 if TYPE_CHECKING:
     import torch
@@ -56,32 +57,39 @@ def convert_nnunet_v2(
     if not checkpoints:
         raise WeightsMissing(f"no fold_*/{checkpoint} in {source}; give the folder that holds plans.json")
     states = [read_checkpoint(p) for p in checkpoints]
-    tensors = {
-        f"fold_{p.parent.name.removeprefix('fold_')}.safetensors": unique_tensors(s["network_weights"])
-        for p, s in zip(checkpoints, states, strict=True)
-    }
-    classes = heart_labels(dataset["labels"], labels)
-    if heart_offset:
-        metadata["heart_offset"] = heart_offset
-        for fold in tensors.values():
-            last = max(
-                (k for k in fold if k.startswith("decoder.seg_layers.") and k.endswith(".bias")),
-                key=lambda k: int(k.split(".")[2]),
+    with foreign(str(source), error=WeightsUnsupported, fault="is no nnU-Net v2 result that is understood"):
+        tensors = {
+            f"fold_{p.parent.name.removeprefix('fold_')}.safetensors": dict(
+                checked_tensors(unique_tensors(s["network_weights"]), p)
             )
-            fold[last] = fold[last].clone()
-            fold[last][list(classes)] -= heart_offset
+            for p, s in zip(checkpoints, states, strict=True)
+        }
+        classes = heart_labels(dataset["labels"], labels)
+        if heart_offset:
+            metadata["heart_offset"] = heart_offset
+            for fold in tensors.values():
+                last = max(
+                    (k for k in fold if k.startswith("decoder.seg_layers.") and k.endswith(".bias")),
+                    key=lambda k: int(k.split(".")[2]),
+                )
+                fold[last] = fold[last].clone()
+                fold[last][list(classes)] -= heart_offset
+        name = name or text_of(plans["dataset_name"])
+        configuration = text_of(states[0]["init_args"]["configuration"])
+        trainer = text_of(states[0]["trainer_name"])
+        mirror_axes = [int(axis) for axis in states[0].get("inference_allowed_mirroring_axes") or ()]
     return write_heart_set(
         destination,
-        name=name or str(plans["dataset_name"]),
+        name=name,
         plans=plans,
         dataset=dataset,
         folds=tensors,
-        configuration=states[0]["init_args"]["configuration"],
-        mirror_axes=states[0].get("inference_allowed_mirroring_axes"),
+        configuration=configuration,
+        mirror_axes=mirror_axes,
         labels=classes,
         source={
             "format": "nnunet-v2",
-            "trainer": states[0]["trainer_name"],
+            "trainer": trainer,
             "files": {f"{p.parent.name}/{p.name}": sha256_of(p) for p in checkpoints},
         },
         **metadata,
@@ -96,7 +104,7 @@ def write_heart_set(
     dataset: dict[str, Any],
     folds: Mapping[str, dict[str, torch.Tensor]],
     configuration: str,
-    mirror_axes: Any,
+    mirror_axes: Sequence[int],
     labels: Sequence[int],
     source: dict[str, Any],
     **metadata: Any,
@@ -108,22 +116,36 @@ def write_heart_set(
     """
     from safetensors.torch import save
 
+    with foreign("the plans", error=WeightsUnsupported, fault="are none that is understood"):
+        plan = plans["configurations"][configuration]
+        intensity = plans["foreground_intensity_properties_per_channel"]["0"]
+        input_of = {
+            "spacing_mm": [float(s) for s in plan["spacing"]],
+            "patch": [int(p) for p in plan["patch_size"]],
+            "normalisation": {
+                "scheme": text_of(plan["normalization_schemes"][0]),
+                "clip_hu": [float(intensity["percentile_00_5"]), float(intensity["percentile_99_5"])],
+                "mean_hu": float(intensity["mean"]),
+                "sd_hu": float(intensity["std"]),
+            },
+        }
+        contents = {
+            "plans.json": json_bytes(plans),
+            "dataset.json": json_bytes(dataset),
+        }
+        for file, tensors in folds.items():
+            contents[file] = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
     if destination.exists() and not destination.is_dir():
         raise WeightsError(f"{destination} is not a folder; name a new one")
     if destination.is_dir():
-        foreign = [p.name for p in destination.iterdir() if not _ours(p.name)]
-        if foreign:
-            raise WeightsError(f"{destination} holds {foreign[0]} and other files; name a new folder")
-        for old in destination.iterdir():
+        others = [p.name for p in destination.iterdir() if not _ours(p.name)]
+        if others:
+            raise WeightsError(f"{destination} holds {others[0]} and other files; name a new folder")
+    with output_errors(destination):
+        for old in destination.iterdir() if destination.is_dir() else ():
             old.unlink()
-    destination.mkdir(parents=True, exist_ok=True)
-    write_json(destination / "plans.json", plans)
-    write_json(destination / "dataset.json", dataset)
-    for file, tensors in folds.items():
-        content = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
-        (destination / file).write_bytes(content)
-    plan = plans["configurations"][configuration]
-    intensity = plans["foreground_intensity_properties_per_channel"]["0"]
+    for file, content in contents.items():
+        write_whole(destination / file, content)
     metadata.setdefault("licence", "as the source")
     return write_description(
         destination,
@@ -131,18 +153,9 @@ def write_heart_set(
         role="heart",
         files=["plans.json", "dataset.json", *folds],
         configuration=configuration,
-        mirror_axes=list(mirror_axes) if mirror_axes else [],
+        mirror_axes=list(mirror_axes),
         heart_labels=list(labels),
-        input={
-            "spacing_mm": plan["spacing"],
-            "patch": [int(p) for p in plan["patch_size"]],
-            "normalisation": {
-                "scheme": plan["normalization_schemes"][0],
-                "clip_hu": [intensity["percentile_00_5"], intensity["percentile_99_5"]],
-                "mean_hu": intensity["mean"],
-                "sd_hu": intensity["std"],
-            },
-        },
+        input=input_of,
         source=source,
         **metadata,
     )
@@ -184,6 +197,17 @@ def heart_labels(labels: Mapping[str, Any], given: Sequence[int] | None) -> tupl
     return named
 
 
+def text_of(value: Any) -> str:
+    """A value that has to be text: of what is none, no text is made, which can take for ever.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"a {type(value).__name__} where a name should be")
+    return value
+
+
 def _listed(numbers: Mapping[str, int]) -> str:
     return ", ".join(f"{number} ({name})" for name, number in numbers.items())
 
@@ -204,51 +228,12 @@ def unique_tensors(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
     }
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a torch checkpoint of nnU-Net v1 or v2 with torch's restricted unpickler.
-
-    Tensors, plain containers and NumPy numbers are let through, nothing else.
-
-    Raises:
-        WeightsUnsupported: It holds anything else, or is no checkpoint.
-    """
-    import torch
-
-    try:
-        with torch.serialization.safe_globals(_numpy_globals()):
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WeightsUnsupported(
-            f"{path} holds more than weights, or is no checkpoint ({reason}); not opened"
-        ) from error
-    if not isinstance(state, dict):
-        raise WeightsUnsupported(f"{path} is no nnU-Net checkpoint: it holds a {type(state).__name__}")
-    return state
-
-
-def _numpy_globals() -> list[Any]:
-    """The NumPy names that nnU-Net's logs in a checkpoint consist of, as NumPy 1 and 2 spell them."""
-    import numpy as np
-
-    scalar = np.float64(0.0).__reduce__()[0]
-    reconstruct = np.zeros(1).__reduce__()[0]
-    numbers = (np.float16, np.float32, np.float64, np.int32, np.int64, np.bool_)
-    found: list[Any] = [np.dtype, np.ndarray, *(type(np.dtype(t)) for t in numbers)]
-    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-        found += [(scalar, f"{module}.scalar"), (reconstruct, f"{module}._reconstruct")]
-    return found
-
-
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         raise WeightsMissing(
             f"no {path.name} in {path.parent}; give the folder that holds plans.json and fold_*"
-        ) from None
-    except ValueError as error:
-        raise WeightsUnsupported(f"{path} is not JSON: {error}") from error
+        )
+    content = read_json(path, error=WeightsUnsupported)
     if not isinstance(content, dict):
         raise WeightsUnsupported(f"{path} is not a JSON object")
     return content

@@ -16,7 +16,8 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 from ..errors import WeightsAltered, WeightsError, WeightsMissing, WeightsUnsupported
-from .description import DESCRIPTION, WeightSet, describe, sha256_of
+from ..system.hashing import sha256_of
+from .description import DESCRIPTION, WeightSet, describe
 from .manifest import load_manifest, user_folder
 from .nnunet_v1 import convert_nnunet_v1
 from .nnunet_v2 import convert_nnunet_v2

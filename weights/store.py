@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import WeightsAltered, WeightsError, WeightsMissing, WeightsUnsupported
-from .description import DESCRIPTION, Domain, Range, WeightSet, describe, sha256_of
+from ..system.foreign import parse_json
+from ..system.hashing import sha256_of
+from .description import DESCRIPTION, Domain, Range, WeightSet, describe
 from .manifest import PACKAGE_FOLDER, default_entry, load_manifest, user_folder
 
 if TYPE_CHECKING:
@@ -170,8 +171,9 @@ def load_json(weights: WeightSet, name: str) -> Any:
 
     Raises:
         WeightsMissing, WeightsAltered: As `verify`.
+        WeightsUnsupported: Not JSON.
     """
-    return json.loads(_read(weights, name))
+    return parse_json(_read(weights, name), str(weights.path / name), error=WeightsUnsupported)
 
 
 def load_tensors(weights: WeightSet, name: str) -> dict[str, torch.Tensor]:

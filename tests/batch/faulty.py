@@ -22,11 +22,12 @@ from deepcac2.batch.ledger import OutputLock, Shard
 from deepcac2.batch.run import Means, RunSummary, run_found
 from deepcac2.dicom import Discovery, Series
 from deepcac2.errors import DiskFull, SeriesRejected
-from deepcac2.imaging.atomic import write_whole
 from deepcac2.pipeline import Workflow
 from deepcac2.pipeline.case import Case
-from deepcac2.pipeline.chain import PHASES, Chain
+from deepcac2.pipeline.chain import Chain
 from deepcac2.pipeline.run import Job
+from deepcac2.pipeline.step import PHASES
+from deepcac2.system.atomic import write_whole
 
 PAUSE = 0.02
 
@@ -67,7 +68,7 @@ class FaultyJob(Job):
 
     marks: Path = Path()
 
-    def chain(self, phases: Collection[str] = tuple(PHASES), device: Any = None) -> Chain:
+    def chain(self, phases: Collection[str] = PHASES, device: Any = None) -> Chain:
         stages = []
         if "read" in phases:
             stages.append(("DicomImporter", lambda case: case))

@@ -102,6 +102,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_whatever_kills_an_actor_costs_one_series_at_most(
     two_nodes: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

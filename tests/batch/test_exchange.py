@@ -14,6 +14,7 @@ from deepcac2.batch.exchange import put, take
 from deepcac2.dicom import Series
 from deepcac2.imaging import Geometry, Volume
 from deepcac2.pipeline.case import Case
+from deepcac2.pipeline.facts import CALCIUM, CT, HEART
 
 
 def case() -> Case:
@@ -22,9 +23,11 @@ def case() -> Case:
     hu = rng.integers(-1000, 1000, geometry.shape).astype(np.int16)
     return Case(
         series=Series(series_uid="1.2.3"),
-        volume=Volume(hu=hu, geometry=geometry),
-        heart=np.asfortranarray(rng.random(geometry.shape) < 0.5),
-        calcium=hu > 900,
+        facts={
+            CT: Volume(hu=hu, geometry=geometry),
+            HEART: np.asfortranarray(rng.random(geometry.shape) < 0.5),
+            CALCIUM: hu > 900,
+        },
         timings={"a": 1.0},
     )
 
@@ -39,8 +42,7 @@ def test_a_case_comes_out_as_it_went_in(tmp_path: Path) -> None:
     taken = take(path)
     assert not path.exists()
     assert same(given, taken)
-    assert taken.volume is not None
-    taken.volume.hu[0] = 7  # whoever takes it may change it
+    taken[CT].hu[0] = 7  # whoever takes it may change it
 
 
 def test_another_process_takes_it(tmp_path: Path) -> None:

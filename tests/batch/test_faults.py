@@ -45,7 +45,8 @@ def files(output: Path) -> dict[str, bytes]:
     return {p.relative_to(output).as_posix(): p.read_bytes() for p in output.rglob("result.txt")}
 
 
-@pytest.mark.parametrize("prefetch", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("prefetch", [0, 1])
 def test_whatever_kills_a_worker_costs_one_series_at_most(tmp_path: Path, prefetch: int) -> None:
     faults = {2: "segfault", 5: "kill", 7: "exit", 9: "memory", 11: "error", 13: "reject", 15: "once-kill"}
     summary = run(tmp_path / "out", 18, faults, prefetch=prefetch)
@@ -63,14 +64,16 @@ def test_whatever_kills_a_worker_costs_one_series_at_most(tmp_path: Path, prefet
     assert summary.statistics.deaths == 7
 
 
-@pytest.mark.parametrize("fault", [pytest.param("hang", marks=pytest.mark.slow), "deaf"])
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["hang", "deaf"])
 def test_a_worker_that_hangs_is_stopped(tmp_path: Path, fault: str) -> None:
-    summary = run(tmp_path / "out", 4, {1: fault}, timeout=30.0, retries=0)
+    summary = run(tmp_path / "out", 4, {1: fault}, timeout=15.0, retries=0)
     rows = outcomes(summary)
     assert rows.pop("1.2.1") == ("failed", "timeout")
     assert set(rows.values()) == {("scored", "")}
 
 
+@pytest.mark.slow
 def test_a_series_that_killed_two_workers_is_set_aside_until_told_otherwise(tmp_path: Path) -> None:
     output, faults = tmp_path / "out", {1: "kill"}
     first = run(output, 3, faults, retries=0)
@@ -109,6 +112,7 @@ def test_two_runs_on_one_output_refuse_each_other(tmp_path: Path) -> None:
     assert set(outcomes(run(output, 3, {})).values()) == {("scored", "")}
 
 
+@pytest.mark.slow
 def test_shards_share_an_output(tmp_path: Path) -> None:
     """One shard after the other, and the table is whole after the last; the same shard twice is refused."""
     output = tmp_path / "out"
@@ -148,7 +152,7 @@ def test_a_run_that_was_killed_is_not_finished(tmp_path: Path) -> None:
     assert said == {"found": 3, "selected": 3, "finished": False}
 
 
-@pytest.mark.parametrize("prefetch", [0, 1])
+@pytest.mark.parametrize("prefetch", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_stop_finishes_what_is_computed_and_begins_nothing(tmp_path: Path, prefetch: int) -> None:
     """Of eight slow series, stopped when the first is done: what is computed by then follows, no more."""
     output, slow, engines, finishing = tmp_path / "out", dict.fromkeys(range(8), "slow"), [], []
@@ -192,8 +196,9 @@ def check_killed_run(tmp_path: Path, count: int, kills: int) -> None:
     assert left == {p.name for p in (tmp_path / "undisturbed").rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_loses_nothing(tmp_path: Path) -> None:
-    check_killed_run(tmp_path, count=60, kills=4)
+    check_killed_run(tmp_path, count=40, kills=3)
 
 
 @pytest.mark.slow

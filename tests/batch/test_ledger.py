@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deepcac2.batch.ledger import Journal, OutputLock, Shard
+from deepcac2.batch.ledger import Journal, OutputLock, Shard, read_lines
 from deepcac2.errors import InputError, OutputBusy
 
 
@@ -91,3 +91,24 @@ def test_shards_know_of_each_others_deaths(tmp_path: Path) -> None:
         journal.add("died", "1.2.3")
         journal.close()
     assert deaths(tmp_path) == Counter({"1.2.3": 2})
+
+
+def test_shards_of_another_split_are_refused(tmp_path: Path) -> None:
+    """0/2 and 0/3 hold the same series: both would compute and write them."""
+    with (
+        OutputLock(tmp_path, Shard(0, 3)),
+        pytest.raises(OutputBusy, match="a shard of 3 is at work") as caught,
+    ):
+        OutputLock(tmp_path, Shard(1, 2))
+    assert "\n" not in str(caught.value)
+    with OutputLock(tmp_path, Shard(0, 2)), OutputLock(tmp_path, Shard(1, 2)):
+        pass  # what the other split and the refused one left behind holds nobody up
+    with OutputLock(tmp_path, Shard(0, 3)), OutputLock(tmp_path, Shard(2, 3)):
+        pass
+
+
+def test_lines_that_are_none_or_without_end_are_left_out(tmp_path: Path) -> None:
+    good = b'{"event": "died", "series": "1.2"}'
+    bad = [b"[" * 100_000, b'{"died": 1e999}', b'"died \\ud800"', b'"died' + b"x" * (3 << 20)]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join([good, *bad, good]))
+    assert list(read_lines(tmp_path / "a.jsonl")) == [json.loads(good)] * 2

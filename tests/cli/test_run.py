@@ -18,6 +18,7 @@ from deepcac2.cli.run import _line
 from deepcac2.dicom import discover
 
 
+@pytest.mark.slow
 def test_json_progress_is_one_object_a_series(simulated: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "deepcac2", "run", str(simulated), str(tmp_path / "out")]
     command += ["--devices", "cpu", "--json-progress"]  # a process of its own: its peak memory is told

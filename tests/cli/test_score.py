@@ -12,7 +12,7 @@ import pytest
 
 from deepcac2.cli import score as command
 from deepcac2.dicom import discover, read_series, write_segmentation
-from deepcac2.errors import DeepCACError, InputError, InputUnreadable, MaskMismatch
+from deepcac2.errors import DeepCACError, InputDamaged, InputError, InputUnreadable, MaskMismatch
 from deepcac2.imaging import Geometry
 from deepcac2.imaging.files import write_image
 
@@ -182,3 +182,20 @@ def test_files_that_do_not_fit(scan, tmp_path: Path) -> None:
         run(ct, tmp_path / "shifted.nii")
     with pytest.raises(DeepCACError):
         run(tmp_path / "nothing", mask)
+
+
+def test_a_damaged_file_in_place_of_the_ct(scan, tmp_path: Path) -> None:
+    (tmp_path / "a.dcm").write_bytes(bytes(128) + b"DICM" + bytes(500))
+    with pytest.raises(InputDamaged, match=r"a\.dcm is no scan: .+; copy it again") as caught:
+        run(tmp_path / "a.dcm", scan[1])
+    assert "permissions" not in str(caught.value)
+
+
+def test_a_seg_that_unpacks_to_more_than_it_is(scan, small_seg: Path, tmp_path: Path, deflated_segs) -> None:
+    for kind, content in deflated_segs(
+        small_seg.read_bytes(), 50, "zeros", "private", "pixels", "items"
+    ).items():
+        (tmp_path / kind).write_bytes(content)
+        with pytest.raises(InputUnreadable, match=f"{kind} is ") as caught:
+            run(scan[0], tmp_path / kind)
+        assert "\n" not in str(caught.value)

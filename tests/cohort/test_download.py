@@ -108,7 +108,7 @@ class Client:
 
 
 def test_the_query_becomes_a_table_that_run_and_download_take(tmp_path: Path) -> None:
-    from deepcac2.cohort.tables import selected_series
+    from deepcac2.stats.tables import selected_series
 
     rows = [
         {"selected": True, "reason": "", "series_uid": "1.2"},

@@ -9,6 +9,8 @@ import pytest
 
 from deepcac2.cli.main import main
 
+pytestmark = pytest.mark.slow
+
 REASONS = {
     "thick": "thickness",
     "few": "few-slices",

@@ -52,12 +52,13 @@ class ViewerCase:
 def viewer_case(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> ViewerCase:
     """A simulated patient, named in every way that headers know, with its true masks as result."""
     from deepcac2.dicom import discover, read_segmentation, read_series, write_segmentation
-    from deepcac2.imaging.atomic import write_json
     from deepcac2.pipeline import Case
+    from deepcac2.pipeline.facts import CALCIUM, CT, HEART, SCORE
     from deepcac2.pipeline.outputs import DETAILS_NAME, details
+    from deepcac2.pipeline.reading import check_headers
     from deepcac2.pipeline.results import result_row, write_parquet
-    from deepcac2.pipeline.stages import check_headers
     from deepcac2.scoring import score
+    from deepcac2.system.atomic import write_json
 
     home = tmp_path_factory.mktemp("viewer")
     ct, results = home / "ct", home / "results"
@@ -92,7 +93,8 @@ def viewer_case(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Vi
         **masks,
     )
     scored = score(reading.volume, masks["calcium"], slice_thickness=series.slice_thickness)
-    case = Case(series=series, volume=reading.volume, score=scored, **masks)
+    facts = {CT: reading.volume, SCORE: scored, HEART: masks["heart"], CALCIUM: masks["calcium"]}
+    case = Case(series=series, facts=facts)
     content = details(case, {}) | {"outputs": [seg_file.name]}
     write_json(folder / DETAILS_NAME, content)
     rows = [

@@ -329,7 +329,7 @@ def test_the_table_is_gone_when_the_server_is(dashboard_results: Path) -> None:
     assert not database.exists()
 
 
-@pytest.mark.parametrize("size", ["1m", "8m"])
+@pytest.mark.parametrize("size", [pytest.param("1m", marks=pytest.mark.slow), "8m"])
 def test_no_space_for_the_copy_of_the_table_is_said(
     dashboard_results: Path, tmp_path: Path, private_mounts: list[str], size: str
 ) -> None:

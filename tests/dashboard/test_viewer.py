@@ -24,10 +24,10 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from PIL import Image
 
-from deepcac2.batch.push import push
 from deepcac2.dashboard import fetch, viewer
+from deepcac2.delivery.push import push
+from deepcac2.delivery.sending import Credentials, DicomWeb, tls_context
 from deepcac2.dicom import MeasuredCalcium, discover, read_series, write_structured_report
-from deepcac2.dicom.sending import Credentials, DicomWeb, tls_context
 from deepcac2.errors import InputError
 
 CHROMIUM = Path("/usr/bin/chromium")

@@ -304,9 +304,19 @@ def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(NoDicomFound, match="1 other files"):
         discover(tmp_path)
     (tmp_path / "b.dcm").write_text("b")
-    with pytest.raises(InputUnreadable, match="no DICOM in it"):
-        discover(tmp_path / "b.dcm")
-    assert len(discover(tmp_path).unreadable) == 1
+    assert discover(tmp_path).unreadable == discover(tmp_path / "b.dcm").unreadable
+    (one,) = discover(tmp_path).unreadable
+    assert "no DICOM in it" in one.reason
+
+
+@pytest.mark.parametrize("kind", ["cut", "zip"])
+def test_one_damaged_file_is_told_as_in_a_folder(kind: str, ct, hu: HU, tmp_path: Path) -> None:
+    """Nothing is wrong with its path or with permissions."""
+    (path,) = ct.write(tmp_path / "in", hu[:1])
+    path.write_bytes(path.read_bytes()[:500] if kind == "cut" else b"PK\x03\x04 no archive")
+    found = discover(path)
+    assert (found.series, found.unreadable) == ((), discover(tmp_path / "in").unreadable)
+    assert [u.path for u in found.unreadable] == [path]
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")

@@ -140,16 +140,22 @@ CASES: dict[str, tuple[Any, dict[str, Any], str | None, set[str]]] = {
     "zero spacing": (put(PixelSpacing=[0, 0]), {}, "no-geometry", set()),
     "two sizes": (smaller, {}, "mixed-size", set()),
     "two spacings": (put(half, PixelSpacing=[0.9, 0.7]), {}, "mixed-spacing", set()),
+    "half a pixel over 512": (put(half, PixelSpacing=[0.8, 0.701]), {}, "mixed-spacing", set()),
+    "a third of a pixel": (put(half, PixelSpacing=[0.8, 0.7005]), {}, None, set()),
     "two orientations": (put(half, ImageOrientationPatient=TURNED), {}, "mixed-orientation", set()),
     "rounded orientation": (put(half, ImageOrientationPatient=[1, 0.001, 0, -0.001, 1, 0]), {}, None, set()),
     "tilted gantry": (tilted, {}, "gantry-tilt", set()),
     "sheared": (shift((0, 0.3, 0)), {}, "gantry-tilt", set()),
     "tilt in the header only": (put(GantryDetectorTilt=18.5), {}, None, {"gantry-tilt"}),
+    "tilt the other way": (put(GantryDetectorTilt=-18.5), {}, None, {"gantry-tilt"}),
     "one slice moved": (shift((0.5, 0, 0), lambda i: i == 9), {}, "mixed-position", set()),
     "8 mm": (None, {"increment": 8.0, "thickness": 8.0}, "too-thick", set()),
     "8 mm apart": (None, {"increment": 8.0, "thickness": 5.0}, "too-thick", set()),
     "5 mm": (None, {"increment": 5.0, "thickness": 5.0}, None, {"thick-slices"}),
     "3 mm": (None, {"increment": 3.0, "thickness": 3.0}, None, set()),
+    "1 mm": (None, {"increment": 3.0, "thickness": 1.0}, None, set()),
+    "0.96 mm": (None, {"increment": 3.0, "thickness": 0.96}, None, set()),
+    "0.94 mm": (None, {"increment": 3.0, "thickness": 0.94}, "too-thin", set()),
     "0.75 mm": (None, {"increment": 3.0, "thickness": 0.75}, "too-thin", set()),
     "no thickness": (put(SliceThickness=None), {"increment": 6.0}, "too-thick", set()),
     "1.2 mm pixels": (put(PixelSpacing=[1.2, 1.2]), {}, None, set()),
@@ -215,6 +221,8 @@ CASES: dict[str, tuple[Any, dict[str, Any], str | None, set[str]]] = {
     "described": (put(SeriesDescription="Chest Mono+ 70 keV Br40"), {}, "spectral", set()),
     "described otherwise": (put(SeriesDescription="Chest without, monitoring, 120 kV"), {}, None, set()),
     "140 kV": (put(KVP=140), {}, None, {"kvp"}),
+    "121 kV": (put(KVP=121), {}, None, {"kvp"}),
+    "120.5 kV": (put(KVP=120.5), {}, None, set()),
     "unknown kV": (put(KVP=None), {}, None, {"kvp"}),
     "lung kernel": (put(ConvolutionKernel="LUNG"), {}, None, {"sharp-kernel"}),
 }  # fmt: skip
@@ -297,12 +305,13 @@ def code_of(series: Series) -> str | None:
 def test_gaps(ct, tmp_path: Path) -> None:
     even = np.arange(60) * 2.0
     gone = np.delete(even, [20, 21, 40])
-    jitter = even + np.where(np.arange(60) == 30, 0.5, 0)
+    jitter, little = (even + np.where(np.arange(60) == 30, mm, 0) for mm in (0.25, 0.15))
     rounded = (np.arange(200) * 0.625).round(1)
     stretched = np.cumsum(np.r_[np.full(30, 2.0), np.full(30, 2.15)])
     switched = np.r_[np.arange(40) * 2.0, 80 + np.arange(20) * 3.0]
     expected = {
         "even": (even, None), "gone": (gone, "missing-slices"), "jitter": (jitter, "uneven-increments"),
+        "a little jitter": (little, None),
         "rounded": (rounded, None), "stretched": (stretched, "uneven-increments"),
         "switched": (switched, "uneven-increments"), "downwards": (-even, None),
     }  # fmt: skip

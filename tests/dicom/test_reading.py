@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from deepcac2.dicom import Reading, Series, discover, read_series
-from deepcac2.errors import SeriesFailed, SeriesRejected
+from deepcac2.dicom import Reading, Series, discover, read_series, write_segmentation
+from deepcac2.errors import InputUnreadable, SeriesFailed, SeriesRejected
 from deepcac2.imaging.volume import PADDING_HU
 
 HU = npt.NDArray[np.int16]
@@ -657,13 +658,33 @@ def test_cut_compressed_pixels_fail_and_are_never_filled_up(
     assert caught.value.code == "undecodable"
 
 
-def test_a_file_that_went_away_fails(ct, hu: HU, tmp_path: Path) -> None:
-    paths = ct.write(tmp_path, hu)
+@pytest.mark.parametrize("packed", [False, True], ids=["file", "zip archive"])
+def test_a_file_that_went_away_has_one_code_in_reading_and_writing(
+    packed: bool, ct, hu: HU, tmp_path: Path
+) -> None:
+    paths = ct.write(tmp_path / "a", hu)
+    if packed:
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+            for path in paths:
+                archive.write(path, path.name)
+        shutil.rmtree(tmp_path / "a")
     series = find(tmp_path)
-    paths[3].unlink()
+    reading = read_series(series)
+    (tmp_path / "a.zip" if packed else paths[0]).unlink()
     with pytest.raises(SeriesFailed) as caught:
         read_series(series)
-    assert caught.value.code == "undecodable"
+    with pytest.raises(InputUnreadable) as again:
+        write_segmentation(
+            tmp_path / "seg.dcm",
+            series=series,
+            geometry=reading.volume.geometry,
+            heart=reading.volume.hu > 0,
+            calcium=reading.volume.hu > 500,
+            slices=reading.slices,
+            algorithm_version="1",
+        )
+    assert caught.value.code == again.value.code == "input-unreadable"
+    assert "\n" not in str(caught.value)
 
 
 def test_what_cannot_be_stacked_is_rejected(ct, hu: HU, tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ import itertools
 import json
 import re
 import shutil
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,6 +27,7 @@ from deepcac2.dicom.segmentation import (
     is_segmentation,
     read_segmentation,
     referenced_series,
+    segment_frames,
     write_segmentation,
 )
 from deepcac2.dicom.series import Series, SliceRef
@@ -728,3 +731,63 @@ def test_on_a_real_scan(
     np.testing.assert_array_equal(by_dcmqi["Heart"], heart)
     np.testing.assert_array_equal(by_dcmqi["Coronary calcium"], calcium)
     np.testing.assert_array_equal(read_segmentation(path, geometry)["calcium"], calcium)
+
+
+BOMBS = """
+import resource, sys, time
+from pathlib import Path
+from deepcac2.dicom.segmentation import (
+    decoded_frames, is_segmentation, open_segmentation, referenced_series, segment_frames
+)
+from deepcac2.errors import InputUnreadable
+import pydicom.pixels
+def pixels(path):
+    with open_segmentation(path) as ds:
+        return decoded_frames(ds, path.name).shape
+def most():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+plain = Path(sys.argv[1])
+print(pixels(plain), is_segmentation(plain), bool(referenced_series(plain)))
+before = most()
+resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
+for name in sys.argv[2:]:
+    for read in (pixels, referenced_series, segment_frames):
+        try:
+            print(name, read.__name__, read(Path(name)))
+        except InputUnreadable as error:
+            assert "\\n" not in str(error) and len(str(error)) < 400, error
+print(most() - before)
+"""
+
+
+def test_segmentations_that_unpack_to_more_than_they_are(
+    small_seg: Path, tmp_path: Path, deflated_segs
+) -> None:
+    """In full size, 1 MB that is 1 GB: 2 GB of memory and 35 s, or no end. Here 100 MB, however read."""
+    made = deflated_segs(small_seg.read_bytes(), 100, "plain", "zeros", "private", "pixels", "items")
+    for name, content in made.items():
+        (tmp_path / name).write_bytes(content)
+    done = subprocess.run(
+        [sys.executable, "-c", BOMBS, *made], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-500:]
+    first, *_, megabytes = done.stdout.splitlines()
+    assert first == f"{pydicom.dcmread(small_seg).pixel_array.shape} True True"
+    assert len(done.stdout.splitlines()) == 2  # of the others nothing was taken
+    assert int(megabytes) < 130
+
+
+def test_claims_of_a_segmentation_have_an_end(small_seg: Path, tmp_path: Path) -> None:
+    """2^28 pixels may be claimed by a file of any size, and 200 for each of its bytes; not one frame more."""
+    ds = pydicom.dcmread(small_seg)
+    ds.Rows, ds.Columns = 1 << 14, 1 << 14
+    for frames, fits in ((1, True), (2, False)):
+        ds.NumberOfFrames = frames
+        ds.save_as(tmp_path / "a.dcm")
+        assert (tmp_path / "a.dcm").stat().st_size < (1 << 28) / 200
+        assert is_segmentation(tmp_path / "a.dcm")
+        if fits:
+            assert segment_frames(tmp_path / "a.dcm").shape == (1 << 14, 1 << 14)
+        else:
+            with pytest.raises(InputUnreadable, match="more than a file of"):
+                segment_frames(tmp_path / "a.dcm")

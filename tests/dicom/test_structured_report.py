@@ -351,7 +351,7 @@ def test_an_enhanced_ct_is_one_piece_of_evidence(tmp_path: Path, ct, hu, assert_
 
 
 def test_what_cannot_be_written_or_read(scan: Scan) -> None:
-    with pytest.raises(InputUnreadable, match="write the SEG again"):
+    with pytest.raises(InputUnreadable, match="give a SEG"):
         scan.write(segmentation=scan.series.slices[0].path)
     with pytest.raises(InputUnreadable):
         scan.write(segmentation=scan.folder / "none.dcm")

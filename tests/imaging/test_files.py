@@ -11,8 +11,8 @@ import pytest
 
 from deepcac2.errors import InputError, InputUnreadable, OutputUnwritable
 from deepcac2.imaging import Geometry
-from deepcac2.imaging.atomic import atomic_path
 from deepcac2.imaging.files import is_image, read_image, volume_from_image, write_image
+from deepcac2.system.atomic import atomic_path
 
 SHAPE = (4, 5, 6)
 SIGNS = list(itertools.product((1.0, -1.0), repeat=3))

@@ -78,6 +78,7 @@ def test_only_the_region_counts_whichever_way_the_grid_runs() -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_noise_of_a_simulated_heart() -> None:
     """The same patient with and without noise: their difference is the noise itself."""
     whole, scan = default_geometry(5, size=256), sample_acquisition(5)

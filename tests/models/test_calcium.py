@@ -15,7 +15,15 @@ from deepcac2.dicom import discover, read_series
 from deepcac2.imaging import Geometry, Volume
 from deepcac2.imaging.resampling import centred_grid
 from deepcac2.imaging.tiling import patch_corners
-from deepcac2.models.calcium import CalciumModel, build_network, crop_grid, normalise, to_crop, window
+from deepcac2.models.calcium.network import (
+    CalciumModel,
+    build_network,
+    crop_grid,
+    normalise,
+    sure_lesions,
+    to_crop,
+    window,
+)
 from deepcac2.simulation import default_geometry, heart_centroid, simulate_patient
 from deepcac2.weights import resolve
 
@@ -172,6 +180,36 @@ def test_unsure_lesions_go_whole_and_sure_ones_stay_whole(model: CalciumModel, l
     found = model.predict(volume, middle(volume), peak=limit, lowest_hu=lowest)
     np.testing.assert_array_equal(found.mask & counts, sure)
     assert not (found.mask & ~dense.mask).any()
+
+
+def test_the_peak_of_a_lesion_is_enough_if_it_is_just_reached() -> None:
+    mask = np.ones((1, 1, 1), dtype=bool)
+    for probability, stays in ((0.75, True), (0.7499999, False)):
+        reached = np.full((1, 1, 1), probability, dtype=np.float32)
+        assert sure_lesions(mask, mask, reached, 0.75).all() == stays
+
+
+class Undecided(torch.nn.Module):
+    """A network that says 0.5 of every voxel, or a little less."""
+
+    def __init__(self, logit: float) -> None:
+        super().__init__()
+        self.logit = logit
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(patches, self.logit)
+
+
+@pytest.mark.parametrize(("logit", "found"), [(0.0, True), (-1e-3, False)])
+def test_a_probability_of_a_half_is_calcium(logit: float, found: bool) -> None:
+    """On the crop's own grid, where bringing the answer back rounds nothing."""
+    somewhere = chest(1, (2.5, 0.7, 0.7))
+    centre = middle(somewhere)
+    volume = Volume(
+        hu=np.full(CROP, 300, dtype=np.int16), geometry=crop_grid(somewhere.geometry, centre, CROP)
+    )
+    mask = small(Undecided(logit)).predict(volume, centre, lowest_hu=None).mask
+    assert mask.all() if found else not mask.any()
 
 
 def test_a_region_limits_the_mask_and_changes_nothing_inside(model: CalciumModel) -> None:

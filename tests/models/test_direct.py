@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from deepcac2.imaging import Geometry, Volume
-from deepcac2.models.direct import (
+from deepcac2.models.slice_regression.network import (
     BOX_SPACING_MM,
     INCREMENT_MM,
     PLANE,

@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from deepcac2.imaging import Geometry, Volume
 from deepcac2.imaging.orientation import ORIENTATIONS
-from deepcac2.models.screening import (
+from deepcac2.models.rule_out.network import (
     LEAST,
     SEEN,
     ScreeningModel,
@@ -111,6 +111,7 @@ def test_the_highest_threshold_is_where_the_answer_changes() -> None:
     assert highest_threshold(single) == 0.0
 
 
+@pytest.mark.slow
 def test_a_turned_series_gives_the_same_answer(networks: dict[str, torch.nn.Module]) -> None:
     rng = np.random.default_rng(6)
     hu = rng.normal(40, 80, (20, 40, 48)).astype(np.int16)

@@ -10,11 +10,13 @@ import pytest
 from deepcac2.cli.run import _COLUMNS, _in_words
 from deepcac2.dicom import Series, SliceRef, make_finding
 from deepcac2.imaging import Geometry, Volume
+from deepcac2.models.slice_regression.step import DIRECT
 from deepcac2.pipeline import Case
 from deepcac2.pipeline.cautions import cautions
+from deepcac2.pipeline.facts import CALCIUM, CT, SCORE
 from deepcac2.pipeline.outputs import details
 from deepcac2.pipeline.results import result_row
-from deepcac2.pipeline.stages import ScoreCalcium
+from deepcac2.pipeline.scoring import ScoreCalcium
 
 PROVENANCE = {"deepcac2": "0", "weights": {}}
 
@@ -25,7 +27,7 @@ def scored(thickness: float | None, increment: float = 1.0, *, bright: bool = Fa
     volume = Volume(hu=np.full(geometry.shape, 300, dtype=np.int16), geometry=geometry)
     mask = np.zeros(geometry.shape, dtype=bool)
     mask[1:3, 2:6, 2:6] = bright
-    case = Case(series=Series(series_uid="1.2", slice_thickness=thickness), volume=volume, calcium=mask)
+    case = Case(series=Series(series_uid="1.2", slice_thickness=thickness), facts={CT: volume, CALCIUM: mask})
     return ScoreCalcium()(replace(case, **facts))
 
 
@@ -38,8 +40,7 @@ def test_a_zero_from_thick_slices_says_what_it_may_miss(
     thickness: float | None, increment: float, said: bool
 ) -> None:
     case = scored(thickness, increment)
-    assert case.score is not None
-    assert case.score.total == 0
+    assert case[SCORE].total == 0
     codes = [f.code for f in case.findings]
     assert codes == (["zero-at-thick-slices"] if said else [])
     row = result_row(case)
@@ -56,8 +57,7 @@ def test_one_thick_slice_is_enough() -> None:
 
 def test_calcium_found_in_thick_slices_needs_no_caution() -> None:
     case = scored(5.0, 5.0, bright=True)
-    assert case.score is not None
-    assert case.score.total > 0
+    assert case[SCORE].total > 0
     assert cautions(case) == ()
     assert result_row(case).caution == ""
 
@@ -79,5 +79,5 @@ def test_without_a_result_there_is_nothing_to_caution_about() -> None:
     allowed = make_finding("coarse-pixels", "pixels are 2.8 mm", allow=["coarse-pixels"])
     case = Case(series=Series(series_uid="1.2"), findings=(allowed,))
     assert cautions(case) == ()
-    row = result_row(replace(case, facts={"direct": {"score": 1.0, "group": 1}}))
+    row = result_row(replace(case, facts={DIRECT: {"score": 1.0, "group": 1}}))
     assert _COLUMNS["direct"](row) == "1.0 !"

@@ -23,10 +23,17 @@ from deepcac2.errors import (
     WeightsMissing,
     WorkflowError,
 )
-from deepcac2.imaging.atomic import write_whole
 from deepcac2.pipeline import Case, Workflow
-from deepcac2.pipeline.chain import Chain, Stage
+from deepcac2.pipeline.case import Fact
+from deepcac2.pipeline.chain import Chain
+from deepcac2.pipeline.facts import HEART_MEASURES
 from deepcac2.pipeline.run import Job, Settled, finished
+from deepcac2.pipeline.step import Stage
+from deepcac2.system.atomic import write_whole
+
+FOUND = {"heart_volume_ml": 700.0}
+MEASURED: Fact[int] = Fact("measured")
+TWICE: Fact[float] = Fact("twice")
 
 HEADERS = (Finding(code="kvp", message="taken at 100 kV", fatal=False),)
 SERIES = Series(series_uid="1.2.3", patient_id="P1", kvp=100.0, findings=HEADERS)
@@ -37,11 +44,11 @@ def chain_of(**stages: Stage) -> Chain:
 
 
 def measure(case: Case) -> Case:
-    return replace(case, facts={**case.facts, "heart_volume_ml": 700.0}).noted(*case.series.findings)
+    return case.add(HEART_MEASURES, FOUND).noted(*case.series.findings)
 
 
 def refuse(case: Case) -> Case:
-    case = replace(case, facts={**case.facts, "measured": 180})
+    case = case.add(MEASURED, 180)
     warning = Finding(code="padding", message="some", fatal=False)
     return case.noted(warning, Finding(code="metal", message="a stent", fatal=True))
 
@@ -63,10 +70,10 @@ class OutOfMemoryError(RuntimeError):
 
 def test_stages_run_in_order_and_are_timed() -> None:
     def double(case: Case) -> Case:
-        return replace(case, facts={**case.facts, "twice": 2 * case.facts["heart_volume_ml"]})
+        return case.add(TWICE, 2 * case[HEART_MEASURES]["heart_volume_ml"])
 
     case = chain_of(A=measure, B=double)(Case(series=SERIES, timings={"Before": 3.0}))
-    assert case.facts == {"heart_volume_ml": 700.0, "twice": 1400.0}
+    assert case.facts == {HEART_MEASURES: FOUND, TWICE: 1400.0}
     assert list(case.timings) == ["Before", "A", "B"]
     assert case.timings["Before"] == 3.0
     assert min(case.timings.values()) >= 0
@@ -78,7 +85,7 @@ def test_a_gate_ends_the_chain_and_nothing_is_forgotten() -> None:
     assert case.stop is not None
     assert (case.stop.status, case.stop.code, case.stop.reason) == ("rejected", "metal", "a stent")
     assert case.stop.module == "B"
-    assert case.facts == {"heart_volume_ml": 700.0, "measured": 180}
+    assert case.facts == {HEART_MEASURES: FOUND, MEASURED: 180}
     assert [f.code for f in case.warnings] == ["kvp", "padding"]
     assert list(case.timings) == ["A", "B"]
     assert chain_of(D=never)(case) == case
@@ -105,7 +112,7 @@ def test_what_a_stage_raises_stops_this_case_and_nothing_is_forgotten(
     assert case.stop is not None
     assert (case.stop.status, case.stop.code, case.stop.reason) == (status, code, reason)
     assert case.stop.module == "B"
-    assert case.facts == {"heart_volume_ml": 700.0}
+    assert case.facts == {HEART_MEASURES: FOUND}
     assert case.warnings == HEADERS
     assert list(case.timings) == ["A", "B"]
     assert bool(caplog.records) == (code == "internal-error")  # with its traceback
@@ -147,7 +154,7 @@ def stored(job: Job) -> dict[str, object]:
 def test_a_case_on_its_way_is_handed_on(job: Job) -> None:
     case = job.advance(Case(series=SERIES), chain_of(A=measure), last=False)
     assert isinstance(case, Case)
-    assert case.facts["heart_volume_ml"] == 700.0
+    assert case[HEART_MEASURES] == FOUND
     assert not job.folder(SERIES).exists()
 
 

@@ -14,6 +14,7 @@ from deepcac2.dicom import GATES, Series, make_finding
 from deepcac2.imaging import Geometry, Volume
 from deepcac2.pipeline.case import Case, Stop
 from deepcac2.pipeline.domain import compare, stated
+from deepcac2.pipeline.facts import CT, DOMAIN, HEART
 from deepcac2.pipeline.outputs import details
 from deepcac2.pipeline.results import result_row
 from deepcac2.weights import Domain, WeightSet, resolve
@@ -42,8 +43,7 @@ def case(noise: float = 20.0, grid: Geometry = GRID, **header: Any) -> Case:
     facts = {"kernel": "STANDARD", "kvp": 120.0, "slice_thickness": 2.0} | header
     return Case(
         series=Series(series_uid="1.2", **facts),
-        volume=Volume(hu=np.rint(hu).astype(np.int16), geometry=grid),
-        heart=heart,
+        facts={CT: Volume(hu=np.rint(hu).astype(np.int16), geometry=grid), HEART: heart},
     )
 
 
@@ -62,8 +62,8 @@ def compared(scan: Case, *sets: WeightSet) -> Case:
 def test_a_scan_inside_the_domain_gets_no_warning() -> None:
     done = compared(case(), weights("heart"), weights("calcium"))
     assert done.findings == ()
-    assert done.facts["domain"]["outside"] == {}
-    scan = done.facts["domain"]["scan"]
+    assert done[DOMAIN]["outside"] == {}
+    scan = done[DOMAIN]["scan"]
     assert scan.pop("noise_hu") == pytest.approx(20, rel=0.05)
     assert scan == {
         "kernel": "STANDARD",
@@ -124,7 +124,7 @@ def test_each_difference_is_one_warning_with_both_sides(what: str) -> None:
     scan, words = DIFFERENCES[what]
     topic = what.split(",")[0]
     done = compared(scan)
-    assert done.facts["domain"]["outside"] == {topic: ["calcium"]}
+    assert done[DOMAIN]["outside"] == {topic: ["calcium"]}
     (finding,) = done.findings
     assert finding.code == f"off-domain-{topic}"
     assert words in finding.message
@@ -134,7 +134,7 @@ def test_each_difference_is_one_warning_with_both_sides(what: str) -> None:
 
 def test_a_warning_reads_as_a_sentence_with_the_measured_value() -> None:
     (finding,) = compared(case(noise=150), weights("heart"), weights("calcium")).findings
-    measured = f"{compared(case(noise=150)).facts['domain']['scan']['noise_hu']:g}"
+    measured = f"{compared(case(noise=150))[DOMAIN]['scan']['noise_hu']:g}"
     assert finding.message == (
         f"noise of {measured} HU in the heart; the heart and calcium weights were trained on 5 to 90 HU: "
         "small lesions may be noise"
@@ -193,7 +193,7 @@ def test_sets_that_differ_are_named_apart() -> None:
         in (finding.message)
     )
     done = compared(case(noise=50), heart, calcium)
-    assert done.facts["domain"]["outside"] == {"noise": ["heart"]}
+    assert done[DOMAIN]["outside"] == {"noise": ["heart"]}
     assert "calcium" not in done.findings[0].message
 
 
@@ -202,18 +202,18 @@ def test_weights_that_say_nothing_are_named_once() -> None:
     (finding,) = done.findings
     assert finding.code == "domain-unknown"
     assert "the heart weights set-heart and calcium weights set-calcium do not say" in finding.message
-    assert done.facts["domain"]["outside"] == {"unknown": ["heart", "calcium"]}
-    assert done.facts["domain"]["scan"]["noise_hu"] == pytest.approx(300, rel=0.05)
+    assert done[DOMAIN]["outside"] == {"unknown": ["heart", "calcium"]}
+    assert done[DOMAIN]["scan"]["noise_hu"] == pytest.approx(300, rel=0.05)
 
 
 def test_what_was_compared_is_in_details_and_table() -> None:
     done = compared(case(noise=150, kvp=80.0))
     row = result_row(done)
-    assert row.noise_hu == done.facts["domain"]["scan"]["noise_hu"] == pytest.approx(150, rel=0.05)
+    assert row.noise_hu == done[DOMAIN]["scan"]["noise_hu"] == pytest.approx(150, rel=0.05)
     assert row.off_domain == "noise;kvp"
     assert row.warnings == "off-domain-noise;off-domain-kvp"
     content = json.loads(json.dumps(details(done, {})))
-    assert content["domain"] == done.facts["domain"]
+    assert content["domain"] == done[DOMAIN]
     assert content["domain"]["weights"]["calcium"]["domain"] == json.loads(json.dumps(TRAINED))
     assert [w["code"] for w in content["warnings"]] == ["off-domain-noise", "off-domain-kvp"]
 

@@ -16,13 +16,16 @@ from deepcac2.dicom import Series
 from deepcac2.errors import WeightsError, WeightsUnsupported, WorkflowError
 from deepcac2.imaging import Geometry, Volume
 from deepcac2.imaging.orientation import ORIENTATIONS
-from deepcac2.models.calcium import CalciumModel, build_network
-from deepcac2.models.screening import ScreeningModel
+from deepcac2.models.calcium.network import CalciumModel, build_network
+from deepcac2.models.calcium.step import FindCalcium
+from deepcac2.models.rule_out.network import ScreeningModel
+from deepcac2.models.rule_out.step import SCREENING, RuleOut
 from deepcac2.pipeline import Case, Workflow
 from deepcac2.pipeline.chain import build_chain
+from deepcac2.pipeline.facts import CALCIUM, CALCIUM_RUN, CT, HEART, SCORE
 from deepcac2.pipeline.operating import operating_point
 from deepcac2.pipeline.outputs import details
-from deepcac2.pipeline.stages import FindCalcium, ScoreCalcium, Screen
+from deepcac2.pipeline.scoring import ScoreCalcium
 from deepcac2.scoring import RULES
 from deepcac2.weights import WeightSet, resolve, write_description
 
@@ -74,7 +77,7 @@ def case() -> Case:
     hu[10, 20:24, 42:44] = 400
     hu[12, 20:24, 20:24] = 190  # grey 0.51
     geometry = Geometry(shape=shape, spacing=(2.5, 1.0, 1.0), origin=(0.0, 0.0, 0.0))
-    return Case(series=Series(series_uid="1"), volume=Volume(hu=hu, geometry=geometry), heart=heart)
+    return Case(series=Series(series_uid="1"), facts={CT: Volume(hu=hu, geometry=geometry), HEART: heart})
 
 
 def model(**options: Any) -> CalciumModel:
@@ -132,13 +135,13 @@ def test_the_bundled_sets_state_all_their_numbers(role: str) -> None:
 def test_margin_and_peak_are_those_of_the_set(tmp_path: Path) -> None:
     """The lesion of 0.56 is nowhere sure; what lies 12 mm beside the heart is in the crop only."""
     tuned = FindCalcium(model=model(), weights=weights(tmp_path, **STATED), lowest_hu=130)(case())
-    assert tuned.calcium[10, 13, 13]
-    assert tuned.calcium[10, 21, 32]
-    assert not tuned.calcium[10, 21:23, 21:23].any()
-    assert not tuned.calcium[10, 21, 42]
+    assert tuned[CALCIUM][10, 13, 13]
+    assert tuned[CALCIUM][10, 21, 32]
+    assert not tuned[CALCIUM][10, 21:23, 21:23].any()
+    assert not tuned[CALCIUM][10, 21, 42]
     neutral = FindCalcium(model=model(), weights=weights(tmp_path), lowest_hu=130)(case())
-    assert neutral.calcium[10, 21, 42]
-    assert neutral.calcium[10, 21:23, 21:23].all()
+    assert neutral[CALCIUM][10, 21, 42]
+    assert neutral[CALCIUM][10, 21:23, 21:23].all()
     said = details(neutral, {})
     assert said["calcium"]["peak_probability"] == 0.5
     assert said["calcium"]["heart_margin_mm"] is None
@@ -154,7 +157,7 @@ def test_the_window_is_that_of_the_set(tmp_path: Path) -> None:
     for window in ((-135.0, 500.0), (0.0, 400.0)):
         stage = FindCalcium(model=model(window_hu=window), weights=weights(tmp_path), lowest_hu=130)
         after = stage(case())
-        found[window] = bool(after.calcium[12, 21:23, 21:23].all())
+        found[window] = bool(after[CALCIUM][12, 21:23, 21:23].all())
         assert details(after, {})["calcium"]["window_hu"] == list(window)
     assert found == {(-135.0, 500.0): True, (0.0, 400.0): False}
 
@@ -162,7 +165,7 @@ def test_the_window_is_that_of_the_set(tmp_path: Path) -> None:
 @pytest.mark.parametrize("window", [[500, -135], [0, 0], [1], "wide", [0, math.inf], 7])
 def test_a_window_that_is_none_is_refused(tmp_path: Path, window: Any) -> None:
     stated = {**STATED, "normalisation": {"window_hu": window}}
-    with pytest.raises(WeightsError, match=r"window_hu is \[lowest HU, highest HU\]"):
+    with pytest.raises(WeightsError, match=r"window_hu is \[lowest HU, highest HU\]|is no JSON"):
         CalciumModel.load(weights(tmp_path, **stated), CPU)
 
 
@@ -202,12 +205,12 @@ def test_a_rule_that_counts_below_130_hu_runs_every_patch(tmp_path: Path, rule: 
 
 def test_a_mask_that_is_not_exact_for_a_rule_is_not_scored(tmp_path: Path) -> None:
     found = FindCalcium(model=model(), weights=weights(tmp_path, **STATED), lowest_hu=130)(case())
-    assert ScoreCalcium(rule="agatston")(found).score.total > 0
+    assert ScoreCalcium(rule="agatston")(found)[SCORE].total > 0
     with pytest.raises(WorkflowError, match="counts below 130 HU"):
         ScoreCalcium(rule="deepcac-v1")(found)
     dense = FindCalcium(model=model(), weights=weights(tmp_path, **STATED), lowest_hu=None)(case())
-    assert ScoreCalcium(rule="deepcac-v1")(dense).score.total > 0
-    assert ScoreCalcium(rule="agatston")(dense).score.total == ScoreCalcium()(found).score.total
+    assert ScoreCalcium(rule="deepcac-v1")(dense)[SCORE].total > 0
+    assert ScoreCalcium(rule="agatston")(dense)[SCORE].total == ScoreCalcium()(found)[SCORE].total
 
 
 @pytest.mark.parametrize("exclude", [False, True])
@@ -217,12 +220,12 @@ def test_only_an_exclusion_that_finds_nothing_ends_the_search(
 ) -> None:
     networks = {name: Constant(logit) for name in ORIENTATIONS}
     screening = resolve("bundled", "screening")
-    screen = Screen(model=ScreeningModel(networks, device=CPU), weights=screening, exclude=exclude)
+    screen = RuleOut(model=ScreeningModel(networks, device=CPU), weights=screening, exclude=exclude)
     screened = screen(case())
     positive, excluded = logit > 0, exclude and logit < 0
-    assert screened.facts["screening"]["positive"] is positive
-    assert screened.facts["screening"]["excluded"] is excluded
-    assert screened.facts["screening"]["heart_margin_mm"] == 4.0
+    assert screened[SCREENING]["positive"] is positive
+    assert screened[SCREENING]["excluded"] is excluded
+    assert screened[SCREENING]["heart_margin_mm"] == 4.0
     after = FindCalcium(model=model(), weights=weights(tmp_path, **STATED), lowest_hu=130)(screened)
-    assert after.calcium.any() is np.bool_(not excluded)
-    assert (after.facts["patches_run"] == 0) is excluded
+    assert after[CALCIUM].any() is np.bool_(not excluded)
+    assert (after[CALCIUM_RUN]["patches_run"] == 0) is excluded

@@ -18,6 +18,7 @@ from deepcac2.dicom import Series, discover, make_finding, read_segmentation, re
 from deepcac2.errors import WorkflowError
 from deepcac2.imaging import Geometry, Volume
 from deepcac2.pipeline import Case, Workflow
+from deepcac2.pipeline.facts import CALCIUM, CT, HEART, HEART_MEASURES, SCORE
 from deepcac2.pipeline.outputs import details, report, write_sr
 from deepcac2.pipeline.previews import preview, preview_slices, shown
 from deepcac2.scoring import RULES, score
@@ -30,11 +31,13 @@ def case(simulated: Path) -> Case:
     masks = read_segmentation(simulated / "SIM-0003" / "truth.seg.dcm", volume.geometry)
     return Case(
         series=series,
-        volume=volume,
-        heart=masks["heart"],
-        calcium=masks["calcium"],
-        score=score(volume, masks["calcium"]),
-        facts={"heart_volume_ml": 600.0},
+        facts={
+            CT: volume,
+            HEART: masks["heart"],
+            CALCIUM: masks["calcium"],
+            SCORE: score(volume, masks["calcium"]),
+            HEART_MEASURES: {"heart_volume_ml": 600.0},
+        },
     )
 
 
@@ -74,16 +77,14 @@ PROVENANCE = {
 def test_the_sr_says_what_the_details_say(
     case: Case, simulated: Path, tmp_path: Path, rule: str, empty: bool
 ) -> None:
-    assert case.volume is not None
-    assert case.calcium is not None
     counted = score(
-        case.volume,
-        np.zeros_like(case.calcium) if empty else case.calcium,
+        case[CT],
+        np.zeros_like(case[CALCIUM]) if empty else case[CALCIUM],
         rule=rule,
         slice_thickness=2.5,
         calibration_factor=None if empty else 0.0008,
     )
-    scored = replace(case, score=counted)
+    scored = case.add(SCORE, counted)
     path = tmp_path / "cac.sr.dcm"
     write_sr(path, scored, segmentation=simulated / "SIM-0003" / "truth.seg.dcm", provenance=PROVENANCE)
     said = details(scored, PROVENANCE)["score"]
@@ -153,7 +154,6 @@ def test_a_preview_says_its_cautions_above_the_tiles(case: Case) -> None:
 
 
 def test_preview_shows_the_calcium_in_red_and_the_heart_outline(case: Case) -> None:
-    assert case.score is not None
     picture = np.asarray(Image.open(io.BytesIO(preview(case))).convert("RGB")).astype(int)
     red = (picture[..., 0] > 200) & (picture[..., 1] < 90) & (picture[..., 2] < 90)
     blue = (picture[..., 2] > 230) & (picture[..., 0] < 120) & (picture[..., 1] > 150)
@@ -163,9 +163,9 @@ def test_preview_shows_the_calcium_in_red_and_the_heart_outline(case: Case) -> N
         part = np.s_[64:424, 360 * column : 360 * (column + 1)]
         assert red[part].sum() > 3
         assert blue[part].sum() > 100
-    chosen = preview_slices(shown(case), case.volume.geometry.spacing[0])
-    heaviest = {p.slice_index: 0.0 for lesion in case.score.lesions for p in lesion.parts}
-    for lesion in case.score.lesions:
+    chosen = preview_slices(shown(case), case[CT].geometry.spacing[0])
+    heaviest = {p.slice_index: 0.0 for lesion in case[SCORE].lesions for p in lesion.parts}
+    for lesion in case[SCORE].lesions:
         for p in lesion.parts:
             heaviest[p.slice_index] += p.score
     assert max(heaviest, key=lambda z: heaviest[z]) in chosen
@@ -186,10 +186,7 @@ def counting_case(*, upside_down: bool) -> Case:
     volume = Volume(hu=hu, geometry=geometry)
     return Case(
         series=Series(series_uid="1"),
-        volume=volume,
-        heart=heart,
-        calcium=calcium,
-        score=score(volume, calcium),
+        facts={CT: volume, HEART: heart, CALCIUM: calcium, SCORE: score(volume, calcium)},
     )
 
 
@@ -207,19 +204,20 @@ def test_the_preview_marks_what_counted_where_it_is(upside_down: bool) -> None:
     for column, z in enumerate(chosen):
         tile = red[64:424, 360 * column : 360 * (column + 1)]
         assert tile.sum() == ((4 * 6) ** 2 if z == 2 else 0)  # a pixel of 60 is 6 of 360
+    for column in range(2):  # coronal and sagittal: the head is up, and a slice is 30 of 360 pixels
+        rows = np.flatnonzero(red[424:784, 360 * column : 360 * (column + 1)].any(axis=1))
+        assert (rows[0], rows[-1]) == ((60, 89) if upside_down else (270, 299))
 
 
 def test_the_details_do_not_hold_the_counted_voxels(case: Case) -> None:
     said = details(case, {})["score"]
     assert "runs" not in said
-    assert said["n_counted"] == case.score.counted.sum() > 0
+    assert said["n_counted"] == case[SCORE].counted.sum() > 0
 
 
 def test_preview_of_an_empty_result(case: Case) -> None:
-    assert case.volume is not None
-    assert case.calcium is not None
-    empty = np.zeros_like(case.calcium)
-    none = replace(case, calcium=empty, score=score(case.volume, empty))
+    empty = np.zeros_like(case[CALCIUM])
+    none = case.add(CALCIUM, empty).add(SCORE, score(case[CT], empty))
     picture = np.asarray(Image.open(io.BytesIO(preview(none))).convert("RGB")).astype(int)
     tiles = picture[64:424]
     assert not ((tiles[..., 0] > 240) & (tiles[..., 1] < 70)).any()

@@ -16,20 +16,25 @@ from scipy.ndimage import distance_transform_edt
 from deepcac2.dicom import Finding, Series, discover, read_segmentation
 from deepcac2.errors import SeriesFailed, WeightsMissing
 from deepcac2.imaging import Geometry, Volume
-from deepcac2.imaging.masks import solidity, widened
+from deepcac2.imaging.masks import box_centre, solidity, widened
+from deepcac2.models.calcium.step import FindCalcium
+from deepcac2.models.heart.step import FindHeart, check_heart
+from deepcac2.models.rule_out.step import SCREENING, RuleOut
+from deepcac2.models.slice_regression.step import ATTENTION, DIRECT, ScoreDirectly
 from deepcac2.pipeline.case import Case
-from deepcac2.pipeline.stages import (
-    FindCalcium,
-    FindHeart,
-    ScoreCalcium,
-    ScoreDirectly,
-    Screen,
-    build_volume,
-    check_headers,
-    check_heart,
-    check_metal,
-    heart_centre,
+from deepcac2.pipeline.facts import (
+    CALCIUM,
+    CALCIUM_RUN,
+    CT,
+    DOMAIN,
+    EXCLUDED,
+    HEART,
+    HEART_MEASURES,
+    POSSIBLE_CALCIUM,
+    SCORE,
 )
+from deepcac2.pipeline.reading import build_volume, check_headers
+from deepcac2.pipeline.scoring import ScoreCalcium, check_metal
 from deepcac2.weights import WeightSet, resolve
 
 GEOMETRY = Geometry(shape=(60, 90, 90), spacing=(3.0, 3.0, 3.0), origin=(-130.0, -130.0, -200.0))
@@ -84,6 +89,8 @@ def test_each_gate_has_its_code() -> None:
     assert code_of(sausage, chest(sausage)) == "heart-implausible"
     low = ball(50, (0.0, 135.0, 135.0))
     assert code_of(low, chest(low, liver_mm=-1.0)) == "heart-cut-off"
+    high = ball(50, (177.0, 135.0, 135.0))
+    assert code_of(high, chest(high)) == "heart-cut-off"
     side = ball(60, (90.0, 135.0, 20.0))
     assert code_of(side, chest(side)) == "heart-cut-off"
     assert code_of(ball(50), chest(ball(50), blood=180)) == "contrast-measured"
@@ -112,9 +119,9 @@ def test_the_centre_is_the_middle_of_the_box() -> None:
     heart = ball(50)
     heart[40:44, 40:50, 44:46] = True
     expected = GEOMETRY.to_lps([30, 45, 45])
-    np.testing.assert_allclose(heart_centre(heart, GEOMETRY), expected, atol=3.0)
+    np.testing.assert_allclose(box_centre(heart, GEOMETRY), expected, atol=3.0)
     with pytest.raises(ValueError, match="empty mask"):
-        heart_centre(np.zeros(GEOMETRY.shape, dtype=bool), GEOMETRY)
+        box_centre(np.zeros(GEOMETRY.shape, dtype=bool), GEOMETRY)
 
 
 def test_metal_among_what_would_be_counted_is_rejected() -> None:
@@ -184,13 +191,12 @@ def scan(simulated: Path) -> Case:
 
 @pytest.fixture(scope="module")
 def truth(simulated: Path, scan: Case) -> dict[str, np.ndarray]:
-    assert scan.volume is not None
-    return read_segmentation(simulated / "SIM-0003" / "truth.seg.dcm", scan.volume.geometry)
+    return read_segmentation(simulated / "SIM-0003" / "truth.seg.dcm", scan[CT].geometry)
 
 
 @pytest.fixture(scope="module")
 def find_heart() -> FindHeart:
-    from deepcac2.models.heart import HeartModel
+    from deepcac2.models.heart.network import HeartModel
 
     weights = bundled("heart")
     return FindHeart(model=HeartModel.load(weights, CPU), weights=weights)
@@ -198,14 +204,12 @@ def find_heart() -> FindHeart:
 
 def changed(case: Case, where: np.ndarray, value: int) -> Case:
     """The case with other HU somewhere."""
-    assert case.volume is not None
-    hu = np.where(where, np.int16(value), case.volume.hu).astype(np.int16)
-    return replace(case, volume=Volume(hu=hu, geometry=case.volume.geometry))
+    hu = np.where(where, np.int16(value), case[CT].hu).astype(np.int16)
+    return case.add(CT, Volume(hu=hu, geometry=case[CT].geometry))
 
 
 def air(case: Case) -> Case:
-    assert case.volume is not None
-    return changed(case, np.ones(case.volume.geometry.shape, dtype=bool), -1000)
+    return changed(case, np.ones(case[CT].geometry.shape, dtype=bool), -1000)
 
 
 def test_header_findings_stay_and_the_first_fatal_one_stops() -> None:
@@ -234,15 +238,13 @@ def test_the_volume_is_what_the_files_say(simulated: Path, tmp_path: Path, scan:
     case = build_volume(Case(series=series, findings=(Finding(code="kvp", message="", fatal=False),)))
     assert [f.code for f in case.findings] == ["kvp", "duplicate-slices"]
     assert case.stop is None
-    assert case.volume is not None
-    assert len(case.volume.hu) == len(case.series.slices) == len(files)
+    assert len(case[CT].hu) == len(case.series.slices) == len(files)
     for z in (0, 40, len(files) - 1):
         ds = pydicom.dcmread(files[z])
         expected = ds.pixel_array * float(ds.RescaleSlope) + float(ds.RescaleIntercept)
         expected[ds.pixel_array == ds.PixelPaddingValue] = -1024
-        np.testing.assert_array_equal(case.volume.hu[z], expected)
-    assert scan.volume is not None
-    np.testing.assert_array_equal(case.volume.hu, scan.volume.hu)
+        np.testing.assert_array_equal(case[CT].hu[z], expected)
+    np.testing.assert_array_equal(case[CT].hu, scan[CT].hu)
 
     files[7].write_bytes(files[7].read_bytes()[:-1000])
     with pytest.raises(SeriesFailed, match="cannot be decoded"):
@@ -254,30 +256,26 @@ def test_the_heart_is_found_and_measured(
 ) -> None:
     case = find_heart(scan)
     assert case.stop is None
-    assert case.heart is not None
-    assert case.volume is not None
-    assert dice(case.heart, truth["heart"]) > 0.9
-    millilitres = case.heart.sum() * np.prod(case.volume.geometry.spacing) / 1000
-    assert case.facts["heart_volume_ml"] == pytest.approx(millilitres, abs=0.06)
-    assert case.facts["domain"]["weights"]["heart"]["name"] == find_heart.weights.name
+    assert dice(case[HEART], truth["heart"]) > 0.9
+    millilitres = case[HEART].sum() * np.prod(case[CT].geometry.spacing) / 1000
+    assert case[HEART_MEASURES]["heart_volume_ml"] == pytest.approx(millilitres, abs=0.06)
+    assert case[DOMAIN]["weights"]["heart"]["name"] == find_heart.weights.name
     assert case.findings == scan.findings
-    with pytest.raises(TypeError, match="stages before"):
+    with pytest.raises(TypeError, match="no stage before"):
         find_heart(Case(series=scan.series))
 
 
 def test_a_heart_that_a_gate_refuses_is_not_forgotten(
     scan: Case, truth: dict[str, np.ndarray], find_heart: FindHeart
 ) -> None:
-    assert scan.volume is not None
-    blood = np.where(truth["heart"], scan.volume.hu + 150, scan.volume.hu).astype(np.int16)
-    enhanced = replace(scan, volume=replace(scan.volume, hu=blood))
+    blood = np.where(truth["heart"], scan[CT].hu + 150, scan[CT].hu).astype(np.int16)
+    enhanced = scan.add(CT, replace(scan[CT], hu=blood))
     case = find_heart(enhanced)
     assert case.stop is not None
     assert (case.stop.status, case.stop.code) == ("rejected", "contrast-measured")
-    assert case.heart is not None
-    assert dice(case.heart, truth["heart"]) > 0.8
-    expected = truth["heart"].sum() * np.prod(scan.volume.geometry.spacing) / 1000
-    assert case.facts["heart_volume_ml"] == pytest.approx(expected, rel=0.2)
+    assert dice(case[HEART], truth["heart"]) > 0.8
+    expected = truth["heart"].sum() * np.prod(scan[CT].geometry.spacing) / 1000
+    assert case[HEART_MEASURES]["heart_volume_ml"] == pytest.approx(expected, rel=0.2)
     assert case.warnings == scan.warnings
     allowed = replace(find_heart, allow=["contrast-measured"])(enhanced)
     assert allowed.stop is None
@@ -292,87 +290,81 @@ def test_no_heart_in_air(scan: Case, find_heart: FindHeart) -> None:
 
 
 def test_the_calcium_is_found_unless_the_scan_was_excluded(scan: Case, truth: dict[str, np.ndarray]) -> None:
-    from deepcac2.models.calcium import CalciumModel
+    from deepcac2.models.calcium.network import CalciumModel
 
     weights = bundled("calcium")
     stage = FindCalcium(model=CalciumModel.load(weights, CPU), weights=weights, heart_margin_mm=4.0)
-    case = stage(replace(scan, heart=truth["heart"]))
-    assert case.calcium is not None
-    assert case.volume is not None
-    counted = case.volume.hu >= 130
-    assert dice(case.calcium & counted, truth["calcium"] & counted) > 0.5
-    assert 0 < case.facts["patches_run"] <= case.facts["patches_total"]
+    case = stage(scan.add(HEART, truth["heart"]))
+    counted = case[CT].hu >= 130
+    assert dice(case[CALCIUM] & counted, truth["calcium"] & counted) > 0.5
+    assert 0 < case[CALCIUM_RUN]["patches_run"] <= case[CALCIUM_RUN]["patches_total"]
     assert "off-domain-field" in [f.code for f in case.warnings]
 
-    excluded = replace(scan, heart=truth["heart"], facts={"screening": {"excluded": True}})
+    excluded = scan.add(HEART, truth["heart"]).add(EXCLUDED, True)
     case = stage(excluded)
-    assert case.calcium is not None
-    assert not case.calcium.any()
-    assert (case.facts["patches_run"], case.facts["patches_total"]) == (0, 0)
+    assert not case[CALCIUM].any()
+    assert (case[CALCIUM_RUN]["patches_run"], case[CALCIUM_RUN]["patches_total"]) == (0, 0)
     assert "off-domain-field" in [f.code for f in case.warnings]
 
 
 def test_the_exclusion_sees_calcium_and_no_heart_in_air(scan: Case, truth: dict[str, np.ndarray]) -> None:
-    from deepcac2.models.screening import ScreeningModel
+    from deepcac2.models.rule_out.network import ScreeningModel
 
     weights = bundled("screening")
-    stage = Screen(
+    stage = RuleOut(
         model=ScreeningModel.load(weights, CPU), weights=weights, heart_margin_mm=4.0, exclude=True
     )
-    case = stage(replace(scan, heart=truth["heart"]))
-    assert case.screened is not None
-    assert (case.screened & truth["calcium"]).any()
-    assert case.facts["screening"]["positive"] is True
-    assert case.facts["screening"]["excluded"] is False
-    with pytest.raises(TypeError, match="stages before"):
+    case = stage(scan.add(HEART, truth["heart"]))
+    assert (case[POSSIBLE_CALCIUM] & truth["calcium"]).any()
+    assert case[SCREENING]["positive"] is True
+    assert case[SCREENING]["excluded"] is False
+    with pytest.raises(TypeError, match="no stage before"):
         stage(scan)
 
     nowhere = replace(stage, localise="chest-wall")(air(scan))
     assert nowhere.stop is not None
     assert (nowhere.stop.status, nowhere.stop.code) == ("rejected", "heart-not-found")
     assert nowhere.warnings == scan.warnings
-    assert nowhere.screened is None
+    assert POSSIBLE_CALCIUM not in nowhere
 
 
 def test_direct_scoring_has_a_score_and_none_in_air(scan: Case, truth: dict[str, np.ndarray]) -> None:
-    from deepcac2.models.direct import DirectModel
+    from deepcac2.models.slice_regression.network import DirectModel
 
     weights = bundled("direct")
     stage = ScoreDirectly(model=DirectModel.load(weights, CPU), weights=weights)
-    case = replace(stage, localise="heart")(replace(scan, heart=truth["heart"]))
-    assert case.facts["direct"]["score"] > 100  # its true score is far above 400
-    assert case.facts["direct"]["score"] == pytest.approx(sum(case.facts["direct"]["slice_scores"]), rel=0.01)
-    assert case.attention is not None
-    assert case.attention.max() > 0
+    case = replace(stage, localise="heart")(scan.add(HEART, truth["heart"]))
+    assert case[DIRECT]["score"] > 100  # its true score is far above 400
+    assert case[DIRECT]["score"] == pytest.approx(sum(case[DIRECT]["slice_scores"]), rel=0.01)
+    assert case[ATTENTION].max() > 0
 
     nowhere = stage(air(scan))
     assert nowhere.stop is not None
     assert nowhere.stop.code == "heart-not-found"
     assert nowhere.warnings == scan.warnings
-    assert "direct" not in nowhere.facts
+    assert DIRECT not in nowhere
 
 
 def test_the_score_of_the_true_calcium_is_the_true_score(
     simulated: Path, scan: Case, truth: dict[str, np.ndarray]
 ) -> None:
     expected = json.loads((simulated / "SIM-0003" / "truth.json").read_text())
-    case = ScoreCalcium()(replace(scan, calcium=truth["calcium"]))
-    assert case.score is not None
-    assert case.score.total == pytest.approx(expected["score"])
-    assert int(case.score.risk_group) == expected["risk_group"]
+    case = ScoreCalcium()(scan.add(CALCIUM, truth["calcium"]))
+    assert case[SCORE].total == pytest.approx(expected["score"])
+    assert int(case[SCORE].risk_group) == expected["risk_group"]
     assert case.stop is None
 
 
 def test_metal_leaves_no_score_and_all_that_was_known(scan: Case, truth: dict[str, np.ndarray]) -> None:
-    known = replace(scan, calcium=truth["calcium"], heart=truth["heart"], facts={"heart_volume_ml": 368.0})
+    known = scan.add(CALCIUM, truth["calcium"]).add(HEART, truth["heart"])
     metal = changed(known, truth["calcium"], 2500)
     case = ScoreCalcium()(metal)
     assert case.stop is not None
     assert (case.stop.status, case.stop.code) == ("rejected", "metal")
-    assert case.score is None
+    assert SCORE not in case
     assert case.warnings == scan.warnings
-    assert case.facts == known.facts
-    assert case.heart is known.heart
+    assert case.facts == metal.facts
+    assert case[HEART] is known[HEART]
     allowed = ScoreCalcium(allow=["metal"])(metal)
-    assert allowed.score is not None
+    assert SCORE in allowed
     assert [f.code for f in allowed.warnings][-1] == "metal"

@@ -47,6 +47,7 @@ def grid_around(anatomy: Anatomy, spacing: float, half: tuple[float, float, floa
     return Geometry(shape=(n[0], n[1], n[2]), spacing=(spacing,) * 3, origin=(o[0], o[1], o[2]))
 
 
+@pytest.mark.slow
 def test_hearts_are_as_large_as_real_ones() -> None:
     """The two labelled LIDC chests hold 658 and 919 ml, 114 and 118 mm high, 110 and 146 mm wide."""
     volumes = np.array([len(p) * hearts.GRID_MM**3 / 1000 for _, _, p in placed()])

@@ -15,6 +15,7 @@ def patients() -> list[Anatomy]:
     return [sample_anatomy(s) for s in range(100)]
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_lung_screening() -> None:
     """About a quarter without calcium and a long tail."""
     anatomy = sample_anatomy(1)
@@ -32,6 +33,7 @@ def test_scores_are_those_of_lung_screening() -> None:
     assert shares["LAD"] > shares["RCA"] > shares["LCX"] > shares["LM"] > 0.02
 
 
+@pytest.mark.slow
 def test_plaques_reach_from_dots_to_long_ones_and_from_faint_to_dense() -> None:
     anatomy = sample_anatomy(1)
     lesions = [
@@ -49,6 +51,7 @@ def test_plaques_reach_from_dots_to_long_ones_and_from_faint_to_dense() -> None:
     assert 1000 < hu.max() < METAL_HU
 
 
+@pytest.mark.slow
 def test_plaques_lie_on_their_artery(patients: list[Anatomy]) -> None:
     for patient in patients[:25]:
         for lesion in patient.lesions:
@@ -57,6 +60,7 @@ def test_plaques_lie_on_their_artery(patients: list[Anatomy]) -> None:
             assert away.max() < patient.coronary_radius + 4
 
 
+@pytest.mark.slow
 def test_distractors_of_every_kind_occur_and_the_same_each_time(patients: list[Anatomy]) -> None:
     kinds = [{x.kind for x in all_distractors(p)} for p in patients]
     everything = set().union(*kinds)
@@ -71,6 +75,7 @@ def test_distractors_of_every_kind_occur_and_the_same_each_time(patients: list[A
         np.testing.assert_array_equal(a.points, b.points)
 
 
+@pytest.mark.slow
 def test_stents_are_tubes_of_metal_around_an_artery(patients: list[Anatomy]) -> None:
     found = 0
     for patient in patients:

@@ -65,6 +65,7 @@ def test_what_lies_far_outside_the_chest_stays_a_number() -> None:
     assert patient.volume.hu.min() < -900
 
 
+@pytest.mark.slow
 def test_a_drawing_that_is_not_finite_is_refused(coarse: SimulatedPatient) -> None:
     scan = replace(sample_acquisition(SEED), hardening=float("nan"))
     with pytest.raises(ArithmeticError, match=f"patient {SEED} holds values that are not numbers"):
@@ -131,6 +132,7 @@ def test_every_lesion_voxel_is_near_a_listed_lesion(fine: SimulatedPatient) -> N
     assert np.median(distance) < 8
 
 
+@pytest.mark.slow
 def test_a_quiet_scan_shows_calcium_at_130_hu_and_more(fine: SimulatedPatient) -> None:
     scan = Acquisition(
         kernel="B30f", thickness=2.5, increment=2.5, field_of_view=360.0, centre=(0.0, 0.0), below=50.0,
@@ -143,6 +145,7 @@ def test_a_quiet_scan_shows_calcium_at_130_hu_and_more(fine: SimulatedPatient) -
     assert np.percentile(quiet.volume.hu[soft], 99.9) < 100
 
 
+@pytest.mark.slow
 def test_a_breath_moves_picture_and_truth_together(fine: SimulatedPatient) -> None:
     """Where slices are displaced, the masks follow: calcium is bright, and the heart stays as large."""
     geometry = fine.volume.geometry
@@ -157,6 +160,7 @@ def test_a_breath_moves_picture_and_truth_together(fine: SimulatedPatient) -> No
     np.testing.assert_array_equal(moved.calcium[~changed], still.calcium[~changed])
 
 
+@pytest.mark.slow
 def test_calcium_and_bone_are_brighter_at_100_kvp(fine: SimulatedPatient) -> None:
     geometry = fine.volume.geometry
     scan = replace(sample_acquisition(SEED), kernel="B30f", noise_sd=0.01, hardening=0.0, kvp=120.0)
@@ -206,6 +210,7 @@ def test_padding_outside_the_circle() -> None:
     assert (hu[:, 32, 32] > -1024).any()
 
 
+@pytest.mark.slow
 def test_real_and_simulated_hearts_look_alike(shared_data: Path) -> None:
     """Volume, extents and HU of two labelled chests lie within the simulated range."""
     import SimpleITK as sitk

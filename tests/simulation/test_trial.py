@@ -14,6 +14,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 def test_an_interrupted_trial_goes_on_with_the_next_person(tmp_path: Path) -> None:
     small = {"persons": 2, "seed": 3, "size": 32, "slices": 36}
 
@@ -41,6 +42,7 @@ def test_an_interrupted_trial_goes_on_with_the_next_person(tmp_path: Path) -> No
     assert content(tmp_path / "unbroken") == content(tmp_path / "trial")
 
 
+@pytest.mark.slow
 def test_what_another_call_has_begun_is_not_taken(tmp_path: Path) -> None:
     def interrupt(line: str) -> None:
         raise KeyboardInterrupt

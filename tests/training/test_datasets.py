@@ -71,10 +71,10 @@ def test_nnunets_other_file_endings(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        (None, "does not say what the labels mean"),
-        ("{", "does not say what the labels mean"),
-        ('{"labels": [1]}', "does not say what the labels mean"),
-        ('{"labels": {"heart": "one"}}', "does not say what the labels mean"),
+        (None, "write one with"),
+        ("{", "write one with"),
+        ('{"labels": [1]}', "write one with"),
+        ('{"labels": {"heart": "one"}}', "write one with"),
         ('{"labels": {"background": 0, "aorta": 1}}', r"knows no label .* background, aorta"),
     ],
 )

@@ -16,7 +16,7 @@ import torch
 from deepcac2.errors import TrainingError
 from deepcac2.imaging import Geometry, Volume
 from deepcac2.imaging.files import write_image
-from deepcac2.models.heart import HeartModel
+from deepcac2.models.heart.network import HeartModel
 from deepcac2.training.heart import (
     HeartRecipe,
     balancing_offset,

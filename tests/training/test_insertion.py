@@ -13,7 +13,7 @@ import torch
 from deepcac2.dicom import discover
 from deepcac2.errors import TrainingError
 from deepcac2.imaging import Geometry
-from deepcac2.models.heart import HeartModel
+from deepcac2.models.heart.network import HeartModel
 from deepcac2.simulation import heart_centroid, simulate_patient
 from deepcac2.simulation.anatomy import sample_anatomy
 from deepcac2.training import insertion
@@ -82,6 +82,7 @@ def test_a_heart_drawn_without_calcium_gets_none(background, monkeypatch):
     assert not calcium.any()
 
 
+@pytest.mark.slow
 def test_crops_are_what_the_network_sees_and_the_same_every_time(background):
     hu, label = inserted_crop(background, 11, **CROP)
     again = inserted_crop(background, 11, **CROP)
@@ -95,6 +96,7 @@ def test_crops_are_what_the_network_sees_and_the_same_every_time(background):
     assert not np.array_equal(hu, other)
 
 
+@pytest.mark.slow
 def test_the_heart_lies_in_the_crop_as_at_inference(background):
     """A thin rod to the right widens the heart's box, but hardly moves its centre of gravity."""
     heart = background.heart.copy()
@@ -107,6 +109,7 @@ def test_the_heart_lies_in_the_crop_as_at_inference(background):
     assert heart_x[1] - heart_x[0] == pytest.approx(moved, abs=0.35 * moved)
 
 
+@pytest.mark.slow
 def test_a_background_is_cut_to_the_surroundings_of_its_heart(background, shared_data: Path):
     model = HeartModel.load(resolve("bundled", "heart"), torch.device("cpu"))
     folder = shared_data / "chest" / "Lung_Dx-A0001-B"

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from deepcac2.errors import TrainingError
-from deepcac2.models.calcium import CROP_SHAPE
+from deepcac2.models.crop import CROP_SHAPE
 from deepcac2.training.calcium_recipe import CalciumRecipe
 from deepcac2.training.mining import TILES, find_mistakes, load_mistakes, save_mistakes
 from deepcac2.training.patches import CALCIUM, GRID, NEAR, OTHER, CropSource, build_cache, window_of

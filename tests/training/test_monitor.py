@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deepcac2.pipeline.gpu import GpuMeter
+from deepcac2.system.gpu import GpuMeter
 from deepcac2.training.monitor import RunLog, Speed, read_log
 
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from deepcac2.errors import DiskFull, TrainingError
-from deepcac2.models.calcium import CROP_SHAPE, normalise
+from deepcac2.models.calcium.network import normalise
+from deepcac2.models.crop import CROP_SHAPE
 from deepcac2.training.patches import (
     BRIGHT,
     CALCIUM,

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from deepcac2.errors import TrainingError, WorkflowError
-from deepcac2.models.calcium import CROP_SHAPE, CROP_SPACING
-from deepcac2.models.direct import DirectModel
-from deepcac2.models.screening import ScreeningModel
+from deepcac2.models.crop import CROP_SHAPE, CROP_SPACING
+from deepcac2.models.rule_out.network import ScreeningModel
+from deepcac2.models.slice_regression.network import DirectModel
 from deepcac2.training import direct, screening
 from deepcac2.training.direct import DirectRecipe, PresenceSlices
 from deepcac2.training.loop import run_steps

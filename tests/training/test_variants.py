@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import scipy.ndimage
 
 from deepcac2.training.variants import TONES_HU, deformation, vary
@@ -36,6 +37,7 @@ def test_variants_differ_from_each_other_and_by_seed_only():
     assert (first[1] != other[1]).mean() > 0.005
 
 
+@pytest.mark.slow
 def test_deformations_are_strong_but_fold_nothing():
     _, label = ball_in_lung()
     volumes = []

@@ -35,12 +35,13 @@ from deepcac2.errors import (
     WorkflowError,
 )
 from deepcac2.imaging.files import read_image
-from deepcac2.models.direct import SlicePresence, SliceRegressor
-from deepcac2.models.screening import SliceUNet
+from deepcac2.models.rule_out.network import SliceUNet
+from deepcac2.models.slice_regression.network import SlicePresence, SliceRegressor
 from deepcac2.pipeline import Workflow
-from deepcac2.pipeline.chain import PHASES
-from deepcac2.pipeline.results import PARQUET, read_parquet
-from deepcac2.pipeline.workflow import MODULES
+from deepcac2.pipeline.facts import CALCIUM, CT, HEART_MEASURES, SCORE
+from deepcac2.pipeline.outputs import PARQUET
+from deepcac2.pipeline.results import read_parquet
+from deepcac2.pipeline.step import PHASES, steps
 from deepcac2.scoring.result import RiskGroup
 from deepcac2.training.direct import DirectRecipe, export_direct
 from deepcac2.training.screening import ScreeningRecipe, export_screening
@@ -77,22 +78,22 @@ Path("modules.json").write_text(json.dumps(sorted(sys.modules)))
             "ai-cac",
         ),
         (["DeepCACRunner"], {"AGSCalculator": {"rule": "van-velzen"}}, None),
-        (None, None, None),
     ],
 )
-def test_the_calcium_runner_knows_the_rule_of_its_workflow(
-    execute: list[Any] | None, modules: dict[str, Any] | None, rule: str | None
+def test_the_calcium_is_looked_for_as_the_rule_of_the_workflow_counts(
+    execute: list[Any], modules: dict[str, Any], rule: str | None
 ) -> None:
     """The rule stands in the options of another module; without one, any voxel may count."""
     from mhubio.core import Config
 
-    from deepcac2.utils.DeepCACRunner import DeepCACRunner
-    from deepcac2.utils.handover import scoring_rule
+    from deepcac2.pipeline.chain import counted_from
+    from deepcac2.scoring import RULES
+    from deepcac2.utils.handover import workflow_of
 
-    workflow = {"general": {"data_base_dir": "."}, "execute": execute, "modules": modules}
     config = Config(args=[])
-    config._config = workflow
-    assert scoring_rule(DeepCACRunner(config)) == rule
+    before = ["DicomImporter", "NiftiConverter", "HeartRunner"]
+    config._config = {"general": {}, "execute": [*before, *execute], "modules": modules}
+    assert counted_from(workflow_of(config)) == (None if rule is None else RULES[rule].threshold)
 
 
 # --- a small input and small networks -----------------------------------------------------------------------
@@ -205,7 +206,7 @@ def calcium_set(folder: Path) -> Path:
     """A calcium network with random tensors whose answer changes from voxel to voxel."""
     from safetensors.torch import save_file
 
-    from deepcac2.models.calcium import build_network
+    from deepcac2.models.calcium.network import build_network
 
     architecture = {"channels": [4, 8], "strides": [2], "num_res_units": 1, "norm": "batch"}
     torch.manual_seed(2)
@@ -359,7 +360,7 @@ def details_of(folder: Path, uid: str) -> dict[str, Any]:
     return like(json.loads(path.read_text()))
 
 
-@pytest.fixture(scope="module", params=["random", "bundled"])
+@pytest.fixture(scope="module", params=[pytest.param("random", marks=pytest.mark.slow), "bundled"])
 def both(request: pytest.FixtureRequest, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Both:
     if request.param == "bundled":
         try:
@@ -394,7 +395,7 @@ def test_all_methods_say_the_same_in_both_runs(methods: Both) -> None:
     (row,) = (r for r in methods.summary.rows if r.status == "scored")
     assert row.screening_positive == report["Possible"]
     assert row.direct_score == report["Direct"]
-    screened = methods.found(methods.data / "sorted_data" / SERIES["scored"], "screening.nii.gz")
+    screened = methods.found(methods.data / "sorted_data" / SERIES["scored"], "screened.nii.gz")
     np.testing.assert_array_equal(
         read_image(screened)[0], read_image(methods.found(methods.memory, "screened.nii.gz"))[0]
     )
@@ -646,7 +647,7 @@ def module_class(name: str) -> Any:
     return getattr(importlib.import_module(f"deepcac2.utils.{name}"), name)
 
 
-@pytest.mark.parametrize("name", [m for m in MODULES if m != "DataOrganizer"])
+@pytest.mark.parametrize("name", [m for m in steps() if m != "DataOrganizer"])
 def test_options_and_their_defaults_are_those_of_the_workflow(name: str) -> None:
     from mhubio.core import Config
 
@@ -654,7 +655,7 @@ def test_options_and_their_defaults_are_those_of_the_workflow(name: str) -> None
     settings = {n for n, value in vars(cls).items() if isinstance(value, property)}
     prefix = "_mhubio_configinput_"
     inputs = {n.removeprefix(prefix) for n in vars(cls) if n.startswith(prefix)}
-    options = MODULES[name]()
+    options = steps()[name].options()
     assert settings | inputs == {f.name for f in fields(options)}
     module = cls(Config(config={"general": {"data_base_dir": "/nowhere"}, "modules": {}}, args=False))
     for f in fields(options):
@@ -668,7 +669,7 @@ def test_option_names_that_mhubio_has_too_are_spelt_as_there() -> None:
 
     for theirs in (DicomImporter, ReportExporter):
         names = {n for n, value in vars(theirs).items() if isinstance(value, property)}
-        ours = {f.name for f in fields(MODULES[theirs.__name__])}
+        ours = {f.name for f in fields(steps()[theirs.__name__].options)}
         assert ours - names <= {"allow"}
 
 
@@ -790,6 +791,19 @@ def test_members_of_an_archive_are_unpacked(source: Path, tmp_path: Path) -> Non
     assert read.geometry == plain.geometry
 
 
+def test_names_and_reasons_are_one_line_of_the_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A name that clears the screen, ends the line and is no UTF-8."""
+    (tmp_path / "input_data").mkdir()
+    Path(os.fsdecode(bytes(tmp_path / "input_data") + b"/a\x1b[2J\nb\xe4.dcm")).write_text("no DICOM")
+    module = importer(tmp_path)
+    module.execute()
+    said = capsys.readouterr().out + "".join(p.read_text() for p in tmp_path.rglob("*.log"))
+    assert "a?[2J?b\\xe4.dcm: named like DICOM" in said
+    assert "\x1b[2J" not in said
+
+
 def test_a_folder_of_something_else_is_not_removed(tmp_path: Path) -> None:
     from deepcac2.utils.DicomImporter import _clear
 
@@ -804,26 +818,26 @@ def test_a_folder_of_something_else_is_not_removed(tmp_path: Path) -> None:
 
 def test_a_case_comes_back_from_its_file_as_it_was(source: Path, tmp_path: Path) -> None:
     from deepcac2.pipeline.case import Case, Stop
-    from deepcac2.pipeline.stages import ScoreCalcium, build_volume, check_headers
+    from deepcac2.pipeline.reading import build_volume, check_headers
+    from deepcac2.pipeline.scoring import ScoreCalcium
     from deepcac2.utils.handover import read_case, read_geometry, write_case
 
     series = discover(source / "scored").series[0]
     path = tmp_path / "case.json"
-    case = check_headers(Case(series=series, facts={"heart_volume_ml": 1 / 3}))
+    case = check_headers(Case(series=series, facts={HEART_MEASURES: {"heart_volume_ml": 1 / 3}}))
     write_case(path, case)
     assert read_geometry(path) is None
     case = build_volume(case)
-    assert case.volume is not None
-    scored = ScoreCalcium(rule="agatston")(replace(case, calcium=case.volume.hu > 300))
+    scored = ScoreCalcium(rule="agatston")(case.add(CALCIUM, case[CT].hu > 300))
     stop = Stop(status="failed", code="x", reason="y", module="z")
     given = replace(scored, timings={"NiftiConverter": 0.1}, stop=stop)
     write_case(path, given)
     back = read_case(path)
-    assert back == replace(given, volume=None, calcium=None)
-    assert back.score is not None
-    assert back.score.lesions
+    kept = {fact: value for fact, value in given.facts.items() if fact not in (CT, CALCIUM)}
+    assert back == replace(given, facts=kept)
+    assert back[SCORE].lesions
     assert back.warnings
-    assert read_geometry(path) == case.volume.geometry
+    assert read_geometry(path) == case[CT].geometry
 
 
 # --- what MHub reads about the model ------------------------------------------------------------------------
@@ -880,7 +894,8 @@ def test_the_model_card_says_what_the_code_does() -> None:
         known = {row[0] for row in csv.reader(table)}
     parts = {part for name in outputs["Segmentation"]["classes"] for part in name.split("+")}
     assert parts <= known
-    from deepcac2.utils import handover
+    from deepcac2.pipeline.facts import HEART
 
-    rois = {t.partition("roi=")[2] for t in (handover.HEART, handover.CALCIUM)}
+    images = [fact.image for fact in (HEART, CALCIUM) if fact.image is not None]
+    rois = {image.query.partition("roi=")[2] for image in images}
     assert rois == set(outputs["Segmentation"]["classes"])

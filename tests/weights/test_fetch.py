@@ -15,7 +15,7 @@ import torch
 
 from deepcac2.cli.main import main
 from deepcac2.errors import WeightsAltered, WeightsError, WeightsMissing, WeightsUnsupported
-from deepcac2.models.heart import HeartModel
+from deepcac2.models.heart.network import HeartModel
 from deepcac2.weights import fetch, resolve
 
 SMALL = ([[2, 2, 2]], [[3, 3, 3]] * 2)

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from deepcac2.errors import WeightsError, WeightsMissing, WeightsUnsupported
-from deepcac2.models.heart import HeartModel
+from deepcac2.models.heart.network import HeartModel
 from deepcac2.weights import convert_nnunet_v1, load_json
-from deepcac2.weights.nnunet_v1 import read_plain_pickle
+from deepcac2.weights.checkpoints import read_plain_pickle
 
 CPU = torch.device("cpu")
 ISOTROPIC = ([[2, 2, 2]] * 4, [[3, 3, 3]] * 5)

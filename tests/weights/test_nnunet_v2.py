@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from deepcac2.errors import WeightsError, WeightsMissing, WeightsUnsupported
-from deepcac2.models.heart import HeartModel
+from deepcac2.models.heart.network import HeartModel
 from deepcac2.weights import convert_nnunet_v1, convert_nnunet_v2, verify
 
 CPU = torch.device("cpu")

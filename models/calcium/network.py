@@ -1,0 +1,365 @@
+"""Coronary calcium: the patch 3D U-Net of the DeepCAC2 paper, step by step.
+
+The steps of the paper's method, in order, are the public functions of this file:
+`crop_grid` → `to_crop` → `window` → `z_normalise` → `rescale` → patches of 64 × 64 × 16 with steps of
+32 × 32 × 8 → U-Net → average of overlapping predictions → `to_ct` → threshold 0.5. `CalciumModel`
+strings them together.
+
+Sizes are given here in array order (z, y, x); the paper writes them as x × y × z.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ...imaging import Geometry, Volume
+from ...imaging.masks import bounding_box
+from ...imaging.orientation import to_canonical
+from ...imaging.resampling import centred_grid, resample, support
+from ...imaging.tiling import Corner, PatchAverage, corners_touching, majority, patch_corners
+from ..crop import CANDIDATE_HU, CROP_SHAPE, CROP_SPACING, WINDOW_HU
+from . import unet
+
+if TYPE_CHECKING:
+    from ...weights import WeightSet
+
+log = logging.getLogger(__name__)
+
+PATCH_SHAPE = (16, 64, 64)
+"""Patch (z, y, x); DeepCAC2 paper: 64 × 64 × 16."""
+PATCH_STEP = (8, 32, 32)
+"""Step between patches (z, y, x); DeepCAC2 paper: 32 × 32 × 8."""
+THRESHOLD = 0.5
+"""Probability from which a voxel is calcium; DeepCAC2 paper."""
+_ROUNDING = 1e-4
+"""How much nearer to the threshold than the bound says an average may be, for want of digits."""
+
+Shape = tuple[int, int, int]
+Window = tuple[float, float]
+
+
+def crop_grid(ct: Geometry, heart_centre: tuple[float, float, float], shape: Shape = CROP_SHAPE) -> Geometry:
+    """The paper's crop: 256 × 256 × 58 voxels of 0.7 × 0.7 × 2.5 mm centred on the heart.
+
+    Args:
+        ct: The CT's grid; the crop is laid parallel to it.
+        heart_centre: Middle of the heart's box, LPS (x, y, z), mm.
+        shape: Voxels of the crop (z, y, x).
+    """
+    return centred_grid(ct, heart_centre, CROP_SPACING, shape)
+
+
+def to_crop(hu: npt.NDArray[np.int16], ct: Geometry, grid: Geometry, *, device: torch.device) -> torch.Tensor:
+    """CT values on the crop's grid (trilinear); DeepCAC2 paper, resampling and cropping.
+
+    Only what the crop needs is resampled. Voxels outside the CT get −1024 HU (air), as a padded CT has.
+
+    Args:
+        hu: int16 (z, y, x) on `ct`, HU.
+        ct: The CT's grid.
+        grid: The crop's grid, parallel to it.
+
+    Returns:
+        float32 of shape ``grid.shape``, HU.
+    """
+    return resample(hu, ct, grid, outside=-1024.0, device=device)
+
+
+def window(hu: torch.Tensor, window_hu: Window = WINDOW_HU) -> torch.Tensor:
+    """Clip to a window, HU; DeepCAC2 paper: [−135, 500]."""
+    return hu.clamp(*window_hu)
+
+
+def z_normalise(values: torch.Tensor) -> tuple[torch.Tensor, float, float]:
+    """Subtract the crop's mean and divide by its standard deviation; DeepCAC2 paper.
+
+    Returns:
+        Normalised values, mean, standard deviation (1 for a constant crop).
+    """
+    sd, mean = torch.std_mean(values, correction=0)
+    scale = float(sd) or 1.0
+    return (values - mean) / scale, float(mean), scale
+
+
+def rescale(values: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """Map [`low`, `high`] linearly onto [0, 1]; DeepCAC2 paper, after z-normalisation."""
+    return (values - low) / (high - low) if high > low else torch.zeros_like(values)
+
+
+def normalise(hu: torch.Tensor, *, rescale_to: str = "window", window_hu: Window = WINDOW_HU) -> torch.Tensor:
+    """`window`, `z_normalise` and `rescale` in the paper's order.
+
+    A linear rescaling undoes the shift and scale of the z-normalisation, so what matters is which two
+    values become 0 and 1. ``"window"`` takes the window's bounds: the same HU is the same input in every
+    scan. ``"crop"`` takes the smallest and largest value of the crop, which is the same thing as soon as
+    the crop holds lung and dense bone, and differs (brighter calcium) when nothing in it reaches 500 HU.
+
+    Args:
+        hu: HU values of the crop, any shape.
+        rescale_to: ``"window"`` or ``"crop"``; weights say which one they were trained with.
+        window_hu: Lowest and highest HU of the window, which weights say, too.
+
+    Returns:
+        float32, same shape, in [0, 1].
+    """
+    normalised, mean, sd = z_normalise(window(hu, window_hu))
+    if rescale_to == "crop":
+        low, high = float(normalised.min()), float(normalised.max())
+    else:
+        low, high = (window_hu[0] - mean) / sd, (window_hu[1] - mean) / sd
+    return rescale(normalised, low, high).clamp_(0.0, 1.0)
+
+
+def to_ct(probability: torch.Tensor, grid: Geometry, ct: Geometry) -> npt.NDArray[np.float32]:
+    """Probability of the crop brought back onto the CT's own grid (trilinear), 0 outside the crop.
+
+    Args:
+        probability: float32 on `grid`.
+
+    Returns:
+        float32 (z, y, x) of shape ``ct.shape``.
+    """
+    return resample(probability, grid, ct, outside=0.0).cpu().numpy()
+
+
+def sure_lesions(
+    mask: npt.NDArray[np.bool_],
+    counted: npt.NDArray[np.bool_],
+    probability: npt.NDArray[np.float32],
+    peak: float,
+) -> npt.NDArray[np.bool_]:
+    """The mask without lesions of which the network is nowhere sure.
+
+    A lesion is what touches over 26 neighbours among the mask's voxels that can count. Those that stay take
+    along what touches them of the rest of the mask.
+
+    Args:
+        mask: bool (z, y, x).
+        counted: bool, of that the voxels that a rule may count by their HU.
+        probability: float32; only what it says of `counted` is looked at.
+        peak: Probability that a lesion must reach.
+    """
+    import cc3d
+
+    if not counted.any() or peak <= THRESHOLD:
+        return mask
+    box = bounding_box(mask)
+    labels = np.asarray(cc3d.connected_components(counted[box], connectivity=26))
+    sure = np.zeros(int(labels.max()) + 1, dtype=bool)
+    sure[np.unique(labels[counted[box] & (probability[box] >= peak)])] = True
+    sure[0] = False
+    kept = sure[labels]
+    rest = np.asarray(cc3d.connected_components(mask[box] & ~(counted[box] & ~kept), connectivity=26))
+    touched = np.zeros(int(rest.max()) + 1, dtype=bool)
+    touched[np.unique(rest[kept])] = True
+    touched[0] = False
+    result = np.zeros_like(mask)
+    result[box] = touched[rest]
+    return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalciumPrediction:
+    """What the calcium model found.
+
+    Attributes:
+        mask: bool (z, y, x) on the CT's grid: probability ≥ 0.5, in lesions that are somewhere sure. Below
+            the HU that `CalciumModel.predict` was given it may miss voxels of a dense run; from there on it
+            is the dense run's.
+        probability: float32 (z, y, x) on the CT's grid, or None when not asked for.
+        patches_run: Patches that were sent through the network.
+        patches_total: Patches of the crop.
+    """
+
+    mask: npt.NDArray[np.bool_]
+    probability: npt.NDArray[np.float32] | None
+    patches_run: int
+    patches_total: int
+
+
+def _box(mask: npt.NDArray[np.bool_]) -> tuple[slice, slice, slice]:
+    """The bounding box, one voxel of an empty mask."""
+    return bounding_box(mask) if mask.any() else (slice(0, 1),) * 3
+
+
+def build_network(architecture: dict[str, Any]) -> torch.nn.Module:
+    """The 3D U-Net of a set of weights: MONAI's `UNet` with one input and one output channel.
+
+    Args:
+        architecture: Keyword arguments of `monai.networks.nets.UNet` (channels, strides,
+            num_res_units, norm, act).
+
+    Returns:
+        Network from (n, 1, 16, 64, 64) in [0, 1] to logits of the same shape.
+    """
+    if unet.is_known(architecture):
+        return unet.UNet(**architecture)
+    from monai.networks.nets import UNet  # seconds, and rarely needed
+
+    network: torch.nn.Module = UNet(spatial_dims=3, in_channels=1, out_channels=1, **architecture)
+    return network
+
+
+class CalciumModel:
+    """Patch U-Net with its weights on a device; `predict` goes from a CT to a mask on the CT's grid."""
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        *,
+        device: torch.device,
+        rescale_to: str = "window",
+        window_hu: Window = WINDOW_HU,
+        batch_size: int = 8,
+        crop_shape: Shape = CROP_SHAPE,
+        patch_shape: Shape = PATCH_SHAPE,
+        patch_step: Shape = PATCH_STEP,
+    ) -> None:
+        """A network ready to predict.
+
+        Args:
+            network: From (n, 1, *patch_shape) in [0, 1] to logits of the same shape.
+            device: Where it runs.
+            rescale_to, window_hu: As in `normalise`.
+            batch_size: Patches at once.
+            crop_shape, patch_shape, patch_step: Voxels (z, y, x); the paper's.
+        """
+        self.device = device
+        self.rescale_to = rescale_to
+        self.window_hu = window_hu
+        self.batch_size = batch_size
+        self.crop_shape, self.patch_shape, self.patch_step = crop_shape, patch_shape, patch_step
+        self.network = network.to(device).eval()
+        if device.type == "cpu":
+            self.network = self.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+
+    @classmethod
+    def load(cls, weights: WeightSet, device: torch.device) -> CalciumModel:
+        """Load a verified set of weights.
+
+        Raises:
+            WeightsMissing, WeightsAltered: See `weights.load_tensors`.
+            WeightsUnsupported: The tensors do not fit the architecture that the set describes.
+            WeightsError: The window that it states is none.
+        """
+        from ...weights import as_described, load_tensors, stated_window
+
+        description = weights.metadata
+        tensors = load_tensors(weights, "model.safetensors")
+        with as_described(weights, "calcium network"):
+            network = build_network(description["architecture"])
+            network.load_state_dict(tensors)
+        rescale_to = description.get("normalisation", {}).get("rescale_to", "window")
+        batch = 8 if device.type == "cpu" else 64
+        return cls(
+            network,
+            device=device,
+            rescale_to=rescale_to,
+            window_hu=stated_window(weights) or WINDOW_HU,
+            batch_size=batch,
+        )
+
+    @torch.inference_mode()
+    def _probability(self, patches: torch.Tensor) -> torch.Tensor:
+        if self.device.type == "cpu":
+            patches = patches.contiguous(memory_format=torch.channels_last_3d)
+        try:
+            return torch.sigmoid(self.network(patches))
+        except torch.OutOfMemoryError:
+            if len(patches) == 1:
+                raise
+        # Out of the except block: its traceback would keep alive what did not fit.
+        half = len(patches) // 2
+        self.batch_size = half
+        log.warning(
+            "%s has not enough memory for %d patches at once; going on with %d",
+            self.device,
+            len(patches),
+            half,
+        )
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return torch.cat([self._probability(part) for part in (patches[:half], patches[half:])])
+
+    def predict(
+        self,
+        volume: Volume,
+        heart_centre: tuple[float, float, float],
+        *,
+        region: npt.NDArray[np.bool_] | None = None,
+        peak: float = THRESHOLD,
+        lowest_hu: int | None = CANDIDATE_HU,
+        keep_probability: bool = False,
+    ) -> CalciumPrediction:
+        """Segment calcium in the crop around the heart.
+
+        Patches are skipped when nothing they say can matter. A counted voxel of the CT has at least
+        `lowest_hu` and reads, when the result is brought back, at most eight voxels of the crop; each of
+        those averages the patches that cover it. So only patches that hold such a voxel are run, and of
+        these at first just more than half over each voxel: where they leave the average below 0.5 whatever
+        the others would say, the others are not asked. Every counted voxel gets the answer of a dense run.
+
+        Args:
+            volume: The CT.
+            heart_centre: Middle of the heart's box, LPS (x, y, z), mm; see `imaging.masks.box_centre`.
+            region: bool (z, y, x) on the CT's grid; calcium outside it is not looked for. None: the
+                whole crop, as in the paper.
+            peak: See `sure_lesions`.
+            lowest_hu: HU from which voxels may be counted, as a rule's ``threshold``; None: any voxel may,
+                and every patch of the crop is run.
+            keep_probability: Return the probability too.
+        """
+        # The network knows bodies one way round: head up, back down, as nnU-Net does the heart.
+        ct = to_canonical(volume.hu, volume.geometry)
+        wanted = None if region is None else to_canonical(region, volume.geometry).array
+        grid = crop_grid(ct.geometry, heart_centre, self.crop_shape)
+        corners = patch_corners(self.crop_shape, self.patch_shape, self.patch_step)
+        # What the region leaves of the CT is all that is looked at when the result is brought back.
+        box = (slice(None),) * 3 if wanted is None or keep_probability else _box(wanted)
+        part = ct.geometry.part([slice(*s.indices(n)) for s, n in zip(box, ct.array.shape, strict=True)])
+        bright = np.ones(part.shape, dtype=bool) if lowest_hu is None else ct.array[box] >= lowest_hu
+        candidates = bright if wanted is None else bright & wanted[box]
+        needed = support(candidates, part, grid)
+        mask = np.zeros(volume.hu.shape, dtype=bool)
+        probability = None
+        run: list[Corner] = []
+        if lowest_hu is None or needed.any():
+            hu = to_crop(ct.array, ct.geometry, grid, device=self.device)
+            values = normalise(hu, rescale_to=self.rescale_to, window_hu=self.window_hu)
+            average = PatchAverage(values, corners, self.patch_shape, self._probability)
+            if lowest_hu is None:
+                run = corners
+            elif keep_probability:
+                run = corners_touching(corners, self.patch_shape, needed)
+            else:
+                run = majority(corners, self.patch_shape, needed)
+            average.add(run, batch_size=self.batch_size)
+            if not (lowest_hu is None or keep_probability):
+                candidates = candidates & (to_ct(average.high(), grid, part) >= THRESHOLD - _ROUNDING)
+                needed = support(candidates, part, grid)
+                rest = [c for c in corners_touching(corners, self.patch_shape, needed) if c not in run]
+                average.add(rest, batch_size=self.batch_size)
+                run = [*run, *rest]
+            low = to_ct(average.low(), grid, part)
+            found = low >= THRESHOLD
+            if wanted is not None:
+                found &= wanted[box]
+            whole = np.zeros(ct.array.shape, dtype=bool)
+            whole[box] = sure_lesions(found, found & bright, low, peak)
+            mask = np.ascontiguousarray(ct.undo(whole))
+            if keep_probability:
+                probability = np.ascontiguousarray(ct.undo(low))
+        if probability is None and keep_probability:
+            probability = np.zeros(volume.hu.shape, dtype=np.float32)
+        return CalciumPrediction(
+            mask=mask,
+            probability=probability,
+            patches_run=len(run),
+            patches_total=len(corners),
+        )

@@ -1,0 +1,1 @@
+"""The heart, by nnU-Net."""

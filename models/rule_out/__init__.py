@@ -1,0 +1,1 @@
+"""The exclusion of scans without coronary calcium, by three 2D networks."""

@@ -1,0 +1,1 @@
+"""Direct scoring: the score read off the slices by a regression network, without segmentation."""

@@ -1,0 +1,1 @@
+"""The released data set: built, verified, compared."""

@@ -1,0 +1,1 @@
+"""Figures and pages (Markdown, HTML) of evaluations, cohorts and methods."""

@@ -1,0 +1,48 @@
+"""The U-Net against MONAI's, from which it must differ in nothing but the time that it takes to load."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from deepcac2.models.calcium.network import build_network
+from deepcac2.models.calcium.unet import UNet, is_known
+from deepcac2.weights import resolve
+
+ARCHITECTURES: list[dict[str, Any]] = [
+    resolve("bundled", "calcium").metadata["architecture"],
+    {"channels": [4, 8], "strides": [2]},
+    {"channels": [4, 8, 16], "strides": [2, 1], "num_res_units": 1, "norm": "BATCH"},
+    {"channels": [4, 8, 16], "strides": [1, 2], "num_res_units": 3, "norm": "instance"},
+    {"channels": [6, 6, 6], "strides": [2, 2], "num_res_units": 0, "norm": "batch"},
+]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=str)
+def test_it_is_monais(architecture: dict[str, Any]) -> None:
+    from monai.networks.nets import UNet as MonaiUNet
+
+    torch.manual_seed(5)
+    ours = build_network(architecture)
+    torch.manual_seed(5)
+    theirs = MonaiUNet(spatial_dims=3, in_channels=1, out_channels=1, **architecture)
+    assert isinstance(ours, UNet)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    assert all(map(torch.equal, ours.state_dict().values(), theirs.state_dict().values()))
+    patches = torch.rand(2, 1, 16, 32, 32)
+    for training in (True, False):
+        ours.train(training), theirs.train(training)
+        assert torch.equal(ours(patches), theirs(patches))
+
+
+def test_what_it_does_not_know_is_monais_own() -> None:
+    other = {"channels": [4, 8], "strides": [2], "act": "relu", "norm": ("group", {"num_groups": 2})}
+    assert not is_known(other)
+    assert type(build_network(other)).__module__.startswith("monai.")
+
+
+def test_strides_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match="3 levels need 2 strides, not 1"):
+        UNet(channels=[4, 8, 16], strides=[2])
