@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -40,8 +41,8 @@ from ..pipeline.writing import series_folder
 from ..scoring import CalciumScore, Rule, risk_group, score
 from ..scoring.lesions import lesion_voxels
 from ..system.foreign import foreign, read_json
-from ..training.datasets import AnnotatedScan, AnnotatedSource, annotated_sources
 from ..weights import load_manifest, resolve
+from .datasets import AnnotatedScan, AnnotatedSource, annotated_sources
 from .metrics import centre_distance, dice, hausdorff_95
 
 if TYPE_CHECKING:
@@ -415,6 +416,23 @@ def _case(
         prediction = predictor.predict(series, scan.volume)
     except InputError as error:
         return replace(base, status="failed", reason=str(error))
+    return compared(base, scan, prediction, facts)
+
+
+def compared(
+    base: CaseResult,
+    scan: AnnotatedScan,
+    prediction: Prediction,
+    facts: Mapping[str, Any] = MappingProxyType({}),
+) -> CaseResult:
+    """The case with how far the prediction agrees with the annotation.
+
+    Args:
+        base: What is known of the case without the prediction.
+        scan: The annotated scan.
+        prediction: What was found in it.
+        facts: Of the simulation, where there are any.
+    """
     true: dict[str, Any] = {}
     if scan.calcium is not None:
         truth = _score(scan, scan.calcium, prediction.rule)

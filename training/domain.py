@@ -51,13 +51,3 @@ def simulated_domain(seeds: Sequence[int]) -> dict[str, Any]:
 
 def _pixel(scan: Acquisition) -> float:
     return scan.field_of_view / 512
-
-
-def image_extents(shapes_mm: Sequence[tuple[float, float, float]]) -> dict[str, Any]:
-    """Field of view and coverage of training images, from their extents (z, y, x), mm."""
-    wide = [max(y, x) for _, y, x in shapes_mm]
-    high = [z for z, _, _ in shapes_mm]
-    return {
-        "field_of_view_mm": [round(min(wide)), round(max(wide))],
-        "coverage_mm": [round(min(high)), round(max(high))],
-    }

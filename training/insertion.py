@@ -23,10 +23,9 @@ from ..dicom import Series, discover, read_series
 from ..dicom.gates import is_sharp_kernel
 from ..errors import TrainingError
 from ..imaging import Geometry, Volume
+from ..imaging.crop import CANDIDATE_HU
 from ..imaging.masks import bounding_box, box_centre, widened
 from ..imaging.orientation import to_canonical
-from ..imaging.resampling import centred_grid
-from ..models.crop import CANDIDATE_HU, CROP_SHAPE, CROP_SPACING
 from ..simulation import sample_acquisition
 from ..simulation.acquisition import KERNELS
 from ..simulation.anatomy import Anatomy, sample_anatomy, stream
@@ -35,7 +34,7 @@ from ..simulation.coronary import Lesion, sample_lesions
 from ..simulation.distractors import all_distractors
 from ..simulation.shapes import Array, Points
 from ..simulation.specks import Speck, lesion_specks, scanner_frame
-from .patches import Crop, composed_label
+from .crops import Crop, CropRecipe, composed_label, crop_grid
 
 FindHeart = Callable[[str, Volume], npt.NDArray[np.bool_]]
 
@@ -262,15 +261,7 @@ def _contrast(specks: list[Speck], base: Array) -> tuple[Array, Array]:
     return added, cover
 
 
-def inserted_crop(
-    background: Background,
-    seed: int,
-    *,
-    jitter_mm: float,
-    label_threshold: float,
-    margin_mm: float,
-    version: int = 1,
-) -> Crop:
+def inserted_crop(background: Background, seed: int, recipe: CropRecipe) -> Crop:
     """A training crop with simulated calcium in a real heart, turned and stretched a little.
 
     Everything is read through one trilinear interpolation, as at inference.
@@ -278,21 +269,18 @@ def inserted_crop(
     Args:
         background: The real heart.
         seed: Of the simulated patient whose calcium it gets.
-        jitter_mm: Standard deviation of the crop's shift, mm.
-        label_threshold: Share of a crop voxel that must be calcium for it to be labelled so.
-        margin_mm: What is within this distance of the heart counts as near it.
-        version: Of the simulator.
+        recipe: Shift, label, margin and the simulator's version.
 
     Returns:
-        HU and label, see `patches.Crop`.
+        HU and label, see `crops.Crop`.
     """
     rng = stream(seed, "turn")
-    hu, calcium, other = insert(background, seed, version)
+    hu, calcium, other = insert(background, seed, recipe.simulator)
     geometry = background.volume.geometry
-    centre = np.add(box_centre(background.heart, geometry), rng.normal(0.0, jitter_mm, 3))
-    grid = centred_grid(geometry, (centre[0], centre[1], centre[2]), CROP_SPACING, CROP_SHAPE)
-    where = _turned(grid, geometry, centre, rng)
-    near = widened(background.heart, geometry, margin_mm)
+    shift = rng.normal(0.0, recipe.centre_jitter_mm, 3)
+    centre = np.add(box_centre(background.heart, geometry), shift)
+    where = _turned(crop_grid(geometry, centre), geometry, centre, rng)
+    near = widened(background.heart, geometry, recipe.heart_margin_mm)
 
     def read(array: npt.NDArray[np.generic], outside: float) -> Array:
         out: Array = scipy.ndimage.map_coordinates(
@@ -302,8 +290,8 @@ def inserted_crop(
 
     label = composed_label(
         near=read(near, 0.0) >= 0.5,
-        other=read(other, 0.0) >= label_threshold,
-        calcium=read(calcium, 0.0) >= label_threshold,
+        other=read(other, 0.0) >= recipe.label_threshold,
+        calcium=read(calcium, 0.0) >= recipe.label_threshold,
     )
     crop = np.clip(read(hu, -1024.0), -1024, 3071).round().astype(np.int16)
     return crop, label

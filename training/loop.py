@@ -1,17 +1,21 @@
-"""The loop around a `Stepper`: batches in, a line in the log now and then, checkpoints."""
+"""The loop of every training but nnU-Net's: batches in, lines in the log now and then, checkpoints."""
 
 from __future__ import annotations
 
 import logging
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from ..pipeline.chain import describe_device
+from ..system.gpu import GpuMeter
+from .crops import CropCache
 from .monitor import RunLog, Speed
-from .patches import CropCache, HasBatches, prefetch
-from .trainer import Checkpoint, Stepper
+from .prefetch import Batch, HasBatches, prefetch
+from .trainer import Checkpoint, StepsRecipe, Trainer
 
 log = logging.getLogger(__name__)
 
@@ -22,14 +26,16 @@ class Interruptible:
     Only the main thread gets signals; in another one nothing is kept.
 
     Args:
+        unit: What is finished before the end, for the log: ``"step"``, ``"epoch"``.
         told: Called at the first.
 
     Attributes:
         interrupted: Whether one was kept.
     """
 
-    def __init__(self, told: Callable[[], None]) -> None:
+    def __init__(self, unit: str, told: Callable[[], None] = lambda: None) -> None:
         self.interrupted = False
+        self._unit = unit
         self._told = told
         self._before: dict[signal.Signals, Any] = {}
 
@@ -46,42 +52,43 @@ class Interruptible:
         if self.interrupted:
             raise KeyboardInterrupt
         self.interrupted = True
+        log.info(
+            "stopping: this %s is finished and a checkpoint written first; once more to end at once",
+            self._unit,
+        )
         self._told()
 
 
-def interruptible_steps() -> Interruptible:
-    """For a training of steps that calls `leave_where_told` after each."""
-    text = "stopping: this step is finished and a checkpoint written first; once more to end at once"
-    return Interruptible(lambda: log.info(text))
-
-
-def leave_where_told(signals: Interruptible, checkpoint: Checkpoint, stepper: Stepper) -> None:
-    """Where a signal was kept, write the checkpoint of a step that is done, and leave.
-
-    Raises:
-        KeyboardInterrupt: A signal was kept.
-    """
-    if signals.interrupted:
-        checkpoint.save(stepper)
-        log.info("stopped at step %d of %d", stepper.step, stepper.total)
-        raise KeyboardInterrupt
-
-
 def run_steps(
-    stepper: Stepper,
+    trainer: Trainer,
     batches: HasBatches,
-    recipe: Any,
+    recipe: StepsRecipe,
     cache: CropCache,
     work: Path,
-) -> None:
+    *,
+    validate: Callable[[], float] | None = None,
+    validate_every: int = 1,
+    pauses: Sequence[int] = (),
+    at_pause: Callable[[int], None] = lambda step: None,
+    steps_per_epoch: int = 0,
+    unit: str = "slices",
+) -> dict[str, Any] | None:
     """Train to the last step, from where the folder's checkpoint says; a signal to end writes one first.
 
     Args:
-        stepper: The network.
-        batches: A function of the step's number alone, so that a run that goes on sees the same.
-        recipe, cache: What the checkpoint belongs to; the recipe's ``log_every`` and ``checkpoint_every`` are
-            the steps between lines and checkpoints.
+        trainer: The network.
+        batches: What it sees.
+        recipe, cache: What the checkpoint belongs to.
         work: Folder for ``checkpoint.pt``, ``log.csv`` and ``tensorboard/``.
+        validate, validate_every: Dice of held-out batches, for the log, and the steps between; it is also
+            asked for at the end.
+        pauses: Steps, rising, after which `at_pause` is called before the next batch is made.
+        at_pause: Given the pause's step; a run that goes on after a pause calls it again.
+        steps_per_epoch: For the log; 0: there are no epochs.
+        unit: Of what a batch holds, for the log.
+
+    Returns:
+        ``device``, ``patches_per_second`` and ``gpu_utilisation_percent``; None where nothing was left to do.
 
     Raises:
         TrainingError: The checkpoint belongs to another training, or the loss is no number any more.
@@ -89,28 +96,70 @@ def run_steps(
         KeyboardInterrupt: It was told to end.
     """
     checkpoint = Checkpoint(work / "checkpoint.pt", recipe, cache)
-    checkpoint.load(stepper)
-    if stepper.step >= stepper.total:
-        return
-    run_log, speed = RunLog(work, stepper.step), Speed()
-    pending = 0
-    speed.resume()
-    with interruptible_steps() as signals:
-        for image, label in prefetch(batches, range(stepper.step, stepper.total), device=stepper.device):
-            rate = stepper.learning_rate
-            stepper.train(image, label)
-            pending += len(image)
-            step, last = stepper.step, stepper.step == stepper.total
-            if last or step % recipe.log_every == 0:
-                loss = stepper.mean_loss()
-                speed.pause(pending)
-                pending, pace = 0, speed.since_last()
-                run_log.add(step, loss=loss, learning_rate=rate, patches_per_second=pace)
-                log.info(
-                    "%s: step %d of %d, loss %.4f, %.1f slices/s", work.name, step, stepper.total, loss, pace
-                )
+    checkpoint.load(trainer)
+    if trainer.step >= trainer.total:
+        return None
+    run_log, speed, pending = RunLog(work, trainer.step), Speed(), 0
+
+    def left() -> Iterator[Batch]:
+        for start, end in pairwise((0, *pauses, trainer.total)):
+            if trainer.step >= end:
+                continue
+            if start:
+                speed.pause(0)
+                at_pause(start)
                 speed.resume()
-            if last or step % recipe.checkpoint_every == 0:
-                checkpoint.save(stepper)
-            leave_where_told(signals, checkpoint, stepper)
+            yield from prefetch(batches, range(trainer.step, end), device=trainer.device)
+
+    with GpuMeter(trainer.device) as meter, Interruptible("step") as signals:
+        speed.resume()
+        for batch in left():
+            rate = trainer.learning_rate
+            trainer.train(*batch)
+            pending += len(batch[0])
+            step, last = trainer.step, trainer.step == trainer.total
+            validating = validate is not None and (last or step % validate_every == 0)
+            telling = last or validating or step % recipe.log_every == 0
+            saving = last or step % recipe.checkpoint_every == 0
+            if not (telling or saving or signals.interrupted):
+                continue
+            loss = trainer.mean_loss() if telling else None
+            speed.pause(pending)
+            pending = 0
+            if loss is not None:
+                used, pace = meter.since_last(), speed.since_last()
+                dice = validate() if validate is not None and validating else None
+                run_log.add(
+                    step,
+                    epoch=step / steps_per_epoch if steps_per_epoch else None,
+                    loss=loss,
+                    validation_dice=dice,
+                    learning_rate=rate,
+                    patches_per_second=pace,
+                    gpu_utilisation=used,
+                )
+                log.info(
+                    "%s: step %d of %d, loss %.4f%s, %.1f %s/s%s",
+                    work.name,
+                    step,
+                    trainer.total,
+                    loss,
+                    "" if dice is None else f", validation Dice {dice:.3f}",
+                    pace,
+                    unit,
+                    "" if used is None else f", GPU {used:.0f} %",
+                )
+            stopping = signals.interrupted
+            if saving or stopping:
+                checkpoint.save(trainer)
+            if stopping:
+                log.info("stopped at step %d of %d", step, trainer.total)
+                raise KeyboardInterrupt
+            meter.since_last()
+            speed.resume()
     run_log.close()
+    return {
+        "device": describe_device(trainer.device),
+        "patches_per_second": round(speed.mean(), 2),
+        "gpu_utilisation_percent": meter.mean(),
+    }

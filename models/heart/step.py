@@ -175,6 +175,7 @@ STEP = register(
         options=HeartRunnerOptions,
         phase="compute",
         role="heart",
+        train=f"{__package__}.train",
         reads=lambda options: (CT,),
         writes=(HEART, HEART_MEASURES),
         build=_build,

@@ -155,6 +155,7 @@ STEP = register(
         options=ScreeningRunnerOptions,
         phase="compute",
         role="screening",
+        train=f"{__package__}.train",
         reads=lambda options: (CT, HEART) if options.localise == "heart" else (CT,),
         writes=(POSSIBLE_CALCIUM, SCREENING, EXCLUDED),
         build=_build,

@@ -139,6 +139,7 @@ STEP = register(
         options=DirectRunnerOptions,
         phase="compute",
         role="direct",
+        train=f"{__package__}.train",
         reads=lambda options: (CT, HEART) if options.localise == "heart" else (CT,),
         uses=(HEART,),
         writes=(DIRECT, ATTENTION),

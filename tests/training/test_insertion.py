@@ -17,6 +17,7 @@ from deepcac2.models.heart.network import HeartModel
 from deepcac2.simulation import heart_centroid, simulate_patient
 from deepcac2.simulation.anatomy import sample_anatomy
 from deepcac2.training import insertion
+from deepcac2.training.crops import CropRecipe
 from deepcac2.training.insertion import (
     Background,
     background_sources,
@@ -28,7 +29,7 @@ from deepcac2.training.insertion import (
 )
 from deepcac2.weights import resolve
 
-CROP = {"jitter_mm": 4.0, "label_threshold": 0.25, "margin_mm": 10.0}
+CROP = CropRecipe(centre_jitter_mm=4.0, label_threshold=0.25, heart_margin_mm=10.0)
 
 
 @pytest.fixture(scope="module")
@@ -84,15 +85,15 @@ def test_a_heart_drawn_without_calcium_gets_none(background, monkeypatch):
 
 @pytest.mark.slow
 def test_crops_are_what_the_network_sees_and_the_same_every_time(background):
-    hu, label = inserted_crop(background, 11, **CROP)
-    again = inserted_crop(background, 11, **CROP)
+    hu, label = inserted_crop(background, 11, CROP)
+    again = inserted_crop(background, 11, CROP)
     assert hu.shape == label.shape == (58, 256, 256)
     assert hu.dtype == np.int16
     assert np.array_equal(hu, again[0])
     assert np.array_equal(label, again[1])
     assert {0, 1, 2} <= set(np.unique(label)) <= {0, 1, 2, 4}
     assert np.median(hu[label == 1]) > 130
-    other, _ = inserted_crop(background, 12, **CROP)
+    other, _ = inserted_crop(background, 12, CROP)
     assert not np.array_equal(hu, other)
 
 
@@ -104,7 +105,7 @@ def test_the_heart_lies_in_the_crop_as_at_inference(background):
     edge = np.flatnonzero(heart.any(axis=(0, 1)))
     heart[z, y, 10:x] = True
     moved = (edge[0] - 10) / 2
-    crops = [inserted_crop(replace(background, heart=h), 11, **CROP) for h in (background.heart, heart)]
+    crops = [inserted_crop(replace(background, heart=h), 11, CROP) for h in (background.heart, heart)]
     heart_x = [np.argwhere(label > 0)[:, 2].mean() * 0.7 for _, label in crops]
     assert heart_x[1] - heart_x[0] == pytest.approx(moved, abs=0.35 * moved)
 

@@ -35,7 +35,9 @@ from deepcac2.errors import (
     WorkflowError,
 )
 from deepcac2.imaging.files import read_image
+from deepcac2.models.rule_out import train as rule_out
 from deepcac2.models.rule_out.network import SliceUNet
+from deepcac2.models.slice_regression import train as slice_regression
 from deepcac2.models.slice_regression.network import SlicePresence, SliceRegressor
 from deepcac2.pipeline import Workflow
 from deepcac2.pipeline.facts import CALCIUM, CT, HEART_MEASURES, SCORE
@@ -43,9 +45,6 @@ from deepcac2.pipeline.outputs import PARQUET
 from deepcac2.pipeline.results import read_parquet
 from deepcac2.pipeline.step import PHASES, steps
 from deepcac2.scoring.result import RiskGroup
-from deepcac2.training.direct import DirectRecipe, export_direct
-from deepcac2.training.screening import ScreeningRecipe, export_screening
-from deepcac2.training.screening import architecture as screening_architecture
 from deepcac2.weights import resolve, write_description
 
 pytest.importorskip("mhubio", reason="needs mhubio, which `make` installs without its dependencies")
@@ -224,17 +223,19 @@ def calcium_set(folder: Path) -> Path:
 
 def screening_set(folder: Path) -> Path:
     """Random networks of the exclusion that find something."""
-    recipe = ScreeningRecipe(name="random-screening", steps=1, channels=(4, 8))
+    recipe = rule_out.ScreeningRecipe(name="random-screening", steps=1, channels=(4, 8))
     networks: dict[str, torch.nn.Module] = {}
     for seed, name in enumerate(("axial", "coronal", "sagittal")):
         torch.manual_seed(seed)
-        networks[name] = SliceUNet(**screening_architecture(recipe))
-    return export_screening(recipe, networks, folder, 0.3, data="", measured={})
+        networks[name] = SliceUNet(**recipe.architecture())
+    return rule_out.export(recipe, networks, folder, 0.3, data="", measured={})
 
 
 def direct_set(folder: Path) -> Path:
     """Random networks of direct scoring; the heart is in every slice."""
-    recipe = DirectRecipe(name="random-direct", steps=1, box_channels=(4, 8), channels=(4,) * 6, hidden=4)
+    recipe = slice_regression.DirectRecipe(
+        name="random-direct", steps=1, box_channels=(4, 8), channels=(4,) * 6, hidden=4
+    )
     torch.manual_seed(3)
     networks: dict[str, torch.nn.Module] = {}
     for name in ("axial", "coronal", "sagittal"):
@@ -243,7 +244,7 @@ def direct_set(folder: Path) -> Path:
         networks[name] = network
     networks["regressor"] = SliceRegressor(channels=recipe.channels, hidden=recipe.hidden)
     torch.nn.init.constant_(networks["regressor"].second.bias, 3.0)
-    return export_direct(recipe, networks, folder, data="", measured={})
+    return slice_regression.export(recipe, networks, folder, data="", measured={})
 
 
 def workflow_file(path: Path, *, weights: str) -> Path:

@@ -1,6 +1,6 @@
-"""The child process of `training.heart.train_heart`: everything that needs nnU-Net's folders.
+"""The child process of the heart network's training: everything that needs nnU-Net's folders.
 
-Started as ``python -m deepcac2.training.heart_worker JOB`` with nnU-Net's folders in its environment; not a
+Started as ``python -m deepcac2.models.heart.train_worker JOB`` with nnU-Net's folders in its environment; no
 command for users.
 """
 
@@ -28,9 +28,9 @@ from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_p
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-from ..weights.checkpoints import read_checkpoint
-from .heart import CONFIGURATION, PROGRESS, HeartRecipe
-from .recipe import build
+from ...training.recipe import build
+from ...weights.checkpoints import read_checkpoint
+from .train import CONFIGURATION, PROGRESS, HeartRecipe
 
 STOPPED = 130
 """Exit code of a training that was told to end."""
@@ -256,7 +256,7 @@ def main(job: dict[str, Any]) -> None:
     )
     dataset_json = load_json(str(Path(nnUNet_raw) / job["dataset"] / "dataset.json"))
     trainer = HeartTrainer(
-        {**plans, "continue_training": job["resume"]},
+        {**plans, "continue_training": True},
         CONFIGURATION,
         0,
         dataset_json,
@@ -265,11 +265,11 @@ def main(job: dict[str, Any]) -> None:
     trainer.follow(recipe, work / "log.csv")
     trainer.initialize()
     folder = Path(trainer.output_folder)
-    if (folder / "checkpoint_final.pth").exists() and job["resume"]:
+    if (folder / "checkpoint_final.pth").exists():
         sys.stdout.write(f"{PROGRESS}training was finished before\n")
         return
     latest = folder / "checkpoint_latest.pth"
-    if latest.exists() and job["resume"]:
+    if latest.exists():
         trainer.load_checkpoint(latest)
         sys.stdout.write(f"{PROGRESS}resumed after epoch {trainer.current_epoch}\n")
     own = os.getpid()  # processes that augment inherit the handler

@@ -14,9 +14,9 @@ import pytest
 from deepcac2.dicom import discover, read_series
 from deepcac2.dicom.segmentation import write_segmentation
 from deepcac2.errors import TrainingError
+from deepcac2.evaluation.datasets import annotated_scans, annotated_sources
 from deepcac2.imaging import Geometry
 from deepcac2.imaging.files import write_image
-from deepcac2.training.datasets import annotated_scans, annotated_sources
 
 GRID = Geometry(
     shape=(4, 5, 6),
