@@ -53,23 +53,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="recipe (default: that of this name in config/train/, else bundled.yml)",
     )
     parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="work folder")
-    parser.add_argument(
-        "--data",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="annotated scans: DICOM with SEG, nnU-Net's layout, or NRRD (docs/training.md); repeatable",
-    )
-    parser.add_argument(
-        "--backgrounds",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="calcium: DICOM chest CT without coronary calcium, into whose hearts the recipe puts simulated "
-        "calcium; repeatable",
-    )
+    annotated = "annotated scans: DICOM with SEG, nnU-Net's layout, or NRRD (docs/training.md); repeatable"
+    without = "calcium: DICOM chest CT without coronary calcium, into whose hearts the recipe puts simulated "
+    for name, text in (("--data", annotated), ("--backgrounds", f"{without}calcium; repeatable")):
+        parser.add_argument(name, type=Path, action="append", default=[], metavar="DIR", help=text)
     parser.add_argument(
         "--heart-weights",
         default="bundled",

@@ -425,14 +425,8 @@ def compared(
     prediction: Prediction,
     facts: Mapping[str, Any] = MappingProxyType({}),
 ) -> CaseResult:
-    """The case with how far the prediction agrees with the annotation.
-
-    Args:
-        base: What is known of the case without the prediction.
-        scan: The annotated scan.
-        prediction: What was found in it.
-        facts: Of the simulation, where there are any.
-    """
+    """The case `base` with what a prediction found and how far it agrees with the annotation; `facts` are those
+    of the simulation, if it was one."""
     true: dict[str, Any] = {}
     if scan.calcium is not None:
         truth = _score(scan, scan.calcium, prediction.rule)

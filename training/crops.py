@@ -82,19 +82,25 @@ def crop_grid(like: Geometry, centre: Iterable[float]) -> Geometry:
 
 
 def composed_label(
-    *, near: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_] | None, calcium: npt.NDArray[np.bool_]
+    read: Callable[[npt.NDArray[np.bool_]], npt.NDArray[np.float32]],
+    recipe: CropRecipe,
+    *,
+    near: npt.NDArray[np.bool_],
+    calcium: npt.NDArray[np.bool_],
+    other: npt.NDArray[np.bool_] | None = None,
 ) -> npt.NDArray[np.uint8]:
     """The label of a crop, see `Crop`: coronary calcium over what is known to be something else.
 
     Args:
+        read: Brings a mask to the crop: the share of each of its voxels.
         near: The heart and what is near it; outside of it nothing else is marked.
-        other: Known not to be coronary; None where that is not known.
         calcium: Coronary calcium.
+        other: Known not to be coronary; None where that is not known.
     """
-    label = near.astype(np.uint8) * np.uint8(NEAR)
+    label = (read(near) >= 0.5).astype(np.uint8) * np.uint8(NEAR)
     if other is not None:
-        label[other & near] = OTHER
-    label[calcium] = CALCIUM
+        label[(read(other) >= recipe.label_threshold) & (label > 0)] = OTHER
+    label[read(calcium) >= recipe.label_threshold] = CALCIUM
     return label
 
 
@@ -175,18 +181,18 @@ def build_cache(sources: Sequence[CropSource], folder: Path, *, settings: dict[s
     about = {"settings": settings, "names": [s.name for s in sources], "patients": patients}
     keep_to(folder / "cache.json", about, holds="holds crops of other scans or settings")
     remove_leftovers(folder)
-    for i, source in enumerate(sources):
-        paths = _paths(folder, i)
+    files = [
+        [folder / f"{i:06d}.{what}.npy" for what in ("hu", "label", "kinds")] for i in range(len(sources))
+    ]
+    for i, (source, paths) in enumerate(zip(sources, files, strict=True)):
         if paths[-1].exists():
             continue
         hu, label = source.make()
-        arrays: tuple[npt.NDArray[Any], ...] = (hu, label, patch_kinds(hu, label))
-        for path, array in zip(paths, arrays, strict=True):
+        for path, array in zip(paths, (hu, label, patch_kinds(hu, label)), strict=True):
             buffer = io.BytesIO()
             np.save(buffer, array)
             write_whole(path, buffer.getvalue())
         log.info("crop %d of %d made: %s", i + 1, len(sources), source.name)
-    files = [_paths(folder, i) for i in range(len(sources))]
     return CropCache(
         names=tuple(s.name for s in sources),
         patients=tuple(patients),
@@ -194,11 +200,6 @@ def build_cache(sources: Sequence[CropSource], folder: Path, *, settings: dict[s
         label=tuple(np.load(f[1], mmap_mode="r") for f in files),
         kinds=np.stack([np.load(f[2]) for f in files]),
     )
-
-
-def _paths(folder: Path, number: int) -> tuple[Path, Path, Path]:
-    hu, label, kinds = (folder / f"{number:06d}.{what}.npy" for what in ("hu", "label", "kinds"))
-    return hu, label, kinds
 
 
 def split_patients(cache: CropCache, share: float, seed: int) -> tuple[list[int], list[int]]:

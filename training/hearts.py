@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import TrainingError
-from ..evaluation.datasets import annotated_scans
+from ..evaluation.datasets import annotated_sources
 from ..imaging import Geometry
 from ..imaging.files import write_image
 from ..imaging.masks import bounding_box
@@ -143,12 +143,9 @@ def make_hearts(raw: Path, recipe: HeartsRecipe, *, data: Sequence[Path] = ()) -
     """Write the training data in nnU-Net's layout; what is already there is kept.
 
     Args:
-        raw: Folder for data sets (nnU-Net's ``nnUNet_raw``).
-        recipe: Which patients, which spacing.
+        raw: Folder for data sets (nnU-Net's ``nnUNet_raw``), in which it gets one of its own.
+        recipe: Which hearts.
         data: Folders of labelled scans to add, see `labelled_scans`.
-
-    Returns:
-        The data set's folder, ``raw/Dataset600_Heart``.
 
     Raises:
         TrainingError: The folder was made with other settings, or `data` holds no scan.
@@ -187,15 +184,15 @@ def make_hearts(raw: Path, recipe: HeartsRecipe, *, data: Sequence[Path] = ()) -
 
 
 def labelled_scans(source: Path, spacing_mm: Triple) -> Iterable[Chest]:
-    """The scans of `annotated_scans` that have a heart, in canonical orientation, finer ones at `spacing_mm`.
+    """The annotated scans that have a heart, in canonical orientation, finer ones at `spacing_mm`.
 
     Slices of one single value, with which some files are filled up, become air.
 
     Raises:
-        TrainingError: No scan with a heart in `source`, or see `annotated_scans`.
+        TrainingError: No scan with a heart in `source`, or see `annotated_sources`.
     """
     found = False
-    for scan in annotated_scans(source):
+    for scan in (found.load() for found in annotated_sources(source)):
         if scan.heart is None or not scan.heart.any():
             log.warning("%s is left out: it has no heart annotation", scan.name)
             continue

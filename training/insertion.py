@@ -83,46 +83,35 @@ class Background:
         return Depth(self)
 
 
-@dataclass(frozen=True, kw_only=True)
-class BackgroundSource:
-    """A series that can be a background, found and not read yet.
+def background_series(folder: Path) -> dict[str, Series]:
+    """The DICOM series of a folder that can be backgrounds.
 
-    Attributes:
-        name: Unique within a training: folder and number, nothing of the patient.
-        series: Its headers.
-    """
+    Those that a header gate rejects are left out with a log line. That a series shows no coronary calcium
+    nobody can check but the person who gives the folder.
 
-    name: str
-    series: Series
-
-
-def background_sources(folder: Path) -> list[BackgroundSource]:
-    """The DICOM series of a folder that pass the header gates; the others are left out with a log line.
-
-    That a series shows no coronary calcium nobody can check but the person who gives the folder.
+    Returns:
+        By name: folder and number, nothing of the patient.
 
     Raises:
         NoDicomFound: Nothing in the folder.
         TrainingError: No series of it is usable.
     """
-    sources = []
-    for number, series in enumerate(discover(folder).series):
-        name = f"{folder.name}-{number}"
+    found = {f"{folder.name}-{number}": series for number, series in enumerate(discover(folder).series)}
+    for name, series in found.items():
         if series.rejection:
             log.warning("background %s is left out: %s", name, series.rejection.message)
-        else:
-            sources.append(BackgroundSource(name=name, series=series))
-    if not sources:
+    usable = {name: series for name, series in found.items() if not series.rejection}
+    if not usable:
         raise TrainingError(
             f"{folder} holds no series that can be a background; give chest CT without calcium"
         )
-    return sources
+    return usable
 
 
-def load_background(source: BackgroundSource, find_heart: FindHeart) -> Background:
+def load_background(name: str, series: Series, find_heart: FindHeart) -> Background:
     """Read a background; `find_heart` takes name and volume and gives the mask."""
-    volume = read_series(source.series).volume
-    return make_background(source.name, volume, find_heart(source.name, volume), source.series)
+    volume = read_series(series).volume
+    return make_background(name, volume, find_heart(name, volume), series)
 
 
 def make_background(name: str, volume: Volume, heart: npt.NDArray[np.bool_], series: Series) -> Background:
@@ -282,19 +271,14 @@ def inserted_crop(background: Background, seed: int, recipe: CropRecipe) -> Crop
     where = _turned(crop_grid(geometry, centre), geometry, centre, rng)
     near = widened(background.heart, geometry, recipe.heart_margin_mm)
 
-    def read(array: npt.NDArray[np.generic], outside: float) -> Array:
+    def read(array: npt.NDArray[np.generic], outside: float = 0.0) -> Array:
         out: Array = scipy.ndimage.map_coordinates(
             array.astype(np.float32), where, order=1, mode="constant", cval=outside
         )
         return out
 
-    label = composed_label(
-        near=read(near, 0.0) >= 0.5,
-        other=read(other, 0.0) >= recipe.label_threshold,
-        calcium=read(calcium, 0.0) >= recipe.label_threshold,
-    )
     crop = np.clip(read(hu, -1024.0), -1024, 3071).round().astype(np.int16)
-    return crop, label
+    return crop, composed_label(read, recipe, near=near, calcium=calcium, other=other)
 
 
 def _turned(

@@ -3,24 +3,90 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import torch
 
 from ..pipeline.chain import describe_device
 from ..system.gpu import GpuMeter
 from .crops import CropCache
 from .monitor import RunLog, Speed
-from .prefetch import Batch, HasBatches, prefetch
 from .trainer import Checkpoint, StepsRecipe, Trainer
 
 log = logging.getLogger(__name__)
 
 
-class Interruptible:
+Batch = tuple[torch.Tensor, torch.Tensor]
+"""What the network sees, and what it should answer."""
+
+
+class HasBatches(Protocol):
+    """Whatever makes the batch of a step, from its number alone, so that a run that goes on sees the same."""
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step."""
+
+
+def prefetch(
+    batches: HasBatches, steps: range, *, device: torch.device, workers: int | None = None
+) -> Iterator[Batch]:
+    """The batches of `steps` on the device, in order, made ahead by threads.
+
+    For a GPU they are pinned by the threads and copied while it computes.
+
+    Args:
+        workers: Threads; default half of the CPU cores, at least 1 and at most 8.
+    """
+    workers = workers or min(8, max(1, (os.cpu_count() or 2) // 2))
+    pinned = device.type == "cuda"
+
+    def make(step: int) -> Batch:
+        image, label = batches.batch(step)
+        return (image.pin_memory(), label.pin_memory()) if pinned else (image, label)
+
+    def moved(future: Future[Batch]) -> Batch:
+        image, label = future.result()
+        return image.to(device, non_blocking=True), label.to(device, non_blocking=True)
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="batches") as pool:
+        waiting: deque[Future[Batch]] = deque()
+        try:
+            for step in steps:
+                waiting.append(pool.submit(make, step))
+                if len(waiting) > 2 * workers:
+                    yield moved(waiting.popleft())
+            while waiting:
+                yield moved(waiting.popleft())
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+@torch.inference_mode()
+def dice(trainer: Trainer, batches: HasBatches, steps: int) -> float:
+    """Dice of a segmentation network over the first `steps` batches, without mixed precision."""
+    trainer.network.eval()
+    overlap = torch.zeros((), dtype=torch.float64, device=trainer.device)
+    both = torch.zeros_like(overlap)
+    for image, label in prefetch(batches, range(steps), device=trainer.device):
+        mask = trainer.network(image.contiguous(memory_format=trainer.layout)) >= 0
+        overlap += (mask & (label > 0)).sum()
+        both += mask.sum() + label.sum()
+    trainer.network.train()
+    return float(2 * overlap / both) if both else 1.0
+
+
+@contextmanager
+def interruptible(unit: str, told: Callable[[], None] = lambda: None) -> Iterator[Callable[[], bool]]:
     """Within it, the first SIGINT or SIGTERM is kept until somebody asks, and the second ends all at once.
 
     Only the main thread gets signals; in another one nothing is kept.
@@ -29,34 +95,26 @@ class Interruptible:
         unit: What is finished before the end, for the log: ``"step"``, ``"epoch"``.
         told: Called at the first.
 
-    Attributes:
-        interrupted: Whether one was kept.
+    Yields:
+        Whether one was kept.
     """
+    kept: list[int] = []
 
-    def __init__(self, unit: str, told: Callable[[], None] = lambda: None) -> None:
-        self.interrupted = False
-        self._unit = unit
-        self._told = told
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> Interruptible:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {s: signal.signal(s, self._keep) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _keep(self, number: int, frame: object) -> None:
-        if self.interrupted:
+    def keep(number: int, frame: object) -> None:
+        if kept:
             raise KeyboardInterrupt
-        self.interrupted = True
-        log.info(
-            "stopping: this %s is finished and a checkpoint written first; once more to end at once",
-            self._unit,
-        )
-        self._told()
+        kept.append(number)
+        text = "stopping: this %s is finished and a checkpoint written first; once more to end at once"
+        log.info(text, unit)
+        told()
+
+    heard = threading.current_thread() is threading.main_thread()
+    before = {s: signal.signal(s, keep) for s in (signal.SIGINT, signal.SIGTERM) if heard}
+    try:
+        yield lambda: bool(kept)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run_steps(
@@ -111,7 +169,7 @@ def run_steps(
                 speed.resume()
             yield from prefetch(batches, range(trainer.step, end), device=trainer.device)
 
-    with GpuMeter(trainer.device) as meter, Interruptible("step") as signals:
+    with GpuMeter(trainer.device) as meter, interruptible("step") as interrupted:
         speed.resume()
         for batch in left():
             rate = trainer.learning_rate
@@ -121,35 +179,28 @@ def run_steps(
             validating = validate is not None and (last or step % validate_every == 0)
             telling = last or validating or step % recipe.log_every == 0
             saving = last or step % recipe.checkpoint_every == 0
-            if not (telling or saving or signals.interrupted):
+            if not (telling or saving or interrupted()):
                 continue
             loss = trainer.mean_loss() if telling else None
             speed.pause(pending)
             pending = 0
             if loss is not None:
                 used, pace = meter.since_last(), speed.since_last()
-                dice = validate() if validate is not None and validating else None
+                overlap = validate() if validate is not None and validating else None
                 run_log.add(
                     step,
                     epoch=step / steps_per_epoch if steps_per_epoch else None,
                     loss=loss,
-                    validation_dice=dice,
+                    validation_dice=overlap,
                     learning_rate=rate,
                     patches_per_second=pace,
                     gpu_utilisation=used,
                 )
-                log.info(
-                    "%s: step %d of %d, loss %.4f%s, %.1f %s/s%s",
-                    work.name,
-                    step,
-                    trainer.total,
-                    loss,
-                    "" if dice is None else f", validation Dice {dice:.3f}",
-                    pace,
-                    unit,
-                    "" if used is None else f", GPU {used:.0f} %",
-                )
-            stopping = signals.interrupted
+                words = f"{work.name}: step {step} of {trainer.total}, loss {loss:.4f}"
+                words += "" if overlap is None else f", validation Dice {overlap:.3f}"
+                words += f", {pace:.1f} {unit}/s" + ("" if used is None else f", GPU {used:.0f} %")
+                log.info("%s", words)
+            stopping = interrupted()
             if saving or stopping:
                 checkpoint.save(trainer)
             if stopping:

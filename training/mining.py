@@ -100,13 +100,9 @@ def save_mistakes(path: Path, mistakes: Mistakes) -> None:
     Raises:
         DiskFull, OutputUnwritable: It cannot be written.
     """
-    arrays = {
-        f"{name}-{crop}": voxels
-        for name, pool in (("false", mistakes.false), ("missed", mistakes.missed))
-        for crop, voxels in pool.items()
-    }
+    arrays = {f"{kind}-{i}": v for kind, pool in vars(mistakes).items() for i, v in pool.items()}
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(buffer, **arrays)
     write_whole(path, buffer.getvalue())
 
 
@@ -126,4 +122,4 @@ def load_mistakes(path: Path) -> Mistakes:
         raise TrainingError(
             f"{path} is missing or damaged, and the training went on from it; choose another --work folder"
         ) from error
-    return Mistakes(false=pools["false"], missed=pools["missed"])
+    return Mistakes(**pools)

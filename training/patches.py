@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,9 @@ import torch
 from ..errors import TrainingError
 from ..imaging.crop import CANDIDATE_HU, CROP_SHAPE, PATCH_SHAPE, WINDOW_HU
 from ..imaging.tiling import Corner
-from .crops import BRIGHT, CALCIUM, GRID, NEAR, OTHER, CropCache, window_of
+from .crops import BRIGHT, CALCIUM, GRID, NEAR, OTHER, CropCache, CropRecipe, window_of
+from .recipe import build
+from .trainer import StepsRecipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,15 +47,31 @@ class NoiseRecipe:
         return hu
 
 
+@dataclass(frozen=True, kw_only=True)
+class SliceRecipe(StepsRecipe, NoiseRecipe):
+    """What every training on slices of crops is told.
+
+    Attributes:
+        crops: Keys of `CropRecipe` that say which crops: ``patients``, ``first_seed``, ``insertions``, ….
+        validation_share: Share of the crops' patients that is held out.
+    """
+
+    crops: dict[str, Any] = field(default_factory=dict)
+    validation_share: float = 0.1
+    noise_hu: float = 15.0
+    offset_hu: float = 8.0
+
+    def of_crops(self) -> CropRecipe:
+        """The recipe of the crops; an unknown key raises `WorkflowError`."""
+        return build(self.crops, CropRecipe, where="crops")
+
+
 def as_input(
     image: npt.NDArray[np.float32], window_hu: tuple[float, float] = WINDOW_HU
 ) -> npt.NDArray[np.float32]:
-    """HU as a patch network sees them, in place: the window onto [0, 1]."""
+    """HU as a patch network sees them: the window onto [0, 1]."""
     low, high = window_hu
-    np.clip(image, low, high, out=image)
-    image -= np.float32(low)
-    image /= np.float32(high - low)
-    return image
+    return (image.clip(low, high) - np.float32(low)) / np.float32(high - low)
 
 
 Voxels = dict[int, npt.NDArray[np.uint8]]
@@ -208,7 +227,6 @@ class GridBatches(Batches):
         return rng.permutation(positive), rng.permutation(np.concatenate(without))
 
     def places(self, step: int) -> list[Place]:
-        """See `Batches.places`."""
         epoch, k = divmod(step, self.steps_per_epoch)
         half = self.recipe.batch_size // 2
         chosen = np.concatenate([part[k * half : (k + 1) * half] for part in self._epoch(epoch)])
@@ -284,7 +302,6 @@ class RandomBatches(Batches):
         raise TrainingError("found no patch without calcium; add scans")
 
     def places(self, step: int) -> list[Place]:
-        """See `Batches.places`."""
         rng = np.random.default_rng([self.recipe.seed, step, 1])
         half = self.recipe.batch_size // 2
         return self._half(rng, half, calcium=True) + self._half(rng, half, calcium=False)

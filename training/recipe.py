@@ -56,7 +56,12 @@ def trainable() -> Mapping[str, str]:
 
 
 def prepared(path: Path, role: str, *, part: str = "") -> Callable[[Path, Inputs], Path]:
-    """The training of a role by the recipe in a file: from work folder and inputs to the set of weights.
+    """The training of a role by the recipe in a file.
+
+    It takes a folder for all that it makes, and its inputs; it goes on where an earlier call in the same
+    folder was stopped, and returns the folder of the finished set of weights. It raises `TrainingError` where
+    the data cannot be trained on or the folder belongs to another recipe or other scans, and
+    `KeyboardInterrupt` after it was told to end and has written a checkpoint.
 
     Args:
         path, part: The file, and its part where that is another one than the role's; see `load_recipe`.
@@ -114,15 +119,10 @@ def build(content: dict[str, Any], kind: type[T], *, where: str) -> T:
 
 
 def keep_to(note: Path, about: Any, *, holds: str) -> None:
-    """Write down what a folder is made of, or see that it is the same as when it was begun.
-
-    Args:
-        note: File in the folder.
-        about: JSON types.
-        holds: What another folder would be, for the message, such as ``"holds other crops"``.
+    """Write down in a `note` what its folder is made of, or see that it is the same as when it was begun.
 
     Raises:
-        TrainingError: It was begun with something else.
+        TrainingError: It was begun with something else, and `holds` says what of.
         DiskFull, OutputUnwritable: The note cannot be written.
     """
     if not note.exists():

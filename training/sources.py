@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property, lru_cache, partial
+from functools import cache, lru_cache, partial
 from itertools import chain, count, islice
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from ..pipeline.facts import CT, HEART
 from ..pipeline.step import Context, Stage, steps
 from ..pipeline.workflow import Workflow
 from .crops import Crop, CropCache, CropRecipe, CropSource, build_cache, composed_label, crop_grid
-from .insertion import Background, background_sources, inserted_crop, load_background
+from .insertion import Background, FindHeart, background_series, inserted_crop, load_background
 from .recipe import Inputs
 
 log = logging.getLogger(__name__)
@@ -62,16 +62,12 @@ def crop_of(
     grid = crop_grid(ct.geometry, centre)
     hu = resample(ct.array, ct.geometry, grid, outside=-1024.0).round_().numpy().astype(np.int16)
 
-    def share_at_least(mask: npt.NDArray[np.bool_], threshold: float) -> npt.NDArray[np.bool_]:
+    def read(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
         turned = to_canonical(mask.view(np.uint8), volume.geometry).array
-        return (resample(turned, ct.geometry, grid, outside=0.0) >= threshold).numpy()
+        return resample(turned, ct.geometry, grid, outside=0.0).numpy()
 
-    label = composed_label(
-        near=share_at_least(widened(heart, volume.geometry, recipe.heart_margin_mm), 0.5),
-        other=None if other is None else share_at_least(other, recipe.label_threshold),
-        calcium=share_at_least(calcium, recipe.label_threshold),
-    )
-    return hu, label
+    near = widened(heart, volume.geometry, recipe.heart_margin_mm)
+    return hu, composed_label(read, recipe, near=near, calcium=calcium, other=other)
 
 
 def region_around(geometry: Geometry, centre: Iterable[float], margin_mm: float) -> Geometry:
@@ -103,45 +99,32 @@ def simulated_crop(seed: int, recipe: CropRecipe) -> Crop:
     return crop_of(patient.volume, patient.heart, patient.calcium, centre, recipe, other=patient.distractors)
 
 
-class HeartFinder:
-    """The step that finds hearts, loaded when the first scan needs it.
+def heart_finder(weights: str, device: torch.device) -> FindHeart:
+    """What finds the heart of a scan, whatever the gates say of it; its network is loaded for the first one.
 
-    Args:
-        weights: Name or path of its weights.
-        device: Where it runs.
+    Raises (when it is called):
+        TrainingError: No heart was found.
     """
 
-    def __init__(self, weights: str, device: torch.device) -> None:
-        self.weights = weights
-        self.device = device
-
-    @cached_property
-    def _stage(self) -> Stage:
+    @cache
+    def stage() -> Stage:
         step = next(step for step in steps().values() if HEART in step.writes)
-        context = Context(
-            workflow=Workflow.load("default"),
-            output=Path(),
-            device=self.device,
-            allow=frozenset(),
-            keep=frozenset(),
-            provenance={},
-        )
-        return build_stage(step.module, step.options(weights=self.weights), context)
+        none: frozenset[str] = frozenset()
+        whole = Workflow.load("default")
+        context = Context(workflow=whole, output=Path(), device=device, allow=none, keep=none, provenance={})
+        return build_stage(step.module, step.options(weights=weights), context)
 
-    def __call__(self, name: str, volume: Volume) -> npt.NDArray[np.bool_]:
-        """The heart of a scan, bool (z, y, x), whatever the gates say of it.
-
-        Raises:
-            TrainingError: None was found.
-        """
-        log.info("%s: the heart is not annotated; the heart model %r finds it", name, self.weights)
-        heart = self._stage(Case(series=Series(series_uid=""), facts={CT: volume}))[HEART]
+    def find(name: str, volume: Volume) -> npt.NDArray[np.bool_]:
+        log.info("%s: the heart is not annotated; the heart model %r finds it", name, weights)
+        heart = stage()(Case(series=Series(series_uid=""), facts={CT: volume}))[HEART]
         if not heart.any():
             raise TrainingError(f"no heart was found in {name}; annotate it or take the scan out of the data")
         return heart
 
+    return find
 
-def annotated_crop(source: AnnotatedSource, recipe: CropRecipe, find_heart: HeartFinder) -> Crop:
+
+def annotated_crop(source: AnnotatedSource, recipe: CropRecipe, find_heart: FindHeart) -> Crop:
     """Crop and label of one annotated scan, around the middle of its heart as at inference.
 
     Raises:
@@ -163,23 +146,23 @@ def annotated_crop(source: AnnotatedSource, recipe: CropRecipe, find_heart: Hear
     return crop_of(scan.volume, heart, scan.calcium, centre, recipe)
 
 
-def _inserted(recipe: CropRecipe, backgrounds: Sequence[Path], find_heart: HeartFinder) -> list[CropSource]:
+def _inserted(recipe: CropRecipe, backgrounds: Sequence[Path], find_heart: FindHeart) -> list[CropSource]:
     """Simulated calcium in the real hearts of the folders `backgrounds`."""
-    found = [b for folder in backgrounds for b in background_sources(folder)]
+    found = [b for folder in backgrounds for b in background_series(folder).items()]
     if found and not recipe.insertions:
         raise TrainingError("backgrounds were given, but the recipe asks for no 'insertions'; set them")
 
-    @lru_cache(maxsize=1)
+    @lru_cache(maxsize=1)  # one after the other, and each is large
     def load(number: int) -> Background:
-        return load_background(found[number], find_heart)
+        return load_background(*found[number], find_heart)
 
     def make(number: int, seed: int) -> Crop:
         return inserted_crop(load(number), seed, recipe)
 
     seeds = count(recipe.seeds.stop)
     return [
-        CropSource(name=f"{INSERTED}{b.name}-{i}", patient=b.name, make=partial(make, number, next(seeds)))
-        for number, b in enumerate(found)
+        CropSource(name=f"{INSERTED}{name}-{i}", patient=name, make=partial(make, number, next(seeds)))
+        for number, (name, _) in enumerate(found)
         for i in range(recipe.insertions)
     ]
 
@@ -198,7 +181,7 @@ def crop_sources(recipe: CropRecipe, inputs: Inputs) -> list[CropSource]:
     Raises:
         TrainingError: There are none, or two of one name.
     """
-    find_heart = HeartFinder(inputs.heart_weights, inputs.device)
+    find_heart = heart_finder(inputs.heart_weights, inputs.device)
     sources = [
         CropSource(name=f"{SIMULATED}{s}", patient=f"{SIMULATED}{s}", make=partial(simulated_crop, s, recipe))
         for s in chain(recipe.seeds, hard_seeds(recipe))

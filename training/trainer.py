@@ -16,7 +16,6 @@ import torch
 from ..errors import TrainingError
 from ..system.atomic import write_whole
 from .crops import CropCache
-from .prefetch import HasBatches, prefetch
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +49,11 @@ def binary_dice_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor
     return 1 - (2 * overlap + 1) / (probability.sum() + target.sum() + 1)
 
 
-def segmentation_loss(logits: torch.Tensor, target: torch.Tensor, kind: str) -> torch.Tensor:
+def segmentation_loss(
+    kind: str, answer: Callable[..., torch.Tensor], image: torch.Tensor, label: torch.Tensor
+) -> torch.Tensor:
     """``"dice"``: `binary_dice_loss`; ``"dice_ce"``: plus binary cross-entropy."""
+    logits, target = answer(image), label.float()
     dice = binary_dice_loss(logits, target)
     if kind == "dice":
         return dice
@@ -72,6 +74,7 @@ class Trainer:
 
     Attributes:
         step: Steps done.
+        layout: Memory format of network and images.
     """
 
     def __init__(
@@ -88,9 +91,9 @@ class Trainer:
         self.total = total
         self.device = device
         self.step = 0
-        self._layout = layout if device.type == "cpu" else torch.contiguous_format
+        self.layout = layout if device.type == "cpu" else torch.contiguous_format
         self.network = network.to(device).train()
-        self.network.to(memory_format=self._layout)  # type: ignore[call-overload]
+        self.network.to(memory_format=self.layout)  # type: ignore[call-overload]
         # Not on a CPU: torch 2.13 gets bfloat16 weight gradients of 3D convolutions wrong where a feature map
         # is thinner than the kernel, as it is deep in a U-Net (docs/decisions/0007).
         self._amp = amp and device.type == "cuda"
@@ -107,21 +110,8 @@ class Trainer:
     def answer(self, image: torch.Tensor, *beside: torch.Tensor) -> torch.Tensor:
         """What the network says in its present mode, float32, on the device."""
         with torch.autocast(self.device.type, enabled=self._amp):
-            answer: torch.Tensor = self.network(image.contiguous(memory_format=self._layout), *beside)
+            answer: torch.Tensor = self.network(image.contiguous(memory_format=self.layout), *beside)
         return answer.float()
-
-    @torch.inference_mode()
-    def dice(self, batches: HasBatches, steps: int) -> float:
-        """Dice of a segmentation network over the first `steps` batches, without mixed precision."""
-        self.network.eval()
-        overlap = torch.zeros((), dtype=torch.float64, device=self.device)
-        both = torch.zeros_like(overlap)
-        for image, label in prefetch(batches, range(steps), device=self.device):
-            mask = self.network(image.contiguous(memory_format=self._layout)) >= 0
-            overlap += (mask & (label > 0)).sum()
-            both += mask.sum() + label.sum()
-        self.network.train()
-        return float(2 * overlap / both) if both else 1.0
 
     @property
     def learning_rate(self) -> float:
@@ -159,29 +149,26 @@ class Trainer:
         self._losses = 0
         return mean
 
+    @property
+    def _parts(self) -> dict[str, Any]:
+        """What has a state of its own."""
+        return {"network": self.network, "optimiser": self.optimiser, "scaler": self.scaler}
+
     def state(self) -> dict[str, Any]:
         """All of it, for a checkpoint: tensors, numbers and strings."""
-        state = {
-            "step": self.step,
-            "network": self.network.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "loss": float(self._loss),
-            "losses": self._losses,
-            "rng": torch.get_rng_state(),
-        }
+        state = {name: part.state_dict() for name, part in self._parts.items()}
+        state |= {"step": self.step, "loss": float(self._loss), "losses": self._losses}
+        state["rng"] = torch.get_rng_state()
         if self.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
         return state
 
     def restore(self, state: dict[str, Any]) -> None:
         """The opposite of `state`."""
-        self.step = state["step"]
-        self.network.load_state_dict(state["network"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.scaler.load_state_dict(state["scaler"])
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])
+        self.step, self._losses = state["step"], state["losses"]
         self._loss.fill_(state["loss"])
-        self._losses = state["losses"]
         torch.set_rng_state(state["rng"])
         if self.device.type == "cuda" and "cuda_rng" in state:
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)

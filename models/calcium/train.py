@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -21,9 +21,9 @@ import numpy as np
 import torch
 
 from ...errors import TrainingError, WeightsError
+from ...evaluation import metrics
 from ...evaluation.cases import CaseResult, Evaluation, Prediction, compared
 from ...evaluation.datasets import AnnotatedScan
-from ...evaluation.metrics import dice
 from ...evaluation.summary import summarise
 from ...imaging import Geometry, Volume
 from ...imaging.crop import CROP_SHAPE, CROP_SPACING, WINDOW_HU
@@ -33,7 +33,7 @@ from ...scoring import score
 from ...system.atomic import write_json
 from ...training.crops import CALCIUM, CropCache, CropRecipe, split_patients
 from ...training.export import export_networks
-from ...training.loop import run_steps
+from ...training.loop import dice, run_steps
 from ...training.mining import find_mistakes, load_mistakes, save_mistakes
 from ...training.patches import Batches, GridBatches, PatchRecipe, RandomBatches
 from ...training.recipe import Inputs
@@ -104,26 +104,23 @@ class CalciumRecipe(CropRecipe, PatchRecipe, StepsRecipe):
         if not 0 <= self.validation_share <= 1:
             raise ValueError("validation_share is between 0 and 1")
 
+    def described(self) -> dict[str, Any]:
+        """What a set's description says of its network."""
+        normalisation = {"window_hu": list(self.window_hu), "rescale_to": "window"}
+        return {"architecture": self.architecture, "normalisation": normalisation}
+
 
 RECIPE = CalciumRecipe
 
 
 def train(recipe: CalciumRecipe, work: Path, inputs: Inputs) -> Path:
-    """Train a calcium network, or go on where an earlier call was stopped.
+    """Train a calcium network, see `training.recipe.prepared`.
 
-    Args:
-        recipe: How.
-        work: Folder for everything: ``crops/``, ``checkpoint.pt``, ``log.csv``, ``tensorboard/``,
-            ``training.json`` (speed), ``weights/`` and ``evaluation/``.
-        inputs: On what.
-
-    Returns:
-        The folder with the final set of weights (``model.safetensors`` and ``weights.json``).
+    The work folder gets ``crops/``, ``checkpoint.pt``, ``log.csv``, ``tensorboard/``, ``training.json``
+    (speed), ``weights/`` and ``evaluation/``.
 
     Raises:
-        TrainingError: The data cannot be trained on, or the folder belongs to another recipe or other scans.
         WeightsError: The weights to begin with cannot be used, or their network is another.
-        DiskFull, OutputUnwritable: A file cannot be written.
     """
     log.info("training on %s", describe_device(inputs.device))
     weights = resolve(inputs.start, "calcium") if inputs.start else None
@@ -135,12 +132,11 @@ def train(recipe: CalciumRecipe, work: Path, inputs: Inputs) -> Path:
     training, held_out = split_patients(cache, recipe.validation_share, recipe.seed)
     log.info("%d crops to train on, %d held out", len(training), len(held_out))
     batches = make_batches(recipe, cache, training)
-    trainer = make_trainer(
-        recipe, recipe.steps or recipe.epochs * batches.steps_per_epoch, device=inputs.device
-    )
+    total = recipe.steps or recipe.epochs * batches.steps_per_epoch
+    trainer = make_trainer(recipe, total, device=inputs.device)
     if weights is not None:
         trainer.network.load_state_dict(CalciumModel.load(weights, inputs.device).network.state_dict())
-    validate = partial(trainer.dice, *held_out_batches(recipe, cache, held_out))
+    validate = partial(dice, trainer, *held_out_batches(recipe, cache, held_out))
     speed = run_steps(
         trainer,
         batches,
@@ -159,8 +155,16 @@ def train(recipe: CalciumRecipe, work: Path, inputs: Inputs) -> Path:
     measured = {"held-out patch Dice": round(validate(), 4)}
     model = CalciumModel(trainer.network, device=inputs.device, window_hu=recipe.window_hu)
     measured |= evaluate_crops(model, cache, held_out, work / "evaluation", title=recipe.name)
-    data = crop_origin(recipe, cache)
-    return export(recipe, trainer.network, work / "weights", data=data, measured=measured)
+    return export_networks(
+        work / "weights",
+        {"model": trainer.network},
+        recipe=recipe,
+        crops=recipe,
+        role="calcium",
+        data=crop_origin(recipe, cache),
+        measured=measured,
+        **recipe.described(),
+    )
 
 
 def _beginning_with(weights: WeightSet, recipe: CalciumRecipe) -> CalciumRecipe:
@@ -184,15 +188,11 @@ def _beginning_with(weights: WeightSet, recipe: CalciumRecipe) -> CalciumRecipe:
 
 def make_trainer(recipe: CalciumRecipe, total: int, *, device: torch.device) -> Trainer:
     """The recipe's network with its first, random weights, and its loss."""
-
-    def loss(answer: Callable[..., torch.Tensor], image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        return segmentation_loss(answer(image), label.float(), recipe.loss)
-
     torch.manual_seed(recipe.seed)
     # On one core of an AMD EPYC 31 patches/s, 18 with the usual layout (the bundled network, float32).
     return Trainer(
         build_network(recipe.architecture),
-        loss,
+        partial(segmentation_loss, recipe.loss),
         recipe,
         total=total,
         device=device,
@@ -243,19 +243,10 @@ def _paper(
     """How long the paper's 50 epochs over these crops take with this network at this speed; also logged."""
     patches = _patches_of(cache, training)
     hours = PAPER_EPOCHS * patches / speed["patches_per_second"] / 3600
-    log.info(
-        "%.1f patches/s on %s; with this network the paper's %d epochs of these %d patches take %.2f h",
-        speed["patches_per_second"],
-        speed["device"],
-        PAPER_EPOCHS,
-        patches,
-        hours,
-    )
-    return {
-        "patches_per_epoch": patches,
-        "hours_of_50_epochs": round(hours, 3),
-        "batch_size": recipe.batch_size,
-    }
+    text = "%.1f patches/s on %s; with this network the paper's %d epochs of these %d patches take %.2f h"
+    log.info(text, speed["patches_per_second"], speed["device"], PAPER_EPOCHS, patches, hours)
+    about = {"patches_per_epoch": patches, "hours_of_50_epochs": round(hours, 3)}
+    return {**about, "batch_size": recipe.batch_size}
 
 
 def evaluate_crops(
@@ -281,7 +272,7 @@ def evaluate_crops(
         drawn = name.startswith((SIMULATED, INSERTED))
         case = CaseResult(name=name, patient=str(cache.patients[crop]), simulated=drawn)
         cases.append(compared(case, scan, prediction))
-        whole.append(dice(found, truth))
+        whole.append(metrics.dice(found, truth))
     evaluation = Evaluation(cases=tuple(cases), rule="agatston")
     note = (
         "Measured at the end of training on patients that it never saw, by the predictor that runs use, on "
@@ -300,25 +291,3 @@ def evaluate_crops(
     }
     means = {name: round(float(values.mean()), 4) for name, values in said.items() if len(values)}
     return {"held-out crops": len(cases), **means}
-
-
-def export(
-    recipe: CalciumRecipe, network: torch.nn.Module, folder: Path, *, data: str, measured: dict[str, Any]
-) -> Path:
-    """Write ``model.safetensors`` and ``weights.json`` into `folder`.
-
-    Args:
-        data: What it was trained on, in words.
-        measured: How good it is, JSON types.
-    """
-    return export_networks(
-        folder,
-        {"model": network},
-        recipe=recipe,
-        role="calcium",
-        crops=recipe,
-        data=data,
-        architecture=recipe.architecture,
-        normalisation={"window_hu": list(recipe.window_hu), "rescale_to": "window"},
-        measured=measured,
-    )

@@ -21,15 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from ...errors import TrainingError
 from ...evaluation.datasets import annotated_sources
 from ...imaging import Volume
-from ...training.domain import simulated_domain
+from ...imaging.files import read_image
+from ...training.export import simulated_domain
 from ...training.hearts import HeartsRecipe, grid_of, make_hearts, simulated_heart
-from ...training.loop import Interruptible
+from ...training.loop import interruptible
 from ...training.recipe import Inputs, keep_to
 from ...weights import WeightSet, convert_nnunet_v2
 from .network import HeartModel
@@ -109,20 +109,10 @@ RECIPE = HeartRecipe
 
 
 def train(recipe: HeartRecipe, work: Path, inputs: Inputs) -> Path:
-    """Train a heart network, or go on where an earlier call was stopped.
+    """Train a heart network, see `training.recipe.prepared`; annotated scans add to the simulated patients.
 
-    Args:
-        recipe: How.
-        work: Folder for everything: ``raw/``, ``preprocessed/``, ``results/`` (nnU-Net's), ``nnunet.log``
-            (all that nnU-Net said), ``log.csv`` (one row an epoch) and ``weights/``.
-        inputs: Device, and labelled scans to add to the simulated patients (`training.hearts`).
-
-    Returns:
-        Folder of the finished set of weights, ``work/weights``.
-
-    Raises:
-        TrainingError: The data or an earlier run in `work` does not fit, or nnU-Net failed.
-        KeyboardInterrupt: It was told to end; then the epoch at work is finished and a checkpoint written.
+    The work folder gets ``raw/``, ``preprocessed/``, ``results/`` (nnU-Net's), ``nnunet.log`` (all that
+    nnU-Net said), ``log.csv`` (one row an epoch) and ``weights/``.
     """
     hearts = make_hearts(work / "raw", recipe, data=inputs.data)
     job = {
@@ -137,7 +127,7 @@ def train(recipe: HeartRecipe, work: Path, inputs: Inputs) -> Path:
         "nnUNet_raw": str(hearts.parent.resolve()),
         "nnUNet_preprocessed": str((work / "preprocessed").resolve()),
         "nnUNet_results": str((work / "results").resolve()),
-        "nnUNet_n_proc_DA": str(recipe.augmentation_processes),
+        "nnUNet_n_proc_DA": "1",  # for the planner; the worker sets the recipe's
         "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": str(torch.get_num_threads()),
@@ -150,7 +140,7 @@ def train(recipe: HeartRecipe, work: Path, inputs: Inputs) -> Path:
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             start_new_session=True,  # a terminal tells only this process, which tells the child
         ) as child,
-        Interruptible("epoch", child.terminate) as signals,
+        interruptible("epoch", child.terminate) as interrupted,
     ):  # fmt: skip
         try:
             for line in child.stdout or ():
@@ -162,7 +152,7 @@ def train(recipe: HeartRecipe, work: Path, inputs: Inputs) -> Path:
         except BaseException:
             child.kill()
             raise
-    if signals.interrupted and child.returncode:
+    if interrupted() and child.returncode:
         raise KeyboardInterrupt
     if child.returncode:
         raise TrainingError(
@@ -203,23 +193,12 @@ def export(results: Path, out: Path, *, recipe: HeartRecipe, images: Path, scans
 
 def domain_of(recipe: HeartRecipe, images: Path) -> dict[str, Any]:
     """The scans that a heart network was trained on: the simulated ones' protocol, all images' extents."""
-    import SimpleITK as sitk
-
     stated = simulated_domain(recipe.seeds)
     stated.pop("pixel_mm", None)  # the network sees `spacing_mm`
-    wide, high = [], []
-    for path in sorted(images.glob("*.nii.gz")):
-        reader = sitk.ImageFileReader()
-        reader.SetFileName(str(path))
-        reader.ReadImageInformation()
-        x, y, z = (n * s for n, s in zip(reader.GetSize(), reader.GetSpacing(), strict=True))
-        wide.append(max(x, y))
-        high.append(z)
-    return {
-        **stated,
-        "field_of_view_mm": [round(min(wide)), round(max(wide))],
-        "coverage_mm": [round(min(high)), round(max(high))],
-    }
+    grids = [read_image(path)[1] for path in images.glob("*.nii.gz")]
+    z, y, x = (np.array([grid.shape[a] * grid.spacing[a] for grid in grids]) for a in range(3))
+    extents = {"field_of_view_mm": np.maximum(y, x), "coverage_mm": z}
+    return {**stated, **{name: [round(mm.min()), round(mm.max())] for name, mm in extents.items()}}
 
 
 def balancing_offset(weights: WeightSet, recipe: HeartRecipe) -> float:
@@ -231,6 +210,7 @@ def balancing_offset(weights: WeightSet, recipe: HeartRecipe) -> float:
     Returns:
         Within ±5, rounded to 0.01.
     """
+    import cc3d
     from scipy.optimize import brentq
 
     model = HeartModel.load(weights, torch.device("cpu"))
@@ -242,18 +222,10 @@ def balancing_offset(weights: WeightSet, recipe: HeartRecipe) -> float:
         cases.append((margin, int((label > 0).sum())))
 
     def excess(offset: float) -> float:
-        found = [largest_piece(margin > offset) for margin, _ in cases]
+        found = [int(cc3d.largest_k(margin > offset, k=1, connectivity=6).sum()) for margin, _ in cases]
         return float(np.mean([np.log(max(f, 1) / t) for f, (_, t) in zip(found, cases, strict=True)]))
 
     ends = -5.0, 5.0
     if excess(ends[0]) <= 0 or excess(ends[1]) >= 0:
         raise TrainingError("the network finds no hearts of a sensible size: train it longer")
     return round(float(brentq(excess, *ends, xtol=0.005)), 2)
-
-
-def largest_piece(mask: npt.NDArray[np.bool_]) -> int:
-    """Voxels of the largest piece of a mask, joined by faces."""
-    import cc3d
-
-    sizes = cc3d.statistics(cc3d.connected_components(mask, connectivity=6))["voxel_counts"]
-    return int(max(sizes[1:], default=0))

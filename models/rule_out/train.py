@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +17,21 @@ from ...imaging.crop import CANDIDATE_HU, WINDOW_HU
 from ...imaging.orientation import ORIENTATIONS
 from ...stats.thresholds import highest_keeping
 from ...system.atomic import write_json
-from ...training.crops import CALCIUM, OTHER, CropCache, CropRecipe, split_patients
+from ...training.crops import CALCIUM, OTHER, CropCache, split_patients
 from ...training.export import export_networks
-from ...training.loop import run_steps
-from ...training.patches import NoiseRecipe
-from ...training.prefetch import Batch
-from ...training.recipe import Inputs, build
+from ...training.loop import Batch, run_steps
+from ...training.patches import SliceRecipe
+from ...training.recipe import Inputs
 from ...training.sources import crop_origin, make_crops
-from ...training.trainer import LOSSES, StepsRecipe, Trainer, segmentation_loss
+from ...training.trainer import LOSSES, Trainer, segmentation_loss
 from .network import SliceUNet, highest_threshold, joined_probability, two_channels
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScreeningRecipe(StepsRecipe, NoiseRecipe):
+class ScreeningRecipe(SliceRecipe):
     """How the exclusion's networks are trained.
 
     Attributes:
-        crops: Keys of `CropRecipe` that say which crops: ``patients``, ``first_seed``, ``insertions``, ….
-        validation_share: Share of the patients that is held out.
         steps: Optimiser steps of each network.
         batch_size: Slices of a step.
         window: Side of the part of a slice that is shown; 320 shows whole slices.
@@ -43,8 +41,6 @@ class ScreeningRecipe(StepsRecipe, NoiseRecipe):
         sensitivity: Of the held-out crops, which the operating point must reach.
     """
 
-    crops: dict[str, Any] = field(default_factory=dict)
-    validation_share: float = 0.1
     steps: int
     batch_size: int = 16
     window: int = 128
@@ -53,8 +49,6 @@ class ScreeningRecipe(StepsRecipe, NoiseRecipe):
     dilated: bool = True
     dropout: float = 0.5
     norm: bool = True
-    noise_hu: float = 15.0
-    offset_hu: float = 8.0
     other_share: float = 0.0
     sensitivity: float = 1.0
 
@@ -66,17 +60,13 @@ class ScreeningRecipe(StepsRecipe, NoiseRecipe):
         if not 0 < self.sensitivity <= 1:
             raise ValueError(f"sensitivity is above 0 and at most 1, not {self.sensitivity}")
 
-    def of_crops(self) -> CropRecipe:
-        """The recipe of the crops.
-
-        Raises:
-            WorkflowError: An unknown key.
-        """
-        return build(self.crops, CropRecipe, where="crops")
-
-    def architecture(self) -> dict[str, Any]:
-        """Keyword arguments of `SliceUNet`."""
-        return {k: getattr(self, k) for k in ("channels", "dilated", "dropout", "norm")}
+    def described(self) -> dict[str, Any]:
+        """What a set's description says of its networks."""
+        keys = ("channels", "dilated", "dropout", "norm")
+        return {
+            "architecture": {k: getattr(self, k) for k in keys},
+            "normalisation": {"window_hu": list(WINDOW_HU)},
+        }
 
 
 RECIPE = ScreeningRecipe
@@ -147,36 +137,25 @@ def _window(
     rng: np.random.Generator,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
     """A square part of a slice; what lies beyond a smaller slice is as low as the window goes."""
+    padded = [((max(side - n, 0) // 2, -(-max(side - n, 0) // 2))) for n in image.shape]
+    hu = np.pad(image, padded, constant_values=-1024.0)
+    label = np.pad(truth, padded)
     corner = []
     for a, n in enumerate(image.shape):
         if n <= side:
-            corner.append(-((side - n) // 2))
+            corner.append(0)
         elif centre is None:
             corner.append(int(rng.integers(n - side + 1)))
         else:
             corner.append(int(np.clip(centre[a] - rng.integers(side), 0, n - side)))
-    hu = np.full((side, side), -1024.0, dtype=np.float32)
-    label = np.zeros((side, side), dtype=bool)
-    inner = tuple(slice(max(c, 0), min(c + side, n)) for c, n in zip(corner, image.shape, strict=True))
-    outer = tuple(slice(s.start - c, s.stop - c) for s, c in zip(inner, corner, strict=True))
-    hu[outer], label[outer] = image[inner], truth[inner]
-    return hu, label
+    box = tuple(slice(c, c + side) for c in corner)
+    return hu[box], label[box]
 
 
 def train(recipe: ScreeningRecipe, work: Path, inputs: Inputs) -> Path:
-    """Train the three networks, or go on where an earlier call was stopped.
+    """Train the three networks, see `training.recipe.prepared`.
 
-    Args:
-        recipe: How.
-        work: Folder for everything: ``crops/``, one folder a network, ``held_out.json`` and ``weights/``.
-        inputs: On what.
-
-    Returns:
-        The folder with the final set of weights.
-
-    Raises:
-        TrainingError: The data cannot be trained on, or the folder belongs to another recipe or other scans.
-        DiskFull, OutputUnwritable: A file cannot be written.
+    The work folder gets ``crops/``, one folder a network, ``held_out.json`` and ``weights/``.
     """
     cache = make_crops(recipe.of_crops(), work / "crops", inputs)
     return train_on(recipe, work, cache, device=inputs.device)
@@ -184,16 +163,13 @@ def train(recipe: ScreeningRecipe, work: Path, inputs: Inputs) -> Path:
 
 def train_on(recipe: ScreeningRecipe, work: Path, cache: CropCache, *, device: torch.device) -> Path:
     """`train` on crops that are there."""
-
-    def loss(answer: Callable[..., torch.Tensor], image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        return segmentation_loss(answer(image), label.float(), recipe.loss)
-
+    loss = partial(segmentation_loss, recipe.loss)
     training, held_out = split_patients(cache, recipe.validation_share, recipe.seed)
     networks: dict[str, torch.nn.Module] = {}
     for axis, name in enumerate(ORIENTATIONS):
         batches = CalciumSlices(cache, training, recipe, axis=axis)
         torch.manual_seed(recipe.seed + axis)
-        network = SliceUNet(**recipe.architecture())
+        network = SliceUNet(**recipe.described()["architecture"])
         trainer = Trainer(
             network, loss, recipe, total=recipe.steps, device=device, layout=torch.channels_last
         )
@@ -202,8 +178,17 @@ def train_on(recipe: ScreeningRecipe, work: Path, cache: CropCache, *, device: t
     found = held_out_thresholds(networks, cache, held_out, device)
     write_json(work / "held_out.json", found)
     threshold, measured = operating_point(found, recipe.sensitivity)
-    data = crop_origin(recipe.of_crops(), cache)
-    return export(recipe, networks, work / "weights", threshold, data=data, measured=measured)
+    return export_networks(
+        work / "weights",
+        networks,
+        recipe=recipe,
+        crops=recipe.of_crops(),
+        role="screening",
+        data=crop_origin(recipe.of_crops(), cache),
+        threshold=threshold,
+        measured=measured,
+        **recipe.described(),
+    )
 
 
 def held_out_thresholds(
@@ -243,27 +228,3 @@ def operating_point(found: Sequence[dict[str, Any]], sensitivity: float) -> tupl
         "held-out crops without calcium": len(without),
         "called negative": int((without < threshold).sum()),
     }
-
-
-def export(
-    recipe: ScreeningRecipe,
-    networks: Mapping[str, torch.nn.Module],
-    folder: Path,
-    threshold: float,
-    *,
-    data: str,
-    measured: dict[str, Any],
-) -> Path:
-    """Write the set of weights into `folder`."""
-    return export_networks(
-        folder,
-        networks,
-        recipe=recipe,
-        role="screening",
-        crops=recipe.of_crops(),
-        data=data,
-        architecture=recipe.architecture(),
-        threshold=threshold,
-        normalisation={"window_hu": list(WINDOW_HU)},
-        measured=measured,
-    )

@@ -21,19 +21,19 @@ from ...imaging.masks import bounding_box
 from ...imaging.orientation import ORIENTATIONS
 from ...scoring import score
 from ...system.atomic import write_json, write_whole
-from ...training.crops import CALCIUM, OTHER, CropCache, CropRecipe, split_patients
+from ...training.crops import CALCIUM, OTHER, CropCache, split_patients
 from ...training.export import export_networks
 from ...training.hearts import HeartsRecipe, make_hearts
-from ...training.loop import run_steps
-from ...training.patches import NoiseRecipe
-from ...training.prefetch import Batch
+from ...training.loop import Batch, run_steps
+from ...training.patches import SliceRecipe
 from ...training.recipe import Inputs, build
 from ...training.sources import crop_origin, make_crops
-from ...training.trainer import StepsRecipe, Trainer
+from ...training.trainer import Trainer
 from .network import (
     BOX_WINDOW_HU,
     INCREMENT_MM,
     THICKNESS_MM,
+    Box,
     SlicePresence,
     SliceRegressor,
     box_input,
@@ -53,15 +53,13 @@ SLICES = int((CROP_SHAPE[0] - 1) * CROP_SPACING[0] / INCREMENT_MM) + 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class DirectRecipe(StepsRecipe, NoiseRecipe):
+class DirectRecipe(SliceRecipe):
     """How direct scoring is trained.
 
     Attributes:
-        crops: Keys of `CropRecipe` that say which crops the slices are taken from.
         hearts: Keys of `HeartsRecipe` that say which hearts the box is learnt from.
         data_for: What annotated scans are for: ``"both"``, or ``"hearts"``: the box only, so that their
             calcium is left to test on.
-        validation_share: Share of the crops' patients that is held out.
         box_steps, box_batch_size, box_learning_rate, box_channels: Of the box's three networks.
         steps, batch_size: Of the regression.
         channels, hidden, shared, log_target: See `SliceRegressor`.
@@ -69,10 +67,8 @@ class DirectRecipe(StepsRecipe, NoiseRecipe):
         zoom: Largest relative change of a slice's size; 0: none.
     """
 
-    crops: dict[str, Any] = field(default_factory=dict)
     hearts: dict[str, Any] = field(default_factory=dict)
     data_for: str = "both"
-    validation_share: float = 0.1
     box_steps: int = 1500
     box_batch_size: int = 32
     box_learning_rate: float = 2e-3
@@ -84,28 +80,19 @@ class DirectRecipe(StepsRecipe, NoiseRecipe):
     shared: bool = False
     log_target: bool = False
     jitter_mm: float = 8.0
-    noise_hu: float = 15.0
-    offset_hu: float = 8.0
     zoom: float = 0.2
 
     def __post_init__(self) -> None:
         if self.data_for not in ("both", "hearts"):
             raise ValueError(f"data_for is 'both' or 'hearts', not {self.data_for!r}")
 
-    def of_crops(self) -> CropRecipe:
-        """The recipe of the crops.
-
-        Raises:
-            WorkflowError: An unknown key.
-        """
-        return build(self.crops, CropRecipe, where="crops")
-
-    def architecture(self) -> dict[str, Any]:
-        """Keyword arguments of `SlicePresence` and `SliceRegressor`."""
+    def described(self) -> dict[str, Any]:
+        """What a set's description says of its networks."""
         keys = ("channels", "hidden", "shared", "log_target")
+        regressor = {k: getattr(self, k) for k in keys}
         return {
-            "presence": {"channels": self.box_channels},
-            "regressor": {k: getattr(self, k) for k in keys},
+            "architecture": {"presence": {"channels": self.box_channels}, "regressor": regressor},
+            "normalisation": {"window_hu": list(WINDOW_HU), "box_window_hu": list(BOX_WINDOW_HU)},
         }
 
 
@@ -113,20 +100,9 @@ RECIPE = DirectRecipe
 
 
 def train(recipe: DirectRecipe, work: Path, inputs: Inputs) -> Path:
-    """Train the networks, or go on where an earlier call was stopped.
+    """Train the networks, see `training.recipe.prepared`.
 
-    Args:
-        recipe: How.
-        work: Folder for everything: ``hearts/``, ``crops/``, one folder a network, ``held_out.json`` and
-            ``weights/``.
-        inputs: On what; what the annotated scans are for says ``data_for``.
-
-    Returns:
-        The folder with the final set of weights.
-
-    Raises:
-        TrainingError: The data cannot be trained on, or the folder belongs to another recipe or other scans.
-        DiskFull, OutputUnwritable: A file cannot be written.
+    The work folder gets ``hearts/``, ``crops/``, one folder a network, ``held_out.json`` and ``weights/``.
     """
     scored = inputs if recipe.data_for == "both" else replace(inputs, data=())
     cache = make_crops(recipe.of_crops(), work / "crops", scored)
@@ -140,43 +116,38 @@ def train_on(
 ) -> Path:
     """`train` on crops and hearts that are there."""
 
-    def loss(answer: Answer, planes: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def presence(answer: Answer, image: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.binary_cross_entropy_with_logits(answer(image), truth)
+
+    def error(answer: Answer, planes: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         wanted = target[:, 0].log1p() if recipe.log_target else target[:, 0]
         return torch.nn.functional.l1_loss(answer(planes, target[:, 1:]), wanted)
 
-    presence = _train_presence(recipe, work, cache, hearts, device=device)
+    networks: dict[str, torch.nn.Module] = {}
+    of_box = replace(recipe, learning_rate=recipe.box_learning_rate)
+    for axis, name in enumerate(ORIENTATIONS):
+        torch.manual_seed(recipe.seed + axis)
+        networks[name] = SlicePresence(channels=recipe.box_channels)
+        trainer = Trainer(networks[name], presence, of_box, total=recipe.box_steps, device=device)
+        run_steps(trainer, PresenceSlices(hearts, recipe, axis=axis), recipe, cache, work / name)
     training, held_out = split_patients(cache, recipe.validation_share, recipe.seed)
     batches = ScoredSlices(cache, training, recipe, _scores(cache, work / "scores.npz"))
     torch.manual_seed(recipe.seed)
-    regressor = SliceRegressor(**recipe.architecture()["regressor"])
-    trainer = Trainer(regressor, loss, recipe, total=recipe.steps, device=device, layout=torch.channels_last)
+    regressor = SliceRegressor(**recipe.described()["architecture"]["regressor"])
+    trainer = Trainer(regressor, error, recipe, total=recipe.steps, device=device, layout=torch.channels_last)
     run_steps(trainer, batches, recipe, cache, work / "regressor")
     found = held_out_scores(regressor.eval(), batches, held_out)
     write_json(work / "held_out.json", found)
-    return export(
-        recipe,
-        {**presence, "regressor": regressor},
+    return export_networks(
         work / "weights",
+        {**networks, "regressor": regressor},
+        recipe=recipe,
+        crops=recipe.of_crops(),
+        role="direct",
         data=crop_origin(recipe.of_crops(), cache),
         measured=_agreement(found),
+        **recipe.described(),
     )
-
-
-def _train_presence(
-    recipe: DirectRecipe, work: Path, cache: CropCache, hearts: Sequence[Heart], *, device: torch.device
-) -> dict[str, torch.nn.Module]:
-    def loss(answer: Answer, image: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.binary_cross_entropy_with_logits(answer(image), truth)
-
-    networks: dict[str, torch.nn.Module] = {}
-    rate = replace(recipe, learning_rate=recipe.box_learning_rate)
-    for axis, name in enumerate(ORIENTATIONS):
-        torch.manual_seed(recipe.seed + axis)
-        network = SlicePresence(channels=recipe.box_channels)
-        trainer = Trainer(network, loss, rate, total=recipe.box_steps, device=device)
-        run_steps(trainer, PresenceSlices(hearts, recipe, axis=axis), recipe, cache, work / name)
-        networks[name] = network.eval()
-    return networks
 
 
 # The heart's box
@@ -195,8 +166,7 @@ class PresenceSlices:
     """Rows and columns of a slice in training, 480 mm: the largest chest, the rest is air."""
 
     def __init__(self, hearts: Sequence[Heart], recipe: DirectRecipe, *, axis: int) -> None:
-        self.hearts, self.axis = hearts, axis
-        self.batch_size, self.seed = recipe.box_batch_size, recipe.seed
+        self.hearts, self.recipe, self.axis = hearts, recipe, axis
         other = tuple(a for a in range(3) if a != axis)
         self._present = [np.asarray(heart.any(axis=other)) for _, heart in hearts]
 
@@ -206,10 +176,11 @@ class PresenceSlices:
         Returns:
             float32 (n, 1, 80, 80) in [0, 1], and float32 (n,), 1 where the heart is in the slice.
         """
-        rng = np.random.default_rng([self.seed, self.axis, step, 13])
-        hu = np.full((self.batch_size, 1, self.SIDE, self.SIDE), -1024.0, dtype=np.float32)
-        truth = np.zeros(self.batch_size, dtype=np.float32)
-        for k in range(self.batch_size):
+        count = self.recipe.box_batch_size
+        rng = np.random.default_rng([self.recipe.seed, self.axis, step, 13])
+        hu = np.full((count, 1, self.SIDE, self.SIDE), -1024.0, dtype=np.float32)
+        truth = np.zeros(count, dtype=np.float32)
+        for k in range(count):
             chest = int(rng.integers(len(self.hearts)))
             present = self._present[chest]
             inside = np.flatnonzero(present)
@@ -292,8 +263,7 @@ class ScoredSlices:
         """The batch of a step.
 
         Returns:
-            float32 (n, 1, 256, 256), see `to_plane`, and float32 (n, 4): the score
-            and the voxel (z, y, x) in mm.
+            float32 (n, 1, 256, 256), see `to_plane`, and float32 (n, 4): the score and the voxel, mm.
         """
         recipe = self.recipe
         rng = np.random.default_rng([recipe.seed, step, 12])
@@ -312,18 +282,14 @@ class ScoredSlices:
                 spans.append(slice(max(0, span.start + moved[0]), min(size, span.stop + moved[1])))
             part = torch.from_numpy(np.ascontiguousarray(image[spans[0], spans[1]]))[None, None]
             if recipe.zoom:
-                part = torch.nn.functional.interpolate(
-                    part, scale_factor=factor, mode="bilinear", align_corners=False
-                )
+                part = torch.nn.functional.interpolate(part, scale_factor=factor, mode="bilinear")
             rows, columns = part.shape[2:]
             planes.append(to_plane(part[0], slice(0, rows), slice(0, columns)))
             pixel = CROP_SPACING[1] / factor
             targets.append([float(self.scores[crop][number]), INCREMENT_MM, pixel, pixel])
         return torch.cat(planes), torch.tensor(targets, dtype=torch.float32)
 
-    def shown(
-        self, crop: int, numbers: Sequence[int], box: tuple[slice, slice, slice]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def shown(self, crop: int, numbers: Sequence[int], box: Box) -> Batch:
         """Slices of a crop as they are, cut to a box: (n, 1, 256, 256) and their voxels (n, 3), mm."""
         images = [torch.from_numpy(thick_slice(self.cache.hu[crop], k)) for k in numbers]
         voxel = torch.tensor([[INCREMENT_MM, *CROP_SPACING[1:]]]).expand(len(images), -1)
@@ -362,7 +328,7 @@ def crop_scores(hu: npt.NDArray[np.int16], label: npt.NDArray[np.uint8]) -> npt.
     return shares @ own
 
 
-def heart_box(label: npt.NDArray[np.uint8], margin_mm: float) -> tuple[slice, slice, slice] | None:
+def heart_box(label: npt.NDArray[np.uint8], margin_mm: float) -> Box | None:
     """The heart's bounding box in a crop whose label reaches `margin_mm` beyond it; None: no heart."""
     if not label.any():
         return None
@@ -432,25 +398,3 @@ def _agreement(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "mean error": round(float((answer - truth).mean()), 1) if len(found) else None,
         "mean absolute error": round(float(np.abs(answer - truth).mean()), 1) if len(found) else None,
     }
-
-
-def export(
-    recipe: DirectRecipe,
-    networks: Mapping[str, torch.nn.Module],
-    folder: Path,
-    *,
-    data: str,
-    measured: dict[str, Any],
-) -> Path:
-    """Write the set of weights into `folder`."""
-    return export_networks(
-        folder,
-        networks,
-        recipe=recipe,
-        role="direct",
-        crops=recipe.of_crops(),
-        data=data,
-        architecture=recipe.architecture(),
-        normalisation={"window_hu": list(WINDOW_HU), "box_window_hu": list(BOX_WINDOW_HU)},
-        measured=measured,
-    )

@@ -10,7 +10,6 @@ import pytest
 import scipy.ndimage
 import torch
 
-from deepcac2.dicom import discover
 from deepcac2.errors import TrainingError
 from deepcac2.imaging import Geometry
 from deepcac2.models.heart.network import HeartModel
@@ -20,7 +19,7 @@ from deepcac2.training import insertion
 from deepcac2.training.crops import CropRecipe
 from deepcac2.training.insertion import (
     Background,
-    background_sources,
+    background_series,
     insert,
     inserted_crop,
     lay_coronaries,
@@ -114,9 +113,8 @@ def test_the_heart_lies_in_the_crop_as_at_inference(background):
 def test_a_background_is_cut_to_the_surroundings_of_its_heart(background, shared_data: Path):
     model = HeartModel.load(resolve("bundled", "heart"), torch.device("cpu"))
     folder = shared_data / "chest" / "Lung_Dx-A0001-B"
-    (source,) = background_sources(folder)
-    found = load_background(source, lambda name, volume: model.predict(volume).mask)
-    (series,) = discover(folder).series
+    ((name, series),) = background_series(folder).items()
+    found = load_background(name, series, lambda name, volume: model.predict(volume).mask)
     assert found.thickness == pytest.approx(series.slice_thickness)
     assert found.heart.any()
     assert found.volume.hu.size < 64 * 512 * 512
@@ -126,7 +124,7 @@ def test_a_background_is_cut_to_the_surroundings_of_its_heart(background, shared
     whole = model.predict(read_series(series).volume)
     assert np.allclose(centre, whole.centre_lps, atol=0.1)
     with pytest.raises(TrainingError, match="no series that can be a background"):
-        background_sources(shared_data / "chest" / "Lung_Dx-A0002")
+        background_series(shared_data / "chest" / "Lung_Dx-A0002")
     assert make_background("x", background.volume, background.heart, series).kernel == "B"
     nameless = replace(series, kernel="")
     assert make_background("x", background.volume, background.heart, nameless).kernel == "STANDARD"

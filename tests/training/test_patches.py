@@ -29,8 +29,8 @@ from deepcac2.training.crops import (
     split_patients,
     window_of,
 )
+from deepcac2.training.loop import prefetch
 from deepcac2.training.patches import Batches, GridBatches, Mistakes, PatchRecipe, Place, RandomBatches
-from deepcac2.training.prefetch import prefetch
 
 CPU = torch.device("cpu")
 
@@ -142,11 +142,8 @@ def test_a_full_disk_breaks_nothing(tmp_path: Path, request: pytest.FixtureReque
 
 @pytest.mark.parametrize("window", [(-135.0, 500.0), (-100.0, 90.0)])
 def test_batches_are_what_they_should_be(cache: CropCache, window: tuple[float, float]) -> None:
-    options = {"batch_size": 8, "near_share": 0.5, "seed": 3, "window_hu": window}
-    for batches in (
-        GridBatches(cache, [0, 2], PatchRecipe(**options)),
-        RandomBatches(cache, [0, 2], PatchRecipe(**options)),
-    ):
+    recipe = PatchRecipe(batch_size=8, near_share=0.5, seed=3, window_hu=window)
+    for batches in (GridBatches(cache, [0, 2], recipe), RandomBatches(cache, [0, 2], recipe)):
         for step in range(6):
             places = batches.places(step)
             assert {crop for crop, _ in places} <= {0, 2}
@@ -268,7 +265,7 @@ def test_data_that_gives_no_batches(tmp_path: Path) -> None:
     cache = build_cache(sources(False), tmp_path, settings={})
     for kind in (GridBatches, RandomBatches):
         with pytest.raises(TrainingError, match="no scan to train on has calcium"):
-            kind(cache, [0], batch_size=2, near_share=0.5, seed=1)
+            kind(cache, [0], PatchRecipe(batch_size=2, near_share=0.5, seed=1))
 
 
 def test_a_batch_larger_than_the_data(cache: CropCache) -> None:
@@ -330,7 +327,7 @@ def test_an_error_in_a_thread_reaches_the_training(cache: CropCache) -> None:
                 raise TrainingError("the fifth")
             return super().places(step)
 
-    batches = Broken(cache, [0], batch_size=2, near_share=0.5, seed=1)
+    batches = Broken(cache, [0], PatchRecipe(batch_size=2, near_share=0.5, seed=1))
     stream = prefetch(batches, range(10), device=CPU, workers=2)
     for _ in range(5):
         next(stream)
