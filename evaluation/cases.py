@@ -425,8 +425,8 @@ def compared(
     prediction: Prediction,
     facts: Mapping[str, Any] = MappingProxyType({}),
 ) -> CaseResult:
-    """The case `base` with what a prediction found and how far it agrees with the annotation; `facts` are those
-    of the simulation, if it was one."""
+    """The case `base` with what a prediction found and how far it agrees with the annotation; `facts` are
+    those of the simulation, if it was one."""
     true: dict[str, Any] = {}
     if scan.calcium is not None:
         truth = _score(scan, scan.calcium, prediction.rule)

@@ -14,7 +14,7 @@ import pytest
 from deepcac2.dicom import discover, read_series
 from deepcac2.dicom.segmentation import write_segmentation
 from deepcac2.errors import TrainingError
-from deepcac2.evaluation.datasets import annotated_scans, annotated_sources
+from deepcac2.evaluation.datasets import AnnotatedScan, annotated_sources
 from deepcac2.imaging import Geometry
 from deepcac2.imaging.files import write_image
 
@@ -26,6 +26,10 @@ GRID = Geometry(
 )
 HU = np.arange(120, dtype=np.int16).reshape(GRID.shape) - 50
 LABELS = (np.arange(120).reshape(GRID.shape) % 4).astype(np.uint8)
+
+
+def annotated_scans(folder: Path) -> list[AnnotatedScan]:
+    return [source.load() for source in annotated_sources(folder)]
 
 
 def nnunet(folder: Path, labels: object, *cases: str, ending: str = ".nii.gz") -> Path:

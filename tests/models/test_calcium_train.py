@@ -31,7 +31,6 @@ from deepcac2.imaging.masks import box_centre
 from deepcac2.models.calcium.network import CalciumModel, crop_grid, to_crop
 from deepcac2.models.calcium.train import (
     CalciumRecipe,
-    export,
     held_out_batches,
     make_batches,
     make_trainer,
@@ -39,6 +38,7 @@ from deepcac2.models.calcium.train import (
 )
 from deepcac2.models.heart.network import HeartModel
 from deepcac2.simulation import RARE, default_geometry, has_rare, simulate_patient
+from deepcac2.training.export import export_networks
 from deepcac2.training.recipe import BUNDLED, Inputs, build, load_recipe
 from deepcac2.training.sources import crop_of, crop_sources, hard_seeds, make_crops, simulated_crop
 from deepcac2.training.trainer import Trainer, binary_dice_loss
@@ -354,7 +354,15 @@ def test_a_training_can_begin_with_weights(scans: Path, work: Path, tmp_path: Pa
 def test_the_window_of_a_recipe_is_that_of_its_set(work: Path, tmp_path: Path) -> None:
     recipe = replace(TINY, window_hu=(-100.0, 400.0))
     network = CalciumModel.load(resolve(work / "weights", "calcium"), CPU).network
-    export(recipe, network, tmp_path / "set", data="", measured={})
+    export_networks(
+        tmp_path / "set",
+        {"model": network},
+        recipe=recipe,
+        crops=recipe,
+        role="calcium",
+        data="",
+        **recipe.described(),
+    )
     assert CalciumModel.load(resolve(tmp_path / "set", "calcium"), CPU).window_hu == (-100.0, 400.0)
     with pytest.raises(WeightsError, match=r"window_hu \[-100.0, 400.0\]; write that into the recipe"):
         train(TINY, tmp_path / "work", given(start=str(tmp_path / "set")))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from deepcac2.simulation import sample_acquisition
-from deepcac2.training.domain import simulated_domain
+from deepcac2.training.export import simulated_domain
 from deepcac2.weights.description import Domain
 
 

@@ -45,6 +45,7 @@ from deepcac2.pipeline.outputs import PARQUET
 from deepcac2.pipeline.results import read_parquet
 from deepcac2.pipeline.step import PHASES, steps
 from deepcac2.scoring.result import RiskGroup
+from deepcac2.training.export import export_networks
 from deepcac2.weights import resolve, write_description
 
 pytest.importorskip("mhubio", reason="needs mhubio, which `make` installs without its dependencies")
@@ -221,14 +222,19 @@ def calcium_set(folder: Path) -> Path:
     return folder
 
 
+def exported(folder: Path, networks: dict[str, torch.nn.Module], recipe: Any, **about: Any) -> Path:
+    about |= recipe.described()
+    return export_networks(folder, networks, recipe=recipe, crops=recipe.of_crops(), data="", **about)
+
+
 def screening_set(folder: Path) -> Path:
     """Random networks of the exclusion that find something."""
     recipe = rule_out.ScreeningRecipe(name="random-screening", steps=1, channels=(4, 8))
     networks: dict[str, torch.nn.Module] = {}
     for seed, name in enumerate(("axial", "coronal", "sagittal")):
         torch.manual_seed(seed)
-        networks[name] = SliceUNet(**recipe.architecture())
-    return rule_out.export(recipe, networks, folder, 0.3, data="", measured={})
+        networks[name] = SliceUNet(**recipe.described()["architecture"])
+    return exported(folder, networks, recipe, role="screening", threshold=0.3)
 
 
 def direct_set(folder: Path) -> Path:
@@ -244,7 +250,7 @@ def direct_set(folder: Path) -> Path:
         networks[name] = network
     networks["regressor"] = SliceRegressor(channels=recipe.channels, hidden=recipe.hidden)
     torch.nn.init.constant_(networks["regressor"].second.bias, 3.0)
-    return slice_regression.export(recipe, networks, folder, data="", measured={})
+    return exported(folder, networks, recipe, role="direct")
 
 
 def workflow_file(path: Path, *, weights: str) -> Path:
