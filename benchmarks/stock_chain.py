@@ -46,10 +46,10 @@ from skimage.measure import label
 
 from deepcac2.dicom import discover
 from deepcac2.imaging import Geometry
+from deepcac2.imaging.crop import CANDIDATE_HU, CROP_SHAPE
 from deepcac2.imaging.masks import bounding_box, box_centre, widened
 from deepcac2.models.calcium.network import PATCH_SHAPE, THRESHOLD, CalciumModel, crop_grid, normalise
 from deepcac2.models.calcium.step import DeepCACRunnerOptions
-from deepcac2.models.crop import CANDIDATE_HU, CROP_SHAPE
 from deepcac2.models.heart.network import HeartModel
 from deepcac2.pipeline.case import Case
 from deepcac2.pipeline.chain import Chain, build_chain

@@ -25,14 +25,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from deepcac2.models.crop import CROP_SHAPE
+from deepcac2.imaging.crop import CROP_SHAPE
+from deepcac2.models.calcium.train import PAPER_EPOCHS, CalciumRecipe, make_batches, make_trainer
 from deepcac2.pipeline.chain import choose_device, describe_device
 from deepcac2.system.gpu import GpuMeter
-from deepcac2.training.calcium import PAPER_EPOCHS, make_batches
-from deepcac2.training.calcium_recipe import CalciumRecipe
-from deepcac2.training.patches import Batches, Crop, CropSource, build_cache, prefetch
+from deepcac2.training.crops import Crop, CropSource, build_cache
+from deepcac2.training.loop import prefetch
+from deepcac2.training.patches import Batches
 from deepcac2.training.recipe import BUNDLED, load_recipe
-from deepcac2.training.trainer import Trainer
 
 CROPS = 8
 PATCHES = (10_000, 50_000, 200_000)
@@ -62,7 +62,7 @@ def rate_of_training(
     recipe: CalciumRecipe, batches: Batches, steps: int, device: torch.device
 ) -> tuple[float, float | None]:
     """Patches per second of training, and the GPU's utilisation in percent; two steps go ahead unmeasured."""
-    trainer = Trainer(recipe, steps + 2, device)
+    trainer = make_trainer(recipe, steps + 2, device=device)
     count = 0
     started = 0.0
     with GpuMeter(device) as meter:

@@ -1,16 +1,33 @@
-"""`deepcac2 train`: train the heart network, the calcium network, or both by a recipe."""
+"""`deepcac2 train`: train the networks of a method by a recipe."""
 
 from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .screen import log_to_screen, say
 
 if TYPE_CHECKING:
-    import torch
+    from ..training.recipe import Inputs
+
+BUNDLED = "bundled"
+"""Trains what the bundled weights of the default workflow hold, one after the other."""
+
+
+class Networks:
+    """What can be trained, asked of the steps only when it is needed: ``deepcac2 --help`` loads none."""
+
+    def __iter__(self) -> Iterator[str]:
+        from ..training.recipe import trainable
+
+        return iter([*trainable(), BUNDLED])
+
+    def __contains__(self, name: object) -> bool:
+        return name in list(self)
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -22,37 +39,24 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "data, checkpoints, logs, an evaluation, and at the end the set of weights, which 'run' takes by "
         "--weights. The same command again goes on where it was stopped.",
     )
-    parser.add_argument(
+    role = parser.add_argument(
         "role",
-        choices=["heart", "calcium", "bundled", "screening", "direct"],
         help="screening: the exclusion's three networks; direct: direct scoring; bundled: the heart "
         "(--work DIR/heart, with the scans of --data), then the calcium (DIR/calcium, and DIR/refine, which "
         "begins with it), as the bundled weights were made",
     )
+    role.choices = Networks()
     parser.add_argument(
         "--config",
         type=Path,
         metavar="FILE",
-        help="recipe (default: config/train/bundled.yml, screening.yml or direct.yml)",
+        help="recipe (default: that of this name in config/train/, else bundled.yml)",
     )
     parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="work folder")
-    parser.add_argument(
-        "--data",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="annotated scans: DICOM with SEG, nnU-Net's layout, or NRRD (docs/training.md); repeatable",
-    )
-    parser.add_argument(
-        "--backgrounds",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="calcium: DICOM chest CT without coronary calcium, into whose hearts the recipe puts simulated "
-        "calcium; repeatable",
-    )
+    annotated = "annotated scans: DICOM with SEG, nnU-Net's layout, or NRRD (docs/training.md); repeatable"
+    without = "calcium: DICOM chest CT without coronary calcium, into whose hearts the recipe puts simulated "
+    for name, text in (("--data", annotated), ("--backgrounds", f"{without}calcium; repeatable")):
+        parser.add_argument(name, type=Path, action="append", default=[], metavar="DIR", help=text)
     parser.add_argument(
         "--heart-weights",
         default="bundled",
@@ -75,71 +79,37 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from ..pipeline.chain import choose_device
-    from ..training.calcium import train_calcium
-    from ..training.calcium_recipe import CalciumRecipe
-    from ..training.heart import HeartRecipe, train_heart
-    from ..training.recipe import BUNDLED, load_recipe
+    from ..training.recipe import RECIPES, Inputs, prepared
 
     log_to_screen(logging.INFO, "%(asctime)s %(message)s")
     if args.threads:
         torch.set_num_threads(args.threads)
-    device = choose_device(args.device)
-    own = BUNDLED.with_name(f"{args.role}.yml")
-    config = args.config or (own if args.role in ("screening", "direct") else BUNDLED)
-    work: Path = args.work
-    if args.role == "heart":
-        recipe = load_recipe(config, HeartRecipe, role="heart")
-        folders = [train_heart(recipe, work, extra=tuple(args.data), device=device)]
-    elif args.role == "calcium":
-        folders = [
-            train_calcium(
-                load_recipe(config, CalciumRecipe, role="calcium"),
-                work,
-                data=args.data,
-                backgrounds=args.backgrounds,
-                heart_weights=args.heart_weights,
-                device=device,
-                start=args.start,
-            )
-        ]
-    elif args.role in ("screening", "direct"):
-        folders = [_train_other(args, config, device)]
+    inputs = Inputs(
+        device=choose_device(args.device),
+        data=args.data,
+        backgrounds=args.backgrounds,
+        heart_weights=args.heart_weights,
+        start=args.start,
+    )
+    own = RECIPES / f"{args.role}.yml"
+    config = args.config or (own if own.exists() else RECIPES / f"{BUNDLED}.yml")
+    if args.role == BUNDLED:
+        folders = _bundled(config, args.work, inputs)
     else:
-        # All parts are read before the first training, so that a mistake in the last shows at once.
-        recipe = load_recipe(config, HeartRecipe, role="heart")
-        parts = {p: load_recipe(config, CalciumRecipe, role=p) for p in ("calcium", "refine")}
-        heart = train_heart(recipe, work / "heart", extra=tuple(args.data), device=device)
-        calcium = ""
-        for name, part in parts.items():
-            calcium = str(
-                train_calcium(
-                    part,
-                    work / name,
-                    backgrounds=args.backgrounds,
-                    heart_weights=str(heart),
-                    device=device,
-                    start=calcium,
-                )
-            )
-        folders = [heart, Path(calcium)]
+        folders = [prepared(config, args.role)(args.work, inputs)]
     for folder in folders:
         say(f"weights: {folder}")
     return 0
 
 
-def _train_other(args: argparse.Namespace, config: Path, device: torch.device) -> Path:
-    """The exclusion's networks or those of direct scoring."""
-    from ..training.direct import DirectRecipe, train_direct
-    from ..training.recipe import load_recipe
-    from ..training.screening import ScreeningRecipe, train_screening
+def _bundled(config: Path, work: Path, inputs: Inputs) -> list[Path]:
+    """The heart with the annotated scans; the calcium with that heart; the calcium again, from there on."""
+    from ..training.recipe import REFINE, prepared
 
-    means: dict[str, Any] = {
-        "device": device,
-        "data": args.data,
-        "backgrounds": args.backgrounds,
-        "heart_weights": args.heart_weights,
-    }
-    if args.role == "screening":
-        recipe = load_recipe(config, ScreeningRecipe, role="screening")
-        return train_screening(recipe, args.work, **means)
-    return train_direct(load_recipe(config, DirectRecipe, role="direct"), args.work, **means)
+    # All parts are read before the first training, so that a mistake in the last shows at once.
+    train_heart, train_calcium = prepared(config, "heart"), prepared(config, "calcium")
+    refine = prepared(config, "calcium", part=REFINE)
+    heart = train_heart(work / "heart", inputs)
+    inputs = replace(inputs, data=(), heart_weights=str(heart), start="")
+    calcium = train_calcium(work / "calcium", inputs)
+    return [heart, refine(work / REFINE, replace(inputs, start=str(calcium)))]

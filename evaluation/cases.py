@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -41,8 +42,8 @@ from ..pipeline.step import roles
 from ..scoring import CalciumScore, Rule, risk_group, score
 from ..scoring.lesions import lesion_voxels
 from ..system.foreign import foreign, read_json
-from ..training.datasets import AnnotatedScan, AnnotatedSource, annotated_sources
 from ..weights import load_manifest, resolve
+from .datasets import AnnotatedScan, AnnotatedSource, annotated_sources
 from .metrics import centre_distance, dice, hausdorff_95
 
 if TYPE_CHECKING:
@@ -410,6 +411,17 @@ def _case(
         prediction = predictor.predict(series, scan.volume)
     except InputError as error:
         return replace(base, status="failed", reason=str(error))
+    return compared(base, scan, prediction, facts)
+
+
+def compared(
+    base: CaseResult,
+    scan: AnnotatedScan,
+    prediction: Prediction,
+    facts: Mapping[str, Any] = MappingProxyType({}),
+) -> CaseResult:
+    """The case `base` with what a prediction found and how far it agrees with the annotation; `facts` are
+    those of the simulation, if it was one."""
     true: dict[str, Any] = {}
     if scan.calcium is not None:
         truth = _score(scan, scan.calcium, prediction.rule)

@@ -26,7 +26,7 @@ from ..pipeline.facts import CALCIUM, POSSIBLE_CALCIUM, SCORE
 from ..scoring import score
 from ..stats.agreement import Estimate, agreement, bootstrap, confusion, kappa
 from ..stats.thresholds import highest_keeping
-from ..training.datasets import annotated_sources
+from .datasets import annotated_sources
 from .metrics import dice
 
 log = logging.getLogger(__name__)

@@ -8,12 +8,16 @@ times faster than a general resampler on a whole CT.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from .volume import Geometry
+
+SLAB = 16
+"""Slices converted to float at a time: 16 × 512 × 512 float32 are 17 MB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,3 +175,80 @@ def centred_grid(
         origin=(float(origin[0]), float(origin[1]), float(origin[2])),
         axes=like.axes,
     )
+
+
+def interpolation_matrix(
+    old: int, new: int, kind: str = "linear", *, rows: slice = slice(None)
+) -> npt.NDArray[np.float32]:
+    """Interpolation along one axis as a matrix.
+
+    Both grids fill the same box, so new voxel i lies at old index (i + 0.5) · old / new − 0.5; beyond the
+    first and last centre the edge value goes on.
+
+    Args:
+        old, new: Number of voxels.
+        kind: ``"nearest"``; ``"linear"``; ``"cubic"`` (interpolating cubic spline, as scipy.ndimage's);
+            or ``"smooth"``: linear with a triangle as wide as the new voxels where these are larger, so
+            that all old voxels take part (no aliasing, less noise).
+        rows: Only these new voxels.
+
+    Returns:
+        float32 (rows, old); each row sums to one.
+
+    >>> interpolation_matrix(2, 4).tolist()
+    [[1.0, 0.0], [0.75, 0.25], [0.25, 0.75], [0.0, 1.0]]
+    """
+    if kind == "cubic":
+        import scipy.ndimage
+
+        units = np.eye(old)
+        spline = scipy.ndimage.zoom(units, (new / old, 1), order=3, mode="nearest", grid_mode=True)
+        return np.asarray(spline[rows], dtype=np.float32)
+    centre = (np.arange(new)[rows] + 0.5) * old / new - 0.5
+    if kind == "nearest":
+        nearest = np.floor(centre + 0.5).astype(int).clip(0, old - 1)
+        return np.asarray(np.eye(old)[nearest], dtype=np.float32)
+    if kind == "linear":
+        width = 1.0
+        centre = centre.clip(0, old - 1)
+    elif kind == "smooth":
+        width = max(1.0, old / new)
+    else:
+        raise ValueError(f"kind is nearest, linear, cubic or smooth, not {kind!r}")
+    weight = np.clip(1 - np.abs(np.arange(old) - centre[:, None]) / width, 0, None)
+    return np.asarray(weight / weight.sum(1, keepdims=True), dtype=np.float32)
+
+
+def resample_to_shape(
+    array: npt.NDArray[Any],
+    shape: tuple[int, int, int],
+    *,
+    clip: tuple[float, float] = (-np.inf, np.inf),
+    kinds: tuple[str, str, str] = ("linear", "linear", "linear"),
+    device: torch.device | None = None,
+) -> torch.Tensor:
+    """Resampling of a whole (z, y, x) array onto `shape` voxels that fill the same box.
+
+    Args:
+        array: Any number type that torch knows.
+        shape: New voxels (z, y, x).
+        clip: Values are clipped to this range before and (splines overshoot) after.
+        kinds: Per axis, see `interpolation_matrix`.
+        device: Where to compute; the CPU by default.
+
+    Returns:
+        float32 `shape` on `device`.
+    """
+    device = device or torch.device("cpu")
+    wz, wy, wx = (
+        torch.from_numpy(interpolation_matrix(o, n, k)).to(device)
+        for o, n, k in zip(array.shape, shape, kinds, strict=True)
+    )
+    if any(s < 0 for s in array.strides):
+        array = np.ascontiguousarray(array)
+    source = torch.from_numpy(array)
+    planes = torch.empty((array.shape[0], shape[1], shape[2]), device=device)
+    for start in range(0, array.shape[0], SLAB):
+        slab = source[start : start + SLAB].to(device).float().clamp_(*clip)
+        planes[start : start + SLAB] = wy @ (slab @ wx.T)
+    return (wz @ planes.flatten(1)).reshape(shape).clamp_(*clip)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from ..dicom.gates import GATES, Gate
+from ..dicom.gates import GATES, Gate, register_gate
 from ..errors import InputError
 from ..system.nearest import nearest
 from .step import load_all
+
+HEART_NOT_FOUND = register_gate(Gate(code="heart-not-found", sentence="No heart was found."))
+"""Every method that looks for the heart may say so."""
 
 
 def gates() -> dict[str, Gate]:

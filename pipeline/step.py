@@ -171,6 +171,8 @@ class Step(Generic[O]):
         columns, values: What it adds to table and report.
         shows: What a picture shows of its result; None where the case has none.
         remarks: What stands beside another step's result in the picture; None: nothing.
+        train: Name of the module that trains its network (``RECIPE``, a dataclass, and ``train``, see
+            `training.recipe`); it is loaded for that only. "": it cannot be trained.
     """
 
     module: str
@@ -188,6 +190,7 @@ class Step(Generic[O]):
     values: tuple[Value, ...] = ()
     shows: Callable[[Case], Shown | None] | None = None
     remarks: Callable[[Case], str | None] | None = None
+    train: str = ""
 
     def needs(self, options: O) -> tuple[tuple[Fact[Any], ...], ...]:
         """What it reads: of each tuple, one is enough."""

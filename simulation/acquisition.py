@@ -192,6 +192,8 @@ SLICES = {
     (5.0, 5.0): 0.05,
 }
 """Thickness and increment, mm, and how often; mostly the 1-3.2 mm of lung screening. Shares are chosen."""
+GATED_SHARE = 0.12
+"""Share of gated scans of the heart alone in version 2 (chosen)."""
 VOLTAGES = {100.0: 0.1, 110.0: 0.05, 120.0: 0.63, 130.0: 0.07, 140.0: 0.15}
 """Tube voltage, kVp, and how often; NLST scanned at 120 to 140 kVp. Shares are chosen."""
 
@@ -214,6 +216,8 @@ class Acquisition:
         motion: How far the middle right coronary artery moves while a slice is taken, mm.
         step: How far the chest moves while part of the heart is scanned (breathing), mm; 0 for none.
         hardening: Strength of streaks between bones, `artefacts.add_bone_streaks`; 0 for none.
+        arc: Up to how far the way of what moves turns, radians (version 2 of the simulator).
+        flank: Strength of the dark bands beside what moves, `specks.Flank` (version 2).
     """
 
     kernel: str
@@ -230,13 +234,18 @@ class Acquisition:
     motion: float = 0.0
     step: float = 0.0
     hardening: float = 0.0
+    arc: float = 0.0
+    flank: float = 0.0
 
 
-def sample_acquisition(seed: int) -> Acquisition:
+def sample_acquisition(seed: int, version: int = 1) -> Acquisition:
     """A chest protocol for this patient: from quiet to very noisy, 0.6-5 mm, 100-140 kVp, any kernel.
 
     Noise at 2.5 mm with B30f has a median of about 13 HU; thickness, kernel, obesity and iterative
     reconstruction change it. Motion is that of a scan without ECG gating, 0-6 mm.
+
+    Version 2 of the simulator has more slices of 3 and 5 mm, motion to 14 mm with its artefacts, and one
+    scan in eight is a gated one of the heart alone.
     """
     rng = stream(seed, "scan")
     body, _, obesity = sample_body(seed)
@@ -247,7 +256,7 @@ def sample_acquisition(seed: int) -> Acquisition:
     lungs_across = 2 * (body.half_width + body.muscle)
     noise = rng.lognormal(np.log(11.0), 0.4) * (1 + 0.5 * obesity) * np.sqrt(2.5 / thickness)
     noise *= KERNELS[kernel].noise_gain * (1 - 0.7 * iterative)
-    return Acquisition(
+    scan = Acquisition(
         kernel=kernel,
         thickness=thickness,
         increment=increment,
@@ -263,17 +272,54 @@ def sample_acquisition(seed: int) -> Acquisition:
         step=float(rng.uniform(1.5, 5)) if rng.random() < 0.12 else 0.0,
         hardening=float(rng.uniform(0.5, 6) * (120 / kvp)),
     )
+    return scan if version == 1 else _without_gating(scan, stream(seed, "scan 2"))
 
 
-def default_geometry(seed: int, *, size: int = 512, slices: int | None = None) -> Geometry:
+def _without_gating(scan: Acquisition, rng: np.random.Generator) -> Acquisition:
+    """What version 2 of the simulator makes of a protocol.
+
+    The right coronary artery moves at 70 mm/s on average and at up to 110 mm/s (Achenbach et al., Circulation
+    2000;102:2823), so by 10 to 20 mm during the half turn of a slow scanner.
+    """
+    if rng.random() < GATED_SHARE:
+        thickness = float(rng.choice([2.5, 3.0]))
+        return replace(
+            scan,
+            kernel=str(rng.choice(["B30f", "STANDARD", "FC10", "B"])),
+            thickness=thickness,
+            increment=thickness,
+            field_of_view=float(rng.uniform(150, 260)),
+            centre=(float(rng.normal(14, 8)), float(rng.normal(-22, 8))),
+            noise_sd=float(rng.uniform(10, 28)),
+            circle=False,
+            step=0.0,
+            motion=float(rng.uniform(0, 2)),
+            arc=1.5,
+            flank=float(rng.uniform(0, 0.5)),
+        )
+    if rng.random() < 0.25:
+        thickness = float(rng.choice([3.0, 5.0]))
+        noise = scan.noise_sd * np.sqrt(scan.thickness / thickness)
+        scan = replace(scan, thickness=thickness, increment=thickness, noise_sd=float(max(noise, 5.0)))
+    return replace(
+        scan,
+        field_of_view=float(rng.uniform(scan.field_of_view, 500.0)),
+        motion=float(14 * rng.beta(1.2, 2.6)),
+        arc=3.5,
+        flank=float(rng.uniform(0, 2.0)),
+    )
+
+
+def default_geometry(seed: int, *, size: int = 512, slices: int | None = None, version: int = 1) -> Geometry:
     """The whole-chest grid of this patient's own scan.
 
     Args:
         seed: The patient.
         size: Rows and columns.
         slices: Number of slices, spread over the scan's length; by default what the protocol gives.
+        version: Of the simulator.
     """
-    scan = sample_acquisition(seed)
+    scan = sample_acquisition(seed, version)
     body, _, _ = sample_body(seed)
     frame = sample_frame(seed)
     centre = frame.translation + frame.rotation @ np.array([*scan.centre, 0.0])

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from .arteries import sample_arteries, sample_plaques, sample_sleeves
 from .body import Body, sample_body, sample_frame, stream
 from .coronary import Lesion, sample_coronaries, sample_distractors, sample_lesions
-from .findings import Findings, sample_findings
+from .findings import Findings, sample_findings, with_more_beside
 from .heart import Heart, sample_heart
 from .lungs import VesselTree, sample_vessels
 from .shapes import Frame, Points, Waves
@@ -19,6 +20,8 @@ from .vessels import Vessels, sample_great_vessels
 
 __all__ = ["Anatomy", "place_heart", "sample_anatomy", "sample_body", "sample_frame", "stream"]
 
+VERSIONS = (1, 2)
+"""Versions of the simulator. A version never changes what it draws; a new one gets a new number."""
 CARDIOMEGALY_SHARE = 0.08
 """Share of clearly enlarged hearts (chosen)."""
 SHIFT_SHARE = 0.05
@@ -31,13 +34,17 @@ class Anatomy:
 
     Attributes:
         frame: Where and how the patient lies on the table.
-        coronaries: Centreline (n, 3) per artery: ``LM``, ``LAD``, ``LCX``, ``RCA``.
+        version: Of the simulator: 1, or 2 with `arteries`, more disease beside the heart and motion as it is
+            without gating.
+        coronaries: Centreline (n, 3) of ``LM``, ``LAD``, ``LCX``, ``RCA``; in version 2 of branches too.
+        sleeves: Radius (n,) of the fat around each of their points, mm; empty in version 1.
         lesions: Coronary calcium. distractors: calcium elsewhere, and metal.
         findings: Disease of lungs and mediastinum.
         texture: Fine structure of the lungs; mottle: slow variation inside soft tissue. Unit deviation.
     """
 
     seed: int
+    version: int
     frame: Frame
     body: Body
     heart: Heart
@@ -45,6 +52,7 @@ class Anatomy:
     vessels: Vessels
     findings: Findings
     coronaries: dict[str, Points]
+    sleeves: dict[str, Points]
     coronary_radius: float
     lesions: tuple[Lesion, ...]
     distractors: tuple[Lesion, ...]
@@ -80,20 +88,38 @@ def place_heart(seed: int, body: Body, size: float, obesity: float) -> tuple[Hea
     return replace(heart, origin=heart.origin + shift), centroid + shift
 
 
-def sample_anatomy(seed: int) -> Anatomy:
-    """Draw the whole patient from a seed (about 0.2 s)."""
+def sample_anatomy(seed: int, version: int = 1) -> Anatomy:
+    """Draw the whole patient from a seed (about 0.2 s).
+
+    Args:
+        seed: The patient.
+        version: Of the simulator, 1 or 2, see `Anatomy`.
+
+    Raises:
+        ValueError: There is no such version.
+    """
+    if version not in VERSIONS:
+        raise ValueError(f"the simulator has the versions {', '.join(map(str, VERSIONS))}, not {version}")
     body, size, obesity = sample_body(seed)
     heart, centroid = place_heart(seed, body, size, obesity)
     vessels = sample_great_vessels(seed, heart, body)
     frame = sample_frame(seed)
-    coronaries = sample_coronaries(stream(seed, "coronary"), heart)
     radius = float(stream(seed, "calibre").uniform(1.4, 2.1))
-    target, lesions = sample_lesions(stream(seed, "lesions"), coronaries, radius)
+    if version == 1:
+        coronaries, sleeves = sample_coronaries(stream(seed, "coronary"), heart), {}
+        target, lesions = sample_lesions(stream(seed, "lesions"), coronaries, radius)
+    else:
+        coronaries = sample_arteries(stream(seed, "coronary"), heart)
+        sleeves = sample_sleeves(stream(seed, "sleeves"), coronaries, heart.fat)
+        target, lesions = sample_plaques(stream(seed, "lesions"), coronaries, radius)
     findings = sample_findings(seed, body, heart, vessels)
+    if version > 1:
+        findings = with_more_beside(stream(seed, "beside"), findings, heart)
     distractors = sample_distractors(stream(seed, "distract"), heart, vessels.aorta, vessels.airways, target)
     rng = stream(seed, "texture")
     return Anatomy(
         seed=seed,
+        version=version,
         frame=frame,
         body=body,
         heart=heart,
@@ -101,6 +127,7 @@ def sample_anatomy(seed: int) -> Anatomy:
         vessels=vessels,
         findings=findings,
         coronaries=coronaries,
+        sleeves=sleeves,
         coronary_radius=radius,
         lesions=lesions,
         distractors=distractors,

@@ -92,11 +92,11 @@ def sample_coronaries(rng: np.random.Generator, heart: Heart) -> dict[str, Point
         "LAD": np.vstack([fork, lad[1:]]),
         "LCX": np.vstack([fork, lcx]),
     }
-    lines = {name: _beside_trunk(smooth_curve(k, 1.0), heart) for name, k in knots.items()}
+    lines = {name: beside_trunk(smooth_curve(k, 1.0), heart) for name, k in knots.items()}
     return {**lines, "RCA": smooth_curve(np.vstack([right_ostium, rca, rca_end]), 1.0)}
 
 
-def _beside_trunk(line: Points, heart: Heart) -> Points:
+def beside_trunk(line: Points, heart: Heart) -> Points:
     """A left coronary artery led around the left and the back of the pulmonary trunk, inside the sac."""
     trunk = heart.origin + smooth_curve(np.array(TRUNK_KNOTS), 1.0)
     away = line[:, None] - trunk[None]

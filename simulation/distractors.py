@@ -15,6 +15,8 @@ from .shapes import Points, smooth_curve
 
 RARE = frozenset({"stent", "bypass clip", "pericardium"})
 """What is hardest to tell from coronary calcium, and rare: a training may want more of it."""
+ROOT_SHARE = 0.25
+"""Share with calcium of the aortic root in version 2 of the simulator (chosen)."""
 PIECE = 12
 """Points per piece of a long thing: short pieces have small boxes."""
 
@@ -30,12 +32,13 @@ def all_distractors(anatomy: Anatomy) -> tuple[Lesion, ...]:
         *_pericardium(rng, anatomy),
         *_granulomas(rng, anatomy),
         *_oesophagus(rng, anatomy),
+        *(_root(stream(anatomy.seed, "root"), anatomy) if anatomy.version > 1 else ()),
     )
 
 
-def has_rare(seed: int) -> bool:
+def has_rare(seed: int, version: int = 1) -> bool:
     """Whether the simulated patient of this seed has something of `RARE`."""
-    return any(x.kind in RARE for x in all_distractors(sample_anatomy(seed)))
+    return any(x.kind in RARE for x in all_distractors(sample_anatomy(seed, version)))
 
 
 def _pieces(kind: str, points: Points, radius: float, hu: float) -> list[Lesion]:
@@ -131,6 +134,23 @@ def _pericardium(rng: np.random.Generator, anatomy: Anatomy) -> list[Lesion]:
         plate = anatomy.heart.surface(np.repeat(anatomy.heart.origin[None], 10, axis=0), rays, 0.5)
         radii = rng.uniform(0.6, 1.6) * np.clip(rng.normal(1, 0.2, 10), 0.5, 1.5)
         out.append(Lesion(kind="pericardium", points=plate, radii=radii, hu=float(rng.uniform(300, 1100))))
+    return out
+
+
+def _root(rng: np.random.Generator, anatomy: Anatomy) -> list[Lesion]:
+    """Calcium of the aortic root's wall and ring, beside where the coronary arteries begin."""
+    if rng.random() >= ROOT_SHARE:
+        return []
+    line, radii = anatomy.vessels.aorta
+    out: list[Lesion] = []
+    for _ in range(int(rng.integers(1, 5))):
+        i = int(rng.integers(1, 6))
+        u, v = across(line[i + 1] - line[i - 1])
+        angle = rng.uniform(0, 2 * np.pi) + np.linspace(0, rng.uniform(0.2, 1.5), 9)[:, None]
+        ring = line[i] + rng.uniform(0.85, 1.0) * radii[i] * (np.cos(angle) * u + np.sin(angle) * v)
+        beads = rng.uniform(0.5, 2.2) * np.clip(rng.normal(1, 0.3, 9), 0.4, 1.6)
+        hu = float(rng.uniform(250, 1300))
+        out.append(Lesion(kind="aorta", points=ring + rng.normal(0, 0.5, ring.shape), radii=beads, hu=hu))
     return out
 
 

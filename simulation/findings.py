@@ -5,7 +5,7 @@ The shares are chosen for variety, near or above what screening finds, except wh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,6 +21,8 @@ CONSOLIDATION_SHARE = 0.1
 """Share with consolidation or collapse, often beside the heart."""
 PLEURAL_SHARE = 0.05
 """Share with fluid behind a lung."""
+MORE_FLUID_SHARE, MORE_MASS_SHARE = 0.25, 0.16
+"""Added in version 2 of the simulator: fluid behind the lungs, a mass against the heart."""
 FIBROSIS_SHARE = 0.08
 """Share with scarring under the pleura, worst at the base."""
 HERNIA_SHARE = 0.1
@@ -93,6 +95,22 @@ def sample_findings(seed: int, body: Body, heart: Heart, vessels: Vessels) -> Fi
         hernia=hernia,
         hernia_gas=float(rng.uniform(0, 0.8)),
     )
+
+
+def with_more_beside(rng: np.random.Generator, findings: Findings, heart: Heart) -> Findings:
+    """Findings with fluid behind a lung or a dense mass against the heart added to more of them.
+
+    Version 2 of the simulator: a quarter more have fluid and a sixth a tumour or collapsed lung (chosen).
+    """
+    if rng.random() < MORE_FLUID_SHARE:
+        left, right = (
+            float(max(own, more)) for own, more in zip(findings.pleural, rng.uniform(0, 45, 2), strict=True)
+        )
+        findings = replace(findings, pleural=(left, right))
+    if rng.random() < MORE_MASS_SHARE:
+        mass = _blob(rng, _beside(rng, heart), (10.0, 38.0), float(rng.uniform(-20, 55)), 5.0)
+        findings = replace(findings, lung=(*findings.lung, mass))
+    return findings
 
 
 def _blob(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from .anatomy import Anatomy
 from .body import Body
 from .findings import Blob
-from .shapes import Array, Box, Canvas, capsule, ellipsoid, smooth_min
+from .shapes import Array, Box, Canvas, Points, capsule, ellipsoid, smooth_min
 from .trunk import trunk_norm
 
 
@@ -315,6 +316,18 @@ def paint_great_vessels(canvas: Canvas, anatomy: Anatomy) -> None:
 def paint_coronaries(canvas: Canvas, anatomy: Anatomy) -> None:
     """The arteries and the fat they run in."""
     b, r = anatomy.body, anatomy.coronary_radius
+    if anatomy.version > 1:
+        for name, line in anatomy.coronaries.items():
+            sleeve = anatomy.sleeves[name]
+            for piece, width in _runs(line, sleeve, r):
+                canvas.tube(piece[::4], width[::4], b.fat_hu + 6)
+        for name, line in anatomy.coronaries.items():
+            branch = "." in name
+            taper = np.linspace(
+                0.65 if branch else 1.0, 0.45 if branch else 0.6 if name != "LM" else 1.0, len(line)
+            )
+            canvas.tube(line[::3], (r * taper)[::3], b.blood_hu)
+        return
     spread = {"LM": 3.0, "LAD": 3.6, "LCX": 4.6, "RCA": 5.2}
     for name, line in anatomy.coronaries.items():
         skip = 3 if name in ("LM", "RCA") else 0
@@ -322,3 +335,12 @@ def paint_coronaries(canvas: Canvas, anatomy: Anatomy) -> None:
     for name, line in anatomy.coronaries.items():
         taper = np.linspace(1.0 if name != "LM" else 1.15, 0.6 if name != "LM" else 1.05, len(line))
         canvas.tube(line[::3], (r * taper)[::3], b.blood_hu)
+
+
+def _runs(line: Points, width: Points, least: float) -> Iterator[tuple[Points, Points]]:
+    """The stretches of a line whose width exceeds `least`, with their widths."""
+    wide = width > least
+    ends = np.flatnonzero(np.diff(np.concatenate([[False], wide, [False]]).astype(int)))
+    for first, last in zip(ends[::2], ends[1::2], strict=True):
+        if last - first > 4:
+            yield line[first:last], width[first:last]

@@ -66,6 +66,7 @@ def simulate_patient(
     geometry: Geometry | None = None,
     acquisition: Acquisition | None = None,
     visit: int = 0,
+    version: int = 1,
 ) -> SimulatedPatient:
     """Simulate one patient's chest CT.
 
@@ -77,13 +78,14 @@ def simulate_patient(
         geometry: Grid to draw on, any orientation; by default the patient's own `default_geometry`.
         acquisition: Kernel, thickness and noise; by default the patient's own `sample_acquisition`.
         visit: Years after the first scan: calcium has grown (`GROWTH`), noise and motion are others.
+        version: Of the simulator, see `Anatomy`.
 
     Raises:
         ArithmeticError: The drawing holds values that are not numbers.
     """
-    scan = sample_acquisition(seed) if acquisition is None else acquisition
-    grid = default_geometry(seed) if geometry is None else geometry
-    anatomy = sample_anatomy(seed)
+    scan = sample_acquisition(seed, version) if acquisition is None else acquisition
+    grid = default_geometry(seed, version=version) if geometry is None else geometry
+    anatomy = sample_anatomy(seed, version)
     when = (f"visit{visit}",) if visit else ()
     lesions_now = [replace(one, radii=one.radii * GROWTH ** (visit / 3)) for one in anatomy.lesions]
     working, factor, sub = working_grid(grid)

@@ -39,6 +39,8 @@ MOBILITY = {
 """Motion of each kind of lesion relative to the right coronary artery; what is not named here is still.
 
 The arteries' order is that of Mao et al., J Comput Assist Tomogr 2000;24:253; the numbers are chosen."""
+FLANK_MM = 4.0
+"""Motion from which the dark bands beside a moving thing are as strong as they get. Chosen."""
 DWELLS = 7
 """Places along its path at which a moving lesion is drawn."""
 
@@ -59,6 +61,21 @@ class Speck:
     hu: float
     box: Box
     cover: Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flank:
+    """Dark bands beside what moves while it is scanned: its views do not fit together.
+
+    What a wider Gaussian takes away is what the lesion gains: the mean stays.
+
+    Attributes:
+        strength: How much of it.
+        width: Standard deviation of the Gaussian along rows and columns (y, x), mm.
+    """
+
+    strength: float
+    width: tuple[float, float]
 
 
 def scanner_frame() -> Frame:
@@ -103,19 +120,31 @@ def lesion_specks(
     specks = []
     for lesion in lesions:
         if lesion.kind not in paths:
-            paths[lesion.kind] = motion_path(rng, scan.motion * MOBILITY.get(lesion.kind, 0.0))
+            paths[lesion.kind] = motion_path(rng, scan.motion * MOBILITY.get(lesion.kind, 0.0), arc=scan.arc)
         path = paths[lesion.kind] * rng.uniform(0.7, 1.3)
-        speck = rasterise(lesion, frame, geometry, spread=spread, thickness=thickness, path=path)
+        flank = None
+        if scan.flank:
+            moved = float(np.linalg.norm(np.ptp(path, axis=0)))
+            flank = Flank(
+                strength=scan.flank * min(moved / FLANK_MM, 1.0) * float(rng.uniform(0.3, 1.0)),
+                width=(float(rng.uniform(0.8, 4.5)), float(rng.uniform(0.8, 4.5))),
+            )
+        speck = rasterise(lesion, frame, geometry, spread=spread, thickness=thickness, path=path, flank=flank)
         if speck is not None:
             specks.append(replace(speck, hu=material_hu(lesion.hu, scan.kvp)))
     return specks
 
 
-def motion_path(rng: np.random.Generator, distance: float) -> Points:
+def motion_path(rng: np.random.Generator, distance: float, arc: float = 0.0) -> Points:
     """Where a moving thing is seen during half a rotation, `DWELLS` displacements (n, 3), mm, mean 0.
 
     It rests at both ends and hurries between, so that it shows doubled when it moves far: the first and
     last two places lie close together. Mostly in-plane (LPS x and y); a third of it along z.
+
+    Args:
+        rng: Source of randomness.
+        distance: How far it moves, mm.
+        arc: Up to how far the way turns, radians; 0 for a straight one.
     """
     angle = rng.uniform(0, 2 * np.pi)
     direction = np.array([np.cos(angle), np.sin(angle), rng.normal(0, 0.33)])
@@ -123,6 +152,15 @@ def motion_path(rng: np.random.Generator, distance: float) -> Points:
     phase = np.linspace(0, 1, DWELLS)
     way = np.clip((phase - rest) / rng.uniform(0.2, 0.6) + 0.5, 0, 1)
     path: Points = (way - way.mean())[:, None] * direction * distance
+    if arc:
+        phase = np.linspace(0, 1, 2 * DWELLS)
+        way = np.clip((phase - rest) / rng.uniform(0.3, 1.3) + 0.5, 0, 1)
+        turn = rng.uniform(-arc, arc) * way
+        ahead = np.array([-direction[1], direction[0], 0.0])
+        bent = np.cos(turn)[:, None] * direction + np.sin(turn)[:, None] * ahead
+        steps = np.diff(way, prepend=0.0)[:, None] * bent * distance
+        path = np.cumsum(steps, axis=0)
+        path -= path.mean(axis=0)
     return path
 
 
@@ -134,6 +172,7 @@ def rasterise(
     spread: PointSpread,
     thickness: float,
     path: Points | None = None,
+    flank: Flank | None = None,
 ) -> Speck | None:
     """Coverage of one lesion as the scanner sees it, or None outside the grid.
 
@@ -148,6 +187,7 @@ def rasterise(
         spread: In-plane point spread.
         thickness: Slice thickness, mm.
         path: Displacements (n, 3), LPS mm, each seen for the same time; still by default.
+        flank: Dark bands beside it; none by default.
     """
     spacing = np.array(geometry.spacing)
     fine = np.array([min(max(round(s / 0.36) // 2 * 2 + 1, 1), 11) for s in spacing])
@@ -159,6 +199,8 @@ def rasterise(
     pad = (float(lesion.radii.max()) + 3 * spread.reach + 0.5) / spacing
     pad[0] = (float(lesion.radii.max()) + thickness / 2 + 0.5) / spacing[0]
     pad += np.abs(moves).max(axis=0) / spacing
+    if flank is not None:
+        pad[1:] += 2.5 * np.asarray(flank.width) / spacing[1:]
     low = np.floor(index.min(axis=0) - pad).astype(int)
     high = np.ceil(index.max(axis=0) + pad).astype(int) + 1
     start, stop = np.maximum(low, 0), np.minimum(high, geometry.shape)
@@ -179,6 +221,11 @@ def rasterise(
     width = max(round(thickness / float(sub[0])), 1)
     cover = scipy.ndimage.uniform_filter1d(cover, width, axis=0, mode="constant")
     cover = cover[fine[0] // 2 :: fine[0], fine[1] // 2 :: fine[1], fine[2] // 2 :: fine[2]]
+    if flank is not None:
+        wide = scipy.ndimage.gaussian_filter(
+            cover, (0.0, *(np.asarray(flank.width) / spacing[1:])), truncate=2.5
+        )
+        cover = cover + np.float32(flank.strength) * (cover - wide)
     cut = tuple(slice(int(a - lo), int(b - lo)) for a, b, lo in zip(start, stop, low, strict=True))
     box = (slice(start[0], stop[0]), slice(start[1], stop[1]), slice(start[2], stop[2]))
     return Speck(lesion=lesion, hu=lesion.hu, box=box, cover=np.ascontiguousarray(cover[cut]))

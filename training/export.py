@@ -1,29 +1,91 @@
-"""Networks written as safetensors, for the sets of weights."""
+"""What a training gives: a set of weights, and what it says of the scans that it was trained on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
+from ..dicom.gates import is_sharp_kernel
+from ..simulation import sample_acquisition
 from ..system.atomic import write_whole
+from ..weights import write_description
+from .crops import CropRecipe
+from .trainer import StepsRecipe
+
+NOISE_IN_HEART = 1.08
+"""What `imaging.noise.noise_sd` measures in simulated hearts over what was asked for; measured on ten."""
+RARE_PERCENT = 1.0
+"""Percent of the patients at either end that do not stretch a range."""
 
 
-def write_networks(folder: Path, networks: Mapping[str, torch.nn.Module]) -> list[str]:
-    """Write the tensors of each network into ``<name>.safetensors``.
+def simulated_domain(seeds: Sequence[int]) -> dict[str, Any]:
+    """The scans of simulated patients, as `Domain.to_dict` writes them; empty without patients.
 
-    Returns:
-        The files' names, in order.
+    A kind of kernel that occurs with at least three names is stated as a kind (``soft`` or ``sharp``).
+    """
+    scans = [sample_acquisition(seed) for seed in seeds]
+    if not scans:
+        return {}
+    names = sorted({s.kernel for s in scans})
+    kernels: list[str] = []
+    for kind, sharp in (("soft", False), ("sharp", True)):
+        of_kind = [n for n in names if is_sharp_kernel(n) == sharp]
+        kernels += [kind] if len(of_kind) >= 3 else of_kind
+
+    def between(values: Sequence[float]) -> list[float]:
+        low, high = np.percentile(values, (RARE_PERCENT, 100 - RARE_PERCENT), method="nearest")
+        return [round(float(low), 3), round(float(high), 3)]
+
+    return {
+        "kernels": kernels,
+        "noise_hu": [round(v * NOISE_IN_HEART) for v in between([s.noise_sd for s in scans])],
+        "kvp": between([s.kvp for s in scans]),
+        "thickness_mm": between([s.thickness for s in scans]),
+        "increment_mm": between([s.increment for s in scans]),
+        "pixel_mm": between([s.field_of_view / 512 for s in scans]),
+        "field_of_view_mm": between([s.field_of_view for s in scans]),
+        "contrast": False,
+    }
+
+
+def export_networks(
+    folder: Path,
+    networks: Mapping[str, torch.nn.Module],
+    *,
+    recipe: StepsRecipe,
+    crops: CropRecipe,
+    role: str,
+    data: str,
+    **description: Any,
+) -> Path:
+    """Write the networks, each as ``<name>.safetensors``, and their ``weights.json`` into `folder`.
+
+    Args:
+        recipe, crops: What they were trained by, and on.
+        role: Of the set.
+        data: What the crops show, in words.
+        description: Further entries, JSON types: architecture, normalisation, measured.
 
     Raises:
         DiskFull, OutputUnwritable: A file cannot be written.
     """
     from safetensors.torch import save
 
-    files = []
     for name, network in networks.items():
         tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
-        files.append(f"{name}.safetensors")
-        write_whole(folder / files[-1], save(tensors))
-    return files
+        write_whole(folder / f"{name}.safetensors", save(tensors))
+    write_description(
+        folder,
+        name=recipe.name,
+        role=role,
+        files=[f"{name}.safetensors" for name in networks],
+        training={"recipe": asdict(recipe), "data": data},
+        domain=simulated_domain(crops.seeds),
+        **description,
+    )
+    return folder

@@ -23,18 +23,18 @@ from ..dicom import Series, discover, read_series
 from ..dicom.gates import is_sharp_kernel
 from ..errors import TrainingError
 from ..imaging import Geometry, Volume
+from ..imaging.crop import CANDIDATE_HU
 from ..imaging.masks import bounding_box, box_centre, widened
 from ..imaging.orientation import to_canonical
-from ..imaging.resampling import centred_grid
-from ..models.crop import CANDIDATE_HU, CROP_SHAPE, CROP_SPACING
 from ..simulation import sample_acquisition
 from ..simulation.acquisition import KERNELS
 from ..simulation.anatomy import Anatomy, sample_anatomy, stream
+from ..simulation.arteries import sample_plaques
 from ..simulation.coronary import Lesion, sample_lesions
 from ..simulation.distractors import all_distractors
 from ..simulation.shapes import Array, Points
 from ..simulation.specks import Speck, lesion_specks, scanner_frame
-from .patches import Crop, composed_label
+from .crops import Crop, CropRecipe, composed_label, crop_grid
 
 FindHeart = Callable[[str, Volume], npt.NDArray[np.bool_]]
 
@@ -83,46 +83,35 @@ class Background:
         return Depth(self)
 
 
-@dataclass(frozen=True, kw_only=True)
-class BackgroundSource:
-    """A series that can be a background, found and not read yet.
+def background_series(folder: Path) -> dict[str, Series]:
+    """The DICOM series of a folder that can be backgrounds.
 
-    Attributes:
-        name: Unique within a training: folder and number, nothing of the patient.
-        series: Its headers.
-    """
+    Those that a header gate rejects are left out with a log line. That a series shows no coronary calcium
+    nobody can check but the person who gives the folder.
 
-    name: str
-    series: Series
-
-
-def background_sources(folder: Path) -> list[BackgroundSource]:
-    """The DICOM series of a folder that pass the header gates; the others are left out with a log line.
-
-    That a series shows no coronary calcium nobody can check but the person who gives the folder.
+    Returns:
+        By name: folder and number, nothing of the patient.
 
     Raises:
         NoDicomFound: Nothing in the folder.
         TrainingError: No series of it is usable.
     """
-    sources = []
-    for number, series in enumerate(discover(folder).series):
-        name = f"{folder.name}-{number}"
+    found = {f"{folder.name}-{number}": series for number, series in enumerate(discover(folder).series)}
+    for name, series in found.items():
         if series.rejection:
             log.warning("background %s is left out: %s", name, series.rejection.message)
-        else:
-            sources.append(BackgroundSource(name=name, series=series))
-    if not sources:
+    usable = {name: series for name, series in found.items() if not series.rejection}
+    if not usable:
         raise TrainingError(
             f"{folder} holds no series that can be a background; give chest CT without calcium"
         )
-    return sources
+    return usable
 
 
-def load_background(source: BackgroundSource, find_heart: FindHeart) -> Background:
+def load_background(name: str, series: Series, find_heart: FindHeart) -> Background:
     """Read a background; `find_heart` takes name and volume and gives the mask."""
-    volume = read_series(source.series).volume
-    return make_background(source.name, volume, find_heart(source.name, volume), source.series)
+    volume = read_series(series).volume
+    return make_background(name, volume, find_heart(name, volume), series)
 
 
 def make_background(name: str, volume: Volume, heart: npt.NDArray[np.bool_], series: Series) -> Background:
@@ -196,18 +185,19 @@ class Depth:
 def lay_coronaries(anatomy: Anatomy, background: Background) -> dict[str, Points]:
     """The simulated coronary arteries in a real heart: centrelines (n, 3), LPS mm."""
     fitted = fit_to_heart(anatomy, background)
+    shallowest = -2.0 if anatomy.version == 1 else 1.0
     out = {}
     for name, line in anatomy.coronaries.items():
         p = line.astype(np.float32)
-        wanted = np.clip(anatomy.heart.sac(p[:, 0], p[:, 1], p[:, 2]), -25, -2).astype(np.float64)
+        wanted = np.clip(anatomy.heart.sac(p[:, 0], p[:, 1], p[:, 2]), -25, shallowest).astype(np.float64)
         out[name] = background.depth.moved(fitted(line), wanted)
     return out
 
 
 def insert(
-    background: Background, seed: int
+    background: Background, seed: int, version: int = 1
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Put the calcium of simulated patient `seed` into a real heart.
+    """Put the calcium of simulated patient `seed`, drawn by a version of the simulator, into a real heart.
 
     Returns:
         float32 HU, bool calcium and bool distractors (z, y, x) on the background's grid: where the noise-free
@@ -215,15 +205,16 @@ def insert(
     """
     rng = stream(seed, "insert")
     geometry = background.volume.geometry
-    anatomy = sample_anatomy(seed)
+    anatomy = sample_anatomy(seed, version)
+    draw = sample_lesions if version == 1 else sample_plaques
     lines = lay_coronaries(anatomy, background)
     lesions: tuple[Lesion, ...] = ()
     while not lesions and rng.random() < WITH_CALCIUM:
-        _, lesions = sample_lesions(rng, lines, anatomy.coronary_radius)
+        _, lesions = draw(rng, lines, anatomy.coronary_radius)
     fitted = fit_to_heart(anatomy, background)
     others = [replace(x, points=fitted(x.points)) for x in all_distractors(anatomy)]
     scan = replace(
-        sample_acquisition(seed),
+        sample_acquisition(seed, version),
         kernel=background.kernel,
         thickness=background.thickness,
         increment=geometry.spacing[0],
@@ -259,9 +250,7 @@ def _contrast(specks: list[Speck], base: Array) -> tuple[Array, Array]:
     return added, cover
 
 
-def inserted_crop(
-    background: Background, seed: int, *, jitter_mm: float, label_threshold: float, margin_mm: float
-) -> Crop:
+def inserted_crop(background: Background, seed: int, recipe: CropRecipe) -> Crop:
     """A training crop with simulated calcium in a real heart, turned and stretched a little.
 
     Everything is read through one trilinear interpolation, as at inference.
@@ -269,34 +258,27 @@ def inserted_crop(
     Args:
         background: The real heart.
         seed: Of the simulated patient whose calcium it gets.
-        jitter_mm: Standard deviation of the crop's shift, mm.
-        label_threshold: Share of a crop voxel that must be calcium for it to be labelled so.
-        margin_mm: What is within this distance of the heart counts as near it.
+        recipe: Shift, label, margin and the simulator's version.
 
     Returns:
-        HU and label, see `patches.Crop`.
+        HU and label, see `crops.Crop`.
     """
     rng = stream(seed, "turn")
-    hu, calcium, other = insert(background, seed)
+    hu, calcium, other = insert(background, seed, recipe.simulator)
     geometry = background.volume.geometry
-    centre = np.add(box_centre(background.heart, geometry), rng.normal(0.0, jitter_mm, 3))
-    grid = centred_grid(geometry, (centre[0], centre[1], centre[2]), CROP_SPACING, CROP_SHAPE)
-    where = _turned(grid, geometry, centre, rng)
-    near = widened(background.heart, geometry, margin_mm)
+    shift = rng.normal(0.0, recipe.centre_jitter_mm, 3)
+    centre = np.add(box_centre(background.heart, geometry), shift)
+    where = _turned(crop_grid(geometry, centre), geometry, centre, rng)
+    near = widened(background.heart, geometry, recipe.heart_margin_mm)
 
-    def read(array: npt.NDArray[np.generic], outside: float) -> Array:
+    def read(array: npt.NDArray[np.generic], outside: float = 0.0) -> Array:
         out: Array = scipy.ndimage.map_coordinates(
             array.astype(np.float32), where, order=1, mode="constant", cval=outside
         )
         return out
 
-    label = composed_label(
-        near=read(near, 0.0) >= 0.5,
-        other=read(other, 0.0) >= label_threshold,
-        calcium=read(calcium, 0.0) >= label_threshold,
-    )
     crop = np.clip(read(hu, -1024.0), -1024, 3071).round().astype(np.int16)
-    return crop, label
+    return crop, composed_label(read, recipe, near=near, calcium=calcium, other=other)
 
 
 def _turned(

@@ -1,87 +1,152 @@
-"""The loop around a `Stepper`: batches in, a line in the log now and then, checkpoints."""
+"""The loop of every training but nnU-Net's: batches in, lines in the log now and then, checkpoints."""
 
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import torch
+
+from ..pipeline.chain import describe_device
+from ..system.gpu import GpuMeter
+from .crops import CropCache
 from .monitor import RunLog, Speed
-from .patches import CropCache, HasBatches, prefetch
-from .trainer import Checkpoint, Stepper
+from .trainer import Checkpoint, StepsRecipe, Trainer
 
 log = logging.getLogger(__name__)
 
 
-class Interruptible:
+Batch = tuple[torch.Tensor, torch.Tensor]
+"""What the network sees, and what it should answer."""
+
+
+class HasBatches(Protocol):
+    """Whatever makes the batch of a step, from its number alone, so that a run that goes on sees the same."""
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step."""
+
+
+def prefetch(
+    batches: HasBatches, steps: range, *, device: torch.device, workers: int | None = None
+) -> Iterator[Batch]:
+    """The batches of `steps` on the device, in order, made ahead by threads.
+
+    For a GPU they are pinned by the threads and copied while it computes.
+
+    Args:
+        workers: Threads; default half of the CPU cores, at least 1 and at most 8.
+    """
+    workers = workers or min(8, max(1, (os.cpu_count() or 2) // 2))
+    pinned = device.type == "cuda"
+
+    def make(step: int) -> Batch:
+        image, label = batches.batch(step)
+        return (image.pin_memory(), label.pin_memory()) if pinned else (image, label)
+
+    def moved(future: Future[Batch]) -> Batch:
+        image, label = future.result()
+        return image.to(device, non_blocking=True), label.to(device, non_blocking=True)
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="batches") as pool:
+        waiting: deque[Future[Batch]] = deque()
+        try:
+            for step in steps:
+                waiting.append(pool.submit(make, step))
+                if len(waiting) > 2 * workers:
+                    yield moved(waiting.popleft())
+            while waiting:
+                yield moved(waiting.popleft())
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+@torch.inference_mode()
+def dice(trainer: Trainer, batches: HasBatches, steps: int) -> float:
+    """Dice of a segmentation network over the first `steps` batches, without mixed precision."""
+    trainer.network.eval()
+    overlap = torch.zeros((), dtype=torch.float64, device=trainer.device)
+    both = torch.zeros_like(overlap)
+    for image, label in prefetch(batches, range(steps), device=trainer.device):
+        mask = trainer.network(image.contiguous(memory_format=trainer.layout)) >= 0
+        overlap += (mask & (label > 0)).sum()
+        both += mask.sum() + label.sum()
+    trainer.network.train()
+    return float(2 * overlap / both) if both else 1.0
+
+
+@contextmanager
+def interruptible(unit: str, told: Callable[[], None] = lambda: None) -> Iterator[Callable[[], bool]]:
     """Within it, the first SIGINT or SIGTERM is kept until somebody asks, and the second ends all at once.
 
     Only the main thread gets signals; in another one nothing is kept.
 
     Args:
+        unit: What is finished before the end, for the log: ``"step"``, ``"epoch"``.
         told: Called at the first.
 
-    Attributes:
-        interrupted: Whether one was kept.
+    Yields:
+        Whether one was kept.
     """
+    kept: list[int] = []
 
-    def __init__(self, told: Callable[[], None]) -> None:
-        self.interrupted = False
-        self._told = told
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> Interruptible:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {s: signal.signal(s, self._keep) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _keep(self, number: int, frame: object) -> None:
-        if self.interrupted:
+    def keep(number: int, frame: object) -> None:
+        if kept:
             raise KeyboardInterrupt
-        self.interrupted = True
-        self._told()
+        kept.append(number)
+        text = "stopping: this %s is finished and a checkpoint written first; once more to end at once"
+        log.info(text, unit)
+        told()
 
-
-def interruptible_steps() -> Interruptible:
-    """For a training of steps that calls `leave_where_told` after each."""
-    text = "stopping: this step is finished and a checkpoint written first; once more to end at once"
-    return Interruptible(lambda: log.info(text))
-
-
-def leave_where_told(signals: Interruptible, checkpoint: Checkpoint, stepper: Stepper) -> None:
-    """Where a signal was kept, write the checkpoint of a step that is done, and leave.
-
-    Raises:
-        KeyboardInterrupt: A signal was kept.
-    """
-    if signals.interrupted:
-        checkpoint.save(stepper)
-        log.info("stopped at step %d of %d", stepper.step, stepper.total)
-        raise KeyboardInterrupt
+    heard = threading.current_thread() is threading.main_thread()
+    before = {s: signal.signal(s, keep) for s in (signal.SIGINT, signal.SIGTERM) if heard}
+    try:
+        yield lambda: bool(kept)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run_steps(
-    stepper: Stepper,
+    trainer: Trainer,
     batches: HasBatches,
-    recipe: Any,
+    recipe: StepsRecipe,
     cache: CropCache,
     work: Path,
-) -> None:
+    *,
+    validate: Callable[[], float] | None = None,
+    validate_every: int = 1,
+    pauses: Sequence[int] = (),
+    at_pause: Callable[[int], None] = lambda step: None,
+    steps_per_epoch: int = 0,
+    unit: str = "slices",
+) -> dict[str, Any] | None:
     """Train to the last step, from where the folder's checkpoint says; a signal to end writes one first.
 
     Args:
-        stepper: The network.
-        batches: A function of the step's number alone, so that a run that goes on sees the same.
-        recipe, cache: What the checkpoint belongs to; the recipe's ``log_every`` and ``checkpoint_every`` are
-            the steps between lines and checkpoints.
+        trainer: The network.
+        batches: What it sees.
+        recipe, cache: What the checkpoint belongs to.
         work: Folder for ``checkpoint.pt``, ``log.csv`` and ``tensorboard/``.
+        validate, validate_every: Dice of held-out batches, for the log, and the steps between; it is also
+            asked for at the end.
+        pauses: Steps, rising, after which `at_pause` is called before the next batch is made.
+        at_pause: Given the pause's step; a run that goes on after a pause calls it again.
+        steps_per_epoch: For the log; 0: there are no epochs.
+        unit: Of what a batch holds, for the log.
+
+    Returns:
+        ``device``, ``patches_per_second`` and ``gpu_utilisation_percent``; None where nothing was left to do.
 
     Raises:
         TrainingError: The checkpoint belongs to another training, or the loss is no number any more.
@@ -89,28 +154,63 @@ def run_steps(
         KeyboardInterrupt: It was told to end.
     """
     checkpoint = Checkpoint(work / "checkpoint.pt", recipe, cache)
-    checkpoint.load(stepper)
-    if stepper.step >= stepper.total:
-        return
-    run_log, speed = RunLog(work, stepper.step), Speed()
-    pending = 0
-    speed.resume()
-    with interruptible_steps() as signals:
-        for image, label in prefetch(batches, range(stepper.step, stepper.total), device=stepper.device):
-            rate = stepper.learning_rate
-            stepper.train(image, label)
-            pending += len(image)
-            step, last = stepper.step, stepper.step == stepper.total
-            if last or step % recipe.log_every == 0:
-                loss = stepper.mean_loss()
-                speed.pause(pending)
-                pending, pace = 0, speed.since_last()
-                run_log.add(step, loss=loss, learning_rate=rate, patches_per_second=pace)
-                log.info(
-                    "%s: step %d of %d, loss %.4f, %.1f slices/s", work.name, step, stepper.total, loss, pace
-                )
+    checkpoint.load(trainer)
+    if trainer.step >= trainer.total:
+        return None
+    run_log, speed, pending = RunLog(work, trainer.step), Speed(), 0
+
+    def left() -> Iterator[Batch]:
+        for start, end in pairwise((0, *pauses, trainer.total)):
+            if trainer.step >= end:
+                continue
+            if start:
+                speed.pause(0)
+                at_pause(start)
                 speed.resume()
-            if last or step % recipe.checkpoint_every == 0:
-                checkpoint.save(stepper)
-            leave_where_told(signals, checkpoint, stepper)
+            yield from prefetch(batches, range(trainer.step, end), device=trainer.device)
+
+    with GpuMeter(trainer.device) as meter, interruptible("step") as interrupted:
+        speed.resume()
+        for batch in left():
+            rate = trainer.learning_rate
+            trainer.train(*batch)
+            pending += len(batch[0])
+            step, last = trainer.step, trainer.step == trainer.total
+            validating = validate is not None and (last or step % validate_every == 0)
+            telling = last or validating or step % recipe.log_every == 0
+            saving = last or step % recipe.checkpoint_every == 0
+            if not (telling or saving or interrupted()):
+                continue
+            loss = trainer.mean_loss() if telling else None
+            speed.pause(pending)
+            pending = 0
+            if loss is not None:
+                used, pace = meter.since_last(), speed.since_last()
+                overlap = validate() if validate is not None and validating else None
+                run_log.add(
+                    step,
+                    epoch=step / steps_per_epoch if steps_per_epoch else None,
+                    loss=loss,
+                    validation_dice=overlap,
+                    learning_rate=rate,
+                    patches_per_second=pace,
+                    gpu_utilisation=used,
+                )
+                words = f"{work.name}: step {step} of {trainer.total}, loss {loss:.4f}"
+                words += "" if overlap is None else f", validation Dice {overlap:.3f}"
+                words += f", {pace:.1f} {unit}/s" + ("" if used is None else f", GPU {used:.0f} %")
+                log.info("%s", words)
+            stopping = interrupted()
+            if saving or stopping:
+                checkpoint.save(trainer)
+            if stopping:
+                log.info("stopped at step %d of %d", step, trainer.total)
+                raise KeyboardInterrupt
+            meter.since_last()
+            speed.resume()
     run_log.close()
+    return {
+        "device": describe_device(trainer.device),
+        "patches_per_second": round(speed.mean(), 2),
+        "gpu_utilisation_percent": meter.mean(),
+    }

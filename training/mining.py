@@ -1,4 +1,4 @@
-"""Mistakes of a network in training, found in the crops it is trained on, to be shown more often.
+"""Mistakes of a patch network in training, found in the crops it is trained on, to be shown more often.
 
 Most of what a calcium network sees it soon knows. What costs score are the few things that it confuses:
 stents, calcium of the mitral ring, bright grains of noise. They are rare among the crops, so that patches
@@ -11,7 +11,6 @@ import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +18,11 @@ import scipy.ndimage
 import torch
 
 from ..errors import TrainingError
-from ..models.calcium.network import PATCH_SHAPE
-from ..models.crop import CANDIDATE_HU, CROP_SHAPE
+from ..imaging.crop import CANDIDATE_HU, CROP_SHAPE, PATCH_SHAPE, WINDOW_HU
 from ..system.atomic import write_whole
-from .patches import CALCIUM, GRID, CropCache, Mistakes, Voxels, as_input, window_of
-
-if TYPE_CHECKING:
-    from .trainer import Trainer
+from .crops import CALCIUM, GRID, CropCache, window_of
+from .patches import Mistakes, Voxels, as_input
+from .trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +39,20 @@ BATCH = 16
 
 
 @torch.inference_mode()
-def find_mistakes(trainer: Trainer, cache: CropCache, crops: Sequence[int]) -> Mistakes:
+def find_mistakes(
+    trainer: Trainer,
+    cache: CropCache,
+    crops: Sequence[int],
+    *,
+    window_hu: tuple[float, float] = WINDOW_HU,
+) -> Mistakes:
     """Where a network in training is wrong on `crops`, in voxels ≥ 130 HU in or near the heart.
 
     Args:
         trainer: With the network; it stays as it is.
         cache: All crops.
         crops: Those to look at.
+        window_hu: The network's, see `patches.as_input`.
     """
     false: Voxels = {}
     missed: Voxels = {}
@@ -56,7 +60,7 @@ def find_mistakes(trainer: Trainer, cache: CropCache, crops: Sequence[int]) -> M
     for crop in crops:
         hu, label = np.asarray(cache.hu[crop]), np.asarray(cache.label[crop])
         near = (hu >= CANDIDATE_HU) & (label > 0)
-        found = _found(trainer, hu, near)
+        found = _found(trainer, hu, near, window_hu)
         calcium = label == CALCIUM
         for pool, wrong in (
             (false, found & ~scipy.ndimage.binary_dilation(calcium, np.ones((3, 3, 3)), RIM)),
@@ -75,16 +79,16 @@ def find_mistakes(trainer: Trainer, cache: CropCache, crops: Sequence[int]) -> M
     return Mistakes(false=false, missed=missed)
 
 
-def _found(trainer: Trainer, hu: npt.NDArray[np.int16], near: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+def _found(
+    trainer: Trainer, hu: npt.NDArray[np.int16], near: npt.NDArray[np.bool_], window_hu: tuple[float, float]
+) -> npt.NDArray[np.bool_]:
     """Voxels of `near` that the network takes for coronary calcium; bool (58, 256, 256)."""
     found = np.zeros(near.shape, dtype=bool)
     boxes = [box for box in (window_of(GRID[i]) for i in TILES) if near[box].any()]
     for start in range(0, len(boxes), BATCH):
         part = boxes[start : start + BATCH]
-        patches = as_input(np.stack([hu[box] for box in part]).astype(np.float32), trainer.recipe.window_hu)[
-            :, None
-        ]
-        logits = trainer.logits(torch.from_numpy(patches).to(trainer.device))[:, 0]
+        patches = as_input(np.stack([hu[box] for box in part]).astype(np.float32), window_hu)
+        logits = trainer.answer(torch.from_numpy(patches[:, None]).to(trainer.device))[:, 0]
         for box, mask in zip(part, (logits >= 0).cpu().numpy(), strict=True):
             found[box] |= mask
     return found & near
@@ -96,13 +100,9 @@ def save_mistakes(path: Path, mistakes: Mistakes) -> None:
     Raises:
         DiskFull, OutputUnwritable: It cannot be written.
     """
-    arrays = {
-        f"{name}-{crop}": voxels
-        for name, pool in (("false", mistakes.false), ("missed", mistakes.missed))
-        for crop, voxels in pool.items()
-    }
+    arrays = {f"{kind}-{i}": v for kind, pool in vars(mistakes).items() for i, v in pool.items()}
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(buffer, **arrays)
     write_whole(path, buffer.getvalue())
 
 
@@ -122,4 +122,4 @@ def load_mistakes(path: Path) -> Mistakes:
         raise TrainingError(
             f"{path} is missing or damaged, and the training went on from it; choose another --work folder"
         ) from error
-    return Mistakes(false=pools["false"], missed=pools["missed"])
+    return Mistakes(**pools)

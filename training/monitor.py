@@ -37,38 +37,32 @@ class RunLog:
 
     def __init__(self, work: Path, step: int) -> None:
         self.path = work / "log.csv"
-        self._truncate(step)
-        self._board = self._open_board(work / "tensorboard", step)
-
-    def _truncate(self, step: int) -> None:
         rows = read_log(self.path) if self.path.exists() else []
         lines = [",".join(COLUMNS)]
         lines += [",".join(r[c] for c in COLUMNS) for r in rows if int(r["step"]) <= step]
         write_whole(self.path, ("\n".join(lines) + "\n").encode())
-
-    @staticmethod
-    def _open_board(folder: Path, step: int) -> Any:
+        self._board: Any = None
         try:
             from tensorboardX import SummaryWriter
         except ModuleNotFoundError:
             log.warning("no TensorBoard log: install it with pip install 'deepcac2[train]'")
-            return None
-        with output_errors(folder):
-            return SummaryWriter(str(folder), purge_step=step + 1)
+        else:
+            with output_errors(work):
+                self._board = SummaryWriter(str(work / "tensorboard"), purge_step=step + 1)
 
-    def add(self, step: int, **values: float | int | None) -> None:
+    def add(self, step: int, **values: float | None) -> None:
         """Write a row; None stays empty.
 
         Raises:
             DiskFull, OutputUnwritable: The log cannot be written.
         """
-        row = {"step": step, **values}
-        with output_errors(self.path), self.path.open("a", newline="") as handle:
-            csv.writer(handle, lineterminator="\n").writerow([_text(row.get(c)) for c in COLUMNS])
+        known = {name: value for name, value in values.items() if value is not None}
+        cells = [str(step), *(f"{known[c]:.9g}" if c in known else "" for c in COLUMNS[1:])]
+        with output_errors(self.path), self.path.open("a") as handle:
+            handle.write(",".join(cells) + "\n")
         if self._board is not None:
-            for name, value in values.items():
-                if value is not None:
-                    self._board.add_scalar(name, value, step)
+            for name, value in known.items():
+                self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Write out what TensorBoard still holds back."""
@@ -83,16 +77,11 @@ def read_log(path: Path) -> list[dict[str, str]]:
     return [r for r in rows if None not in r.values() and (r.get("step") or "").isdigit()]
 
 
-def _text(value: float | int | None) -> str:
-    return "" if value is None else str(value) if isinstance(value, int) else f"{value:.9g}"
-
-
 class Speed:
     """Patches per second of the training itself: validation and checkpoints are not counted."""
 
     def __init__(self) -> None:
-        self._patches = self._total_patches = 0
-        self._seconds = self._total_seconds = 0.0
+        self._marked, self._total = (0, 0.0), (0, 0.0)  # patches and seconds
         self._started = time.perf_counter()
 
     def resume(self) -> None:
@@ -102,17 +91,15 @@ class Speed:
     def pause(self, patches: int) -> None:
         """The clock stops: `patches` were trained on since `resume`."""
         took = time.perf_counter() - self._started
-        self._patches += patches
-        self._seconds += took
-        self._total_patches += patches
-        self._total_seconds += took
+        self._total = self._total[0] + patches, self._total[1] + took
 
     def since_last(self) -> float:
         """Patches per second since this was last called."""
-        rate = self._patches / self._seconds if self._seconds else 0.0
-        self._patches, self._seconds = 0, 0.0
-        return rate
+        (before, then), self._marked = self._marked, self._total
+        seconds = self._total[1] - then
+        return (self._total[0] - before) / seconds if seconds else 0.0
 
     def mean(self) -> float:
         """Patches per second of everything."""
-        return self._total_patches / self._total_seconds if self._total_seconds else 0.0
+        patches, seconds = self._total
+        return patches / seconds if seconds else 0.0

@@ -7,21 +7,39 @@ import json
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ..errors import TrainingError
-from ..models.calcium.network import build_network
 from ..system.atomic import write_whole
-from .patches import Batches, CropCache, prefetch
-
-if TYPE_CHECKING:
-    from .calcium_recipe import CalciumRecipe
+from .crops import CropCache
 
 log = logging.getLogger(__name__)
+
+LOSSES = ("dice", "dice_ce")
+"""Kinds of `segmentation_loss`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepsRecipe:
+    """What every training by steps is told.
+
+    Attributes:
+        name: Of the set of weights.
+        learning_rate: Of Adam; falls to zero along half a cosine when `cosine` is true.
+        seed: Of all that is drawn at random.
+        log_every, checkpoint_every: Steps between.
+    """
+
+    name: str
+    learning_rate: float = 1e-3
+    cosine: bool = True
+    seed: int = 1
+    log_every: int = 50
+    checkpoint_every: int = 200
 
 
 def binary_dice_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -31,64 +49,83 @@ def binary_dice_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor
     return 1 - (2 * overlap + 1) / (probability.sum() + target.sum() + 1)
 
 
-def segmentation_loss(logits: torch.Tensor, target: torch.Tensor, kind: str) -> torch.Tensor:
+def segmentation_loss(
+    kind: str, answer: Callable[..., torch.Tensor], image: torch.Tensor, label: torch.Tensor
+) -> torch.Tensor:
     """``"dice"``: `binary_dice_loss`; ``"dice_ce"``: plus binary cross-entropy."""
+    logits, target = answer(image), label.float()
     dice = binary_dice_loss(logits, target)
     if kind == "dice":
         return dice
     return dice + torch.nn.functional.binary_cross_entropy_with_logits(logits, target)
 
 
-class Stepper:
+class Trainer:
     """A network in training: everything that changes from step to step, and nothing else.
 
     Args:
-        network: On the device, in training mode.
-        loss: The loss of a batch, given its tensors.
-        learning_rate: Of Adam; falls to zero along half a cosine when `cosine` is true.
+        network: With its first weights; it is moved to the device.
+        loss: The loss of a batch, from `Trainer.answer` and the batch's tensors.
+        recipe: Of its optimiser.
         total: Steps in all.
-        amp: Mixed precision, float16 with gradient scaling; for a GPU.
+        device: Where it is trained.
+        amp: On a GPU mixed precision, float16 with gradient scaling.
+        layout: Memory format on a CPU; a format with the channels last is up to twice as fast there.
 
     Attributes:
         step: Steps done.
+        layout: Memory format of network and images.
     """
 
     def __init__(
         self,
         network: torch.nn.Module,
         loss: Callable[..., torch.Tensor],
+        recipe: StepsRecipe,
         *,
-        learning_rate: float,
-        cosine: bool,
         total: int,
         device: torch.device,
         amp: bool = False,
+        layout: torch.memory_format = torch.contiguous_format,
     ) -> None:
-        self.network = network
         self.total = total
         self.device = device
         self.step = 0
-        self.optimiser = torch.optim.Adam(network.parameters(), lr=learning_rate)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=amp)
+        self.layout = layout if device.type == "cpu" else torch.contiguous_format
+        self.network = network.to(device).train()
+        self.network.to(memory_format=self.layout)  # type: ignore[call-overload]
+        # Not on a CPU: torch 2.13 gets bfloat16 weight gradients of 3D convolutions wrong where a feature map
+        # is thinner than the kernel, as it is deep in a U-Net (docs/decisions/0007).
+        self._amp = amp and device.type == "cuda"
+        if amp and not self._amp:
+            log.warning("mixed precision (amp) is for GPUs; on %s the training is in float32", device)
+        self.optimiser = torch.optim.Adam(network.parameters(), lr=recipe.learning_rate)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self._amp)
         self._of_batch = loss
-        self._first_rate = learning_rate
-        self._cosine = cosine
+        self._recipe = recipe
         # Summed on the device: asking for the loss at every step would make the GPU wait.
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
         self._losses = 0
 
+    def answer(self, image: torch.Tensor, *beside: torch.Tensor) -> torch.Tensor:
+        """What the network says in its present mode, float32, on the device."""
+        with torch.autocast(self.device.type, enabled=self._amp):
+            answer: torch.Tensor = self.network(image.contiguous(memory_format=self.layout), *beside)
+        return answer.float()
+
     @property
     def learning_rate(self) -> float:
         """Of the step to come."""
-        if not self._cosine:
-            return self._first_rate
-        return self._first_rate * 0.5 * (1 + math.cos(math.pi * self.step / self.total))
+        first = self._recipe.learning_rate
+        if not self._recipe.cosine:
+            return first
+        return first * 0.5 * (1 + math.cos(math.pi * self.step / self.total))
 
     def train(self, *batch: torch.Tensor) -> None:
         """One step on a batch, on the device."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate
-        loss = self._of_batch(*batch)
+        loss = self._of_batch(self.answer, *batch)
         self.optimiser.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.step(self.optimiser)
@@ -112,81 +149,29 @@ class Stepper:
         self._losses = 0
         return mean
 
+    @property
+    def _parts(self) -> dict[str, Any]:
+        """What has a state of its own."""
+        return {"network": self.network, "optimiser": self.optimiser, "scaler": self.scaler}
+
     def state(self) -> dict[str, Any]:
         """All of it, for a checkpoint: tensors, numbers and strings."""
-        state = {
-            "step": self.step,
-            "network": self.network.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "loss": float(self._loss),
-            "losses": self._losses,
-            "rng": torch.get_rng_state(),
-        }
+        state = {name: part.state_dict() for name, part in self._parts.items()}
+        state |= {"step": self.step, "loss": float(self._loss), "losses": self._losses}
+        state["rng"] = torch.get_rng_state()
         if self.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
         return state
 
     def restore(self, state: dict[str, Any]) -> None:
         """The opposite of `state`."""
-        self.step = state["step"]
-        self.network.load_state_dict(state["network"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.scaler.load_state_dict(state["scaler"])
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])
+        self.step, self._losses = state["step"], state["losses"]
         self._loss.fill_(state["loss"])
-        self._losses = state["losses"]
         torch.set_rng_state(state["rng"])
         if self.device.type == "cuda" and "cuda_rng" in state:
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
-
-
-class Trainer(Stepper):
-    """The calcium network in training."""
-
-    def __init__(self, recipe: CalciumRecipe, total: int, device: torch.device) -> None:
-        torch.manual_seed(recipe.seed)
-        self.recipe = recipe
-        network = build_network(recipe.architecture).to(device).train()
-        # On one core of an AMD EPYC 31 patches/s, 18 with the usual layout (the bundled network, float32).
-        self._layout = torch.channels_last_3d if device.type == "cpu" else torch.contiguous_format
-        network.to(memory_format=self._layout)  # type: ignore[call-overload]
-        # Not on a CPU: torch 2.13 gets bfloat16 weight gradients of 3D convolutions wrong where a feature map
-        # is thinner than the kernel, as it is deep in this network (docs/decisions/0007).
-        self._amp = recipe.amp and device.type == "cuda"
-        if recipe.amp and not self._amp:
-            log.warning("mixed precision (amp) is for GPUs; on %s the training is in float32", device)
-
-        def loss(image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-            return segmentation_loss(self.logits(image), label.float(), recipe.loss)
-
-        super().__init__(
-            network,
-            loss,
-            learning_rate=recipe.learning_rate,
-            cosine=recipe.cosine,
-            total=total,
-            device=device,
-            amp=self._amp,
-        )
-
-    def logits(self, image: torch.Tensor) -> torch.Tensor:
-        """The network's answer in its present mode; float32 of the image's shape, on the device."""
-        with torch.autocast(self.device.type, enabled=self._amp):
-            answer: torch.Tensor = self.network(image.contiguous(memory_format=self._layout))
-        return answer.float()
-
-    @torch.inference_mode()
-    def dice(self, batches: Batches, steps: int) -> float:
-        """Dice of the network over the patches of the first `steps` batches."""
-        self.network.eval()
-        overlap = torch.zeros((), dtype=torch.float64, device=self.device)
-        both = torch.zeros_like(overlap)
-        for image, label in prefetch(batches, range(steps), device=self.device):
-            mask = self.network(image.contiguous(memory_format=self._layout)) >= 0
-            overlap += (mask & (label > 0)).sum()
-            both += mask.sum() + label.sum()
-        self.network.train()
-        return float(2 * overlap / both) if both else 1.0
 
 
 class Checkpoint:
@@ -194,21 +179,21 @@ class Checkpoint:
 
     Args:
         path: The file.
-        recipe: A recipe, a dataclass.
+        recipe: The recipe.
         cache: The crops.
     """
 
-    def __init__(self, path: Path, recipe: Any, cache: CropCache) -> None:
+    def __init__(self, path: Path, recipe: StepsRecipe, cache: CropCache) -> None:
         self.path = path
         self.owner = json.dumps([asdict(recipe), cache.names], sort_keys=True)
 
-    def save(self, trainer: Stepper) -> None:
+    def save(self, trainer: Trainer) -> None:
         """Write it, whole or not at all."""
         buffer = io.BytesIO()
         torch.save({"owner": self.owner, **trainer.state()}, buffer)
         write_whole(self.path, buffer.getvalue())
 
-    def load(self, trainer: Stepper) -> None:
+    def load(self, trainer: Trainer) -> None:
         """Bring the trainer to where the checkpoint was written, where there is one.
 
         Raises:

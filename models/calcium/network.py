@@ -19,11 +19,11 @@ import numpy.typing as npt
 import torch
 
 from ...imaging import Geometry, Volume
+from ...imaging.crop import CANDIDATE_HU, CROP_SHAPE, CROP_SPACING, PATCH_SHAPE, PATCH_STEP, WINDOW_HU
 from ...imaging.masks import bounding_box
 from ...imaging.orientation import to_canonical
 from ...imaging.resampling import centred_grid, resample, support
 from ...imaging.tiling import Corner, PatchAverage, corners_touching, majority, patch_corners
-from ..crop import CANDIDATE_HU, CROP_SHAPE, CROP_SPACING, WINDOW_HU
 from . import unet
 
 if TYPE_CHECKING:
@@ -31,10 +31,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PATCH_SHAPE = (16, 64, 64)
-"""Patch (z, y, x); DeepCAC2 paper: 64 × 64 × 16."""
-PATCH_STEP = (8, 32, 32)
-"""Step between patches (z, y, x); DeepCAC2 paper: 32 × 32 × 8."""
 THRESHOLD = 0.5
 """Probability from which a voxel is calcium; DeepCAC2 paper."""
 _ROUNDING = 1e-4

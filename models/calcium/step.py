@@ -114,6 +114,7 @@ STEP = register(
         options=DeepCACRunnerOptions,
         phase="compute",
         role="calcium",
+        train=f"{__package__}.train",
         reads=lambda options: (CT, HEART),
         uses=(EXCLUDED,),
         writes=(CALCIUM, CALCIUM_RUN),

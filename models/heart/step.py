@@ -17,8 +17,8 @@ from ...imaging.masks import bounding_box, middle_of, solidity
 from ...pipeline.case import Case
 from ...pipeline.domain import stated
 from ...pipeline.facts import CT, HEART, HEART_MEASURES
+from ...pipeline.gates import HEART_NOT_FOUND
 from ...pipeline.step import Column, Context, Step, register
-from ..crop import HEART_NOT_FOUND
 from .anatomy import NO_CHEST, objection, surroundings
 
 if TYPE_CHECKING:
@@ -237,6 +237,7 @@ STEP = register(
         options=HeartRunnerOptions,
         phase="compute",
         role="heart",
+        train=f"{__package__}.train",
         reads=lambda options: (CT,),
         writes=(HEART, HEART_MEASURES),
         build=_build,

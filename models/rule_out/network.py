@@ -21,10 +21,10 @@ import numpy.typing as npt
 import torch
 
 from ...imaging import Geometry, Volume
+from ...imaging.crop import CANDIDATE_HU, CROP_SHAPE, CROP_SPACING, WINDOW_HU
 from ...imaging.masks import bounding_box
 from ...imaging.orientation import ORIENTATIONS, to_canonical
 from ...imaging.resampling import centred_grid, resample, support
-from ..crop import CANDIDATE_HU, CROP_SHAPE, CROP_SPACING, WINDOW_HU
 
 if TYPE_CHECKING:
     from ...weights import WeightSet

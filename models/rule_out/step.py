@@ -14,10 +14,10 @@ from ...pipeline.case import Case, Fact
 from ...pipeline.cautions import zero_findings
 from ...pipeline.domain import compare, stated
 from ...pipeline.facts import CT, EXCLUDED, HEART, POSSIBLE_CALCIUM
+from ...pipeline.gates import HEART_NOT_FOUND
 from ...pipeline.operating import check_margin, one_of, operating_point
 from ...pipeline.shown import Shown, by_slice
 from ...pipeline.step import Column, Context, Step, Value, register
-from ..crop import HEART_NOT_FOUND
 
 if TYPE_CHECKING:
     from ...weights import WeightSet
@@ -160,6 +160,7 @@ STEP = register(
         options=ScreeningRunnerOptions,
         phase="compute",
         role="screening",
+        train=f"{__package__}.train",
         reads=lambda options: (CT, HEART) if options.localise == "heart" else (CT,),
         writes=(POSSIBLE_CALCIUM, SCREENING, EXCLUDED),
         build=_build,

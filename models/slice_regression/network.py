@@ -19,10 +19,10 @@ import numpy.typing as npt
 import torch
 
 from ...imaging import Geometry, Volume
+from ...imaging.crop import CROP_SPACING, WINDOW_HU
 from ...imaging.masks import bounding_box
 from ...imaging.orientation import ORIENTATIONS, Canonical, to_canonical
 from ...imaging.resampling import centred_grid, resample
-from ..crop import CROP_SPACING, WINDOW_HU
 
 if TYPE_CHECKING:
     from ...weights import WeightSet

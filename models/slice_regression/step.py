@@ -14,10 +14,10 @@ from ...pipeline.case import Case, Fact, ImageFile
 from ...pipeline.cautions import zero_findings
 from ...pipeline.domain import compare, stated
 from ...pipeline.facts import CT, HEART
+from ...pipeline.gates import HEART_NOT_FOUND
 from ...pipeline.operating import OperatingPoint, one_of, operating_point
 from ...pipeline.shown import Shown
 from ...pipeline.step import Column, Context, Step, Value, register
-from ..crop import HEART_NOT_FOUND
 
 if TYPE_CHECKING:
     from ...weights import WeightSet
@@ -144,6 +144,7 @@ STEP = register(
         options=DirectRunnerOptions,
         phase="compute",
         role="direct",
+        train=f"{__package__}.train",
         reads=lambda options: (CT, HEART) if options.localise == "heart" else (CT,),
         uses=(HEART,),
         writes=(DIRECT, ATTENTION),

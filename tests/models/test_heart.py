@@ -14,7 +14,8 @@ import torch
 
 from deepcac2.errors import WeightsAltered, WeightsError, WeightsMissing, WeightsUnsupported
 from deepcac2.imaging import Geometry, Volume
-from deepcac2.models.heart.network import HeartModel, fill_positive, interpolation_matrix, resample
+from deepcac2.imaging.resampling import interpolation_matrix, resample_to_shape
+from deepcac2.models.heart.network import HeartModel, fill_positive
 from deepcac2.weights import WeightSet, resolve, write_description
 from deepcac2.weights.nnunet_v2 import unique_tensors, write_heart_set
 
@@ -232,7 +233,7 @@ def test_thick_slices_come_to_the_network_as_in_nnunet(trained, tmp_path):
     )
     kinds = model.resampling.kinds(volume.geometry.spacing, SPACING)
     assert kinds == ("nearest", "cubic", "cubic")
-    ours = resample(volume.hu, data.shape[1:], clip=(-500, 300), kinds=kinds).numpy() / 200
+    ours = resample_to_shape(volume.hu, data.shape[1:], clip=(-500, 300), kinds=kinds).numpy() / 200
     # nnU-Net keeps each slice within its own range, here all are kept within the clipping's.
     assert np.quantile(np.abs(ours - data[0]), 0.99) < 1e-4
 
@@ -371,7 +372,7 @@ def test_resampling_is_that_of_scipy(kind, order):
     clipped = array.clip(-500, 300).astype(float)
     expected = scipy.ndimage.zoom(clipped, zoom, order=order, mode="nearest", grid_mode=True).clip(-500, 300)
     assert np.allclose(
-        resample(array, shape, clip=(-500, 300), kinds=(kind,) * 3).numpy(), expected, atol=0.01
+        resample_to_shape(array, shape, clip=(-500, 300), kinds=(kind,) * 3).numpy(), expected, atol=0.01
     )
 
 

@@ -21,7 +21,7 @@ from deepcac2.models.rule_out.network import (
     without_single_slices,
 )
 from deepcac2.simulation import default_geometry, heart_centroid, simulate_patient
-from deepcac2.training.heart import coarse
+from deepcac2.training.hearts import coarse
 
 CPU = torch.device("cpu")
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 from deepcac2.simulation import sample_acquisition
-from deepcac2.training.domain import image_extents, simulated_domain
+from deepcac2.training.export import simulated_domain
 from deepcac2.weights.description import Domain
 
 
@@ -34,12 +32,3 @@ def test_few_kernels_are_named():
 
 def test_no_patients_no_claim():
     assert simulated_domain([]) == {}
-
-
-def test_extents_of_images():
-    assert image_extents([(300.0, 350.0, 360.0), (120.0, 150.0, 140.0)]) == {
-        "field_of_view_mm": [150, 360],
-        "coverage_mm": [120, 300],
-    }
-    with pytest.raises(ValueError, match="empty"):
-        image_extents([])

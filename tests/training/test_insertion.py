@@ -10,16 +10,16 @@ import pytest
 import scipy.ndimage
 import torch
 
-from deepcac2.dicom import discover
 from deepcac2.errors import TrainingError
 from deepcac2.imaging import Geometry
 from deepcac2.models.heart.network import HeartModel
 from deepcac2.simulation import heart_centroid, simulate_patient
 from deepcac2.simulation.anatomy import sample_anatomy
 from deepcac2.training import insertion
+from deepcac2.training.crops import CropRecipe
 from deepcac2.training.insertion import (
     Background,
-    background_sources,
+    background_series,
     insert,
     inserted_crop,
     lay_coronaries,
@@ -28,7 +28,7 @@ from deepcac2.training.insertion import (
 )
 from deepcac2.weights import resolve
 
-CROP = {"jitter_mm": 4.0, "label_threshold": 0.25, "margin_mm": 10.0}
+CROP = CropRecipe(centre_jitter_mm=4.0, label_threshold=0.25, heart_margin_mm=10.0)
 
 
 @pytest.fixture(scope="module")
@@ -84,15 +84,15 @@ def test_a_heart_drawn_without_calcium_gets_none(background, monkeypatch):
 
 @pytest.mark.slow
 def test_crops_are_what_the_network_sees_and_the_same_every_time(background):
-    hu, label = inserted_crop(background, 11, **CROP)
-    again = inserted_crop(background, 11, **CROP)
+    hu, label = inserted_crop(background, 11, CROP)
+    again = inserted_crop(background, 11, CROP)
     assert hu.shape == label.shape == (58, 256, 256)
     assert hu.dtype == np.int16
     assert np.array_equal(hu, again[0])
     assert np.array_equal(label, again[1])
     assert {0, 1, 2} <= set(np.unique(label)) <= {0, 1, 2, 4}
     assert np.median(hu[label == 1]) > 130
-    other, _ = inserted_crop(background, 12, **CROP)
+    other, _ = inserted_crop(background, 12, CROP)
     assert not np.array_equal(hu, other)
 
 
@@ -104,7 +104,7 @@ def test_the_heart_lies_in_the_crop_as_at_inference(background):
     edge = np.flatnonzero(heart.any(axis=(0, 1)))
     heart[z, y, 10:x] = True
     moved = (edge[0] - 10) / 2
-    crops = [inserted_crop(replace(background, heart=h), 11, **CROP) for h in (background.heart, heart)]
+    crops = [inserted_crop(replace(background, heart=h), 11, CROP) for h in (background.heart, heart)]
     heart_x = [np.argwhere(label > 0)[:, 2].mean() * 0.7 for _, label in crops]
     assert heart_x[1] - heart_x[0] == pytest.approx(moved, abs=0.35 * moved)
 
@@ -113,9 +113,8 @@ def test_the_heart_lies_in_the_crop_as_at_inference(background):
 def test_a_background_is_cut_to_the_surroundings_of_its_heart(background, shared_data: Path):
     model = HeartModel.load(resolve("bundled", "heart"), torch.device("cpu"))
     folder = shared_data / "chest" / "Lung_Dx-A0001-B"
-    (source,) = background_sources(folder)
-    found = load_background(source, lambda name, volume: model.predict(volume).mask)
-    (series,) = discover(folder).series
+    ((name, series),) = background_series(folder).items()
+    found = load_background(name, series, lambda name, volume: model.predict(volume).mask)
     assert found.thickness == pytest.approx(series.slice_thickness)
     assert found.heart.any()
     assert found.volume.hu.size < 64 * 512 * 512
@@ -125,7 +124,7 @@ def test_a_background_is_cut_to_the_surroundings_of_its_heart(background, shared
     whole = model.predict(read_series(series).volume)
     assert np.allclose(centre, whole.centre_lps, atol=0.1)
     with pytest.raises(TrainingError, match="no series that can be a background"):
-        background_sources(shared_data / "chest" / "Lung_Dx-A0002")
+        background_series(shared_data / "chest" / "Lung_Dx-A0002")
     assert make_background("x", background.volume, background.heart, series).kernel == "B"
     nameless = replace(series, kernel="")
     assert make_background("x", background.volume, background.heart, nameless).kernel == "STANDARD"

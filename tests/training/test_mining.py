@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,25 +10,28 @@ import pytest
 import torch
 
 from deepcac2.errors import TrainingError
-from deepcac2.models.crop import CROP_SHAPE
-from deepcac2.training.calcium_recipe import CalciumRecipe
+from deepcac2.imaging.crop import CROP_SHAPE
+from deepcac2.training.crops import CALCIUM, GRID, NEAR, OTHER, CropSource, build_cache, window_of
 from deepcac2.training.mining import TILES, find_mistakes, load_mistakes, save_mistakes
-from deepcac2.training.patches import CALCIUM, GRID, NEAR, OTHER, CropSource, build_cache, window_of
-from deepcac2.training.trainer import Trainer
+from deepcac2.training.trainer import StepsRecipe, Trainer
 
 
 class Bright(torch.nn.Module):
     """Takes for calcium what reaches 300 HU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = torch.nn.Parameter(torch.zeros(1))
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         return patches * 635 - 135 - 299.5
 
 
 def trainer() -> Trainer:
-    architecture = {"channels": [4, 8], "strides": [2]}
-    made = Trainer(CalciumRecipe(name="x", steps=1, architecture=architecture), 1, torch.device("cpu"))
-    made.network = Bright().train()
-    return made
+    recipe = StepsRecipe(name="x")
+    return Trainer(
+        Bright(), lambda answer, image: answer(image).mean(), recipe, total=1, device=torch.device("cpu")
+    )
 
 
 def test_mistakes_are_looked_for_in_the_recipes_window(tmp_path: Path) -> None:
@@ -37,10 +39,9 @@ def test_mistakes_are_looked_for_in_the_recipes_window(tmp_path: Path) -> None:
     hu, label = crop()
     hu[20, 100, 100] = 200
     cache = build_cache([CropSource(name="a", patient="a", make=lambda: (hu, label))], tmp_path, settings={})
-    narrow = trainer()
-    assert not find_mistakes(narrow, cache, [0]).false
-    narrow.recipe = replace(narrow.recipe, window_hu=(-135.0, 250.0))
-    assert find_mistakes(narrow, cache, [0]).false[0].tolist() == [[20, 100, 100]]
+    assert not find_mistakes(trainer(), cache, [0]).false
+    narrow = find_mistakes(trainer(), cache, [0], window_hu=(-135.0, 250.0))
+    assert narrow.false[0].tolist() == [[20, 100, 100]]
 
 
 def crop() -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]:

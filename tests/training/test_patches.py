@@ -13,28 +13,24 @@ import pytest
 import torch
 
 from deepcac2.errors import DiskFull, TrainingError
+from deepcac2.imaging.crop import CROP_SHAPE
 from deepcac2.models.calcium.network import normalise
-from deepcac2.models.crop import CROP_SHAPE
-from deepcac2.training.patches import (
+from deepcac2.training.crops import (
     BRIGHT,
     CALCIUM,
     GRID,
     NEAR,
     OTHER,
-    Batches,
     Crop,
     CropCache,
     CropSource,
-    GridBatches,
-    Mistakes,
-    Place,
-    RandomBatches,
     build_cache,
     patch_kinds,
-    prefetch,
     split_patients,
     window_of,
 )
+from deepcac2.training.loop import prefetch
+from deepcac2.training.patches import Batches, GridBatches, Mistakes, PatchRecipe, Place, RandomBatches
 
 CPU = torch.device("cpu")
 
@@ -146,8 +142,8 @@ def test_a_full_disk_breaks_nothing(tmp_path: Path, request: pytest.FixtureReque
 
 @pytest.mark.parametrize("window", [(-135.0, 500.0), (-100.0, 90.0)])
 def test_batches_are_what_they_should_be(cache: CropCache, window: tuple[float, float]) -> None:
-    options = {"batch_size": 8, "near_share": 0.5, "seed": 3, "window_hu": window}
-    for batches in (GridBatches(cache, [0, 2], **options), RandomBatches(cache, [0, 2], **options)):
+    recipe = PatchRecipe(batch_size=8, near_share=0.5, seed=3, window_hu=window)
+    for batches in (GridBatches(cache, [0, 2], recipe), RandomBatches(cache, [0, 2], recipe)):
         for step in range(6):
             places = batches.places(step)
             assert {crop for crop, _ in places} <= {0, 2}
@@ -175,7 +171,9 @@ def test_what_is_known_not_to_be_coronary_is_shown_as_often_as_asked(tmp_path: P
     cache = build_cache([CropSource(name="a", patient="a", make=lambda: (hu, label))], tmp_path, settings={})
     seen = {}
     for share in (0.0, 0.5):
-        batches = RandomBatches(cache, [0], batch_size=16, near_share=1.0, other_share=share, seed=1)
+        batches = RandomBatches(
+            cache, [0], PatchRecipe(batch_size=16, near_share=1.0, other_share=share, seed=1)
+        )
         places = [place for step in range(25) for place in batches.places(step)[8:]]
         boxes = [label[window_of(corner)] for _, corner in places]
         assert not any((b == CALCIUM).any() for b in boxes)
@@ -193,7 +191,7 @@ def test_mistakes_are_shown_as_often_as_asked(tmp_path: Path) -> None:
         hu[plaque], label[plaque] = 400, CALCIUM
     cache = build_cache([CropSource(name="a", patient="a", make=lambda: (hu, label))], tmp_path, settings={})
     false, missed = (50, 200, 200), (5, 22, 22)
-    batches = RandomBatches(cache, [0], batch_size=16, near_share=1.0, mistake_share=0.5, seed=1)
+    batches = RandomBatches(cache, [0], PatchRecipe(batch_size=16, near_share=1.0, mistake_share=0.5, seed=1))
 
     def shares() -> tuple[float, float]:
         places = [batches.places(step) for step in range(25)]
@@ -220,7 +218,8 @@ def test_mistakes_are_shown_as_often_as_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [GridBatches, RandomBatches])
 def test_a_batch_follows_from_seed_and_step(cache: CropCache, kind: type[Batches]) -> None:
     def make(seed: int = 3) -> Batches:
-        return kind(cache, [0, 1, 2], batch_size=4, near_share=0.75, noise_hu=20.0, offset_hu=5.0, seed=seed)
+        recipe = PatchRecipe(batch_size=4, near_share=0.75, noise_hu=20.0, offset_hu=5.0, seed=seed)
+        return kind(cache, [0, 1, 2], recipe)
 
     one, two = make(), make()
     for step in (7, 2, 40, 2):
@@ -232,8 +231,8 @@ def test_a_batch_follows_from_seed_and_step(cache: CropCache, kind: type[Batches
 
 def test_noise_is_as_strong_as_asked(cache: CropCache) -> None:
     """In the middle of the window, where nothing is clipped: differences to the noise-free batch."""
-    quiet = RandomBatches(cache, [0], batch_size=16, near_share=1.0, seed=1)
-    noisy = RandomBatches(cache, [0], batch_size=16, near_share=1.0, noise_hu=10.0, seed=1)
+    quiet = RandomBatches(cache, [0], PatchRecipe(batch_size=16, near_share=1.0, seed=1))
+    noisy = RandomBatches(cache, [0], PatchRecipe(batch_size=16, near_share=1.0, noise_hu=10.0, seed=1))
     spreads = []
     for step in range(4):
         before, after = quiet.batch(step)[0] * 635 - 135, noisy.batch(step)[0] * 635 - 135
@@ -244,7 +243,7 @@ def test_noise_is_as_strong_as_asked(cache: CropCache) -> None:
 
 
 def test_an_epoch_shows_each_patch_with_calcium_once(cache: CropCache) -> None:
-    batches = GridBatches(cache, [0, 1, 2], batch_size=6, near_share=0.75, seed=1)
+    batches = GridBatches(cache, [0, 1, 2], PatchRecipe(batch_size=6, near_share=0.75, seed=1))
     positive = {(i, GRID[k]) for i, k in np.argwhere(cache.kinds == CALCIUM)}
     assert batches.patches_per_epoch == 2 * len(positive)
     steps = batches.steps_per_epoch
@@ -266,12 +265,12 @@ def test_data_that_gives_no_batches(tmp_path: Path) -> None:
     cache = build_cache(sources(False), tmp_path, settings={})
     for kind in (GridBatches, RandomBatches):
         with pytest.raises(TrainingError, match="no scan to train on has calcium"):
-            kind(cache, [0], batch_size=2, near_share=0.5, seed=1)
+            kind(cache, [0], PatchRecipe(batch_size=2, near_share=0.5, seed=1))
 
 
 def test_a_batch_larger_than_the_data(cache: CropCache) -> None:
     with pytest.raises(TrainingError, match="make batch_size smaller"):
-        GridBatches(cache, [0], batch_size=4000, near_share=0.5, seed=1)
+        GridBatches(cache, [0], PatchRecipe(batch_size=4000, near_share=0.5, seed=1))
 
 
 def fake_cache(patients: list[int], calcium: list[bool]) -> CropCache:
@@ -311,7 +310,7 @@ def test_scans_of_one_patient_stay_together() -> None:
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_prefetching_changes_nothing(cache: CropCache, workers: int) -> None:
-    batches = GridBatches(cache, [0, 1, 2], batch_size=4, near_share=0.5, noise_hu=9.0, seed=1)
+    batches = GridBatches(cache, [0, 1, 2], PatchRecipe(batch_size=4, near_share=0.5, noise_hu=9.0, seed=1))
     steps = range(3, 3 + 2 * batches.steps_per_epoch)
     found = list(prefetch(batches, steps, device=CPU, workers=workers))
     assert len(found) == len(steps)
@@ -328,7 +327,7 @@ def test_an_error_in_a_thread_reaches_the_training(cache: CropCache) -> None:
                 raise TrainingError("the fifth")
             return super().places(step)
 
-    batches = Broken(cache, [0], batch_size=2, near_share=0.5, seed=1)
+    batches = Broken(cache, [0], PatchRecipe(batch_size=2, near_share=0.5, seed=1))
     stream = prefetch(batches, range(10), device=CPU, workers=2)
     for _ in range(5):
         next(stream)

@@ -36,7 +36,9 @@ from deepcac2.errors import (
 )
 from deepcac2.imaging.files import read_image
 from deepcac2.imaging.labels import calcium_labels
+from deepcac2.models.rule_out import train as rule_out
 from deepcac2.models.rule_out.network import SliceUNet
+from deepcac2.models.slice_regression import train as slice_regression
 from deepcac2.models.slice_regression.network import SlicePresence, SliceRegressor
 from deepcac2.pipeline import Workflow
 from deepcac2.pipeline.facts import CALCIUM, CT, GEOMETRY, HEART_MEASURES, SCORE
@@ -44,9 +46,7 @@ from deepcac2.pipeline.places import PARQUET
 from deepcac2.pipeline.results import read_parquet
 from deepcac2.pipeline.step import PHASES, steps
 from deepcac2.scoring.result import RiskGroup
-from deepcac2.training.direct import DirectRecipe, export_direct
-from deepcac2.training.screening import ScreeningRecipe, export_screening
-from deepcac2.training.screening import architecture as screening_architecture
+from deepcac2.training.export import export_networks
 from deepcac2.weights import resolve, write_description
 
 pytest.importorskip("mhubio", reason="needs mhubio, which `make` installs without its dependencies")
@@ -223,19 +223,26 @@ def calcium_set(folder: Path) -> Path:
     return folder
 
 
+def exported(folder: Path, networks: dict[str, torch.nn.Module], recipe: Any, **about: Any) -> Path:
+    about |= recipe.described()
+    return export_networks(folder, networks, recipe=recipe, crops=recipe.of_crops(), data="", **about)
+
+
 def screening_set(folder: Path) -> Path:
     """Random networks of the exclusion that find something."""
-    recipe = ScreeningRecipe(name="random-screening", steps=1, channels=(4, 8))
+    recipe = rule_out.ScreeningRecipe(name="random-screening", steps=1, channels=(4, 8))
     networks: dict[str, torch.nn.Module] = {}
     for seed, name in enumerate(("axial", "coronal", "sagittal")):
         torch.manual_seed(seed)
-        networks[name] = SliceUNet(**screening_architecture(recipe))
-    return export_screening(recipe, networks, folder, 0.3, data="", measured={})
+        networks[name] = SliceUNet(**recipe.described()["architecture"])
+    return exported(folder, networks, recipe, role="screening", threshold=0.3)
 
 
 def direct_set(folder: Path) -> Path:
     """Random networks of direct scoring; the heart is in every slice."""
-    recipe = DirectRecipe(name="random-direct", steps=1, box_channels=(4, 8), channels=(4,) * 6, hidden=4)
+    recipe = slice_regression.DirectRecipe(
+        name="random-direct", steps=1, box_channels=(4, 8), channels=(4,) * 6, hidden=4
+    )
     torch.manual_seed(3)
     networks: dict[str, torch.nn.Module] = {}
     for name in ("axial", "coronal", "sagittal"):
@@ -244,7 +251,7 @@ def direct_set(folder: Path) -> Path:
         networks[name] = network
     networks["regressor"] = SliceRegressor(channels=recipe.channels, hidden=recipe.hidden)
     torch.nn.init.constant_(networks["regressor"].second.bias, 3.0)
-    return export_direct(recipe, networks, folder, data="", measured={})
+    return exported(folder, networks, recipe, role="direct")
 
 
 def workflow_file(path: Path, *, weights: str) -> Path:

@@ -29,22 +29,18 @@ from deepcac2.imaging import Geometry, Volume
 from deepcac2.imaging.files import write_image
 from deepcac2.imaging.masks import box_centre
 from deepcac2.models.calcium.network import CalciumModel, crop_grid, to_crop
-from deepcac2.models.heart.network import HeartModel
-from deepcac2.simulation import RARE, default_geometry, has_rare, simulate_patient
-from deepcac2.training.calcium import (
-    HeartFinder,
-    crop_of,
-    crop_sources,
-    export_calcium,
-    hard_seeds,
+from deepcac2.models.calcium.train import (
+    CalciumRecipe,
     held_out_batches,
     make_batches,
-    make_calcium_cache,
-    simulated_crop,
-    train_calcium,
+    make_trainer,
+    train,
 )
-from deepcac2.training.calcium_recipe import CalciumRecipe
-from deepcac2.training.recipe import BUNDLED, build, load_recipe
+from deepcac2.models.heart.network import HeartModel
+from deepcac2.simulation import RARE, default_geometry, has_rare, simulate_patient
+from deepcac2.training.export import export_networks
+from deepcac2.training.recipe import BUNDLED, Inputs, build, load_recipe
+from deepcac2.training.sources import crop_of, crop_sources, hard_seeds, make_crops, simulated_crop
 from deepcac2.training.trainer import Trainer, binary_dice_loss
 from deepcac2.weights import resolve
 
@@ -66,6 +62,10 @@ TINY = CalciumRecipe(
     architecture={"channels": [4, 8], "strides": [2], "num_res_units": 1, "norm": "batch", "dropout": 0.1},
 )
 GRID = Geometry(shape=(44, 80, 80), spacing=(3.0, 2.0, 2.0), origin=(-80.0, -80.0, 10.0))
+
+
+def given(*data: Path, start: str = "", backgrounds: Sequence[Path] = ()) -> Inputs:
+    return Inputs(device=CPU, data=data, start=start, backgrounds=backgrounds)
 
 
 def sphere(centre: Sequence[float], radius: float) -> npt.NDArray[np.bool_]:
@@ -108,7 +108,7 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def work(tmp_path_factory: pytest.TempPathFactory, scans: Path) -> Path:
     """A finished run of eight steps."""
     folder = tmp_path_factory.mktemp("unbroken")
-    train_calcium(TINY, folder, device=CPU, data=[scans])
+    train(TINY, folder, given(scans))
     return folder
 
 
@@ -144,7 +144,7 @@ def test_crops_are_what_inference_sees() -> None:
 @pytest.mark.slow
 def test_simulated_patients_become_crops(tmp_path: Path) -> None:
     recipe = replace(TINY, patients=1, first_seed=3)
-    (source,) = crop_sources(recipe, [], [], HeartFinder("bundled", CPU))
+    (source,) = crop_sources(recipe, given())
     hu, label = source.make()
     assert (label == 1).any()
     assert (label == 2).sum() > (label == 1).sum()
@@ -183,7 +183,7 @@ def test_an_unknown_heart_is_found_by_the_heart_model(
     write_image(tmp_path / "imagesTr" / "c_0000.nii.gz", volume.hu, volume.geometry)
     write_image(tmp_path / "labelsTr" / "c.nii.gz", calcium, volume.geometry)
     with caplog.at_level(logging.INFO):
-        (source,) = crop_sources(TINY, [tmp_path], [], HeartFinder("bundled", CPU))
+        (source,) = crop_sources(TINY, given(tmp_path))
         hu, label = source.make()
     assert "the heart is not annotated" in caplog.text
     mask = HeartModel.load("bundled", CPU).predict(volume).mask
@@ -205,21 +205,21 @@ def test_an_interrupted_run_writes_a_checkpoint_and_goes_on_to_the_same_weights(
     """SIGINT far from any checkpoint of the recipe's, against a run that nobody touched, bit for bit."""
     shutil.copytree(work / "crops", tmp_path / "crops")
     recipe = replace(TINY, checkpoint_every=1000)
-    train = Trainer.train
+    step = Trainer.train
 
     def interrupted(self: Trainer, *batch: torch.Tensor) -> None:
         if self.step == 5:
             signal.raise_signal(signal.SIGINT)
-        train(self, *batch)
+        step(self, *batch)
 
     handler = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(Trainer, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train_calcium(recipe, tmp_path, device=CPU, data=[scans])
+        train(recipe, tmp_path, given(scans))
     monkeypatch.undo()
     assert signal.getsignal(signal.SIGINT) is handler
     assert torch.load(tmp_path / "checkpoint.pt")["step"] == 6
-    train_calcium(recipe, tmp_path, device=CPU, data=[scans])
+    train(recipe, tmp_path, given(scans))
     networks = [CalciumModel.load(resolve(f / "weights", "calcium"), CPU).network for f in (tmp_path, work)]
     after, unbroken = (dict(network.state_dict()) for network in networks)
     assert all(torch.equal(after[name], unbroken[name]) for name in unbroken)
@@ -230,21 +230,21 @@ CHILD = """
 import json, os, signal, sys
 from pathlib import Path
 import torch
-from deepcac2.training.calcium import train_calcium
-from deepcac2.training.calcium_recipe import CalciumRecipe
+from deepcac2.models.calcium.train import CalciumRecipe, train
+from deepcac2.training.recipe import Inputs
 from deepcac2.training.trainer import Trainer
 
 stop, work, data, recipe = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), json.loads(sys.argv[4])
 torch.set_num_threads(int(sys.argv[5]))
-train = Trainer.train
+step = Trainer.train
 
 def dying(self, image, label):
     if self.step == stop:
         os.kill(os.getpid(), signal.SIGKILL)
-    train(self, image, label)
+    step(self, image, label)
 
 Trainer.train = dying
-train_calcium(CalciumRecipe(**recipe), work, device=torch.device("cpu"), data=[data])
+train(CalciumRecipe(**recipe), work, Inputs(device=torch.device("cpu"), data=[data]))
 """
 
 
@@ -259,7 +259,7 @@ def test_a_killed_run_goes_on_with_the_same_losses_and_weights(
         recipe = replace(TINY, sampling="grid", mining_steps=(), steps=0, epochs=1, batch_size=8, amp=amp)
         unbroken = tmp_path / "unbroken"
         shutil.copytree(work / "crops", unbroken / "crops")
-        train_calcium(recipe, unbroken, device=CPU, data=[scans])
+        train(recipe, unbroken, given(scans))
     broken = tmp_path / "broken"
     shutil.copytree(work / "crops", broken / "crops")
     assert int(losses(unbroken)[-1]["step"]) > 7
@@ -279,7 +279,7 @@ def test_a_killed_run_goes_on_with_the_same_losses_and_weights(
         assert done.returncode == -signal.SIGKILL, done.stderr
         assert not (broken / "weights").exists()
         assert int(torch.load(broken / "checkpoint.pt")["step"]) < stop
-    train_calcium(recipe, broken, device=CPU, data=[scans])
+    train(recipe, broken, given(scans))
     assert losses(broken) == losses(unbroken)
     states = [torch.load(folder / "checkpoint.pt") for folder in (broken, unbroken)]
     for part in ("network", "scaler"):
@@ -296,10 +296,13 @@ def test_a_finished_run_says_how_good_and_how_fast(work: Path) -> None:
     assert weights.metadata["training"]["recipe"]["name"] == "tiny"
     assert weights.metadata["training"]["data"] == "6 annotated scans"
     assert weights.metadata["measured"]["held-out crops"] == 2
-    page = (work / "evaluation" / "README.md").read_text()
-    for picture in ("loss.png", "volume.png", "crops.png"):
-        assert f"]({picture})" in page
-        assert (work / "evaluation" / picture).read_bytes().startswith(b"\x89PNG")
+    page = (work / "evaluation" / "report.md").read_text()
+    assert page.startswith("# Held-out crops of tiny\n")
+    assert "2 of 2 patients: 2 scored" in page
+    with (work / "evaluation" / "cases.csv").open() as handle:
+        cases = list(csv.DictReader(handle))
+    assert sorted(float(c["true_score"]) > 0 for c in cases) == [False, True]
+    assert float(next(c for c in cases if float(c["true_score"]))["true_score"]) > 10
     assert list((work / "tensorboard").glob("events.*"))
     speed = json.loads((work / "training.json").read_text())
     assert speed["patches_per_second"] > 0
@@ -326,7 +329,7 @@ def test_it_learns(scans: Path, work: Path, tmp_path: Path) -> None:
     recipe = replace(
         TINY, steps=60, batch_size=4, learning_rate=0.02, log_every=60, architecture=architecture
     )
-    train_calcium(replace(recipe, validate_every=60, checkpoint_every=60), tmp_path, device=CPU, data=[scans])
+    train(replace(recipe, validate_every=60, checkpoint_every=60), tmp_path, given(scans))
     assert float(losses(tmp_path)[-1]["validation_dice"]) > 0.1
 
 
@@ -336,25 +339,33 @@ def test_a_training_can_begin_with_weights(scans: Path, work: Path, tmp_path: Pa
     shutil.copytree(work / "crops", tmp_path / "crops")
     still = replace(TINY, name="still", steps=1, mining_steps=(), learning_rate=0.0, seed=5)
     start = resolve(work / "weights", "calcium")
-    train_calcium(still, tmp_path, device=CPU, data=[scans], start=str(start.path))
+    train(still, tmp_path, given(scans, start=str(start.path)))
     found = resolve(tmp_path / "weights", "calcium")
     assert found.metadata["training"]["recipe"]["start"] == f"tiny@{start.hash[:12]}"
     before, after = (dict(CalciumModel.load(w, CPU).network.named_parameters()) for w in (start, found))
     assert all(torch.equal(before[name], after[name]) for name in before)
     with pytest.raises(TrainingError, match="belongs to another recipe"):
-        train_calcium(still, tmp_path, device=CPU, data=[scans])
+        train(still, tmp_path, given(scans))
     other = replace(still, architecture={**TINY.architecture, "channels": [4, 6]})
     with pytest.raises(WeightsError, match="are another network than the recipe's"):
-        train_calcium(other, tmp_path, device=CPU, data=[scans], start=str(start.path))
+        train(other, tmp_path, given(scans, start=str(start.path)))
 
 
 def test_the_window_of_a_recipe_is_that_of_its_set(work: Path, tmp_path: Path) -> None:
     recipe = replace(TINY, window_hu=(-100.0, 400.0))
     network = CalciumModel.load(resolve(work / "weights", "calcium"), CPU).network
-    export_calcium(recipe, network, tmp_path / "set", data="", measured={})
+    export_networks(
+        tmp_path / "set",
+        {"model": network},
+        recipe=recipe,
+        crops=recipe,
+        role="calcium",
+        data="",
+        **recipe.described(),
+    )
     assert CalciumModel.load(resolve(tmp_path / "set", "calcium"), CPU).window_hu == (-100.0, 400.0)
     with pytest.raises(WeightsError, match=r"window_hu \[-100.0, 400.0\]; write that into the recipe"):
-        train_calcium(TINY, tmp_path / "work", device=CPU, start=str(tmp_path / "set"))
+        train(TINY, tmp_path / "work", given(start=str(tmp_path / "set")))
     with pytest.raises(ValueError, match="window_hu is"):
         replace(TINY, window_hu=(400.0, -100.0))
 
@@ -364,7 +375,7 @@ def test_hard_patients_have_what_is_rare() -> None:
     recipe = replace(TINY, patients=1, first_seed=500, hard_patients=2)
     seeds = list(hard_seeds(recipe))
     assert seeds == sorted(s for s in range(10_500, seeds[-1] + 1) if has_rare(s))
-    named = [s.name for s in crop_sources(recipe, [], [], HeartFinder("bundled", CPU))]
+    named = [s.name for s in crop_sources(recipe, given())]
     assert named == ["simulated-500", *(f"simulated-{s}" for s in seeds)]
     for seed in seeds[:1]:
         grid = default_geometry(seed, size=64, slices=20)
@@ -373,21 +384,21 @@ def test_hard_patients_have_what_is_rare() -> None:
 
 def test_other_recipes_and_other_scans_are_refused(scans: Path, work: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"checkpoint\.pt belongs to another recipe"):
-        train_calcium(replace(TINY, steps=9), work, device=CPU, data=[scans])
+        train(replace(TINY, steps=9), work, given(scans))
     with pytest.raises(TrainingError, match="holds crops of other scans or settings"):
-        train_calcium(replace(TINY, label_threshold=0.3), work, device=CPU, data=[scans])
+        train(replace(TINY, label_threshold=0.3), work, given(scans))
     fewer = tmp_path / "fewer"
     shutil.copytree(scans, fewer)
     (fewer / "labelsTr" / "case5.nii.gz").unlink()
     with pytest.raises(TrainingError, match="holds crops of other scans or settings"):
-        train_calcium(TINY, work, device=CPU, data=[fewer])
+        train(TINY, work, given(fewer))
 
 
 def test_a_damaged_checkpoint_is_named(scans: Path, work: Path, tmp_path: Path) -> None:
     shutil.copytree(work / "crops", tmp_path / "crops")
     (tmp_path / "checkpoint.pt").write_bytes(b"half")
     with pytest.raises(TrainingError, match="remove it to start anew"):
-        train_calcium(TINY, tmp_path, device=CPU, data=[scans])
+        train(TINY, tmp_path, given(scans))
 
 
 def relabelled(scans: Path, folder: Path, labels: dict[str, int], keep: Sequence[int], **change: int) -> Path:
@@ -425,16 +436,16 @@ def test_data_that_cannot_be_trained_on(
 ) -> None:
     data = relabelled(scans, tmp_path / "data", labels, keep, **change)
     with pytest.raises(TrainingError, match=what):
-        train_calcium(TINY, tmp_path / "work", device=CPU, data=[data])
+        train(TINY, tmp_path / "work", given(data))
 
 
 def test_nothing_to_train_on(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="--data"):
-        train_calcium(TINY, tmp_path, device=CPU)
+        train(TINY, tmp_path, given())
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run() -> None:
-    trainer = Trainer(TINY, total=2, device=CPU)
+    trainer = make_trainer(TINY, 2, device=CPU)
     image = torch.full((2, 1, 16, 64, 64), float("nan"))
     trainer.train(image, torch.zeros(image.shape, dtype=torch.uint8))
     with pytest.raises(TrainingError, match="smaller learning_rate"):
@@ -447,7 +458,7 @@ def test_gradients_of_the_bundled_network_are_those_of_float64(
 ) -> None:
     """Against the same network in float64. In bfloat16 torch 2.13 gets those of the deepest layers wrong."""
     recipe = replace(load_recipe(BUNDLED, CalciumRecipe, role="calcium"), amp=amp)
-    trainer = Trainer(recipe, total=2, device=CPU)
+    trainer = make_trainer(recipe, 2, device=CPU)
     assert ("float32" in caplog.text) == amp
     exact = copy.deepcopy(trainer.network).double()
     generator = torch.Generator().manual_seed(1)
@@ -513,27 +524,27 @@ def test_recipes_are_read_strictly(tmp_path: Path) -> None:
 def test_crops_are_made_once(scans: Path, work: Path) -> None:
     before = {f.name: f.stat().st_mtime_ns for f in (work / "crops").glob("*.npy")}
     assert len(before) == 3 * 6
-    cache = make_calcium_cache(replace(TINY, steps=99), work / "crops", data=[scans], device=CPU)
+    cache = make_crops(replace(TINY, steps=99), work / "crops", given(scans))
     assert {f.name: f.stat().st_mtime_ns for f in (work / "crops").glob("*.npy")} == before
     narrow, crops = replace(TINY, window_hu=(-100.0, 400.0)), range(len(cache.names))
-    assert make_batches(narrow, cache, crops).window_hu == (-100.0, 400.0)
-    assert held_out_batches(narrow, cache, crops)[0].window_hu == (-100.0, 400.0)
+    assert make_batches(narrow, cache, crops).recipe.window_hu == (-100.0, 400.0)
+    assert held_out_batches(narrow, cache, crops)[0].recipe.window_hu == (-100.0, 400.0)
 
 
 @pytest.mark.slow
 def test_backgrounds_become_crops_with_seeds_of_their_own(shared_data):
     recipe = replace(TINY, patients=2, insertions=3)
     folder = shared_data / "chest" / "Lung_Dx-A0001-B"
-    sources = crop_sources(recipe, [], [folder], HeartFinder("bundled", CPU))
+    sources = crop_sources(recipe, given(backgrounds=[folder]))
     assert [s.name for s in sources[2:]] == [f"inserted-Lung_Dx-A0001-B-0-{i}" for i in range(3)]
     assert {s.patient for s in sources[2:]} == {"Lung_Dx-A0001-B-0"}
     crops = [s.make() for s in sources[2:]]
     assert all(hu.shape == (58, 256, 256) for hu, _ in crops)
     assert not np.array_equal(crops[0][0], crops[1][0])
     with pytest.raises(TrainingError, match="insertions"):
-        crop_sources(replace(recipe, insertions=0), [], [folder], HeartFinder("bundled", CPU))
+        crop_sources(replace(recipe, insertions=0), given(backgrounds=[folder]))
 
 
 def test_a_recipe_that_names_a_beginning_needs_it(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="begins with 'other@123'; name these weights with --start"):
-        train_calcium(replace(TINY, start="other@123"), tmp_path, device=CPU)
+        train(replace(TINY, start="other@123"), tmp_path, given())

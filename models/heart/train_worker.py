@@ -1,6 +1,6 @@
-"""The child process of `training.heart.train_heart`: everything that needs nnU-Net's folders.
+"""The child process of the heart network's training: everything that needs nnU-Net's folders.
 
-Started as ``python -m deepcac2.training.heart_worker JOB`` with nnU-Net's folders in its environment; not a
+Started as ``python -m deepcac2.models.heart.train_worker JOB`` with nnU-Net's folders in its environment; no
 command for users.
 """
 
@@ -26,11 +26,10 @@ from nnunetv2.preprocessing.resampling.default_resampling import compute_new_sha
 from nnunetv2.preprocessing.resampling.resample_torch import resample_torch_fornnunet
 from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-from ..weights.checkpoints import read_checkpoint
-from .heart import CONFIGURATION, PROGRESS, HeartRecipe
-from .recipe import build
+from ...training.recipe import build
+from ...weights.checkpoints import read_checkpoint
+from .train import CONFIGURATION, PROGRESS, HeartRecipe
 
 STOPPED = 130
 """Exit code of a training that was told to end."""
@@ -59,68 +58,28 @@ class HeartPlanner(ExperimentPlanner):  # type: ignore[misc]
     def get_plans_for_configuration(self, spacing: Any, median_shape: Any, *args: Any) -> dict[str, Any]:
         """Let the patch cover the large chests, not only the median one: then one tile is enough for most."""
         if len(spacing) == 3:
-            shapes = [
-                compute_new_shape(shape, old, spacing)
-                for shape, old in zip(
-                    self.dataset_fingerprint["shapes_after_crop"],
-                    self.dataset_fingerprint["spacings"],
-                    strict=True,
-                )
-            ]
+            found = self.dataset_fingerprint
+            known = zip(found["shapes_after_crop"], found["spacings"], strict=True)
+            shapes = [compute_new_shape(shape, old, spacing) for shape, old in known]
             median_shape = np.percentile(np.array(shapes), self.recipe.patch_percentile, axis=0)
         plan: dict[str, Any] = super().get_plans_for_configuration(spacing, median_shape, *args)
         return plan
 
-    @staticmethod
-    def static_estimate_VRAM_usage(
-        patch_size: tuple[int, ...],
-        input_channels: int,
-        output_channels: int,
-        arch_class_name: str,
-        arch_kwargs: dict[str, Any],
-        arch_kwargs_req_import: tuple[str, ...],
-    ) -> int:
-        """nnU-Net's estimate, without setting torch's threads to the number of augmentation processes."""
-        network = get_network_from_plans(
-            arch_class_name,
-            arch_kwargs,
-            arch_kwargs_req_import,
-            input_channels,
-            output_channels,
-            allow_init=False,
-        )
-        return int(network.compute_conv_feature_map_size(patch_size))
-
-    def determine_resampling(
-        self, *_args: Any, **_kwargs: Any
-    ) -> tuple[Any, dict[str, Any], Any, dict[str, Any]]:
+    def determine_segmentation_softmax_export_fn(self, *_: Any, **__: Any) -> tuple[Any, dict[str, Any]]:
         """Linear instead of cubic: what `models.heart.network` does at inference."""
-        return (
-            resample_torch_fornnunet,
-            {"is_seg": False, "force_separate_z": False},
-            resample_torch_fornnunet,
-            {"is_seg": True, "force_separate_z": False},
-        )
-
-    def determine_segmentation_softmax_export_fn(
-        self, *_args: Any, **_kwargs: Any
-    ) -> tuple[Any, dict[str, Any]]:
         return resample_torch_fornnunet, {"is_seg": False, "force_separate_z": False}
+
+    def determine_resampling(self, *_: Any, **__: Any) -> tuple[Any, dict[str, Any], Any, dict[str, Any]]:
+        """The same for images and labels."""
+        of_images = self.determine_segmentation_softmax_export_fn()
+        return (*of_images, of_images[0], {**of_images[1], "is_seg": True})
 
     def save_plans(self, plans: dict[str, Any]) -> None:
         if self.recipe.intensity_hu:
             lower, upper, mean, sd = (float(v) for v in self.recipe.intensity_hu)
-            plans["foreground_intensity_properties_per_channel"] = {
-                "0": {
-                    "mean": mean,
-                    "std": sd,
-                    "median": mean,
-                    "min": lower,
-                    "max": upper,
-                    "percentile_00_5": lower,
-                    "percentile_99_5": upper,
-                }
-            }
+            values = {"mean": mean, "std": sd, "median": mean, "min": lower, "max": upper}
+            values |= {"percentile_00_5": lower, "percentile_99_5": upper}
+            plans["foreground_intensity_properties_per_channel"] = {"0": values}
         super().save_plans(plans)
 
 
@@ -199,10 +158,9 @@ class HeartTrainer(nnUNetTrainer):  # type: ignore[misc]
             "pseudo_dice": f"{value('mean_fg_dice'):.4f}",
             "seconds": f"{value('epoch_end_timestamps') - value('epoch_start_timestamps'):.1f}",
         }
-        new = not self.table.exists()
         with self.table.open("a", newline="") as handle:
             writer = csv.DictWriter(handle, list(row))
-            if new:
+            if not handle.tell():
                 writer.writeheader()
             writer.writerow(row)
         sys.stdout.write(PROGRESS + ", ".join(f"{k} {v}" for k, v in row.items()) + "\n")
@@ -250,13 +208,14 @@ def main(job: dict[str, Any]) -> None:
     np.random.seed(recipe.seed)  # noqa: NPY002 - what nnU-Net's augmentation draws from
     torch.manual_seed(recipe.seed)
     plans = _plan_and_preprocess(job["dataset"], recipe)
+    os.environ.update(nnUNet_n_proc_DA=str(recipe.augmentation_processes))  # the planner takes no 0
     plan = plans["configurations"][CONFIGURATION]
     sys.stdout.write(
         f"{PROGRESS}patch {plan['patch_size']}, batch {plan['batch_size']}, spacing {plan['spacing']}\n"
     )
     dataset_json = load_json(str(Path(nnUNet_raw) / job["dataset"] / "dataset.json"))
     trainer = HeartTrainer(
-        {**plans, "continue_training": job["resume"]},
+        {**plans, "continue_training": True},
         CONFIGURATION,
         0,
         dataset_json,
@@ -265,11 +224,11 @@ def main(job: dict[str, Any]) -> None:
     trainer.follow(recipe, work / "log.csv")
     trainer.initialize()
     folder = Path(trainer.output_folder)
-    if (folder / "checkpoint_final.pth").exists() and job["resume"]:
+    if (folder / "checkpoint_final.pth").exists():
         sys.stdout.write(f"{PROGRESS}training was finished before\n")
         return
     latest = folder / "checkpoint_latest.pth"
-    if latest.exists() and job["resume"]:
+    if latest.exists():
         trainer.load_checkpoint(latest)
         sys.stdout.write(f"{PROGRESS}resumed after epoch {trainer.current_epoch}\n")
     own = os.getpid()  # processes that augment inherit the handler

@@ -1,6 +1,6 @@
 """Annotated scans: chest CTs with masks of the heart, of coronary calcium, or of both, from three layouts.
 
-`annotated_sources` finds them, cheaply, and `annotated_scans` reads one after the other::
+`annotated_sources` finds them, cheaply; each can then be read::
 
     DATA/dataset.json                    nnU-Net's layout; the label names say what is what
     DATA/imagesTr/CASE_0000.nii.gz
@@ -82,16 +82,6 @@ class AnnotatedSource:
     name: str
     patient: str
     load: Callable[[], AnnotatedScan]
-
-
-def annotated_scans(folder: Path) -> Iterator[AnnotatedScan]:
-    """Read every annotated scan of a folder, one after the other.
-
-    Raises:
-        TrainingError: See `annotated_sources`; or a file is broken, or a mask is not on its image's grid.
-    """
-    for source in annotated_sources(folder):
-        yield source.load()
 
 
 def annotated_sources(folder: Path, *, allow: Collection[str] = ()) -> list[AnnotatedSource]:
@@ -182,26 +172,19 @@ def _image_source(
     for path in (image, label):
         if not path.is_file():
             raise TrainingError(f"{name} lacks the file {path}; add it, or remove what is left of the case")
-    load = partial(_load_images, name, image, label, heart, calcium)
+
+    def load() -> AnnotatedScan:
+        try:
+            volume = volume_from_image(image)
+            labels, grid = read_image(label)
+        except InputError as error:
+            raise TrainingError(str(error)) from error
+        if not volume.geometry.same_grid(grid):
+            raise TrainingError(f"{label} does not lie on the grid of {image}; resample the mask first")
+        masks = [np.isin(labels, values) if values else None for values in (heart, calcium)]
+        return AnnotatedScan(name=name, volume=volume, heart=masks[0], calcium=masks[1])
+
     return AnnotatedSource(name=name, patient=name.split("/")[0], load=load)
-
-
-def _load_images(
-    name: str, image: Path, label: Path, heart: tuple[int, ...], calcium: tuple[int, ...]
-) -> AnnotatedScan:
-    try:
-        volume = volume_from_image(image)
-        labels, grid = read_image(label)
-    except InputError as error:
-        raise TrainingError(str(error)) from error
-    if not volume.geometry.same_grid(grid):
-        raise TrainingError(f"{label} does not lie on the grid of {image}; resample the mask first")
-    return AnnotatedScan(
-        name=name,
-        volume=volume,
-        heart=np.isin(labels, heart) if heart else None,
-        calcium=np.isin(labels, calcium) if calcium else None,
-    )
 
 
 # DICOM

@@ -14,9 +14,9 @@ import pytest
 from deepcac2.dicom import discover, read_series
 from deepcac2.dicom.seg.writer import write_segmentation
 from deepcac2.errors import TrainingError
+from deepcac2.evaluation.datasets import AnnotatedScan, annotated_sources
 from deepcac2.imaging import Geometry
 from deepcac2.imaging.files import write_image
-from deepcac2.training.datasets import annotated_scans, annotated_sources
 
 GRID = Geometry(
     shape=(4, 5, 6),
@@ -26,6 +26,10 @@ GRID = Geometry(
 )
 HU = np.arange(120, dtype=np.int16).reshape(GRID.shape) - 50
 LABELS = (np.arange(120).reshape(GRID.shape) % 4).astype(np.uint8)
+
+
+def annotated_scans(folder: Path) -> list[AnnotatedScan]:
+    return [source.load() for source in annotated_sources(folder)]
 
 
 def nnunet(folder: Path, labels: object, *cases: str, ending: str = ".nii.gz") -> Path:

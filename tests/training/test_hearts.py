@@ -1,50 +1,20 @@
-"""Training data for the heart network, and one short training through nnU-Net."""
+"""Whole hearts in nnU-Net's layout: simulated ones, and variants of labelled scans."""
 
 from __future__ import annotations
 
-import csv
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.ndimage
 import SimpleITK as sitk
-import torch
 
 from deepcac2.errors import TrainingError
-from deepcac2.imaging import Geometry, Volume
+from deepcac2.imaging import Geometry
 from deepcac2.imaging.files import write_image
-from deepcac2.models.heart.network import HeartModel
-from deepcac2.training.heart import (
-    HeartRecipe,
-    balancing_offset,
-    coarse,
-    labelled_scans,
-    make_heart_dataset,
-    simulated_heart,
-    train_heart,
-)
-from deepcac2.weights import resolve
+from deepcac2.training.hearts import HeartsRecipe, coarse, labelled_scans, make_hearts, simulated_heart
 
-RECIPE = HeartRecipe(
-    name="short",
-    patients=2,
-    first_seed=5,
-    noise_hu=10.0,
-    crop_share=0.0,
-    spacing_mm=(12.0, 12.0, 12.0),
-    base_features=4,
-    max_features=16,
-    convs_per_stage=1,
-    intensity_hu=(-300.0, 300.0, 0.0, 100.0),
-    epochs=2,
-    iterations_per_epoch=4,
-    validation_iterations=1,
-    checkpoint_every=1,
-    precision="bfloat16",
-)
+RECIPE = HeartsRecipe(patients=2, first_seed=5, noise_hu=10.0, crop_share=0.0, spacing_mm=(12.0, 12.0, 12.0))
 
 
 def test_a_coarse_grid_fills_the_same_box():
@@ -82,7 +52,7 @@ def test_a_cut_patient_still_holds_the_whole_heart():
 
 
 def test_data_set_has_nnunets_layout_and_is_not_made_twice(tmp_path):
-    folder = make_heart_dataset(tmp_path, replace(RECIPE, patients=1))
+    folder = make_hearts(tmp_path, replace(RECIPE, patients=1))
     dataset = json.loads((folder / "dataset.json").read_text())
     assert dataset["numTraining"] == 1
     image = sitk.ReadImage(str(folder / "imagesTr" / "sim_5_0000.nii.gz"))
@@ -91,10 +61,10 @@ def test_data_set_has_nnunets_layout_and_is_not_made_twice(tmp_path):
     assert np.allclose(image.GetSpacing(), 12, atol=0.5)
     assert set(np.unique(sitk.GetArrayViewFromImage(label))) == {0, 1}
     before = (folder / "imagesTr" / "sim_5_0000.nii.gz").stat().st_mtime_ns
-    make_heart_dataset(tmp_path, replace(RECIPE, patients=1))
+    make_hearts(tmp_path, replace(RECIPE, patients=1))
     assert (folder / "imagesTr" / "sim_5_0000.nii.gz").stat().st_mtime_ns == before
     with pytest.raises(TrainingError, match="another recipe"):
-        make_heart_dataset(tmp_path, replace(RECIPE, patients=1, noise_hu=99.0))
+        make_hearts(tmp_path, replace(RECIPE, patients=1, noise_hu=99.0))
 
 
 def test_labelled_scans_come_in_canonical_orientation(tmp_path):
@@ -143,7 +113,7 @@ def test_variants_of_scans_are_written_and_kept(tmp_path):
     write_image(source / "image.nrrd", np.where(inside, 40, -800).astype(np.int16), grid)
     write_image(source / "mask.nrrd", inside.astype(np.uint8), grid)
     recipe = replace(RECIPE, patients=0, scan_variants=3)
-    folder = make_heart_dataset(tmp_path / "raw", recipe, extra=[source.parent])
+    folder = make_hearts(tmp_path / "raw", recipe, data=[source.parent])
     images = sorted((folder / "imagesTr").glob("*.nii.gz"))
     assert [f.name for f in images] == [f"scan_000_{i:03d}_0000.nii.gz" for i in range(3)]
     read = [sitk.GetArrayFromImage(sitk.ReadImage(str(f))) for f in images]
@@ -172,66 +142,3 @@ def test_scans_that_do_not_fit_are_refused(tmp_path):
     )
     with pytest.raises(TrainingError, match="grid"):
         list(labelled_scans(tmp_path, (3.0, 3.0, 3.0)))
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"optimizer": "adam"},
-        {"precision": "half"},
-        {"intensity_hu": (1.0, 2.0)},
-        {"spacing_mm": (1.0, 0.0, 1.0)},
-    ],
-)
-def test_wrong_recipes_are_refused(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        replace(RECIPE, **wrong)
-
-
-@pytest.mark.slow
-def test_hearts_are_balanced_to_their_true_size():
-    """With the offset taken, the two simulated hearts are found as large as they are, on average."""
-    recipe = replace(RECIPE, patients=1, first_seed=40, spacing_mm=(6.0, 6.0, 6.0), balance_patients=2)
-    bundled = resolve("bundled", "heart")
-    offset = balancing_offset(bundled, recipe)
-    model = HeartModel.load(bundled, torch.device("cpu"))
-    ratios = []
-    for seed in (41, 42):
-        image, label, spacing = simulated_heart(seed, recipe)
-        grid = Geometry(shape=image.shape, spacing=spacing, origin=(0.0, 0.0, 0.0))
-        margin = model.low_resolution_margin(Volume(hu=image, geometry=grid))
-        pieces, _ = scipy.ndimage.label((margin > offset).numpy())
-        ratios.append(np.bincount(pieces.ravel())[1:].max() / label.sum())
-    assert np.sqrt(ratios[0] * ratios[1]) == pytest.approx(1, abs=0.01)
-
-
-@pytest.mark.slow
-def test_a_short_training_can_be_stopped_resumed_and_used(tmp_path: Path):
-    recipe = replace(RECIPE, patients=6)
-    cpu = torch.device("cpu")
-    weights = train_heart(recipe, tmp_path, device=cpu)
-    rows = list(csv.DictReader((tmp_path / "log.csv").read_text().splitlines()))
-    assert [r["epoch"] for r in rows] == ["1", "2"]
-    model = HeartModel.load(weights, cpu)
-    assert model.spacing == recipe.spacing_mm
-    assert model.mirror_axes == ()
-    image, _, spacing = simulated_heart(5, recipe)
-    volume = Volume(
-        hu=np.ascontiguousarray(image),
-        geometry=Geometry(shape=image.shape, spacing=spacing, origin=(0.0, 0.0, 0.0)),
-    )
-    assert model.predict(volume).mask.shape == image.shape
-    # As if it had been killed in the second epoch: the next call does that epoch again, and only that.
-    fold = next((tmp_path / "results").rglob("checkpoint_final.pth")).parent
-    (fold / "checkpoint_best.pth").unlink()
-    state = torch.load(fold / "checkpoint_final.pth", weights_only=False)
-    state["current_epoch"] = 1
-    state["logging"] = {k: v[:1] if isinstance(v, list) else v for k, v in state["logging"].items()}
-    torch.save(state, fold / "checkpoint_latest.pth")
-    (fold / "checkpoint_final.pth").unlink()
-    train_heart(recipe, tmp_path, device=cpu)
-    rows = list(csv.DictReader((tmp_path / "log.csv").read_text().splitlines()))
-    assert [r["epoch"] for r in rows] == ["1", "2", "2"]
-    assert "resumed after epoch 1" in (tmp_path / "nnunet.log").read_text()
-    with pytest.raises(TrainingError, match="another recipe"):
-        train_heart(replace(recipe, learning_rate=0.5), tmp_path, device=cpu)

@@ -13,25 +13,25 @@ import pytest
 import torch
 
 from deepcac2.errors import TrainingError, WorkflowError
-from deepcac2.models.crop import CROP_SHAPE, CROP_SPACING
+from deepcac2.imaging.crop import CROP_SHAPE, CROP_SPACING
+from deepcac2.models.rule_out import train as screening
 from deepcac2.models.rule_out.network import ScreeningModel
+from deepcac2.models.rule_out.train import CalciumSlices, ScreeningRecipe, operating_point
+from deepcac2.models.slice_regression import train as direct
 from deepcac2.models.slice_regression.network import DirectModel
-from deepcac2.training import direct, screening
-from deepcac2.training.direct import DirectRecipe, PresenceSlices
-from deepcac2.training.loop import run_steps
-from deepcac2.training.patches import CropCache, CropSource, build_cache
-from deepcac2.training.recipe import BUNDLED, load_recipe
-from deepcac2.training.screening import ScreeningRecipe, operating_point
-from deepcac2.training.slices import (
-    CalciumSlices,
+from deepcac2.models.slice_regression.train import (
+    DirectRecipe,
+    PresenceSlices,
     ScoredSlices,
-    SliceLook,
     crop_scores,
     heart_box,
     slices_in,
     thick_slice,
 )
-from deepcac2.training.trainer import Stepper
+from deepcac2.training.crops import CropCache, CropSource, build_cache
+from deepcac2.training.loop import run_steps
+from deepcac2.training.recipe import BUNDLED, load_recipe
+from deepcac2.training.trainer import Trainer
 from deepcac2.weights import describe
 
 CPU = torch.device("cpu")
@@ -67,9 +67,28 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> CropCache:
     return build_cache([source(i) for i in range(6)], tmp_path_factory.mktemp("crops"), settings={})
 
 
+SCREENING = ScreeningRecipe(
+    name="tiny", steps=8, batch_size=4, window=32, channels=(4, 8), log_every=2, checkpoint_every=3, seed=2
+)
+DIRECT = DirectRecipe(
+    name="tiny",
+    validation_share=0.34,
+    box_steps=3,
+    box_batch_size=4,
+    box_channels=(4, 8),
+    steps=3,
+    batch_size=4,
+    channels=(4,) * 6,
+    hidden=4,
+    shared=True,
+    log_target=True,
+)
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_slices_with_calcium_lie_under_their_labels(cache: CropCache, axis: int) -> None:
-    batches = CalciumSlices(cache, range(6), axis=axis, window=64, batch_size=8, look=SliceLook(), seed=1)
+    recipe = replace(SCREENING, window=64, batch_size=8, noise_hu=0.0, offset_hu=0.0, seed=1)
+    batches = CalciumSlices(cache, range(6), recipe, axis=axis)
     image, label = batches.batch(3)
     assert image.shape == (8, 2, 64, 64)
     assert label.shape == (8, 1, 64, 64)
@@ -81,7 +100,7 @@ def test_slices_with_calcium_lie_under_their_labels(cache: CropCache, axis: int)
     assert torch.equal(image, again[0])
     assert not torch.equal(image, batches.batch(4)[0])
     with pytest.raises(TrainingError, match="no scan to train on has calcium"):
-        CalciumSlices(cache, [1, 3], axis=axis, window=64, batch_size=8, look=SliceLook(), seed=1)
+        CalciumSlices(cache, [1, 3], recipe, axis=axis)
 
 
 def test_the_slices_score_adds_up_by_hand() -> None:
@@ -103,16 +122,8 @@ def test_the_slices_score_adds_up_by_hand() -> None:
 
 def test_scored_slices_say_what_they_show(cache: CropCache) -> None:
     scores = {i: crop_scores(cache.hu[i], cache.label[i]) for i in range(6)}
-    batches = ScoredSlices(
-        cache,
-        range(6),
-        scores=scores,
-        batch_size=12,
-        look=SliceLook(zoom=0.2),
-        margin_mm=10.0,
-        jitter_mm=5.0,
-        seed=1,
-    )
+    recipe = replace(DIRECT, batch_size=12, zoom=0.2, noise_hu=0.0, offset_hu=0.0, jitter_mm=5.0, seed=1)
+    batches = ScoredSlices(cache, range(6), recipe, scores)
     planes, target = batches.batch(0)
     assert planes.shape == (12, 1, 256, 256)
     assert (target[::2, 0] > 0).all()
@@ -157,7 +168,8 @@ def test_presence_is_what_the_heart_says() -> None:
     heart[10:20, 15:30, 20:35] = 1
     hu = np.where(heart, 100, -1000).astype(np.int16)
     for axis in range(3):
-        image, truth = PresenceSlices([(hu, heart)], axis=axis, batch_size=16, seed=1).batch(2)
+        recipe = replace(DIRECT, box_batch_size=16, seed=1)
+        image, truth = PresenceSlices([(hu, heart)], recipe, axis=axis).batch(2)
         assert image.shape == (16, 1, 80, 80)
         bright = image.amax(dim=(1, 2, 3)) > 0.5
         np.testing.assert_array_equal(bright.numpy(), truth.numpy() == 1)
@@ -180,35 +192,25 @@ class UntilKilled:
         return self.batches.batch(step)
 
 
-SCREENING = ScreeningRecipe(
-    name="tiny", steps=8, batch_size=4, window=32, channels=(4, 8), log_every=2, checkpoint_every=3, seed=2
-)
-
-
 def test_a_killed_training_goes_on_exactly(cache: CropCache, tmp_path: Path) -> None:
-    look = SliceLook(noise_hu=20.0)
-    batches = CalciumSlices(cache, range(6), axis=0, window=32, batch_size=4, look=look, seed=1)
+    recipe = replace(SCREENING, noise_hu=20.0, learning_rate=0.01)
+    batches = CalciumSlices(cache, range(6), recipe, axis=0)
 
-    def stepper() -> Stepper:
+    def loss(answer: Any, image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.mse_loss(answer(image), label.float())
+
+    def trainer() -> Trainer:
         torch.manual_seed(1)
-        network = torch.nn.Conv2d(2, 1, 3, padding=1)
-        return Stepper(
-            network,
-            lambda image, label: torch.nn.functional.mse_loss(network(image), label.float()),
-            learning_rate=0.01,
-            cosine=True,
-            total=8,
-            device=CPU,
-        )
+        return Trainer(torch.nn.Conv2d(2, 1, 3, padding=1), loss, recipe, total=8, device=CPU)
 
-    def run(stepper: Stepper, batches: Any, folder: Path) -> None:
-        run_steps(stepper, batches, SCREENING, cache, folder)
+    def run(trainer: Trainer, batches: Any, folder: Path) -> None:
+        run_steps(trainer, batches, recipe, cache, folder)
 
-    whole = stepper()
+    whole = trainer()
     run(whole, batches, tmp_path / "whole")
     with pytest.raises(Killed):
-        run(stepper(), UntilKilled(batches, 5), tmp_path / "parts")
-    second = stepper()
+        run(trainer(), UntilKilled(batches, 5), tmp_path / "parts")
+    second = trainer()
     run(second, batches, tmp_path / "parts")
     for a, b in zip(whole.network.parameters(), second.network.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -236,20 +238,7 @@ def test_direct_scoring_is_trained_and_loaded(cache: CropCache, tmp_path: Path) 
     heart = np.zeros((30, 40, 50), np.uint8)
     heart[10:20, 15:30, 20:35] = 1
     hu = np.where(heart, 100, -1000).astype(np.int16)
-    recipe = DirectRecipe(
-        name="tiny",
-        validation_share=0.34,
-        box_steps=3,
-        box_batch_size=4,
-        box_channels=(4, 8),
-        steps=3,
-        batch_size=4,
-        channels=(4,) * 6,
-        hidden=4,
-        shared=True,
-        log_target=True,
-    )
-    folder = direct.train_on(recipe, tmp_path, cache, [(hu, heart)], device=CPU)
+    folder = direct.train_on(DIRECT, tmp_path, cache, [(hu, heart)], device=CPU)
     model = DirectModel.load(describe(folder), CPU)
     assert model.regressor.shared
     assert model.regressor.log_target
@@ -259,6 +248,6 @@ def test_direct_scoring_is_trained_and_loaded(cache: CropCache, tmp_path: Path) 
 def test_the_bundled_recipes_are_read() -> None:
     for name, kind in (("screening", ScreeningRecipe), ("direct", DirectRecipe)):
         recipe = load_recipe(BUNDLED.with_name(f"{name}.yml"), kind, role=name)
-        assert screening.crop_recipe(recipe.crops).patients == 900
+        assert recipe.of_crops().patients == 900
     with pytest.raises(WorkflowError, match="crops: unknown key 'patient'"):
-        screening.crop_recipe({"patient": 3})
+        replace(SCREENING, crops={"patient": 3}).of_crops()

@@ -1,0 +1,100 @@
+"""Version 2 of the simulator against what anatomy says, and version 1 against itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from deepcac2.simulation import sample_acquisition
+from deepcac2.simulation.anatomy import sample_anatomy
+from deepcac2.simulation.specks import motion_path
+
+SEEDS = range(700, 716)
+BRANCHES = {"LAD.D1", "LAD.D2", "LCX.OM1", "LCX.OM2", "RCA.AM", "RCA.PDA", "RCA.PLV"}
+
+
+@pytest.fixture(scope="module")
+def patients():
+    return [sample_anatomy(seed, version=2) for seed in SEEDS]
+
+
+def depth(anatomy, line):
+    p = line.astype(np.float32)
+    return -anatomy.heart.sac(p[:, 0], p[:, 1], p[:, 2])
+
+
+def test_the_version_before_is_the_default_and_has_no_branches():
+    first = sample_anatomy(700)
+    assert first.version == 1
+    assert set(first.coronaries) == {"LM", "LAD", "LCX", "RCA"}
+    assert np.array_equal(first.coronaries["RCA"], sample_anatomy(700, version=1).coronaries["RCA"])
+    assert not np.array_equal(first.coronaries["RCA"], sample_anatomy(700, version=2).coronaries["RCA"])
+    assert sample_acquisition(700).flank == 0
+
+
+def test_an_unknown_version_is_refused():
+    with pytest.raises(ValueError, match="not 3"):
+        sample_anatomy(700, version=3)
+
+
+def test_branches_begin_on_their_artery(patients):
+    for anatomy in patients:
+        assert set(anatomy.coronaries) == {"LM", "LAD", "LCX", "RCA"} | BRANCHES
+        for name in BRANCHES:
+            trunk = anatomy.coronaries[name.split(".")[0]]
+            gap = np.linalg.norm(trunk - anatomy.coronaries[name][0], axis=1).min()
+            assert gap < 1.1, name
+
+
+def test_the_right_coronary_comes_to_the_surface_at_the_diaphragm(patients):
+    start, end = [], []
+    for anatomy in patients:
+        d = depth(anatomy, anatomy.coronaries["RCA"])
+        start.append(np.median(d[: len(d) // 6]))
+        end.append(np.median(d[-len(d) // 5 :]))
+    assert np.median(start) > 8
+    assert -2 < np.median(end) < 5
+
+
+def test_fat_comes_and_goes(patients):
+    sleeves = np.concatenate([w for a in patients for w in a.sleeves.values()])
+    bare = np.concatenate([a.sleeves[n] <= a.coronary_radius for a in patients for n in a.sleeves])
+    assert 0.2 < bare.mean() < 0.7
+    assert sleeves.max() > 5
+
+
+def test_plaques_are_of_named_arteries_and_of_every_form(patients):
+    plaques = [p for a in patients for p in a.lesions]
+    assert {p.kind for p in plaques} == {"LM", "LAD", "LCX", "RCA"}
+    length = [np.linalg.norm(np.diff(p.points, axis=0), axis=1).sum() for p in plaques]
+    assert min(length) < 3
+    assert max(length) > 25
+    assert max(p.hu for p in plaques) > 1000
+    assert all(170 <= p.hu <= 1600 for p in plaques)
+
+
+def test_plaques_lie_in_their_artery(patients):
+    for anatomy in patients:
+        for plaque in anatomy.lesions:
+            lines = [v for k, v in anatomy.coronaries.items() if k.split(".")[0] == plaque.kind]
+            points = np.concatenate(lines)
+            middle = plaque.points[len(plaque.points) // 2]
+            assert np.linalg.norm(points - middle, axis=1).min() < anatomy.coronary_radius + 1.5
+
+
+def test_a_turning_way_is_as_long_as_a_straight_one():
+    for seed in range(20):
+        straight, bent = (motion_path(np.random.default_rng(seed), 6.0, arc=arc) for arc in (0.0, 3.0))
+        assert np.abs(bent.mean(axis=0)).max() < 1e-9
+        assert np.linalg.norm(np.ptp(bent, axis=0)[:2]) <= 6.0 * np.sqrt(2) + 1e-9
+        assert np.linalg.norm(np.diff(straight, axis=0), axis=1).sum() == pytest.approx(
+            np.linalg.norm(straight[-1] - straight[0])
+        )
+
+
+def test_gated_scans_are_zoomed():
+    scans = [sample_acquisition(seed, 2) for seed in range(200)]
+    narrow = [s for s in scans if s.field_of_view < 300]
+    assert 10 < len(narrow) < 45
+    assert all(150 <= s.field_of_view <= 260 and s.motion <= 2 for s in narrow)
+    assert max(s.field_of_view for s in scans) > 450

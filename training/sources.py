@@ -1,0 +1,226 @@
+"""Where crops come from: simulated patients, annotated scans, and simulated calcium in real hearts.
+
+All are cut exactly as inference cuts them: around the middle of the heart's box, by the same interpolation.
+"""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache, lru_cache, partial
+from itertools import chain, count, islice
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..dicom import Series
+from ..errors import TrainingError
+from ..evaluation.datasets import AnnotatedSource, annotated_sources
+from ..imaging import Geometry, Volume
+from ..imaging.masks import box_centre, widened
+from ..imaging.orientation import to_canonical
+from ..imaging.resampling import resample
+from ..pipeline.case import Case
+from ..pipeline.chain import build_stage
+from ..pipeline.facts import CT, HEART
+from ..pipeline.step import Context, Stage, steps
+from ..pipeline.workflow import Workflow
+from .crops import Crop, CropCache, CropRecipe, CropSource, build_cache, composed_label, crop_grid
+from .insertion import Background, FindHeart, background_series, inserted_crop, load_background
+from .recipe import Inputs
+
+log = logging.getLogger(__name__)
+
+SIMULATED, INSERTED = "simulated-", "inserted-"
+"""How the names of crops of simulated patients and of simulated calcium in real hearts begin."""
+HARD_SEEDS = 10_000
+"""How far above a recipe's first seed the search for its hard patients begins."""
+CENTRE_APART_MM = 15.0
+"""How far along x, y or z the middle of a simulated heart's box may lie from its centre of gravity; of the
+first 60 seeds none lies further than 10.6 mm away."""
+
+
+def crop_of(
+    volume: Volume,
+    heart: npt.NDArray[np.bool_],
+    calcium: npt.NDArray[np.bool_],
+    centre: Iterable[float],
+    recipe: CropRecipe,
+    *,
+    other: npt.NDArray[np.bool_] | None = None,
+) -> Crop:
+    """The networks' view of a patient and its label, on the crop grid around `centre` (LPS mm).
+
+    Args:
+        volume, heart, calcium: In any orientation; masks bool (z, y, x) on the volume's grid.
+        other: Calcium and metal that is known not to be coronary, where that is known.
+    """
+    ct = to_canonical(volume.hu, volume.geometry)
+    grid = crop_grid(ct.geometry, centre)
+    hu = resample(ct.array, ct.geometry, grid, outside=-1024.0).round_().numpy().astype(np.int16)
+
+    def read(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+        turned = to_canonical(mask.view(np.uint8), volume.geometry).array
+        return resample(turned, ct.geometry, grid, outside=0.0).numpy()
+
+    near = widened(heart, volume.geometry, recipe.heart_margin_mm)
+    return hu, composed_label(read, recipe, near=near, calcium=calcium, other=other)
+
+
+def region_around(geometry: Geometry, centre: Iterable[float], margin_mm: float) -> Geometry:
+    """The part of a CT's grid that the crop around `centre` can see, plus a margin."""
+    grid = crop_grid(geometry, centre)
+    corners = np.array([[0, 0, 0], [n - 1 for n in grid.shape]])
+    index = np.sort(geometry.to_index(grid.to_lps(corners)), axis=0)
+    margin = np.ceil(margin_mm / np.asarray(geometry.spacing)).astype(int)
+    low = np.clip(np.floor(index[0]).astype(int) - margin, 0, None)
+    high = np.minimum(np.ceil(index[1]).astype(int) + margin + 1, geometry.shape)
+    return geometry.part([slice(int(a), int(b)) for a, b in zip(low, high, strict=True)])
+
+
+def _shift(recipe: CropRecipe, *seed: int) -> npt.NDArray[np.float64]:
+    """How far a crop lies off the heart's centre, LPS mm (x, y, z)."""
+    return np.random.default_rng([*seed, 77]).normal(0.0, recipe.centre_jitter_mm, 3)
+
+
+def simulated_crop(seed: int, recipe: CropRecipe) -> Crop:
+    """Crop and label of one simulated patient; only the region around the heart is rendered."""
+    from ..simulation import default_geometry, heart_centroid, simulate_patient
+
+    version = recipe.simulator
+    shift = _shift(recipe, seed)
+    margin_mm = 5.0 + CENTRE_APART_MM + float(np.abs(shift).max())
+    drawn = region_around(default_geometry(seed, version=version), heart_centroid(seed), margin_mm)
+    patient = simulate_patient(seed, geometry=drawn, version=version)
+    centre = np.add(box_centre(patient.heart, drawn), shift)
+    return crop_of(patient.volume, patient.heart, patient.calcium, centre, recipe, other=patient.distractors)
+
+
+def heart_finder(weights: str, device: torch.device) -> FindHeart:
+    """What finds the heart of a scan, whatever the gates say of it; its network is loaded for the first one.
+
+    Raises (when it is called):
+        TrainingError: No heart was found.
+    """
+
+    @cache
+    def stage() -> Stage:
+        step = next(step for step in steps().values() if HEART in step.writes)
+        none: frozenset[str] = frozenset()
+        whole = Workflow.load("default")
+        context = Context(workflow=whole, output=Path(), device=device, allow=none, keep=none, provenance={})
+        return build_stage(step.module, step.options(weights=weights), context)
+
+    def find(name: str, volume: Volume) -> npt.NDArray[np.bool_]:
+        log.info("%s: the heart is not annotated; the heart model %r finds it", name, weights)
+        heart = stage()(Case(series=Series(series_uid=""), facts={CT: volume}))[HEART].mask
+        if not heart.any():
+            raise TrainingError(f"no heart was found in {name}; annotate it or take the scan out of the data")
+        return heart
+
+    return find
+
+
+def annotated_crop(source: AnnotatedSource, recipe: CropRecipe, find_heart: FindHeart) -> Crop:
+    """Crop and label of one annotated scan, around the middle of its heart as at inference.
+
+    Raises:
+        TrainingError: Calcium is not annotated, there is no heart, or the scan cannot be read.
+    """
+    scan = source.load()
+    if scan.calcium is None:
+        raise TrainingError(
+            f"coronary calcium is not annotated in {scan.name}; add it (an empty segment says that there is "
+            "none) or take the scan out of the data"
+        )
+    heart = find_heart(scan.name, scan.volume) if scan.heart is None else scan.heart
+    if not heart.any():
+        raise TrainingError(
+            f"the heart of {scan.name} is empty; annotate it or take the scan out of the data"
+        )
+    shift = _shift(recipe, recipe.seed, zlib.crc32(scan.name.encode()))
+    centre = np.add(box_centre(heart, scan.volume.geometry), shift)
+    return crop_of(scan.volume, heart, scan.calcium, centre, recipe)
+
+
+def _inserted(recipe: CropRecipe, backgrounds: Sequence[Path], find_heart: FindHeart) -> list[CropSource]:
+    """Simulated calcium in the real hearts of the folders `backgrounds`."""
+    found = [b for folder in backgrounds for b in background_series(folder).items()]
+    if found and not recipe.insertions:
+        raise TrainingError("backgrounds were given, but the recipe asks for no 'insertions'; set them")
+
+    @lru_cache(maxsize=1)  # one after the other, and each is large
+    def load(number: int) -> Background:
+        return load_background(*found[number], find_heart)
+
+    def make(number: int, seed: int) -> Crop:
+        return inserted_crop(load(number), seed, recipe)
+
+    seeds = count(recipe.seeds.stop)
+    return [
+        CropSource(name=f"{INSERTED}{name}-{i}", patient=name, make=partial(make, number, next(seeds)))
+        for number, (name, _) in enumerate(found)
+        for i in range(recipe.insertions)
+    ]
+
+
+def hard_seeds(recipe: CropRecipe) -> Iterator[int]:
+    """Seeds of the patients with something that is rare and hard to tell from coronary calcium."""
+    from ..simulation import has_rare
+
+    seeds = count(recipe.first_seed + HARD_SEEDS)
+    return islice(filter(partial(has_rare, version=recipe.simulator), seeds), recipe.hard_patients)
+
+
+def crop_sources(recipe: CropRecipe, inputs: Inputs) -> list[CropSource]:
+    """Every crop of a training.
+
+    Raises:
+        TrainingError: There are none, or two of one name.
+    """
+    find_heart = heart_finder(inputs.heart_weights, inputs.device)
+    sources = [
+        CropSource(name=f"{SIMULATED}{s}", patient=f"{SIMULATED}{s}", make=partial(simulated_crop, s, recipe))
+        for s in chain(recipe.seeds, hard_seeds(recipe))
+    ]
+    for folder in inputs.data:
+        for scan in annotated_sources(folder):
+            make = partial(annotated_crop, scan, recipe, find_heart)
+            sources.append(CropSource(name=scan.name, patient=scan.patient, make=make))
+    sources += _inserted(recipe, inputs.backgrounds, find_heart)
+    if not sources:
+        raise TrainingError(
+            "there is nothing to train on; name a folder of annotated scans (--data), or set 'patients' in "
+            "the recipe"
+        )
+    names = [s.name for s in sources]
+    if len(set(names)) < len(names):
+        twice = next(n for n in names if names.count(n) > 1)
+        raise TrainingError(f"two scans are named {twice!r}; rename one of them")
+    return sources
+
+
+def make_crops(recipe: CropRecipe, folder: Path, inputs: Inputs) -> CropCache:
+    """Cut all crops of a training into `folder`, or go on cutting; see `crop_sources` and `build_cache`."""
+    keys = ("centre_jitter_mm", "label_threshold", "heart_margin_mm", "simulator")
+    settings = {k: getattr(recipe, k) for k in keys}
+    settings["centre"] = "middle of the heart's box"  # crops cut around another point are others
+    settings["heart_weights"] = inputs.heart_weights if inputs.data or inputs.backgrounds else ""
+    return build_cache(crop_sources(recipe, inputs), folder, settings=settings)
+
+
+def crop_origin(recipe: CropRecipe, cache: CropCache) -> str:
+    """What the crops of a training show, in words."""
+    seeds = f"seeds {recipe.first_seed} to {recipe.seeds.stop - 1}"
+    inserted = sum(name.startswith(INSERTED) for name in cache.names)
+    scans = inserted // max(recipe.insertions, 1)
+    counts = {
+        f"simulated chests of this project ({seeds})": recipe.patients,
+        f"insertions of simulated calcium into {scans} real scans without calcium": inserted,
+        "simulated chests with a stent, clips or calcified pericardium": recipe.hard_patients,
+        "annotated scans": len(cache.names) - recipe.patients - recipe.hard_patients - inserted,
+    }
+    return ", ".join(f"{n} {what}" for what, n in counts.items() if n)
