@@ -47,8 +47,8 @@ class Label:
 
 
 _STRUCTURE = Concept(value="91723000", scheme="SCT", meaning="Anatomical Structure")
-_ABNORMAL = Concept(value="49755003", scheme="SCT", meaning="Morphologically Abnormal Structure")
-_CALCIFICATION = Concept(value="18115005", scheme="SCT", meaning="Pathologic calcification")
+ABNORMAL = Concept(value="49755003", scheme="SCT", meaning="Morphologically Abnormal Structure")
+CALCIFICATION = Concept(value="18115005", scheme="SCT", meaning="Pathologic calcification")
 _RED = (255, 60, 60)
 
 HEART = Label(
@@ -61,8 +61,8 @@ HEART = Label(
 CALCIUM = Label(
     name="coronary calcium",
     value=1,
-    kind=_CALCIFICATION,
-    category=_ABNORMAL,
+    kind=CALCIFICATION,
+    category=ABNORMAL,
     region=Concept(value="41801008", scheme="SCT", meaning="Coronary artery"),
     colour=_RED,
 )
@@ -72,8 +72,8 @@ ARTERIES: tuple[Label, ...] = tuple(
     Label(
         name=name,
         value=value,
-        kind=_CALCIFICATION,
-        category=_ABNORMAL,
+        kind=CALCIFICATION,
+        category=ABNORMAL,
         region=Concept(value=code, scheme="SCT", meaning=meaning),
         colour=colour,
     )

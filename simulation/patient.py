@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..imaging import Geometry, Volume
+from ..imaging.labels import ARTERIES, Labels
 from ..imaging.volume import PADDING_HU
 from .acquisition import KERNELS, Acquisition, add_noise, default_geometry, sample_acquisition
 from .anatomy import place_heart, sample_anatomy, sample_body, sample_frame, stream
@@ -16,6 +17,7 @@ from .artefacts import add_bone_streaks, add_metal_streaks, breathing_step, disp
 from .distractors import all_distractors
 from .rendering import draw, slice_profile, to_target, working_grid
 from .specks import add_specks, calcium_contrast, lesion_specks
+from .truth import OTHERS, by_kind
 
 CALCIUM_HU = 130
 """A reader marks as calcium what reaches this (Agatston et al., J Am Coll Cardiol 1990;15:827)."""
@@ -37,16 +39,26 @@ class SimulatedPatient:
         volume: The CT, with noise.
         heart: bool (z, y, x): the whole heart inside its sac, up to the division of the pulmonary trunk,
             epicardial fat included.
-        calcium: bool (z, y, x): coronary calcium, where the noise-free scan reaches `CALCIUM_HU`.
-        distractors: bool (z, y, x): calcium and metal elsewhere, by the same rule; bones are not in it.
+        arteries: Coronary calcium by artery, where the noise-free scan reaches `CALCIUM_HU`.
+        others: Calcium and metal elsewhere by kind (`truth.OTHERS`), by the same rule; bones are not in it.
         facts: Seed, heart centre (LPS mm), acquisition and lesions; JSON types only.
     """
 
     volume: Volume
     heart: npt.NDArray[np.bool_] = field(repr=False)
-    calcium: npt.NDArray[np.bool_] = field(repr=False)
-    distractors: npt.NDArray[np.bool_] = field(repr=False)
+    arteries: Labels = field(repr=False)
+    others: Labels = field(repr=False)
     facts: dict[str, Any] = field(repr=False)
+
+    @property
+    def calcium(self) -> npt.NDArray[np.bool_]:
+        """bool (z, y, x): coronary calcium, of whatever artery."""
+        return self.arteries.mask
+
+    @property
+    def distractors(self) -> npt.NDArray[np.bool_]:
+        """bool (z, y, x): calcium and metal elsewhere."""
+        return self.others.mask
 
 
 def heart_centroid(seed: int) -> tuple[float, float, float]:
@@ -100,24 +112,25 @@ def simulate_patient(
     heart = to_target(sac, grid, factor, profile) < 0
     del sac
 
-    others = all_distractors(anatomy)
+    beside = all_distractors(anatomy)
     drawn = [
         lesion_specks(group, anatomy.frame, grid, scan, stream(seed, name, *when))
-        for group, name in ((others, "motion of distractors"), (lesions_now, "motion"))
+        for group, name in ((beside, "motion of distractors"), (lesions_now, "motion"))
     ]
     other = add_specks(hu, drawn[0])
     own = add_specks(hu, drawn[1])
     dense = hu >= CALCIUM_HU
     calcium = dense & (own > VISIBLE_COVER) & (own >= other)
-    distractors = dense & (other > VISIBLE_COVER) & ~calcium
-    del own, other, dense
+    arteries = by_kind(calcium, drawn[1], ARTERIES)
+    others = by_kind(dense & (other > VISIBLE_COVER) & ~calcium, drawn[0], OTHERS)
+    del own, other, dense, calcium
     rng = stream(seed, "artefacts", *when)
     if (move := breathing_step(grid, anatomy.heart_centre, scan.step, rng)) is not None:
         moved, offset = move
-        for mask in (heart, calcium, distractors):
-            mask[moved] = displaced(mask[moved], offset, order=0)
+        for array in (heart, arteries.array, others.array):
+            array[moved] = displaced(array[moved], offset, order=0)
         hu[moved] = displaced(hu[moved], offset, order=1)
-        calcium[moved] &= hu[moved] >= CALCIUM_HU
+        arteries.array[moved] *= hu[moved] >= CALCIUM_HU
     lesions = [
         {
             "artery": s.lesion.kind,
@@ -163,13 +176,13 @@ def simulate_patient(
             "padding_circle": scan.circle,
         },
         "lesions": lesions,
-        "distractors": sorted({x.kind for x in others}),
+        "distractors": sorted({x.kind for x in beside}),
     }
     return SimulatedPatient(
         volume=Volume(hu=out, geometry=grid),
         heart=heart,
-        calcium=calcium,
-        distractors=distractors,
+        arteries=arteries,
+        others=others,
         facts=facts,
     )
 

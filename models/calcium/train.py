@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -40,7 +40,7 @@ from ...training.recipe import Inputs
 from ...training.sources import INSERTED, SIMULATED, crop_origin, make_crops
 from ...training.trainer import LOSSES, StepsRecipe, Trainer, segmentation_loss
 from ...weights import WeightSet, resolve, stated_window
-from .network import CalciumModel, build_network
+from .network import CalciumModel, Patches, build_network
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ class CalciumRecipe(CropRecipe, PatchRecipe, StepsRecipe):
     def described(self) -> dict[str, Any]:
         """What a set's description says of its network."""
         normalisation = {"window_hu": list(self.window_hu), "rescale_to": "window"}
-        return {"architecture": self.architecture, "normalisation": normalisation}
+        return {"architecture": self.architecture, "normalisation": normalisation, **asdict(Patches())}
 
 
 RECIPE = CalciumRecipe

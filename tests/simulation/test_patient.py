@@ -124,6 +124,37 @@ def test_calcium_lies_in_the_heart(fine: SimulatedPatient) -> None:
     assert not (fine.calcium & fine.distractors).any()
 
 
+def test_calcium_is_labelled_with_the_artery_of_the_lesion_there(fine: SimulatedPatient) -> None:
+    """Where a lesion's middle is, and no lesion of another artery is near, its artery is the label."""
+    lesions = fine.facts["lesions"]
+    assert set(np.unique(fine.arteries.array)) <= {0, 1, 2, 3, 4}
+    assert len({x["artery"] for x in lesions}) > 1
+    centres = np.array([x["centre_lps"] for x in lesions])
+    voxels = np.argwhere(fine.calcium)
+    distance = np.linalg.norm(fine.volume.geometry.to_lps(voxels)[:, None] - centres[None], axis=2)
+    names = {label.value: label.name for label in fine.arteries.classes}
+    found = np.array([names[v] for v in fine.arteries.array[tuple(voxels.T)]])
+    kinds = np.array([x["artery"] for x in lesions])
+    for artery in set(kinds):
+        own, other = distance[:, kinds == artery].min(axis=1), distance[:, kinds != artery].min(axis=1)
+        sure = (own < 3) & (other > 12)
+        assert (found[sure] == artery).all()
+    near = distance.min(axis=1) < 3
+    assert (kinds[distance.argmin(axis=1)] == found)[near].mean() > 0.9
+
+
+def test_what_is_no_coronary_calcium_is_labelled_by_kind() -> None:
+    seen = set()
+    for seed in (3, 5, 11):
+        grid = default_geometry(seed, size=96, slices=48)
+        patient = simulate_patient(seed, geometry=grid)
+        there = {label.name for label in patient.others.classes if patient.others.where(label.name).any()}
+        assert there <= set(patient.facts["distractors"])
+        seen |= there
+        assert (patient.others.mask == patient.distractors).all()
+    assert len(seen) > 2
+
+
 def test_every_lesion_voxel_is_near_a_listed_lesion(fine: SimulatedPatient) -> None:
     centres = np.array([x["centre_lps"] for x in fine.facts["lesions"]])
     points = fine.volume.geometry.to_lps(np.argwhere(fine.calcium))
