@@ -114,7 +114,7 @@ def test_options_are_listed_with_defaults_and_meanings(capsys: pytest.CaptureFix
     [
         (["inspect"], 10, "give the folder"),
         (["inspect", "nowhere"], 12, "does not exist"),
-        (["inspect", "nowhere", "--allow", "too-thik"], 10, "perhaps you meant --allow too-thick"),
+        (["inspect", "nowhere", "--allow", "too-thik"], 10, "Perhaps you meant 'too-thick'"),
     ],
 )
 def test_mistakes(arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
