@@ -75,7 +75,7 @@ def test_a_workflow_with_a_typo(capsys: pytest.CaptureFixture[str], simulated: P
     assert "Perhaps you meant 'rule'" in message
     code, message = failing(capsys, "run", simulated, tmp_path / "out", "--allow", "contrst")
     assert code == 10
-    assert "perhaps you meant --allow contrast" in message
+    assert "Perhaps you meant 'contrast'" in message
 
 
 def test_missing_and_altered_weights(

@@ -17,7 +17,7 @@ from pydicom.uid import ExplicitVRLittleEndian, MediaStorageDirectoryStorage, ge
 
 from deepcac2.dicom import discover, read_series, readable
 from deepcac2.dicom.locate import SeriesLocator
-from deepcac2.errors import InputError, InputUnreadable, NoDicomFound, SeriesFailed
+from deepcac2.errors import InputUnreadable, NoDicomFound, SeriesFailed
 
 HU = npt.NDArray[np.int16]
 
@@ -327,11 +327,3 @@ def test_a_folder_without_permission(ct, hu: HU, tmp_path: Path) -> None:
     assert [u.path for u in discover(tmp_path).unreadable] == [locked]
     with pytest.raises(InputUnreadable, match="cannot be listed"):
         discover(locked)
-
-
-def test_unknown_gates_are_refused(ct, hu: HU, tmp_path: Path) -> None:
-    ct.write(tmp_path, hu[:2])
-    with pytest.raises(InputError, match="perhaps you meant --allow too-thick"):
-        discover(tmp_path, allow=["to-thick"])
-    with pytest.raises(InputError, match="cannot be overridden"):
-        discover(tmp_path, allow=["not-ct"])
