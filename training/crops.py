@@ -188,7 +188,8 @@ def build_cache(sources: Sequence[CropSource], folder: Path, *, settings: dict[s
         if paths[-1].exists():
             continue
         hu, label = source.make()
-        for path, array in zip(paths, (hu, label, patch_kinds(hu, label)), strict=True):
+        arrays: tuple[npt.NDArray[Any], ...] = (hu, label, patch_kinds(hu, label))
+        for path, array in zip(paths, arrays, strict=True):
             buffer = io.BytesIO()
             np.save(buffer, array)
             write_whole(path, buffer.getvalue())
