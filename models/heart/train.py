@@ -223,7 +223,7 @@ def balancing_offset(weights: WeightSet, recipe: HeartRecipe) -> float:
 
     def excess(offset: float) -> float:
         pieces = (cc3d.largest_k(margin > offset, k=1, connectivity=6) for margin, _ in cases)
-        found = [np.count_nonzero(piece) for piece in pieces]
+        found = [int(np.count_nonzero(piece)) for piece in pieces]
         return float(np.mean([np.log(max(f, 1) / t) for f, (_, t) in zip(found, cases, strict=True)]))
 
     ends = -5.0, 5.0
