@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache, lru_cache, partial
 from itertools import chain, count, islice
 from pathlib import Path
@@ -100,19 +101,18 @@ def simulated_crop(seed: int, recipe: CropRecipe) -> Crop:
 
 
 def heart_finder(weights: str, device: torch.device) -> FindHeart:
-    """What finds the heart of a scan, whatever the gates say of it; its network is loaded for the first one.
+    """What finds the heart of a scan as the default workflow does, whatever the gates say of it.
 
-    Raises (when it is called):
-        TrainingError: No heart was found.
+    Its network is loaded for the first scan. It raises `TrainingError` where there is no heart.
     """
 
     @cache
     def stage() -> Stage:
-        step = next(step for step in steps().values() if HEART in step.writes)
         none: frozenset[str] = frozenset()
         whole = Workflow.load("default")
         context = Context(workflow=whole, output=Path(), device=device, allow=none, keep=none, provenance={})
-        return build_stage(step.module, step.options(weights=weights), context)
+        entry = next(e for e in whole.steps if HEART in steps()[e.module].writes)
+        return build_stage(entry.module, replace(entry.options, weights=weights), context)
 
     def find(name: str, volume: Volume) -> npt.NDArray[np.bool_]:
         log.info("%s: the heart is not annotated; the heart model %r finds it", name, weights)

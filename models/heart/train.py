@@ -222,7 +222,8 @@ def balancing_offset(weights: WeightSet, recipe: HeartRecipe) -> float:
         cases.append((margin, int((label > 0).sum())))
 
     def excess(offset: float) -> float:
-        found = [int(cc3d.largest_k(margin > offset, k=1, connectivity=6).sum()) for margin, _ in cases]
+        pieces = (cc3d.largest_k(margin > offset, k=1, connectivity=6) for margin, _ in cases)
+        found = [int(np.count_nonzero(piece)) for piece in pieces]
         return float(np.mean([np.log(max(f, 1) / t) for f, (_, t) in zip(found, cases, strict=True)]))
 
     ends = -5.0, 5.0

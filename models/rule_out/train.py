@@ -137,7 +137,8 @@ def _window(
     rng: np.random.Generator,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
     """A square part of a slice; what lies beyond a smaller slice is as low as the window goes."""
-    padded = [((max(side - n, 0) // 2, -(-max(side - n, 0) // 2))) for n in image.shape]
+    lacking = [max(side - n, 0) for n in image.shape]
+    padded = [(n // 2, n - n // 2) for n in lacking]
     hu = np.pad(image, padded, constant_values=-1024.0)
     label = np.pad(truth, padded)
     corner = []

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +119,14 @@ calcium:
   steps: 2
   batch_size: 2
   architecture: {channels: [4, 8], strides: [2], norm: batch}
+refine:
+  name: again
+  patients: 4
+  first_seed: 1
+  sampling: random
+  steps: 1
+  batch_size: 2
+  architecture: {channels: [4, 8], strides: [2], norm: batch}
 """
 
 
@@ -125,7 +136,68 @@ def test_both_networks_by_one_command(capsys: pytest.CaptureFixture[str], tmp_pa
     command = ("bundled", "--config", tmp_path / "r.yml", "--data", scans(tmp_path / "scans"))
     code, out, _ = run(capsys, *command, "--work", tmp_path / "work", "--device", "cpu")
     assert code == 0
-    for role, name in (("heart", "short"), ("calcium", "tiny")):
-        folder = tmp_path / "work" / role / "weights"
-        assert f"weights: {folder}\n" in out
-        assert resolve(folder, role).name == name
+    folders = [tmp_path / "work" / part / "weights" for part in ("heart", "calcium", "refine")]
+    heart, first, again = map(resolve, folders, ("heart", "calcium", "calcium"))
+    assert out == f"weights: {folders[0]}\nweights: {folders[2]}\n"
+    assert (heart.name, first.name, again.name) == ("short", "tiny", "again")
+    assert again.metadata["training"]["recipe"]["start"] == f"tiny@{first.hash[:12]}"
+
+
+TOY = """
+from dataclasses import dataclass
+
+from deepcac2.pipeline.step import Step, register
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    weights: str = "bundled"
+
+
+register(Step(
+    module="ToyRunner", options=Options, phase="compute", build=lambda options, context: lambda case: case,
+    role="toy", train="toy_training",
+))
+"""
+TOY_TRAINING = """
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class RECIPE:
+    name: str
+
+
+def train(recipe, work, inputs):
+    (work / "weights").mkdir(parents=True)
+    (work / "weights" / "said.txt").write_text(f"{recipe.name} on {inputs.device}, {len(inputs.data)} folder")
+    return work / "weights"
+"""
+
+
+def test_a_method_of_somebody_else_is_trained(tmp_path: Path) -> None:
+    """Its step names its training: nothing here knows it, and nobody loads it but this command."""
+    record = tmp_path / "toy-1.0.dist-info"
+    record.mkdir()
+    (record / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
+    (record / "entry_points.txt").write_text("[deepcac2.steps]\ntoy = toy\n")
+    (tmp_path / "toy.py").write_text(TOY)
+    (tmp_path / "toy.yml").write_text("toy: {name: mine}")
+
+    def deepcac2(*command: object) -> subprocess.CompletedProcess[str]:
+        paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+        return subprocess.run(
+            [sys.executable, "-m", "deepcac2", "train", *map(str, command)],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    assert "toy" in deepcac2("--help").stdout.partition("{")[2].partition("}")[0].split(",")
+    (tmp_path / "toy_training.py").write_text(TOY_TRAINING)
+    command = ("toy", "--config", tmp_path / "toy.yml", "--work", tmp_path / "w", "--device", "cpu")
+    done = deepcac2(*command, "--data", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"weights: {tmp_path / 'w' / 'weights'}\n"
+    assert (tmp_path / "w" / "weights" / "said.txt").read_text() == "mine on cpu, 1 folder"

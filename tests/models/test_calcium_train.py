@@ -219,7 +219,9 @@ def test_an_interrupted_run_writes_a_checkpoint_and_goes_on_to_the_same_weights(
     monkeypatch.undo()
     assert signal.getsignal(signal.SIGINT) is handler
     assert torch.load(tmp_path / "checkpoint.pt")["step"] == 6
+    found = (tmp_path / "mistakes-4.npz").stat().st_mtime_ns
     train(recipe, tmp_path, given(scans))
+    assert (tmp_path / "mistakes-4.npz").stat().st_mtime_ns == found  # those of then, not looked for anew
     networks = [CalciumModel.load(resolve(f / "weights", "calcium"), CPU).network for f in (tmp_path, work)]
     after, unbroken = (dict(network.state_dict()) for network in networks)
     assert all(torch.equal(after[name], unbroken[name]) for name in unbroken)
