@@ -32,3 +32,10 @@ def test_few_kernels_are_named():
 
 def test_no_patients_no_claim():
     assert simulated_domain([]) == {}
+
+
+def test_the_domain_is_that_of_the_version_that_was_drawn() -> None:
+    """The second version has fields from 150 mm (gated scans) on; the first begins at 280."""
+    fields = [simulated_domain(range(200), version)["field_of_view_mm"][0] for version in (1, 2)]
+    assert fields[0] > 250
+    assert fields[1] < 200
