@@ -20,10 +20,7 @@ import numpy.typing as npt
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.encaps import generate_frames
 from pydicom.pixels.utils import iter_pixels, pixel_array
-from pydicom.uid import (
-    JPEG2000TransferSyntaxes,
-    JPEGLSTransferSyntaxes,
-)
+from pydicom.uid import JPEG2000TransferSyntaxes, JPEGLSTransferSyntaxes
 
 from ..errors import InputDamaged, InputUnreadable, SeriesFailed, SeriesRejected
 from ..imaging.volume import PADDING_HU, Geometry, Volume
@@ -147,11 +144,7 @@ def read_series(series: Series, *, workers: int | None = None) -> Reading:
     _check_size(size, {path for path, _ in by_file})
     threads = workers or min(8, os.cpu_count() or 1, 1 + size // _THREAD_BYTES)
     hu = np.empty((len(slices), first.rows, first.columns), dtype=np.int16)
-    with (
-        quiet_pydicom(),
-        ExitStack() as stack,
-        ThreadPoolExecutor(threads) as pool,
-    ):
+    with quiet_pydicom(), ExitStack() as stack, ThreadPoolExecutor(threads) as pool:
         archives = {
             path: _open_archive(path, stack) for path in {p for p, member in by_file if member is not None}
         }
