@@ -199,28 +199,19 @@ def open_file(path: Path) -> IO[bytes]:
         return open_regular(path)
 
 
-def open_archive(path: Path) -> zipfile.ZipFile:
+@contextmanager
+def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
     """Open a zip archive.
 
     Raises:
         InputUnreadable: It has gone.
         InputDamaged: It is no whole archive.
     """
-    with ExitStack() as stack, _mapping("damaged zip archive"):
-        file = stack.enter_context(open_file(path))
-        archive = _Archive(file)
-        stack.pop_all()
-        return archive
-
-
-class _Archive(zipfile.ZipFile):
-    """A zip archive that closes the file that it was given."""
-
-    def close(self) -> None:
-        file = self.fp
-        super().close()
-        if file is not None:
-            file.close()
+    with open_file(path) as file:
+        with _mapping("damaged zip archive"):
+            archive = zipfile.ZipFile(file)
+        with archive:
+            yield archive
 
 
 def open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
