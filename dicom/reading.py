@@ -24,7 +24,7 @@ from pydicom.uid import JPEG2000TransferSyntaxes, JPEGLSTransferSyntaxes
 
 from ..errors import InputDamaged, InputUnreadable, SeriesFailed, SeriesRejected
 from ..imaging.volume import PADDING_HU, Geometry, Volume
-from .files import Upto, encoding_of, most_unpacked, open_archive, read_slice
+from .files import IMAGE, Upto, encoding_of, open_archive, read_slice
 from .gates import MIN_COVERAGE_MM, MIN_SLICES, make_finding
 from .headers import first_item, quiet_pydicom, stated, text
 from .names import readable
@@ -220,7 +220,7 @@ def _check_size(size: int, paths: Collection[Path]) -> None:
     except OSError as error:
         reason = f"the CT cannot be read: {error.strerror or error}; check that it is still there"
         raise SeriesFailed(reason, code=InputUnreadable.code) from error
-    if size > most_unpacked(stored):
+    if size > IMAGE.unpacked(stored):
         raise SeriesFailed(
             f"the images claim {size >> 20} MB, more than {len(paths)} files of {stored >> 20} MB can hold; "
             "copy them again from their source",
