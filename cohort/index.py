@@ -7,10 +7,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..dicom import Discovery, Series, readable
-from ..dicom.series import SAME_POSITION_MM, SliceRef, slice_normal
+from ..dicom.series import distinct_positions, slice_positions
 from ..errors import OutputUnwritable
 from ..system.atomic import atomic_path
 
@@ -24,8 +22,9 @@ COLUMNS: dict[str, str] = {
     "code": "string", "folder": "string",
 }  # fmt: skip
 """Column to Arrow type. ``n_images`` counts slices, ``n_localizers`` the images left out; ``n_positions``
-slices at different places (0.02 mm); ``n_sizes``, ``n_spacings`` and ``n_orientations`` different values;
-``code`` is the quality gate that would reject the series, "" for none; lengths are mm."""
+slices at different places (0.02 mm), 0 where they do not say; ``n_sizes``, ``n_spacings`` and
+``n_orientations`` different values; ``code`` is the quality gate that would reject the series, "" for none;
+lengths are mm."""
 
 _AT_ONCE = 5000
 
@@ -35,14 +34,14 @@ def index_row(series: Series) -> dict[str, Any]:
     images = series.slices
     thickness = [s.slice_thickness for s in images if s.slice_thickness is not None]
     first = images[0]
-    complete = len(thickness) == len(images)
+    complete, positions = len(thickness) == len(images), slice_positions(images)
     return {
         **{name: getattr(series, name) for name in COLUMNS if hasattr(series, name)},
         "image_type": "\\".join(first.image_type),
         "contrast": series.contrast_agent or series.contrast_route,
         "n_images": len(images),
         "n_localizers": len(series.left_out),
-        "n_positions": _positions(images),
+        "n_positions": 0 if positions is None else len(distinct_positions(positions)),
         "thickness_min": min(thickness) if complete else None,
         "thickness_max": max(thickness) if complete else None,
         "n_sizes": len({(s.rows, s.columns) for s in images}),
@@ -54,15 +53,6 @@ def index_row(series: Series) -> dict[str, Any]:
         "code": "" if series.rejection is None else series.rejection.code,
         "folder": readable(first.path.parent),
     }
-
-
-def _positions(images: tuple[SliceRef, ...]) -> int:
-    """How many different places along the normal the slices lie at; 0 where they do not say."""
-    normal = slice_normal(images[0].orientation)
-    if normal is None or any(s.position is None for s in images):
-        return 0
-    along = np.sort(np.array([s.position for s in images]) @ normal)
-    return 1 + int((np.diff(along) > SAME_POSITION_MM).sum())
 
 
 def write_index(path: Path, discovery: Discovery) -> int:

@@ -107,27 +107,13 @@ class PushJournal:
     def sent(self, series_uid: str, uid: str, sha256: str, size: int, changed: int) -> None:
         """Note an instance that the destination has."""
         self._known.execute("INSERT OR REPLACE INTO sent VALUES (?, ?, ?, ?)", (uid, sha256, size, changed))
-        self._lines.add(
-            {
-                "event": "sent",
-                "series": series_uid,
-                "instance": uid,
-                "sha256": sha256,
-                "size": size,
-                "changed": changed,
-            }
-        )
+        what = {"event": "sent", "series": series_uid, "instance": uid}
+        self._lines.add({**what, "sha256": sha256, "size": size, "changed": changed})
 
     def problem(self, problem: Problem) -> None:
         """Note what was not sent; the next call tries it again."""
-        self._lines.add(
-            {
-                "event": "not sent",
-                "series": problem.series_uid,
-                "instance": problem.instance_uid,
-                "text": problem.reason,
-            }
-        )
+        what = {"event": "not sent", "series": problem.series_uid, "instance": problem.instance_uid}
+        self._lines.add({**what, "text": problem.reason})
 
     def close(self) -> None:
         """Flush it to the disk and let others send."""

@@ -8,6 +8,7 @@ from io import BytesIO
 
 from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, generate_uid
+from pydicom.valuerep import DSfloat
 
 from .series import SliceRef
 
@@ -53,6 +54,11 @@ def nameless() -> Dataset:
     for keyword in _STUDY_REQUIRED:
         setattr(empty, keyword, "")
     return empty
+
+
+def decimal(value: float) -> DSfloat:
+    """A number as DS holds it, in 16 characters at most."""
+    return DSfloat(float(value), auto_format=True)
 
 
 def reference_to(ref: SliceRef) -> Dataset:

@@ -174,7 +174,7 @@ def discover(root: Path, *, workers: int | None = None, allow: Collection[str] =
     store = SeriesStore()
     count = ignored = 0
     with quiet_pydicom(), ThreadPoolExecutor(workers or min(32, 4 * (os.cpu_count() or 1))) as pool:
-        paths = _walk(root, unreadable)
+        paths = files_under(root, unreadable)
         while batch := list(islice(paths, _BATCH)):
             groups: dict[str, list[_Image]] = defaultdict(list)
             for found in pool.map(_read_file, batch):
@@ -207,11 +207,6 @@ def discover(root: Path, *, workers: int | None = None, allow: Collection[str] =
     )
 
 
-def files_under(root: Path) -> Iterator[Path]:
-    """All regular files under a folder, each once, folder by folder; what cannot be listed is left out."""
-    return _walk(root, [])
-
-
 def places_in(path: Path) -> set[tuple[str, Path]]:
     """SeriesInstanceUID and place of the images in a file: its folder, or the file where it is a zip archive.
 
@@ -222,12 +217,12 @@ def places_in(path: Path) -> set[tuple[str, Path]]:
     return {(uid, path.parent if plain else path) for uid, plain in refs}
 
 
-def series_among(paths: Iterable[Path], series_uid: str, *, workers: int | None = None) -> Series | None:
+def series_among(paths: Iterable[Path], series_uid: str) -> Series | None:
     """The series with this SeriesInstanceUID as its images among some files make it up, or None.
 
     As in `discover`, but the gates are not asked.
     """
-    with quiet_pydicom(), ThreadPoolExecutor(workers or min(32, 4 * (os.cpu_count() or 1))) as pool:
+    with quiet_pydicom(), ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
         images = [
             image
             for found in pool.map(_read_file, paths)
@@ -245,8 +240,9 @@ def chosen(discovery: Discovery, uids: Collection[str]) -> Discovery:
     return replace(discovery, series=tuple(s for s in discovery.series if s.series_uid in uids))
 
 
-def _walk(root: Path, unreadable: list[UnreadableFile]) -> Iterator[Path]:
-    """All regular files under `root`, each once; what cannot be listed goes to `unreadable`."""
+def files_under(root: Path, unreadable: list[UnreadableFile] | None = None) -> Iterator[Path]:
+    """All regular files under `root`, each once, folder by folder; `unreadable` gets what cannot be read."""
+    unreadable = [] if unreadable is None else unreadable
     if not root.is_dir():
         yield root
         return

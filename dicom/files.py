@@ -184,11 +184,6 @@ def limits_of(sop_class_uid: str) -> Limits:
     return IMAGE if sop_class_uid in (CT_IMAGE, *ENHANCED_CT) else DERIVED
 
 
-def most_unpacked(stored: int) -> int:
-    """Bytes that an image file of so many bytes may hold unpacked."""
-    return IMAGE.unpacked(stored)
-
-
 def open_file(path: Path) -> IO[bytes]:
     """Open a regular file; see `open_regular`.
 
@@ -199,28 +194,19 @@ def open_file(path: Path) -> IO[bytes]:
         return open_regular(path)
 
 
-def open_archive(path: Path) -> zipfile.ZipFile:
+@contextmanager
+def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
     """Open a zip archive.
 
     Raises:
         InputUnreadable: It has gone.
         InputDamaged: It is no whole archive.
     """
-    with ExitStack() as stack, _mapping("damaged zip archive"):
-        file = stack.enter_context(open_file(path))
-        archive = _Archive(file)
-        stack.pop_all()
-        return archive
-
-
-class _Archive(zipfile.ZipFile):
-    """A zip archive that closes the file that it was given."""
-
-    def close(self) -> None:
-        file = self.fp
-        super().close()
-        if file is not None:
-            file.close()
+    with open_file(path) as file:
+        with _mapping("damaged zip archive"):
+            archive = zipfile.ZipFile(file)
+        with archive:
+            yield archive
 
 
 def open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
@@ -228,12 +214,12 @@ def open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
 
     Raises:
         InputUnreadable: The archive has gone.
-        InputDamaged: It is damaged, encrypted, or claims to unpack to more than `most_unpacked`.
+        InputDamaged: It is damaged, encrypted, or claims to unpack to more than an image holds.
     """
     if info.flag_bits & 0x1:
         raise InputDamaged("encrypted in the zip archive; unpack it first")
     stored = packed_size(archive, info)
-    if info.file_size > most_unpacked(stored):
+    if info.file_size > IMAGE.unpacked(stored):
         raise InputDamaged(f"unpacks from {stored} to {info.file_size} bytes, which no image does")
     with _mapping("damaged in the zip archive"):
         return archive.open(info)

@@ -80,6 +80,11 @@ def first_item(keyword: str, *holders: Dataset) -> Dataset | None:
     """The first item of a sequence in the first of some data sets that has one; None where none has.
 
     A functional group of a frame is its own, else the shared one (PS3.3 C.7.6.16).
+
+    >>> own, shared = Dataset(), Dataset()
+    >>> own.PixelMeasuresSequence, shared.PixelMeasuresSequence = [Dataset()], [Dataset()]
+    >>> first_item("PixelMeasuresSequence", own, shared) is own.PixelMeasuresSequence[0]
+    True
     """
     return next((items[0] for ds in holders if (items := ds.get(keyword))), None)
 

@@ -20,14 +20,11 @@ import numpy.typing as npt
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.encaps import generate_frames
 from pydicom.pixels.utils import iter_pixels, pixel_array
-from pydicom.uid import (
-    JPEG2000TransferSyntaxes,
-    JPEGLSTransferSyntaxes,
-)
+from pydicom.uid import JPEG2000TransferSyntaxes, JPEGLSTransferSyntaxes
 
 from ..errors import InputDamaged, InputUnreadable, SeriesFailed, SeriesRejected
 from ..imaging.volume import PADDING_HU, Geometry, Volume
-from .files import Upto, encoding_of, most_unpacked, open_archive, read_slice
+from .files import IMAGE, Upto, encoding_of, open_archive, read_slice
 from .gates import (
     DAMAGED_COPY,
     DUPLICATE_SLICES,
@@ -187,11 +184,7 @@ def read_series(series: Series, *, workers: int | None = None) -> Reading:
     _check_size(size, {path for path, _ in by_file})
     threads = workers or min(8, os.cpu_count() or 1, 1 + size // _THREAD_BYTES)
     hu = np.empty((len(slices), first.rows, first.columns), dtype=np.int16)
-    with (
-        quiet_pydicom(),
-        ExitStack() as stack,
-        ThreadPoolExecutor(threads) as pool,
-    ):
+    with quiet_pydicom(), ExitStack() as stack, ThreadPoolExecutor(threads) as pool:
         archives = {
             path: _open_archive(path, stack) for path in {p for p, member in by_file if member is not None}
         }
@@ -265,7 +258,7 @@ def _check_size(size: int, paths: Collection[Path]) -> None:
     except OSError as error:
         reason = f"the CT cannot be read: {error.strerror or error}; check that it is still there"
         raise SeriesFailed(reason, code=InputUnreadable.code) from error
-    if size > most_unpacked(stored):
+    if size > IMAGE.unpacked(stored):
         raise SeriesFailed(
             f"the images claim {size >> 20} MB, more than {len(paths)} files of {stored >> 20} MB can hold; "
             "copy them again from their source",

@@ -30,7 +30,7 @@ from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
 
 from ..system.atomic import write_whole
-from .derived import INHERITED, content_time_of, encoded_once, inherited, nameless, reference_to
+from .derived import INHERITED, content_time_of, decimal, encoded_once, inherited, nameless, reference_to
 from .files import Upto
 from .seg.codes import CALCIUM, CALCIUM_SEGMENT, CORONARY_ARTERY, HEART, HEART_SEGMENT
 from .seg.reader import open_segmentation
@@ -414,6 +414,6 @@ def _with(item: Dataset, **values: Any) -> Dataset:
 
 def _measuring(item: Dataset, value: float, **values: Any) -> Dataset:
     """A copy of a NUM content item with another number."""
-    number = pydicom.valuerep.DSfloat(float(value), auto_format=True)
-    measured = _with(item.MeasuredValueSequence[0], NumericValue=number, FloatingPointValue=float(value))
+    numbers = {"NumericValue": decimal(value), "FloatingPointValue": float(value)}
+    measured = _with(item.MeasuredValueSequence[0], **numbers)
     return _with(item, MeasuredValueSequence=[measured], **values)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 import re
 import stat
 import unicodedata
@@ -27,7 +26,7 @@ from ..errors import InputError, InputUnreadable
 from ..outputs.report import REPORT
 from ..pipeline.places import PARQUET, RUN_FILE
 from ..pipeline.results import MEANINGS, read_parquet
-from ..system.atomic import atomic_path
+from ..system.atomic import atomic_path, json_bytes
 from ..system.foreign import MAX_JSON, foreign, parse_json, read_json
 from ..system.inside import regular_inside
 
@@ -232,7 +231,8 @@ def build_release(
                 current = begin()
                 if len(parts) == 1:
                     current.add(README, io.BytesIO(_readme(series, rows, selected).encode()))
-                    current.add(SELECTION, io.BytesIO(_selection(selected)))
+                    content = json_bytes(None if selected is None else asdict(selected))
+                    current.add(SELECTION, io.BytesIO(content))
                     for uid in () if selected is None else selected.missing_series:
                         current.lacks(uid)
                     current.add(DICTIONARY, io.BytesIO(_dictionary().encode()))
@@ -266,10 +266,6 @@ def _check_finished(selected: Selected | None, results: Path) -> None:
             f"the run in {results} is not finished, {selected.missing} of {selected.selected} selected "
             f"series are missing: {again}"
         )
-
-
-def _selection(selected: Selected | None) -> bytes:
-    return (json.dumps(None if selected is None else asdict(selected), indent=2) + "\n").encode()
 
 
 def _readme(series: int, rows: int, selected: Selected | None) -> str:

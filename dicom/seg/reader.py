@@ -329,11 +329,11 @@ class SegmentFrames:
         """
         found = {kind: np.zeros(self.shape, dtype=np.bool_) for kind in ("heart", "calcium")}
         count = self.shape[0] * self.shape[1]
-        with foreign(str(self.path), advice="write the SEG again"), self.path.open("rb") as file:
+        with foreign(str(self.path), advice="write the SEG again"):
             for kind, number in self._frames(ref):
                 first, last = number * count, (number + 1) * count
-                file.seek(self.offset + first // 8)
-                packed = np.frombuffer(file.read(-(-last // 8) - first // 8), dtype=np.uint8)
+                begin, end = first // 8, -(-last // 8)
+                packed = np.fromfile(self.path, np.uint8, end - begin, offset=self.offset + begin)
                 bits = np.unpackbits(packed, bitorder="little")[first % 8 :][:count]
                 found[kind] |= bits.reshape(self.shape).astype(np.bool_)
         return found

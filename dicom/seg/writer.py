@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from ...errors import InputUnreadable, MaskMismatch
 from ...imaging import Geometry
 from ...system.atomic import write_whole
-from ..derived import content_time_of, encoded_once, inherited, nameless, reference_to
+from ..derived import content_time_of, decimal, encoded_once, inherited, nameless, reference_to
 from ..files import read_slice
 from ..headers import quiet_pydicom
 from ..series import Series, SliceRef
@@ -78,8 +77,9 @@ def write_segmentation(
     masks = {"heart": np.asarray(heart, dtype=np.bool_), "calcium": np.asarray(calcium, dtype=np.bool_)}
     _check_fit(geometry, masks, refs)
 
-    z_of_empty = _middle(np.asarray(np.any(masks["heart"], axis=(1, 2))))
     planes = {name: np.flatnonzero(np.any(mask, axis=(1, 2))) for name, mask in masks.items()}
+    hearts = planes["heart"] if planes["heart"].size else np.arange(geometry.shape[0])
+    z_of_empty = int(hearts[len(hearts) // 2])
     empty = [name for name, z in planes.items() if z.size == 0]
     used = np.unique(np.concatenate([*planes.values(), [z_of_empty] if empty else []]).astype(np.int64))
     # (slice, row, column, segment), but laid out segment by segment: highdicom adds them up 10 times faster
@@ -116,7 +116,7 @@ def write_segmentation(
     _refer_to_images(segmentation, {_stand_in(z): refs[z] for z in used.tolist()})
     # highdicom sees only the slices used and takes their distance for the increment
     measures = segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
-    measures.SpacingBetweenSlices = _ds(geometry.spacing[0])
+    measures.SpacingBetweenSlices = decimal(geometry.spacing[0])
     segmentation.update(header)
     dimensions = generate_uid(entropy_srcs=[series.series_uid, algorithm_name, "dimensions"])
     for item in (*segmentation.DimensionOrganizationSequence, *segmentation.DimensionIndexSequence):
@@ -136,12 +136,6 @@ def _check_fit(geometry: Geometry, masks: dict[str, BoolArray], refs: Sequence[S
             f"The CT has {geometry.shape[0]} slices but {len(refs)} images are named: "
             "pass the images it was read from"
         )
-
-
-def _middle(occupied: BoolArray) -> int:
-    """Index in the middle of the occupied slices, or of all where none is."""
-    z = np.flatnonzero(occupied)
-    return int(z[len(z) // 2]) if z.size else len(occupied) // 2
 
 
 def _header(ref: SliceRef, series: Series) -> tuple[Dataset, tuple[str, str]]:
@@ -176,17 +170,13 @@ def _source_image(
     image.SOPClassUID = CTImageStorage
     image.SOPInstanceUID = _stand_in(z)
     image.Rows, image.Columns = geometry.shape[1:]
-    image.PixelSpacing = [_ds(s) for s in geometry.spacing[1:]]
-    image.SliceThickness = _ds(ref.slice_thickness or series.slice_thickness or geometry.spacing[0])
+    image.PixelSpacing = [decimal(s) for s in geometry.spacing[1:]]
+    image.SliceThickness = decimal(ref.slice_thickness or series.slice_thickness or geometry.spacing[0])
     position = ref.position if ref.position is not None else geometry.to_lps([z, 0, 0])
-    image.ImagePositionPatient = [_ds(v) for v in position]
+    image.ImagePositionPatient = [decimal(v) for v in position]
     orientation = refs[0].orientation or (*geometry.axes[2], *geometry.axes[1])
-    image.ImageOrientationPatient = [_ds(v) for v in orientation]
+    image.ImageOrientationPatient = [decimal(v) for v in orientation]
     return image
-
-
-def _ds(value: float) -> Any:
-    return pydicom.valuerep.DSfloat(float(value), auto_format=True)
 
 
 def _descriptions(algorithm: Any) -> list[Any]:

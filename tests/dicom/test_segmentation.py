@@ -355,6 +355,17 @@ def test_headers_as_they_come(tmp_path: Path, header: dict[str, str], assert_val
     np.testing.assert_array_equal(read_segmentation(path, geometry)["calcium"], calcium)
 
 
+def test_a_trial_that_the_ct_names_in_part_is_left_out(tmp_path: Path) -> None:
+    geometry = make_geometry()
+    heart, calcium = make_masks()
+    path = tmp_path / "seg.dcm"
+    write_segmentation(
+        path, series=write_ct(tmp_path / "ct", geometry, header={"ClinicalTrialProtocolID": "NLST"}),
+        geometry=geometry, heart=heart, calcium=calcium, algorithm_version="1",
+    )  # fmt: skip
+    assert not [element for element in pydicom.dcmread(path) if element.keyword.startswith("ClinicalTrial")]
+
+
 def test_header_values_that_break_the_standard_do_not_stop_us(tmp_path: Path) -> None:
     geometry = make_geometry()
     series = write_ct(tmp_path / "ct", geometry, header={"PatientName": "X"})

@@ -114,6 +114,19 @@ def test_one_slice_in_16_syntaxes(shared_data: Path) -> None:
         assert np.abs(hu - expected)[hu != PADDING_HU].max() == 0, path.name
 
 
+@pytest.mark.parametrize("bits", [12, 16])
+def test_jpeg_of_12_bits_with_a_sign(shared_data: Path, tmp_path: Path, bits: int) -> None:
+    """The sign is that of the 12 bits, whatever the header calls stored."""
+    folder = shared_data / "dicom-zoo/one-slice-16-syntaxes/testImages"
+    ds = pydicom.dcmread(next(folder.glob("CTImage.dcm_JPEGProcess2_4*")))
+    ds.PixelRepresentation, ds.BitsStored, ds.HighBit = 1, bits, bits - 1
+    ds.save_as(tmp_path / "x.dcm")
+    hu = read_series(discover(tmp_path).series[0]).volume.hu[0]
+    independent = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "x.dcm")))[0]
+    assert independent.min() < -3000 < 0 < independent.max()
+    np.testing.assert_array_equal(hu, np.rint(independent))
+
+
 def test_one_slice_in_16_syntaxes_with_padding_and_cut(shared_data: Path, tmp_path: Path) -> None:
     """What follows the pixels, of any value, changes nothing in any decoder; what is cut is refused."""
     for path in sorted((shared_data / "dicom-zoo/one-slice-16-syntaxes/testImages").glob("CTImage.dcm*")):
