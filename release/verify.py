@@ -425,13 +425,4 @@ def summary(found: Verification, *, most: int = 20) -> list[str]:
 
 def to_dict(found: Verification) -> dict[str, Any]:
     """Everything as JSON types."""
-    return {
-        "series": found.series,
-        "checksums": found.checksums,
-        "with_ct": found.with_ct,
-        "selected": None if found.selected is None else asdict(found.selected),
-        "rule": found.rule,
-        "rules": [vars(r) for r in found.rules],
-        "problems": [vars(p) for p in found.problems],
-        "scores": {place: dict(scores) for place, scores in found.scores.items()},
-    }
+    return {**asdict(found), "rule": found.rule}
