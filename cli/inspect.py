@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from .registry import LISTS, LONG, cell, lines
-from .screen import add_row, new_console, new_table, note, say, say_json
+from .screen import PLAIN_WIDTH, add_row, new_console, new_table, note, say, say_json
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from ..dicom import Discovery, Series
-
-PLAIN_WIDTH = 160
-"""Columns of the table where the output is no terminal."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

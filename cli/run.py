@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .screen import Parser, add_row, new_console, new_table, note, say_json
+from .screen import PLAIN_WIDTH, Parser, add_row, new_console, new_table, note, say_json
 
 if TYPE_CHECKING:
     from ..batch.engine import Engine, Statistics
@@ -406,18 +406,20 @@ _SHOWN = 40
 def _report(summary: RunSummary, log_path: Path, *, quiet: bool) -> None:
     from ..pipeline.cautions import MARK
     from ..pipeline.outputs import CSV, PREVIEW_NAME
-    from ..pipeline.results import MEANINGS
     from ..pipeline.step import columns
 
     console = new_console(soft_wrap=True)
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
     shown = summary.first(_SHOWN) if summary.table else ()
     if shown and not quiet:
         used = [c for c in columns() if c.leads and any(cell(row, c) for row in shown)]
-        table = new_table("patient", "series", "status", *(column.title for column in used), "s")
-        for head, column in zip(table.columns[3:], [*used, MEANINGS["seconds"]], strict=True):
-            head.justify = "right" if column.kind is float else "left"
-        for head in table.columns:
-            head.no_wrap = True
+        table = new_table()
+        for name in ("patient", "series", "status"):
+            table.add_column(name, no_wrap=True)
+        for column in used:
+            table.add_column(column.title, justify="right" if column.kind is float else "left")
+        table.add_column("s", no_wrap=True, justify="right")
         for row in shown:
             seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
             found = (cell(row, column) for column in used)
