@@ -134,16 +134,6 @@ def lines(rows: Rows) -> list[str]:
     return out[:-1]
 
 
-def markdown(rows: Rows) -> str:
-    """A list as a table for the documentation; what its first column names is code."""
-    titles = list(rows[0])
-    table = [titles, ["---"] * len(titles)]
-    for row in rows:
-        first, *rest = (cell(value).replace("|", "\\|") for value in row.values())
-        table.append([f"`{first}`", *rest])
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in table) + "\n"
-
-
 def _facts(alternatives: tuple[Fact[Any], ...]) -> str:
     return " or ".join(fact.meaning or fact.name for fact in alternatives)
 
