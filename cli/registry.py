@@ -145,7 +145,11 @@ def _described(one: Described) -> dict[str, str]:
 def _default(option: Field[Any]) -> str:
     """As a workflow would say it; of longer lists how many entries there are."""
     value = option.default_factory() if option.default_factory is not MISSING else option.default
-    return f"({len(value)} entries)" if isinstance(value, list) and len(value) > 1 else json.dumps(value)
+    return (
+        f"({len(value)} entries)"
+        if isinstance(value, list) and len(value) > 1
+        else json.dumps(value, default=str)
+    )
 
 
 def _attributes(text: str) -> dict[str, str]:
@@ -156,6 +160,8 @@ def _attributes(text: str) -> dict[str, str]:
         if match := re.fullmatch(r" {4}(\w+(?:, \w+)*): (.*)", line):
             names = match[1].split(", ")
             found |= dict.fromkeys(names, match[2])
+        elif line and not line.startswith(" "):  # another section
+            break
         else:
             found |= {name: f"{found[name]} {line.strip()}".rstrip() for name in names}
     return found
