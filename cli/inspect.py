@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from .registry import LISTS, LONG, cell, lines
-from .screen import add_row, new_console, new_table, note, say, say_json
+from .screen import PLAIN_WIDTH, add_row, new_console, new_table, note, say, say_json
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from ..dicom import Discovery, Series
-
-PLAIN_WIDTH = 160
-"""Columns of the table where the output is no terminal."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -60,11 +57,13 @@ def run(args: argparse.Namespace) -> int:
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
     if args.listed is not None:
-        listed, _ = LISTS[args.listed]
+        rows = LISTS[args.listed][0]()
         if args.json:
-            say_json(listed())
+            say_json(rows)
+        elif args.listed == "modules":
+            say(*lines(rows))
         else:
-            say(*lines(listed())) if args.listed == "modules" else _print_list(console, listed())
+            _print_list(console, rows)
         return 0
     if args.input is None:
         raise InputError("give the folder to look into: deepcac2 inspect IN (or --gates or another list)")

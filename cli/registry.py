@@ -132,16 +132,6 @@ def lines(rows: Rows) -> list[str]:
     return out[:-1]
 
 
-def markdown(rows: Rows) -> str:
-    """A list as a table for the documentation; what its first column names is code."""
-    titles = list(rows[0])
-    table = [titles, ["---"] * len(titles)]
-    for row in rows:
-        first, *rest = (cell(value).replace("|", "\\|") for value in row.values())
-        table.append([f"`{first}`", *rest])
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in table) + "\n"
-
-
 def _facts(alternatives: tuple[Fact[Any], ...]) -> str:
     return " or ".join(fact.meaning or fact.name for fact in alternatives)
 
@@ -153,7 +143,11 @@ def _described(one: Described) -> dict[str, str]:
 def _default(option: Field[Any]) -> str:
     """As a workflow would say it; of longer lists how many entries there are."""
     value = option.default_factory() if option.default_factory is not MISSING else option.default
-    return f"({len(value)} entries)" if isinstance(value, list) and len(value) > 1 else json.dumps(value)
+    return (
+        f"({len(value)} entries)"
+        if isinstance(value, list) and len(value) > 1
+        else json.dumps(value, default=str)
+    )
 
 
 def _attributes(text: str) -> dict[str, str]:
@@ -164,6 +158,8 @@ def _attributes(text: str) -> dict[str, str]:
         if match := re.fullmatch(r" {4}(\w+(?:, \w+)*): (.*)", line):
             names = match[1].split(", ")
             found |= dict.fromkeys(names, match[2])
+        elif line and not line.startswith(" "):  # another section
+            break
         else:
             found |= {name: f"{found[name]} {line.strip()}".rstrip() for name in names}
     return found

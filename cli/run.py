@@ -13,12 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .screen import Parser, add_row, new_console, new_table, note, say_json
+from .screen import PLAIN_WIDTH, Parser, add_row, new_console, new_table, note, say_json
 
 if TYPE_CHECKING:
     from ..batch.engine import Engine, Statistics
     from ..batch.run import Progress, RunSummary
     from ..pipeline.results import ResultRow
+    from ..pipeline.step import Described
     from ..pipeline.workflow import Workflow
 
 
@@ -381,22 +382,21 @@ def _as_json(event: Progress) -> dict[str, Any]:
 
 
 def in_words(row: ResultRow) -> str:
-    """One line on a series."""
-    if row.status == "scored":
-        return f"{row.series_uid}: {', '.join(f'{name} {words}' for name, words in results(row).items())}"
-    return f"{row.series_uid}: {row.status}, {row.code}"
-
-
-def results(row: ResultRow) -> dict[str, str]:
-    """What the steps were run for and found, by its heading, in words; marked where it needs a caution."""
-    from ..pipeline.cautions import MARK
+    """One line on a series: what its steps were run for and found."""
     from ..pipeline.step import columns
 
-    found = {}
-    for column in columns():
-        if column.leads and (words := column.words(getattr(row, column.name))):
-            found[column.title] = f"{words} {MARK}" if column.result and row.caution else words
-    return found
+    if row.status != "scored":
+        return f"{row.series_uid}: {row.status}, {row.code}"
+    said = {column.title: cell(row, column) for column in columns() if column.leads}
+    return f"{row.series_uid}: {', '.join(f'{title} {words}' for title, words in said.items() if words)}"
+
+
+def cell(row: ResultRow, column: Described) -> str:
+    """A value of a row in words, a result with a mark where it needs a caution; "" where there is none."""
+    from ..pipeline.cautions import MARK
+
+    words = column.words(getattr(row, column.name))
+    return f"{words} {MARK}" if words and column.result and row.caution else words
 
 
 _SHOWN = 40
@@ -407,18 +407,24 @@ def _report(summary: RunSummary, log_path: Path, *, quiet: bool) -> None:
     from ..outputs.preview import PREVIEW
     from ..pipeline.cautions import MARK
     from ..pipeline.places import CSV
+    from ..pipeline.step import columns
 
     console = new_console(soft_wrap=True)
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
     shown = summary.first(_SHOWN) if summary.table else ()
     if shown and not quiet:
-        names = dict.fromkeys(name for row in shown for name in results(row))
-        table = new_table("patient", "series", "status", *names, "s")
-        for column in table.columns:
-            column.no_wrap = True
+        used = [c for c in columns() if c.leads and any(cell(row, c) for row in shown)]
+        table = new_table()
+        for name in ("patient", "series", "status"):
+            table.add_column(name, no_wrap=True)
+        for column in used:
+            table.add_column(column.title, justify="right" if column.kind is float else "left")
+        table.add_column("s", no_wrap=True, justify="right")
         for row in shown:
-            found, seconds = results(row), "" if row.seconds is None else f"{row.seconds:.1f}"
-            cells = (found.get(name, "") for name in names)
-            add_row(table, (row.patient_id, _short(row), row.status, *cells, seconds))
+            seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
+            found = (cell(row, column) for column in used)
+            add_row(table, (row.patient_id, _short(row), row.status, *found, seconds))
         console.print(table)
         for row in shown:
             if row.caution:

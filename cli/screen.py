@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+PLAIN_WIDTH = 160
+"""Letters of a line of a table where the output is no terminal."""
+
 
 def _plain(text: str) -> str:
     from ..dicom.names import printable  # its room loads pydicom, which --help can do without

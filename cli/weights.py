@@ -79,7 +79,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
             convert.add_argument(
                 "--configuration", choices=("3d_lowres", "3d_fullres"), help="which one, where SRC holds both"
             )
-        convert.set_defaults(run=_convert_v1 if version == "v1" else _convert_v2)
+        convert.set_defaults(run=_convert, version=version)
 
 
 def _state(entry: ManifestEntry) -> str:
@@ -149,35 +149,19 @@ def _fetch(args: argparse.Namespace) -> int:
     return _done(found)
 
 
-def _convert_v1(args: argparse.Namespace) -> int:
-    from ..weights import convert_nnunet_v1
+def _convert(args: argparse.Namespace) -> int:
+    from ..weights import convert_nnunet_v1, convert_nnunet_v2
 
-    return _done(
-        convert_nnunet_v1(
-            args.source,
-            args.destination,
-            name=args.name,
-            configuration=args.configuration,
-            checkpoint=args.checkpoint,
-            labels=args.heart_label,
-            licence=args.licence,
-        )
-    )
-
-
-def _convert_v2(args: argparse.Namespace) -> int:
-    from ..weights import convert_nnunet_v2
-
-    return _done(
-        convert_nnunet_v2(
-            args.source,
-            args.destination,
-            name=args.name,
-            checkpoint=args.checkpoint,
-            labels=args.heart_label,
-            licence=args.licence,
-        )
-    )
+    given = {
+        "name": args.name,
+        "checkpoint": args.checkpoint,
+        "labels": args.heart_label,
+        "licence": args.licence,
+    }
+    if args.version == "v1":
+        given["configuration"] = args.configuration
+    convert = convert_nnunet_v1 if args.version == "v1" else convert_nnunet_v2
+    return _done(convert(args.source, args.destination, **given))
 
 
 def _done(found: WeightSet) -> int:

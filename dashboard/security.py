@@ -21,12 +21,11 @@ import traceback
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -220,7 +219,7 @@ class Guard:
         if shown and scope["method"] in ("GET", "HEAD"):
             if _same(shown[0], self.access.token):
                 return self._admitted(scope, [pair for pair in query if pair[0] != "token"])
-        elif _same(_cookie(headers), self._cookie) or (
+        elif _same(Request(scope).cookies.get(COOKIE, ""), self._cookie) or (
             scheme.lower() == "bearer" and _same(bearer.strip(), self.access.token)
         ):
             return None
@@ -277,14 +276,6 @@ def _from_our_page(headers: Mapping[str, str]) -> bool:
         and ours
         and headers.get("sec-fetch-site", "none") in ("same-origin", "none")
     )
-
-
-def _cookie(headers: Headers) -> str:
-    try:
-        jar = SimpleCookie(headers.get("cookie", ""))
-    except CookieError:
-        return ""
-    return jar[COOKIE].value if COOKIE in jar else ""
 
 
 def _same(given: str, wanted: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
@@ -22,9 +22,8 @@ from .pixels import GONE
 from .security import Refused, foreign
 from .table import MOST_ROWS, Results, literal, literals
 
-_AT_ONCE = 5000
 _KEPT = 64
-"""Studies, and headers of SEG and SR, kept in memory, a few kilobytes each."""
+"""Rows, studies, and headers of SEG and SR, kept in memory, a few kilobytes each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +83,7 @@ class DicomStore:
         self._results = table.folder.resolve()
         self._locator = None if ct is None else SeriesLocator(ct)
         self.made_from = lru_cache(maxsize=_KEPT)(self._made_from)
+        self.row = lru_cache(maxsize=_KEPT)(self._row)
         self.study = lru_cache(maxsize=_KEPT)(self._study)
 
     # The table
@@ -103,7 +103,7 @@ class DicomStore:
         """Number of series in the table."""
         return int(self._table.all("SELECT count(*) FROM everything WHERE series_uid <> ''")[0][0])
 
-    def row(self, series_uid: str) -> Row | None:
+    def _row(self, series_uid: str) -> Row | None:
         """The row of a series of the run."""
         return next(iter(self._rows(f"series_uid = {literal(series_uid)}", "LIMIT 1")), None)
 
@@ -127,12 +127,9 @@ class DicomStore:
             found[row.study_uid].append(row)
         return list(found.values())
 
-    def rows(self) -> Iterator[Row]:
-        """All rows in order, some thousand at a time."""
-        offset = 0
-        while found := self._rows("true", f"LIMIT {_AT_ONCE} OFFSET {offset}"):
-            yield from found
-            offset += len(found)
+    def rows(self) -> tuple[Row, ...]:
+        """All rows in order."""
+        return self._rows("true")
 
     # The files
 

@@ -173,6 +173,13 @@ class Results:
         patient: Its column that holds the PatientID.
         show_phi: Read columns that say who somebody is as well.
 
+    Attributes:
+        folder, clinical: As given, and what was joined.
+        columns: By name: the run's, ours and the clinical ones.
+        different: How many different values each column has by which rows may be chosen.
+        results: Columns that steps were run for and their groups, those with a value (`Described.leads`).
+        filters, limits: By the filter's name; of a range its smallest and largest number.
+
     Raises:
         InputUnreadable: A table is missing or cannot be read.
         InputError: It is not such a table, or is empty, or nothing of the clinical table fits.

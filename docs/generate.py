@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 NOTE = "Written by `make docs`; do not edit by hand."
 WIDTH = "100"
@@ -47,16 +48,27 @@ def errors_page() -> str:
     return f"# Errors and exit codes\n\n{NOTE}\n\n{title}\n\n```text\n{lines}\n```\n\n{text.rstrip()}\n"
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """A list of `deepcac2 inspect`; what its first column names is code."""
+    from deepcac2.cli.registry import cell
+
+    lines = [list(rows[0]), ["---"] * len(rows[0])]
+    for row in rows:
+        first, *rest = (cell(value).replace("|", "\\|") for value in row.values())
+        lines.append([f"`{first}`", *rest])
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+
+
 def modules_page() -> str:
     """Workflows, modules with their options, columns of the table and scoring rules, as registered."""
-    from deepcac2.cli.registry import columns, markdown, modules, rules, workflows
+    from deepcac2.cli.registry import columns, modules, rules, workflows
 
     parts = [
         f"# What is registered\n\n{NOTE} `deepcac2 inspect --modules`, `--columns`, `--rules` and "
         "`--workflows` list the same, with what other packages bring "
         "([architecture](architecture.md#a-step-says-all-of-itself)); "
         "`--gates` lists the [gates](gates.md).\n",
-        f"## Workflows\n\n{markdown(workflows())}",
+        f"## Workflows\n\n{table(workflows())}",
         "## Modules\n",
     ]
     for row in modules():
@@ -71,8 +83,8 @@ def modules_page() -> str:
             [f"In a report: {', '.join(value['name'] for value in row['report'])}"] if row["report"] else []
         )
         parts.append("".join(f"{sentence}.\n" for sentence in said))
-        parts.append(markdown(row["options"]) if row["options"] else "No options.\n")
-    parts += [f"## Columns of the table\n\n{markdown(columns())}", f"## Scoring rules\n\n{markdown(rules())}"]
+        parts.append(table(row["options"]) if row["options"] else "No options.\n")
+    parts += [f"## Columns of the table\n\n{table(columns())}", f"## Scoring rules\n\n{table(rules())}"]
     return "\n".join(part for part in parts if part)
 
 

@@ -159,7 +159,7 @@ def _record(value: Value) -> type[ValueOutput]:
     )
     for decorate in (
         ValueOutput.Name(value.name),
-        ValueOutput.Label(value.label),
+        ValueOutput.Label(value.title),
         ValueOutput.Type(value.kind),
         ValueOutput.Description(value.meaning),
     ):

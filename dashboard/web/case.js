@@ -172,7 +172,7 @@ function plain(value, unit) {
     return value.length <= SHORT ? `${list} ${unit}`.trim()
       : h("details", {}, h("summary", {}, `${count(value.length)} values`), `${list} ${unit}`.trim());
   }
-  return `${typeof value === "number" ? measured(value) : value} ${unit}`.trim();
+  return typeof value === "number" ? `${measured(value)} ${unit}`.trim() : String(value);
 }
 
 /** The scoring rule with its numbers. */

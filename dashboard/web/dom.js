@@ -60,9 +60,10 @@ export function mark(caution) {
   return caution ? h("span", { class: "mark", role: "img", title: caution, "aria-label": `caution: ${caution}` }, "!") : null;
 }
 
-/** Which of the four colours a group has, from the lowest to the highest. */
+/** Which of the colours a group has, from the lowest to the highest: four, or five where there are more groups. */
 export function level(group, groups) {
-  return Math.max(0, Math.min(3, Math.round((3 * group) / Math.max(1, groups.length - 1))));
+  const highest = groups.length > 4 ? 4 : 3;
+  return Math.max(0, Math.min(highest, Math.round((highest * group) / Math.max(1, groups.length - 1))));
 }
 
 function badge(group, groups) {

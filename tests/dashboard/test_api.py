@@ -320,13 +320,16 @@ def test_tables_of_other_methods_and_older_versions(tmp_path: Path) -> None:
         "study_date": ["", "20000102"],
         "n_slices": [100, 200],
         "folder": ["", ""],
+        "screening_positive": [True, None],
         "direct_score": [12.5, 500.0],
         "direct_group": [2, 4],
     }
     pd.DataFrame(columns).to_parquet(tmp_path / "results.parquet")
     with TestClient(create_app(tmp_path), base_url=HERE) as client:
         about = client.get("/api/about").json()
-        assert about["results"] == ["direct_score", "direct_group"]
+        assert about["results"] == ["screening_positive", "direct_score", "direct_group"]
+        for chosen in ("true", ""):
+            assert ask(client, "/api/cases", f"screening_positive={chosen}")["series"] == 1
         assert "direct_score" in about["usual"]
         assert "agatston_score" not in about["usual"]
         rows = ask(client, "/api/cases", "sort=direct_score&order=desc")["rows"]

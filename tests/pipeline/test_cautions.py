@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from deepcac2.cli.run import in_words, results
+from deepcac2.cli.run import cell, in_words
 from deepcac2.dicom import Series, SliceRef, make_finding
 from deepcac2.imaging import Geometry, Volume
 from deepcac2.imaging.labels import calcium_labels
@@ -16,7 +16,7 @@ from deepcac2.pipeline import Case
 from deepcac2.pipeline.cautions import cautions
 from deepcac2.pipeline.details import details
 from deepcac2.pipeline.facts import CALCIUM, CT, SCORE
-from deepcac2.pipeline.results import result_row
+from deepcac2.pipeline.results import MEANINGS, result_row
 from deepcac2.pipeline.scoring import ScoreCalcium
 
 PROVENANCE = {"deepcac2": "0", "weights": {}}
@@ -73,10 +73,11 @@ def test_a_result_that_a_gate_would_have_refused_is_marked() -> None:
     row = result_row(case)
     assert row.caution == "in spite of coarse-pixels: pixels are 2.8 mm"
     assert details(case, PROVENANCE)["cautions"] == [row.caution]
-    assert results(row)["Agatston score"] == f"{row.agatston_score:.1f} !"
+    assert cell(row, MEANINGS["agatston_score"]) == f"{row.agatston_score:.1f} !"
+    assert cell(row, MEANINGS["risk_group"]) == f"{row.risk_group} {row.risk_group_name}"
     plain = result_row(scored(1.0, bright=True, findings=(warning,)))
     assert plain.caution == ""
-    assert results(plain)["Agatston score"] == f"{plain.agatston_score:.1f}"
+    assert cell(plain, MEANINGS["agatston_score"]) == f"{plain.agatston_score:.1f}"
 
 
 def test_without_a_result_there_is_nothing_to_caution_about() -> None:
@@ -84,4 +85,4 @@ def test_without_a_result_there_is_nothing_to_caution_about() -> None:
     case = Case(series=Series(series_uid="1.2"), findings=(allowed,))
     assert cautions(case) == ()
     row = result_row(replace(case, facts={DIRECT: {"score": 1.0, "group": 1}}))
-    assert results(row) == {"Direct score": "1.0 !", "Direct group": "1 below 10"}
+    assert cell(row, MEANINGS["direct_score"]) == "1.0 !"
