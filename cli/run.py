@@ -414,7 +414,7 @@ def _report(summary: RunSummary, log_path: Path, *, quiet: bool) -> None:
         console.width = PLAIN_WIDTH
     shown = summary.first(_SHOWN) if summary.table else ()
     if shown and not quiet:
-        used = [c for c in columns() if c.leads and any(cell(row, c) for row in shown)]
+        used = [c for c in columns() if (c.leads or c.listed) and any(cell(row, c) for row in shown)]
         table = new_table()
         for name in ("patient", "series", "status"):
             table.add_column(name, no_wrap=True)

@@ -53,6 +53,7 @@ class Described:
         result: It is what its step is run for: shown first, and marked where the case has cautions.
         groups: Names of its values 0, 1, 2 …, where these are groups of a result.
         limits: Upper limits of the classes in which its values are counted for a histogram.
+        listed: In the list at the end of a run as well, though it is no result.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Described:
     result: bool = False
     groups: tuple[str, ...] = ()
     limits: tuple[float, ...] = ()
+    listed: bool = False
 
     @property
     def title(self) -> str:

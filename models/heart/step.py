@@ -249,6 +249,7 @@ STEP = register(
                 meaning="volume of the heart mask, mL",
                 label="Heart volume",
                 unit="mL",
+                listed=True,
                 of=lambda case: case.get(HEART_MEASURES, {}).get("heart_volume_ml"),
             ),
         ),
