@@ -600,6 +600,7 @@ def split(late: Both, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(LATE))
 @pytest.mark.parametrize("runner", ["memory", "split", "mhub"])
 def test_a_case_rejected_late_keeps_what_was_known(
@@ -621,6 +622,7 @@ def test_a_case_rejected_late_keeps_what_was_known(
     assert found["outputs"] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(LATE))
 def test_all_runners_say_the_same_of_a_case_rejected_late(name: str, late: Both, split: Path) -> None:
     one, other, third = (details_of(f, LATE[name]) for f in (late.memory, split, late.mhub))
