@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from .resampling import centred_grid
+from .volume import Geometry
+
 CROP_SPACING = (2.5, 0.7, 0.7)
 """Voxel size of the model grid, mm (z, y, x); DeepCAC2 paper: 0.7 × 0.7 × 2.5 mm."""
 CROP_SHAPE = (58, 256, 256)
@@ -14,3 +19,17 @@ WINDOW_HU = (-135.0, 500.0)
 """Intensity window, HU; DeepCAC2 paper."""
 CANDIDATE_HU = 130
 """HU below which the default rule counts no voxel as calcium (Agatston et al. 1990)."""
+
+
+def crop_grid(
+    ct: Geometry, heart_centre: Iterable[float], shape: tuple[int, int, int] = CROP_SHAPE
+) -> Geometry:
+    """The paper's crop: 256 × 256 × 58 voxels of 0.7 × 0.7 × 2.5 mm centred on the heart.
+
+    Args:
+        ct: The CT's grid; the crop is laid parallel to it.
+        heart_centre: Middle of the heart's box, LPS (x, y, z), mm.
+        shape: Voxels of the crop (z, y, x).
+    """
+    x, y, z = (float(c) for c in heart_centre)
+    return centred_grid(ct, (x, y, z), CROP_SPACING, shape)

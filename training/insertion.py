@@ -23,7 +23,7 @@ from ..dicom import Series, discover, read_series
 from ..dicom.gates import is_sharp_kernel
 from ..errors import TrainingError
 from ..imaging import Geometry, Volume
-from ..imaging.crop import CANDIDATE_HU
+from ..imaging.crop import CANDIDATE_HU, crop_grid
 from ..imaging.masks import bounding_box, box_centre, dilated
 from ..imaging.orientation import to_canonical
 from ..simulation import sample_acquisition
@@ -34,7 +34,7 @@ from ..simulation.coronary import Deposit, sample_lesions
 from ..simulation.distractors import all_distractors
 from ..simulation.shapes import Array, Points
 from ..simulation.specks import Speck, lesion_specks, scanner_frame
-from .crops import Crop, CropRecipe, composed_label, crop_grid
+from .crops import Crop, CropRecipe, composed_label
 
 FindHeart = Callable[[str, Volume], npt.NDArray[np.bool_]]
 

@@ -21,6 +21,7 @@ from ..dicom import Series
 from ..errors import TrainingError
 from ..evaluation.datasets import AnnotatedSource, annotated_sources
 from ..imaging import Geometry, Volume
+from ..imaging.crop import crop_grid
 from ..imaging.masks import box_centre, dilated
 from ..imaging.orientation import to_canonical
 from ..imaging.resampling import resample
@@ -29,7 +30,7 @@ from ..pipeline.chain import build_stage
 from ..pipeline.facts import CT, HEART
 from ..pipeline.step import Context, Stage, steps
 from ..pipeline.workflow import Workflow
-from .crops import Crop, CropCache, CropRecipe, CropSource, build_cache, composed_label, crop_grid
+from .crops import Crop, CropCache, CropRecipe, CropSource, build_cache, composed_label
 from .insertion import Background, FindHeart, background_series, inserted_crop, load_background
 from .recipe import Inputs
 
