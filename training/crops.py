@@ -38,7 +38,7 @@ class CropRecipe:
             (`training.insertion`); the seeds are those after the patients'.
         label_threshold: Share of a crop voxel that must be calcium for the voxel to be labelled so.
         centre_jitter_mm: Standard deviation of the crop's shift, mm: the heart model is not perfect.
-        heart_margin_mm: What is within this distance of the heart counts as near it.
+        near_heart_mm: What is within this distance of the heart counts as near it.
         seed: Of all that is drawn at random.
     """
 
@@ -49,7 +49,7 @@ class CropRecipe:
     insertions: int = 0
     label_threshold: float = 0.5
     centre_jitter_mm: float = 0.0
-    heart_margin_mm: float = 10.0
+    near_heart_mm: float = 10.0
     seed: int = 1
 
     @property

@@ -269,7 +269,7 @@ def inserted_crop(background: Background, seed: int, recipe: CropRecipe) -> Crop
     shift = rng.normal(0.0, recipe.centre_jitter_mm, 3)
     centre = np.add(box_centre(background.heart, geometry), shift)
     where = _turned(crop_grid(geometry, centre), geometry, centre, rng)
-    near = dilated(background.heart, geometry, recipe.heart_margin_mm)
+    near = dilated(background.heart, geometry, recipe.near_heart_mm)
 
     def read(array: npt.NDArray[np.generic], outside: float = 0.0) -> Array:
         out: Array = scipy.ndimage.map_coordinates(

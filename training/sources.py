@@ -68,7 +68,7 @@ def crop_of(
         turned = to_canonical(mask.view(np.uint8), volume.geometry).array
         return resample(turned, ct.geometry, grid, outside=0.0).numpy()
 
-    near = dilated(heart, volume.geometry, recipe.heart_margin_mm)
+    near = dilated(heart, volume.geometry, recipe.near_heart_mm)
     return hu, composed_label(read, recipe, near=near, calcium=calcium, other=other)
 
 
@@ -206,8 +206,8 @@ def crop_sources(recipe: CropRecipe, inputs: Inputs) -> list[CropSource]:
 
 def make_crops(recipe: CropRecipe, folder: Path, inputs: Inputs) -> CropCache:
     """Cut all crops of a training into `folder`, or go on cutting; see `crop_sources` and `build_cache`."""
-    keys = ("centre_jitter_mm", "label_threshold", "heart_margin_mm", "simulator")
-    settings = {k: getattr(recipe, k) for k in keys}
+    settings = {k: getattr(recipe, k) for k in ("centre_jitter_mm", "label_threshold", "simulator")}
+    settings["heart_margin_mm"] = recipe.near_heart_mm  # its former name: older crops serve on
     settings["centre"] = "middle of the heart's box"  # crops cut around another point are others
     settings["heart_weights"] = inputs.heart_weights if inputs.data or inputs.backgrounds else ""
     return build_cache(crop_sources(recipe, inputs), folder, settings=settings)

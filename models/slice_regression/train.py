@@ -246,7 +246,7 @@ class ScoredSlices:
     ) -> None:
         self.cache, self.recipe, self.scores = cache, recipe, scores
         self.boxes = {}
-        margin_mm = recipe.of_crops().heart_margin_mm
+        margin_mm = recipe.of_crops().near_heart_mm
         pools: dict[str, list[tuple[int, int]]] = {"calcium": [], "other": [], "any": []}
         for crop in crops:
             label = np.asarray(cache.label[crop])
@@ -378,7 +378,7 @@ def held_out_scores(
     """Of each crop the true score of the slices of its heart and the network's, both summed."""
     device = next(regressor.parameters()).device
     cache, scores = batches.cache, batches.scores
-    margin_mm = batches.recipe.of_crops().heart_margin_mm
+    margin_mm = batches.recipe.of_crops().near_heart_mm
     found = []
     for crop in crops:
         box = heart_box(np.asarray(cache.label[crop]), margin_mm)

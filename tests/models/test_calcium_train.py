@@ -117,7 +117,7 @@ def test_crops_are_what_inference_sees() -> None:
     hu, labels = scan(1, calcium=True)
     heart, calcium = labels > 0, labels == 2
     centre = box_centre(heart, GRID)
-    recipe = replace(TINY, heart_margin_mm=0.0)
+    recipe = replace(TINY, near_heart_mm=0.0)
     crop, label = crop_of(Volume(hu=hu, geometry=GRID), heart, calcium, centre, recipe)
     grid = crop_grid(GRID, centre)
     np.testing.assert_array_equal(crop, to_crop(hu, GRID, grid, device=CPU).round().numpy())
@@ -160,11 +160,11 @@ def off_centre(label: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
 @pytest.mark.slow
 def test_the_heart_of_a_simulated_patient_lies_in_the_crop_as_at_inference() -> None:
     """Patient 31's box has its middle 8 and 7 mm off the centre of gravity along y and z."""
-    hu, label = simulated_crop(31, replace(TINY, heart_margin_mm=0.0, centre_jitter_mm=0.0))
+    hu, label = simulated_crop(31, replace(TINY, near_heart_mm=0.0, centre_jitter_mm=0.0))
     assert np.abs(off_centre(label)).max() < 1.5
     faces = [hu.take(i, axis=axis) for axis in range(3) for i in (0, -1)]
     assert all((face > -1024).any() for face in faces)  # all that the crop holds was drawn
-    _, shifted = simulated_crop(31, replace(TINY, heart_margin_mm=0.0, centre_jitter_mm=6.0))
+    _, shifted = simulated_crop(31, replace(TINY, near_heart_mm=0.0, centre_jitter_mm=6.0))
     shift = np.random.default_rng([31, 77]).normal(0.0, 6.0, 3)[::-1]
     np.testing.assert_allclose(off_centre(shifted), -shift, atol=2.5)
 

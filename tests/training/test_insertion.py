@@ -28,7 +28,7 @@ from deepcac2.training.insertion import (
 )
 from deepcac2.weights import resolve
 
-CROP = CropRecipe(centre_jitter_mm=4.0, label_threshold=0.25, heart_margin_mm=10.0)
+CROP = CropRecipe(centre_jitter_mm=4.0, label_threshold=0.25, near_heart_mm=10.0)
 
 
 @pytest.fixture(scope="module")
