@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 CROP_SPACING = (2.5, 0.7, 0.7)
 """Voxel size of the model grid, mm (z, y, x); DeepCAC2 paper: 0.7 × 0.7 × 2.5 mm."""
 CROP_SHAPE = (58, 256, 256)
@@ -14,3 +16,22 @@ WINDOW_HU = (-135.0, 500.0)
 """Intensity window, HU; DeepCAC2 paper."""
 CANDIDATE_HU = 130
 """HU below which the default rule counts no voxel as calcium (Agatston et al. 1990)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patches:
+    """How a crop goes through a network, in voxels (z, y, x); a set of weights may state its own.
+
+    Attributes:
+        crop_shape: Of the crop around the heart.
+        patch_shape, patch_step: Of the patches, and from one to the next.
+    """
+
+    crop_shape: tuple[int, int, int] = CROP_SHAPE
+    patch_shape: tuple[int, int, int] = PATCH_SHAPE
+    patch_step: tuple[int, int, int] = PATCH_STEP
+
+    def __post_init__(self) -> None:
+        for step, patch, crop in zip(self.patch_step, self.patch_shape, self.crop_shape, strict=True):
+            if not 0 < step <= patch <= crop:
+                raise ValueError(f"patch_step, patch_shape and crop_shape grow in this order: {self}")
