@@ -5,6 +5,8 @@ Judged by slow and literal restatements of the facts, which share nothing with t
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,44 +14,6 @@ import torch.nn.functional as F
 from deepcac2.models.deepcac2.network import PUBLISHED_WIDTHS, PublishedUNet, build, widths_of
 
 # --- the network ------------------------------------------------------------------------------------------
-
-NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-
-
-def published_shapes(widths: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """Name → shape of every tensor, written out from the description of the published file."""
-    *levels, lowest = widths
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def block(name: str, into: int, out: int) -> None:
-        for conv, norm, source in ((0, 1, into), (3, 4, out)):
-            shapes[f"{name}.conv.{conv}.weight"] = (out, source, 3, 3, 3)
-            for what in NORM:
-                shapes[f"{name}.conv.{norm}.{what}"] = () if what == "num_batches_tracked" else (out,)
-
-    for i, out in enumerate(levels):
-        block(f"downs.{i}", levels[i - 1] if i else 1, out)
-    block("bottleneck", levels[-1], lowest)
-    for i, out in enumerate(reversed(levels)):
-        shapes[f"ups.{2 * i}.weight"] = (([lowest, *reversed(levels)])[i], out, 2, 2, 2)
-        shapes[f"ups.{2 * i}.bias"] = (out,)
-        block(f"ups.{2 * i + 1}", 2 * out, out)
-    shapes["final_conv.weight"] = (1, levels[0], 1, 1, 1)
-    shapes["final_conv.bias"] = (1,)
-    return shapes
-
-
-def random_tensors(widths: tuple[int, ...], seed: int = 0) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    tensors = {}
-    for name, shape in published_shapes(widths).items():
-        if name.endswith("num_batches_tracked"):
-            tensors[name] = torch.tensor(7)
-        elif name.endswith("running_var"):
-            tensors[name] = torch.rand(shape, generator=generator) + 0.5
-        else:
-            tensors[name] = torch.randn(shape, generator=generator) * (0.3 if len(shape) > 1 else 0.2)
-    return tensors
 
 
 def slow_network(x: torch.Tensor, tensors: dict[str, torch.Tensor], levels: int) -> torch.Tensor:
@@ -83,8 +47,8 @@ def slow_network(x: torch.Tensor, tensors: dict[str, torch.Tensor], levels: int)
 
 
 @pytest.mark.parametrize("widths", [(2, 3, 4, 5, 6), (3, 4), (2, 4, 8)])
-def test_the_network_is_the_one_described(widths: tuple[int, ...]) -> None:
-    tensors = random_tensors(widths)
+def test_the_network_is_the_one_described(widths: tuple[int, ...], published: ModuleType) -> None:
+    tensors = published.random_tensors(widths)
     network = build(tensors)
     assert not network.training
     n = 2 ** (len(widths) - 1)
@@ -94,17 +58,19 @@ def test_the_network_is_the_one_described(widths: tuple[int, ...]) -> None:
     torch.testing.assert_close(found, slow_network(patches, tensors, len(widths) - 1), rtol=1e-4, atol=1e-4)
 
 
-def test_its_tensors_have_the_published_names_and_shapes() -> None:
+def test_its_tensors_have_the_published_names_and_shapes(published: ModuleType) -> None:
     with torch.device("meta"):
         network = PublishedUNet()
     shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    assert shapes == published_shapes(PUBLISHED_WIDTHS)
+    assert shapes == published.published_shapes(PUBLISHED_WIDTHS)
     assert sum(p.numel() for p in network.parameters()) == pytest.approx(90.3e6, rel=1e-3)
     assert widths_of(network.state_dict()) == PUBLISHED_WIDTHS
 
 
-def test_half_precision_is_taken_as_float32_and_nothing_may_be_missing_or_over() -> None:
-    tensors = random_tensors((2, 3, 4))
+def test_half_precision_is_taken_as_float32_and_nothing_may_be_missing_or_over(
+    published: ModuleType,
+) -> None:
+    tensors = published.random_tensors((2, 3, 4))
     halves = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
     assert {t.dtype for t in build(halves).state_dict().values()} == {torch.float32, torch.int64}
     for name in ("final_conv.bias", "bottleneck.conv.0.weight", "downs.0.conv.0.weight"):
