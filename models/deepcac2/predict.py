@@ -1,8 +1,8 @@
 """From a CT and its heart to the calcium, as the published implementation goes, quirk by quirk.
 
-Nuernberg et al. 2026, arXiv:2603.24633, as implemented in github.com/MHubAI/models, pull request 111: resample
-to 0.7 × 0.7 × 2.5 mm, crop around the heart, window, normalise, run the patches that hold heart, average,
-threshold, back to the CT. Arrays run along (x, y, z) in here, as the CT is stored: the patient is not turned.
+Nuernberg et al. 2026, arXiv:2603.24633, as implemented in github.com/MHubAI/models, pull request 111:
+resample to 0.7 × 0.7 × 2.5 mm, crop around the heart, window, normalise, run the patches that hold heart,
+average, threshold, back to the CT. Arrays run along (x, y, z) in here, as the CT is stored; nobody turns it.
 """
 
 from __future__ import annotations

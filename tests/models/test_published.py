@@ -6,12 +6,19 @@ Judged by slow and literal restatements of the facts, which share nothing with t
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 
+from deepcac2.imaging import Geometry, Volume
+from deepcac2.imaging.crop import Patches
 from deepcac2.models.deepcac2.network import PUBLISHED_WIDTHS, PublishedUNet, build, widths_of
+from deepcac2.models.deepcac2.predict import PublishedModel, Quirks
 
 # --- the network ------------------------------------------------------------------------------------------
 
@@ -78,3 +85,181 @@ def test_half_precision_is_taken_as_float32_and_nothing_may_be_missing_or_over(
             build({k: v for k, v in tensors.items() if k != name})
     with pytest.raises(RuntimeError, match="Unexpected"):
         build({**tensors, "extra": torch.zeros(1)})
+
+
+# --- around the network -----------------------------------------------------------------------------------
+#
+# What follows does what TorchIO's transforms do, one after the other, on whole arrays (x, y, z), with
+# SimpleITK, which is what TorchIO resamples with. Nothing is skipped and nothing is clever.
+
+SIZES = Patches(crop_shape=(13, 24, 20), patch_shape=(4, 8, 8), patch_step=(2, 4, 4))
+SPACING = (0.7, 0.7, 2.5)
+
+
+def slow_resample(image: sitk.Image, reference: sitk.Image, interpolator: int) -> sitk.Image:
+    resampler = sitk.ResampleImageFilter()
+    resampler.SetInterpolator(interpolator)
+    resampler.SetReferenceImage(reference)
+    return resampler.Execute(image)
+
+
+def slow_grid(image: sitk.Image) -> sitk.Image:
+    old, size = np.array(image.GetSpacing()), np.array(image.GetSize())
+    new = np.array(SPACING)
+    new_size = np.ceil(size * old / new).astype(int)
+    new_size[size == 1] = 1
+    origin = image.TransformContinuousIndexToPhysicalPoint((0.5 * (new / old - 1)).tolist())
+    reference = sitk.Image(new_size.tolist(), sitk.sitkUInt8)
+    reference.SetDirection(image.GetDirection())
+    reference.SetSpacing(SPACING)
+    reference.SetOrigin(origin)
+    return reference
+
+
+def slow_image(array: np.ndarray, geometry: Geometry) -> sitk.Image:
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(geometry.spacing[::-1])
+    image.SetOrigin(geometry.origin)
+    image.SetDirection(np.array(geometry.axes[::-1]).T.flatten().tolist())
+    return image
+
+
+def xyz(image: sitk.Image) -> np.ndarray:
+    return sitk.GetArrayFromImage(image).transpose()
+
+
+def slow_bounds(heart: np.ndarray, target: tuple[int, ...]) -> tuple[list[tuple[int, int]], ...]:
+    """Voxels to pad and to cut at both ends of each axis, as CropOrPad reckons them."""
+    padding, cropping = [], []
+    for axis in range(3):
+        others = tuple(a for a in range(3) if a != axis)
+        found = np.where(heart.any(axis=others))[0]
+        centre = (found[0] + found[-1] + 1) / 2
+        if (target[axis] % 2 == 0) != (centre % 1 == 0):
+            centre -= 0.5
+        begin, end = centre - target[axis] / 2, centre + target[axis] / 2
+        padding.append((int(max(-begin, 0)), int(max(end - heart.shape[axis], 0))))
+        cropping.append((int(max(begin, 0)), int(max(heart.shape[axis] - end, 0))))
+    return padding, cropping
+
+
+def slow_origin(grid: sitk.Image, *bounds: list[tuple[int, int]]) -> list[float]:
+    """The grid's origin after padding, cropping, and the inverse of both: where slices lie halfway between
+    two others, its last digit says which one is nearest."""
+    matrix = np.array(grid.GetDirection()).reshape(3, 3) * np.array(grid.GetSpacing())
+    origin = np.array(grid.GetOrigin())
+    padding, cropping = (np.array([low for low, _ in bound]) for bound in bounds)
+    for shift in (-padding, cropping, -cropping, padding):
+        if shift.any():
+            origin = np.dot(shift, matrix.T) + origin
+    return [float(v) for v in origin]
+
+
+def slow_published(volume: Volume, heart: np.ndarray, network: torch.nn.Module, sizes: Patches) -> np.ndarray:
+    """The published result: bool (z, y, x); also the mean probability of the crop (x, y, z)."""
+    ct = slow_image(volume.hu, volume.geometry)
+    label = slow_image(heart.astype(np.uint8), volume.geometry)
+    grid = slow_grid(ct)
+    image = xyz(slow_resample(ct, grid, sitk.sitkLinear))
+    hearts = xyz(slow_resample(label, grid, sitk.sitkNearestNeighbor))
+    crop, patch, step = (s[::-1] for s in (sizes.crop_shape, sizes.patch_shape, sizes.patch_step))
+    padding, cropping = slow_bounds(hearts, crop)
+
+    def cut(array: np.ndarray) -> np.ndarray:
+        padded = np.pad(array, padding)
+        return padded[tuple(slice(a, n - b) for (a, b), n in zip(cropping, padded.shape, strict=True))]
+
+    image, hearts = cut(image), cut(hearts)
+    assert image.shape == crop
+    values = torch.tensor(image).clamp(-135, 500).float()
+    values = (values - values.mean()) / values.std()
+    values = (values - values.min()) / (values.max() - values.min())
+
+    total, cover = np.zeros(crop), np.zeros(crop)
+    for x in range(0, crop[0] - patch[0], step[0]):
+        for y in range(0, crop[1] - patch[1], step[1]):
+            for z in range(0, crop[2] - patch[2], step[2]):
+                at = np.s_[x : x + patch[0], y : y + patch[1], z : z + patch[2]]
+                if hearts[at].sum() > 0:
+                    with torch.no_grad():
+                        total[at] += network(values[at][None, None]).sigmoid()[0, 0].numpy()
+                    cover[at] += 1
+    cover[cover == 0] = 1
+    found = (total / cover > 0.5).astype(np.uint8)
+
+    whole = np.pad(found, cropping)
+    whole = whole[tuple(slice(a, n - b) for (a, b), n in zip(padding, whole.shape, strict=True))]
+    back = sitk.GetImageFromArray(whole.transpose())
+    back.CopyInformation(grid)
+    back.SetOrigin(slow_origin(grid, padding, cropping))
+    return xyz(slow_resample(back, ct, sitk.sitkNearestNeighbor)).transpose().astype(bool)
+
+
+def rotation(seed: int) -> np.ndarray:
+    q, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))
+    return q
+
+
+AXIAL = ((0, 0, 1), (0, 1, 0), (1, 0, 0))
+CASES = {
+    # shape (z, y, x), spacing (z, y, x), axes, heart box (z, y, x)
+    "larger than the crop": ((40, 60, 55), (1.0, 0.5, 0.6), AXIAL, ((9, 30), (14, 45), (10, 41))),
+    "smaller than the crop": ((11, 17, 13), (2.0, 0.9, 0.8), AXIAL, ((2, 9), (4, 12), (3, 10))),
+    "heart at the border": ((23, 31, 29), (1.7, 0.75, 0.81), AXIAL, ((0, 8), (22, 31), (0, 12))),
+    "slices every 1.25 mm": ((37, 41, 40), (1.25, 0.7, 0.7), AXIAL, ((4, 31), (9, 30), (7, 33))),
+    "slices every 5 mm": ((9, 33, 47), (5.0, 0.8, 0.6), AXIAL, ((1, 7), (9, 26), (11, 40))),
+    "the network's own grid": ((20, 40, 36), (2.5, 0.7, 0.7), AXIAL, ((3, 17), (8, 31), (5, 30))),
+    "half and double": ((31, 50, 24), (1.25, 0.35, 1.4), AXIAL, ((5, 26), (10, 41), (4, 21))),
+    "feet first, prone": (
+        (30, 35, 33), (1.3, 0.65, 0.73), ((0, 0, -1), (0, -1, 0), (1, 0, 0)), ((5, 25), (7, 28), (6, 29))
+    ),
+    "coronal": (
+        (45, 18, 39), (0.9, 1.9, 0.7), ((0, 1, 0), (0, 0, -1), (1, 0, 0)), ((8, 37), (2, 15), (6, 33))
+    ),
+    "oblique": ((33, 37, 35), (1.1, 0.69, 0.83), rotation(4), ((6, 27), (8, 30), (7, 29))),
+    "little heart": ((25, 30, 28), (1.5, 0.8, 0.8), AXIAL, ((11, 17), (14, 17), (12, 16))),
+}  # fmt: skip
+
+
+def case_of(name: str) -> tuple[Volume, np.ndarray]:
+    shape, spacing, axes, box = CASES[name]
+    rng = np.random.default_rng(len(name))
+    rows = [tuple(float(v) for v in row) for row in axes]
+    geometry = Geometry(
+        shape=shape, spacing=spacing, origin=(-31.7, 12.3, -204.9), axes=(rows[0], rows[1], rows[2])
+    )
+    noise = ndimage.gaussian_filter(rng.normal(size=shape), 1.2)
+    hu = (noise / noise.std() * 250).round().astype(np.int16)
+    heart = np.zeros(shape, dtype=bool)
+    inside = tuple(slice(a, b) for a, b in box)
+    heart[inside] = rng.random(heart[inside].shape) < 0.7
+    heart[tuple((a + b) // 2 for a, b in box)] = True
+    return Volume(hu=hu, geometry=geometry), heart
+
+
+def balanced(tensors: dict[str, torch.Tensor]) -> torch.nn.Module:
+    """A network of these tensors, whose last bias makes about half of what it says calcium."""
+    network = build(tensors)
+    with torch.no_grad():
+        logits = network(torch.rand(4, 1, 8, 8, 4, generator=torch.Generator().manual_seed(2)))
+        network.final_conv.bias -= logits.median()
+    return network
+
+
+@pytest.fixture(scope="module")
+def network(published: ModuleType) -> torch.nn.Module:
+    return balanced(published.random_tensors((3, 5, 4), seed=3))
+
+
+def model_of(network: torch.nn.Module, **quirks: Any) -> PublishedModel:
+    return PublishedModel(network, device=torch.device("cpu"), patches=SIZES, quirks=Quirks(**quirks))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_mask_is_the_published_one(name: str, network: torch.nn.Module) -> None:
+    volume, heart = case_of(name)
+    expected = slow_published(volume, heart, network, SIZES)
+    found = model_of(network).predict(volume, heart)
+    assert 0.02 < expected.mean() < 0.6
+    np.testing.assert_array_equal(found.mask, expected)
+    assert 0 < found.patches_run <= found.patches_total == 4 * 3 * 5
