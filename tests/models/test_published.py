@@ -5,6 +5,9 @@ Judged by slow and literal restatements of the facts, which share nothing with t
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -15,10 +18,21 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
+from deepcac2.dicom import Series
+from deepcac2.errors import WeightsUnsupported
 from deepcac2.imaging import Geometry, Volume
 from deepcac2.imaging.crop import Patches
+from deepcac2.imaging.labels import heart_labels
+from deepcac2.imaging.masks import widened
 from deepcac2.models.deepcac2.network import PUBLISHED_WIDTHS, PublishedUNet, build, widths_of
 from deepcac2.models.deepcac2.predict import PublishedModel, Quirks
+from deepcac2.models.deepcac2.step import DeepCAC2RunnerOptions
+from deepcac2.pipeline.case import Case
+from deepcac2.pipeline.chain import build_stage
+from deepcac2.pipeline.facts import CALCIUM, CALCIUM_RUN, CT, DOMAIN, HEART
+from deepcac2.pipeline.step import Context
+from deepcac2.pipeline.workflow import Workflow
+from deepcac2.weights import convert_deepcac2, resolve
 
 # --- the network ------------------------------------------------------------------------------------------
 
@@ -263,3 +277,166 @@ def test_the_mask_is_the_published_one(name: str, network: torch.nn.Module) -> N
     assert 0.02 < expected.mean() < 0.6
     np.testing.assert_array_equal(found.mask, expected)
     assert 0 < found.patches_run <= found.patches_total == 4 * 3 * 5
+
+
+class Answers(torch.nn.Module):
+    """Says the same of every voxel, and remembers what it was shown."""
+
+    def __init__(self, logit: float) -> None:
+        super().__init__()
+        self.logit, self.seen = logit, []
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        self.seen += list(patches[:, 0].numpy())
+        return torch.full_like(patches, self.logit)
+
+
+def own_grid(
+    heart_box: tuple[tuple[int, int], ...], shape: tuple[int, int, int]
+) -> tuple[Volume, np.ndarray]:
+    """A CT that has the network's grid already: nothing of it is lost on the way."""
+    geometry = Geometry(shape=shape, spacing=(2.5, 0.7, 0.7), origin=(0.0, 0.0, 0.0))
+    hu = np.random.default_rng(1).integers(-300, 700, shape).astype(np.int16)
+    heart = np.zeros(shape, bool)
+    heart[tuple(slice(a, b) for a, b in heart_box)] = True
+    return Volume(hu=hu, geometry=geometry), heart
+
+
+def test_the_last_position_is_never_run_and_only_patches_with_heart_are() -> None:
+    """The crop is the whole CT here, (13, 24, 20) voxels; patches of (4, 8, 8) begin every (2, 4, 4)."""
+    volume, heart = own_grid(((0, 13), (0, 24), (0, 20)), (13, 24, 20))
+    found = model_of(Answers(1.0)).predict(volume, heart)
+    expected = np.zeros(heart.shape, bool)
+    expected[:12, :20, :16] = True  # z from 12, y from 20 and x from 16 on never
+    np.testing.assert_array_equal(found.mask, expected)
+    assert found.patches_run == 5 * 4 * 3
+    to_the_border = model_of(Answers(1.0), last_patches=True).predict(volume, heart)
+    assert to_the_border.mask.all()
+    assert to_the_border.patches_run == 6 * 5 * 4
+
+    corners = np.zeros(heart.shape, bool)  # the box is the same: two opposite voxels
+    corners[0, 0, 0] = corners[-1, -1, -1] = True
+    found = model_of(Answers(1.0)).predict(volume, corners)
+    expected[:] = False
+    expected[:4, :8, :8] = True
+    np.testing.assert_array_equal(found.mask, expected)
+    assert found.patches_run == 1
+    assert model_of(Answers(1.0), patches_by_heart=False).predict(volume, corners).patches_run == 60
+
+
+def test_a_mean_of_exactly_one_half_is_no_calcium() -> None:
+    volume, heart = own_grid(((0, 13), (0, 24), (0, 20)), (13, 24, 20))
+    assert not model_of(Answers(0.0)).predict(volume, heart).mask.any()
+    assert model_of(Answers(0.0), at_threshold=True).predict(volume, heart).mask.any()
+
+
+def test_outside_of_the_ct_there_is_water() -> None:
+    volume, heart = own_grid(((0, 4), (0, 8), (0, 6)), (8, 12, 11))
+    shown = {}
+    for padding in (0.0, -1000.0):
+        network = Answers(1.0)
+        model_of(network, padding_hu=padding).predict(volume, heart)
+        shown[padding] = network.seen[0][0, 0, 0]  # the crop begins outside, at every axis
+    assert shown == {0.0: pytest.approx(135 / 635, abs=1e-6), -1000.0: 0.0}
+
+
+def test_hu_between_voxels_are_cut_to_whole_numbers() -> None:
+    """Voxels of half the size: each new one is the mean of two along x, such as (−3 + 2) / 2 = −0.5."""
+    volume, heart = own_grid(((0, 13), (0, 24), (0, 40)), (13, 24, 40))
+    geometry = dataclasses.replace(volume.geometry, spacing=(2.5, 0.7, 0.35))
+    hu = volume.hu.copy()
+    hu[..., ::2], hu[..., 1::2] = -3, 2
+    hu[0, 0, 0:4] = (-200, -200, 600, 600)  # the crop's extremes
+    volume = Volume(hu=hu, geometry=geometry)
+    for whole, expected in ((True, 135 / 635), (False, 134.5 / 635)):
+        network = Answers(1.0)
+        model_of(network, whole_hu=whole).predict(volume, heart)
+        assert network.seen[0][4, 0, 0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_crop_may_lie_exactly_around_the_heart() -> None:
+    """A box of 23 voxels in y, a crop of 24: half a voxel to both sides, or a whole one before."""
+    volume, heart = own_grid(((0, 13), (2, 25), (0, 20)), (13, 30, 20))
+    network = Answers(1.0)
+    model_of(network).predict(volume, heart)
+    exact = Answers(1.0)
+    model_of(exact, whole_voxel_crop=False, whole_hu=False).predict(volume, heart)
+    first = volume.hu[0, :, 0].clip(-135, 500).astype(float)
+    assert network.seen[0][0, 0, 0] == pytest.approx((first[1] + 135) / 635, abs=1e-6)
+    between = (float(volume.hu[0, 1, 0]) + float(volume.hu[0, 2, 0])) / 2
+    assert -135 < between < 500
+    assert exact.seen[0][0, 0, 0] == pytest.approx((between + 135) / 635, abs=1e-3)
+
+
+def test_the_result_may_be_brought_back_before_the_threshold(network: torch.nn.Module) -> None:
+    volume, heart = case_of("slices every 1.25 mm")
+    plain, smooth = (
+        model_of(network, labels=labels).predict(volume, heart).mask for labels in ("nearest", "linear")
+    )
+    both = (plain & smooth).sum() / (plain | smooth).sum()
+    assert 0.6 < both < 1
+    volume, heart = own_grid(((0, 13), (0, 24), (0, 20)), (13, 24, 20))
+    same = [model_of(network, labels=kind).predict(volume, heart).mask for kind in ("nearest", "linear")]
+    np.testing.assert_array_equal(*same)
+
+
+def test_a_heart_that_is_lost_on_the_way_finds_nothing() -> None:
+    volume, heart = case_of("larger than the crop")
+    assert model_of(Answers(1.0)).predict(volume, np.zeros_like(heart)).patches_run == 0
+    one = np.zeros_like(heart)
+    one[10, 20, 20] = True  # slices every 1 mm: of 2.5 mm, the nearest is another
+    found = model_of(Answers(1.0)).predict(volume, one)
+    assert (found.patches_run, found.patches_total) == (0, 60)
+    assert not found.mask.any()
+
+
+# --- the step ---------------------------------------------------------------------------------------------
+
+
+def test_the_step_runs_from_the_workflow(published: ModuleType, tmp_path: Path) -> None:
+    torch.save(published.random_tensors((2, 3), seed=3), tmp_path / "published.pt")
+    weights = convert_deepcac2(tmp_path / "published.pt", tmp_path / "set", **dataclasses.asdict(SIZES))
+    volume, heart = case_of("larger than the crop")
+    case = Case(series=Series(series_uid="1"), facts={CT: volume, HEART: heart_labels(heart)})
+
+    def run(**options: Any) -> Case:
+        entry = DeepCAC2RunnerOptions(weights=str(weights.path), **options)
+        context = Context(
+            workflow=Workflow.load("deepcac2"), output=tmp_path, device=torch.device("cpu"),
+            allow=frozenset(), keep=frozenset(), provenance={},
+        )  # fmt: skip
+        return build_stage("DeepCAC2Runner", entry, context)(case)
+
+    plain = run()
+    expected = slow_published(volume, heart, build(published.random_tensors((2, 3), seed=3)), SIZES)
+    np.testing.assert_array_equal(plain[CALCIUM].mask, expected)
+    used = plain[CALCIUM_RUN]
+    assert used["exact_from_hu"] is None
+    assert used["heart_margin_mm"] is None
+    assert 0 < used["patches_run"] <= used["patches_total"]
+    assert plain[DOMAIN]["weights"]["calcium"]["name"] == "deepcac2"
+    json.dumps(used, allow_nan=False)
+
+    near = run(heart_margin_mm=0.0, lowest_hu=130)
+    kept = widened(heart, volume.geometry, 0.0) & (volume.hu >= 130)
+    np.testing.assert_array_equal(near[CALCIUM].mask, expected & kept)
+    assert 0 < near[CALCIUM].mask.sum() < (expected & (volume.hu >= 130)).sum()
+    assert near[CALCIUM_RUN]["exact_from_hu"] == 130
+    for wrong in ({"labels": "cubic"}, {"heart_margin_mm": -1.0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            DeepCAC2RunnerOptions(**wrong)
+
+
+def test_the_workflow_is_the_published_one() -> None:
+    workflow = Workflow.load("deepcac2")
+    assert workflow.options("DeepCAC2Runner") == DeepCAC2RunnerOptions()
+    assert workflow.options("HeartRunner").weights == "platipy-heart"
+    assert workflow.options("AGSCalculator").rule == "deepcac2"
+    shared = {f.name: f.default for f in dataclasses.fields(Quirks)}
+    options = dataclasses.asdict(DeepCAC2RunnerOptions())
+    assert {name: options[name] for name in shared} == shared
+
+
+def test_weights_of_another_network_are_refused() -> None:
+    with pytest.raises(WeightsUnsupported, match="published DeepCAC2 network"):
+        PublishedModel.load(resolve("bundled", "calcium"), torch.device("cpu"))
