@@ -288,6 +288,26 @@ def test_the_group_is_that_of_the_whole_number(
     assert score(volume, mask, rule="deepcac2-mapped").n_counted == 0
 
 
+@pytest.mark.parametrize(
+    ("pixel_mm2", "columns", "total"),
+    [
+        (0.1, [(12, 20), (14, 40), (9, 0)], 3),  # 3.5 on paper; added from the top down it would give 4
+        (0.14, [(33, 0), (26, 0), (16, 0)], 10),  # 10.5; without rounding each piece it would give 11
+    ],
+)
+def test_halves_hang_on_the_order_and_on_the_rounding_of_pieces(
+    pixel_mm2: float, columns: list[tuple[int, int]], total: int
+) -> None:
+    """Pieces of one column of pixels each, from left to right: (pixels, first row)."""
+    mask = np.zeros((1, 60, 2 * len(columns)), bool)
+    for i, (pixels, first) in enumerate(columns):
+        mask[0, first : first + pixels, 2 * i] = True
+    hu = np.full(mask.shape, 150)
+    spacing = (3.0, pixel_mm2, 1.0)
+    assert slow_deepcac2(hu, mask, spacing)[0] == total
+    assert score(make_volume(hu, spacing), mask, rule="deepcac2").total == total
+
+
 def test_mapped_pieces_are_taken_whole_and_only_in_their_slice() -> None:
     hu = np.zeros((2, 6, 8))
     hu[:, 1:4, 1:7] = 150
