@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -48,7 +48,7 @@ class DeepCAC2RunnerOptions:
     padding_hu: float = 0.0
     whole_hu: bool = True
     whole_voxel_crop: bool = True
-    labels: Literal["nearest", "linear"] = "nearest"
+    labels: str = "nearest"
     patches_by_heart: bool = True
     last_patches: bool = False
     at_threshold: bool = False
@@ -105,7 +105,7 @@ def _build(options: DeepCAC2RunnerOptions, context: Context) -> FindPublishedCal
         padding_hu=options.padding_hu,
         whole_hu=options.whole_hu,
         whole_voxel_crop=options.whole_voxel_crop,
-        labels=options.labels,
+        labels="linear" if options.labels == "linear" else "nearest",
         patches_by_heart=options.patches_by_heart,
         last_patches=options.last_patches,
         at_threshold=options.at_threshold,
