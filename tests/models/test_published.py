@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 
 from deepcac2.dicom import Series
-from deepcac2.errors import WeightsUnsupported
+from deepcac2.errors import WeightsUnsupported, WorkflowError
 from deepcac2.imaging import Geometry, Volume
 from deepcac2.imaging.crop import Patches
 from deepcac2.imaging.labels import heart_labels
@@ -435,6 +435,17 @@ def test_the_workflow_is_the_published_one() -> None:
     shared = {f.name: f.default for f in dataclasses.fields(Quirks)}
     options = dataclasses.asdict(DeepCAC2RunnerOptions())
     assert {name: options[name] for name in shared} == shared
+
+
+def test_one_network_of_a_workflow_finds_the_calcium() -> None:
+    """Else the second would silently write over what the first has found."""
+    workflows = [Workflow.load(name) for name in ("default", "deepcac2")]
+    same = [
+        w.with_options("AGSCalculator", rule="agatston").with_options("HeartRunner", weights="bundled")
+        for w in workflows
+    ]
+    with pytest.raises(WorkflowError, match="DeepCACRunner and DeepCAC2Runner both find the calcium mask"):
+        Workflow.combine(same)
 
 
 def test_weights_of_another_network_are_refused() -> None:
