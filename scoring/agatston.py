@@ -31,7 +31,8 @@ def score(
 
     Score = Σ over weighted pieces of area (mm²) × weight × thickness factor. The weight is set by the
     piece's maximum HU by the rule's table, in all named rules 130–199 → 1, 200–299 → 2, 300–399 → 3,
-    ≥ 400 → 4. A piece whose maximum is below the first limit counts in nothing, not even in the volume.
+    ≥ 400 → 4 (``deepcac2``: 1 below 130, too). A piece whose maximum is below the first limit counts in
+    nothing, not even in the volume. A rule may round pixels, pieces, lesions or the sum, see `Rule`.
 
     What is decided here:
 
@@ -107,7 +108,7 @@ def score(
 def _contributions(
     rule: Rule, geometry: Geometry, pieces: _Pieces, factor: float
 ) -> npt.NDArray[np.floating[Any]]:
-    """What each piece adds to the score."""
+    """What each piece adds to the score, rounded as the rule says."""
     if rule.unit_digits is None:
         found = pieces.n * geometry.pixel_area * pieces.weight * factor
     else:
