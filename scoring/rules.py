@@ -48,6 +48,9 @@ class Rule:
             positions (``"increment"``), the header's SliceThickness (``"slice-thickness"``), or
             nothing (``"none"``, factor 1).
         round_lesions: Each lesion's score is rounded to a whole number before adding up.
+        weights: (lowest maximum HU, weight), both ascending: a lesion has the weight of the last limit that
+            its maximum reaches, and counts nothing where it reaches none. A threshold never lies below the
+            first limit: lesions between the two would silently count nothing.
         whole_from: The mask only points at calcium: every piece of the CT from this HU on, in a slice and by
             the connectivity there, that it overlaps is taken whole, and nothing else. None: the mask is taken
             as it is.
@@ -56,9 +59,6 @@ class Rule:
         round_total: The sum is rounded to a whole number, halves to the even one. It is then added up slice
             after slice, in each the piece with the leftmost pixel first, as the published code does, for
             halves hang on that.
-        weights: (lowest maximum HU, weight), both ascending: a lesion has the weight of the last limit that
-            its maximum reaches, and counts nothing where it reaches none. A threshold never lies below the
-            first limit: lesions between the two would silently count nothing.
     """
 
     name: str
@@ -71,11 +71,11 @@ class Rule:
     weight_per: Literal["slice", "lesion"] = "slice"
     thickness: Literal["increment", "slice-thickness", "none"] = "increment"
     round_lesions: bool = False
+    weights: tuple[tuple[int, int], ...] = WEIGHTS
     whole_from: int | None = None
     unit_digits: int | None = None
     piece_digits: int | None = None
     round_total: bool = False
-    weights: tuple[tuple[int, int], ...] = WEIGHTS
 
     def __post_init__(self) -> None:
         if self.connectivity not in (4, 8, 6, 18, 26):
@@ -130,8 +130,12 @@ class Rule:
         return hu is not None and (self.counts_from is None or self.counts_from < hu)
 
     def parameters(self) -> dict[str, Any]:
-        """All parameters as JSON types, for reports."""
-        return {**asdict(self), "weights": [list(pair) for pair in self.weights]}
+        """All parameters as JSON types, for reports; of the last four those that say something."""
+        said = {**asdict(self), "weights": [list(pair) for pair in self.weights]}
+        for name in ("whole_from", "unit_digits", "piece_digits", "round_total"):
+            if said[name] is None or said[name] is False:
+                del said[name]
+        return said
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, Any]) -> Rule:

@@ -324,6 +324,10 @@ def test_mapped_pieces_are_taken_whole_and_only_in_their_slice() -> None:
     assert not RULES["deepcac2-mapped"].counts_below(130)
     with pytest.raises(InputError, match="whole_from"):
         Rule(name="x", whole_from=130)
+    said = result.parameters
+    assert Rule.from_parameters(said) == RULES["deepcac2-mapped"]
+    assert (said["whole_from"], said["unit_digits"], said["round_total"]) == (130, 3, True)
+    assert "round_total" not in RULES["agatston"].parameters()  # reports of other rules stay what they were
 
 
 def test_four_half_millimetre_pixels_are_one_square_millimetre() -> None:
