@@ -104,7 +104,7 @@ class PublishedModel:
         self.crop, self.patch, self.step = (
             _reversed(shape) for shape in (sizes.crop_shape, sizes.patch_shape, sizes.patch_step)
         )
-        self.batch_size = 2 if device.type == "cpu" else 32
+        self.batch_size = 2 if device.type == "cpu" else 8
 
     @classmethod
     def load(cls, weights: WeightSet, device: torch.device, quirks: Quirks | None = None) -> PublishedModel:
