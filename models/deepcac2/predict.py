@@ -172,7 +172,10 @@ class PublishedModel:
         return [(x, y, z) for x in starts[0] for y in starts[1] for z in starts[2]]
 
     def _normalised(self, hu: npt.NDArray[np.float32]) -> torch.Tensor:
-        """Windowed, z-normalised over the whole crop, and rescaled from its own extremes to [0, 1]."""
+        """Windowed, z-normalised over the whole crop, and rescaled from its own extremes to [0, 1].
+
+        A crop of one value alone becomes 0; the published implementation breaks off there.
+        """
         values = torch.from_numpy(hu).to(self.device).clamp_(*self.window_hu)
         sd, mean = torch.std_mean(values)
         if sd == 0:
@@ -280,6 +283,8 @@ def _label(mask: Bools, at: At, labels: Labels) -> Bools:
     inside = [is_inside(p, n) for p, n in zip(at, mask.shape, strict=True)]
     within = _triple([p[i] for p, i in zip(at, inside, strict=True)])
     result = np.zeros(tuple(map(len, at)), dtype=bool)
+    if not all(map(len, within)):
+        return result
     if labels == "nearest":
         result[np.ix_(*inside)] = mask[np.ix_(*map(nearest, within))]
     else:
