@@ -130,12 +130,8 @@ class Rule:
         return hu is not None and (self.counts_from is None or self.counts_from < hu)
 
     def parameters(self) -> dict[str, Any]:
-        """All parameters as JSON types, for reports; of the last four those that say something."""
-        said = {**asdict(self), "weights": [list(pair) for pair in self.weights]}
-        for name in ("whole_from", "unit_digits", "piece_digits", "round_total"):
-            if said[name] is None or said[name] is False:
-                del said[name]
-        return said
+        """All parameters as JSON types, for reports."""
+        return {**asdict(self), "weights": [list(pair) for pair in self.weights]}
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, Any]) -> Rule:

@@ -2,7 +2,8 @@
 
 Where a voxel is taken from hangs on arithmetic: with slices every 1.25 or 5 mm the middle of a voxel of the
 one grid lies exactly between two of the other. So positions are computed here in the order in which ITK
-computes them, in float64, and the rules at edges and halves are ITK's. Axes are (x, y, z), as ITK has them.
+computes them, in float64, and the rules at edges and halves are ITK's. Only of oblique scans, whose axes mix
+in every sum, such a half may fall to the other side. Axes are (x, y, z), as ITK has them.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ class Grid:
 
 def _times(matrix: Floats, vector: Floats) -> Floats:
     """Matrix times vector, added up from the left."""
-    return matrix[:, 0] * vector[0] + matrix[:, 1] * vector[1] + matrix[:, 2] * vector[2]
+    result: Floats = matrix[:, 0] * vector[0] + matrix[:, 1] * vector[1] + matrix[:, 2] * vector[2]
+    return result
 
 
 def positions(source: Grid, target: Grid) -> tuple[Floats, Floats, Floats]:
@@ -81,7 +83,7 @@ def positions(source: Grid, target: Grid) -> tuple[Floats, Floats, Floats]:
 
     The axes of both run along the same directions, so that one axis does not hang on the others.
     """
-    inverse = np.linalg.inv(source.to_lps)
+    inverse = np.linalg.inv(source.to_lps).astype(np.float64)
 
     def at(axis: int, index: float) -> float:
         point = target.origin + target.to_lps[:, axis] * index
