@@ -35,7 +35,8 @@ class Mutation:
 SCORE, GATES, CALCIUM = "tests/scoring", "tests/dicom/test_gates.py", "tests/models/test_calcium.py"
 READING, SEG = "tests/dicom/test_reading.py", "tests/dicom/test_segmentation.py"
 STAGES, ANATOMY = "tests/pipeline/test_stages.py", "tests/pipeline/test_anatomy.py"
-CAUTIONS, OUTPUTS, RESULTS = (f"tests/pipeline/test_{name}.py" for name in ("cautions", "outputs", "results"))
+CAUTIONS, RESULTS = (f"tests/pipeline/test_{name}.py" for name in ("cautions", "results"))
+OUTPUTS = "tests/outputs/test_outputs.py"
 
 MUTATIONS = (
     Mutation(
@@ -209,8 +210,8 @@ MUTATIONS = (
     Mutation(
         "stages: no chest",
         "models/heart/step.py",
-        'against[0] == "no-chest":',
-        'against[0] == "never":',
+        "against[0] == NO_CHEST:",
+        "against[0] == HEART_CUT_OFF:",
         STAGES,
     ),
     Mutation(
@@ -234,11 +235,17 @@ MUTATIONS = (
         "if min(right, left) < -1",
         ANATOMY,
     ),
-    Mutation("previews: coronal z-flip", "outputs/preview.py", "projected[0][::-1]", "projected[0]", OUTPUTS),
+    Mutation(
+        "previews: coronal z-flip",
+        "outputs/preview.py",
+        "marked.max(axis=1)[::-1]",
+        "marked.max(axis=1)",
+        OUTPUTS,
+    ),
     Mutation(
         "previews: what counted",
         "pipeline/scoring.py",
-        "marked=result.counted,",
+        "marked=calcium_labels(result.counted),",
         "marked=case[CALCIUM],",
         OUTPUTS,
     ),

@@ -47,7 +47,7 @@ from skimage.measure import label
 from deepcac2.dicom import discover
 from deepcac2.imaging import Geometry
 from deepcac2.imaging.crop import CANDIDATE_HU, CROP_SHAPE
-from deepcac2.imaging.masks import bounding_box, box_centre, widened
+from deepcac2.imaging.masks import bounding_box, box_centre, dilated
 from deepcac2.models.calcium.network import PATCH_SHAPE, THRESHOLD, CalciumModel, crop_grid, normalise
 from deepcac2.models.calcium.step import DeepCACRunnerOptions
 from deepcac2.models.heart.network import HeartModel
@@ -244,7 +244,7 @@ def dense_calcium(
     found.CopyInformation(crop)
     back = sitk.Resample(found, ct, sitk.Transform(), sitk.sitkLinear, 0.0, sitk.sitkFloat32)
     probability = sitk.GetArrayFromImage(back)
-    mask = (probability >= THRESHOLD) & widened(heart, geometry, options.heart_margin_mm)
+    mask = (probability >= THRESHOLD) & dilated(heart, geometry, options.heart_margin_mm)
     if mask.any():
         box = bounding_box(mask)
         lesions = label(mask[box] & (sitk.GetArrayViewFromImage(ct)[box] >= CANDIDATE_HU), connectivity=3)

@@ -197,7 +197,8 @@ def not_scored(results: Results, selection: Selection) -> list[dict[str, Any]]:
 
 def meaning(code: str) -> str:
     """What a reason code or a warning says, "" where it is no gate's."""
-    return gates()[code].sentence if code in gates() else ""
+    gate = gates().get(code)
+    return gate.sentence if gate is not None else ""
 
 
 def export(results: Results, selection: Selection) -> Iterator[str]:

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .discovery import Discovery, UnreadableFile, chosen, discover
-from .gates import GATES, Gate, check_headers, make_finding
+from .gates import GATES, Gate, check_headers
 from .names import printable, readable, safe_name
 from .reading import Reading, read_series
 from .series import Finding, Series, SliceRef
@@ -30,7 +30,6 @@ __all__ = [
     "check_headers",
     "chosen",
     "discover",
-    "make_finding",
     "printable",
     "read_segmentation",
     "read_series",

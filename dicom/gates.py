@@ -307,11 +307,6 @@ ESCAPED_ID = register_gate(
 )
 
 
-def make_finding(code: str, message: str, *, allow: Collection[str] = ()) -> Finding:
-    """`Gate.finding` of a header gate that is known by its code alone."""
-    return GATES[code].finding(message, allow=allow)
-
-
 def check_headers(series: Series, allow: Collection[str] = ()) -> tuple[Finding, ...]:
     """Apply every gate that needs headers only.
 

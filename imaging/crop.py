@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+from .resampling import centred_grid
+from .volume import Geometry
 
 CROP_SPACING = (2.5, 0.7, 0.7)
 """Voxel size of the model grid, mm (z, y, x); DeepCAC2 paper: 0.7 × 0.7 × 2.5 mm."""
@@ -35,3 +39,17 @@ class Patches:
         for step, patch, crop in zip(self.patch_step, self.patch_shape, self.crop_shape, strict=True):
             if not 0 < step <= patch <= crop:
                 raise ValueError(f"patch_step, patch_shape and crop_shape grow in this order: {self}")
+
+
+def crop_grid(
+    ct: Geometry, heart_centre: Iterable[float], shape: tuple[int, int, int] = CROP_SHAPE
+) -> Geometry:
+    """The paper's crop: 256 × 256 × 58 voxels of 0.7 × 0.7 × 2.5 mm centred on the heart.
+
+    Args:
+        ct: The CT's grid; the crop is laid parallel to it.
+        heart_centre: Middle of the heart's box, LPS (x, y, z), mm.
+        shape: Voxels of the crop (z, y, x).
+    """
+    x, y, z = (float(c) for c in heart_centre)
+    return centred_grid(ct, (x, y, z), CROP_SPACING, shape)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -46,16 +45,17 @@ class Label:
     colour: tuple[int, int, int]
 
 
-_STRUCTURE = Concept(value="91723000", scheme="SCT", meaning="Anatomical Structure")
+STRUCTURE = Concept(value="91723000", scheme="SCT", meaning="Anatomical Structure")
 ABNORMAL = Concept(value="49755003", scheme="SCT", meaning="Morphologically Abnormal Structure")
 CALCIFICATION = Concept(value="18115005", scheme="SCT", meaning="Pathologic calcification")
+CORONARY_ARTERY = Concept(value="41801008", scheme="SCT", meaning="Coronary artery")
 _RED = (255, 60, 60)
 
 HEART = Label(
     name="heart",
     value=1,
     kind=Concept(value="80891009", scheme="SCT", meaning="Heart"),
-    category=_STRUCTURE,
+    category=STRUCTURE,
     colour=(80, 200, 255),
 )
 CALCIUM = Label(
@@ -63,7 +63,7 @@ CALCIUM = Label(
     value=1,
     kind=CALCIFICATION,
     category=ABNORMAL,
-    region=Concept(value="41801008", scheme="SCT", meaning="Coronary artery"),
+    region=CORONARY_ARTERY,
     colour=_RED,
 )
 """Codes: DICOM PS3.16 CID 7150 and 7151, SNOMED CT."""
@@ -131,18 +131,6 @@ class Labels:
         values = {label.name: label.value for label in self.classes}
         found: BoolArray = self.array == values[name]
         return found
-
-    def with_array(self, array: npt.NDArray[np.uint8]) -> Labels:
-        """The same classes in another array."""
-        return Labels(array=array, classes=self.classes)
-
-
-def painted(shape: Sequence[int], masks: Sequence[tuple[Label, BoolArray]]) -> Labels:
-    """Several masks (z, y, x) as one; a later one covers an earlier one."""
-    array = np.zeros(tuple(shape), dtype=np.uint8)
-    for label, mask in masks:
-        array[mask] = label.value
-    return Labels(array=array, classes=tuple(sorted((label for label, _ in masks), key=lambda x: x.value)))
 
 
 def heart_labels(mask: BoolArray) -> Labels:

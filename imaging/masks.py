@@ -30,7 +30,7 @@ def bounding_box(mask: npt.NDArray[np.bool_]) -> tuple[slice, slice, slice]:
     )
 
 
-def widened(mask: npt.NDArray[np.bool_], geometry: Geometry, margin_mm: float) -> npt.NDArray[np.bool_]:
+def dilated(mask: npt.NDArray[np.bool_], geometry: Geometry, margin_mm: float) -> npt.NDArray[np.bool_]:
     """The mask and everything within `margin_mm` of it (Euclidean), bool (z, y, x).
 
     Distances are taken between blocks of about 3 mm, so the edge is true to a few millimetres, more
@@ -96,5 +96,5 @@ def box_centre(mask: npt.NDArray[np.bool_], geometry: Geometry) -> tuple[float, 
 def region_within(
     mask: npt.NDArray[np.bool_], geometry: Geometry, margin_mm: float
 ) -> npt.NDArray[np.bool_] | None:
-    """The mask widened by a margin (`widened`); None for an infinite one: no limit."""
-    return widened(mask, geometry, margin_mm) if math.isfinite(margin_mm) else None
+    """The mask dilated by a margin (`dilated`); None for an infinite one: no limit."""
+    return dilated(mask, geometry, margin_mm) if math.isfinite(margin_mm) else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,7 @@ from ..dicom import Series, safe_name
 from ..pipeline.case import Case
 from ..pipeline.places import patient_folder, series_folder
 from ..pipeline.step import Context, Stage, Step, register
-from ..pipeline.writer import ORGANIZER, of_module, queries, writers
-from ..system.atomic import output_errors
+from ..pipeline.writer import ORGANIZER, of_module, queries, writers, written
 from ..system.nearest import nearest
 
 if TYPE_CHECKING:
@@ -106,14 +105,8 @@ def writing(module: str) -> Callable[[Any, Context], Stage]:
     def build(options: Any, context: Context) -> Stage:
         def write(case: Case) -> Case:
             where = places(context.workflow, case.series)
-            for writer in of_module(module):
-                if (not writer.keep or writer.keep in context.keep) and writer.fits(case):
-                    path = context.output / where[writer.name]
-                    with output_errors(path):
-                        path.parent.mkdir(parents=True, exist_ok=True)
-                    if writer.write(path, case, options, context) is not False:
-                        case = replace(case, outputs={**case.outputs, writer.name: path})
-            return case
+            files = (w for w in of_module(module) if not w.keep or w.keep in context.keep)
+            return written(case, files, lambda w: context.output / where[w.name], options, context)
 
         return write
 

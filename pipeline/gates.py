@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from functools import cache
+from types import MappingProxyType
 
 from ..dicom.gates import GATES, Gate, register_gate
 from ..errors import InputError
@@ -13,11 +15,12 @@ HEART_NOT_FOUND = register_gate(Gate(code="heart-not-found", sentence="No heart 
 """Every method that looks for the heart may say so."""
 
 
-def gates() -> dict[str, Gate]:
+@cache
+def gates() -> Mapping[str, Gate]:
     """Every gate by code: those that reject, then those that warn, each in the order of the alphabet."""
     load_all()
     known = sorted(GATES.values(), key=lambda gate: (not gate.fatal, gate.code))
-    return {gate.code: gate for gate in known}
+    return MappingProxyType({gate.code: gate for gate in known})
 
 
 def check_allowed(allow: Collection[str]) -> None:

@@ -7,12 +7,14 @@ they need.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from ..system.atomic import output_errors
 from .case import Case, Fact
 from .step import Context, Need, images, load_all, one_of_each
 
@@ -74,6 +76,7 @@ def register_for_images(of: Callable[[Fact[Any]], Writer]) -> None:
     _OF_IMAGES.append(of)
 
 
+@cache
 def writers() -> Mapping[str, Writer]:
     """All writers by name, in the order in which they are registered; those of images last."""
     load_all()
@@ -90,6 +93,24 @@ def queries() -> dict[str, str]:
 def of_module(module: str) -> Iterator[Writer]:
     """The files that a module writes."""
     return (writer for writer in writers().values() if writer.module == module)
+
+
+def written(
+    case: Case, files: Iterable[Writer], place: Callable[[Writer], Path], options: Any, context: Context
+) -> Case:
+    """The case with those of some files that it has what they need for, written where `place` says.
+
+    Args:
+        options: Of the module that writes them.
+    """
+    for writer in files:
+        if writer.fits(case):
+            path = place(writer)
+            with output_errors(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            if writer.write(path, case, options, context) is not False:
+                case = replace(case, outputs={**case.outputs, writer.name: path})
+    return case
 
 
 def kept() -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from .arteries import sample_arteries, sample_plaques, sample_sleeves
 from .body import Body, sample_body, sample_frame, stream
-from .coronary import Lesion, sample_coronaries, sample_distractors, sample_lesions
+from .coronary import Deposit, sample_coronaries, sample_distractors, sample_lesions
 from .findings import Findings, sample_findings, with_more_beside
 from .heart import Heart, sample_heart
 from .lungs import VesselTree, sample_vessels
@@ -54,8 +54,8 @@ class Anatomy:
     coronaries: dict[str, Points]
     sleeves: dict[str, Points]
     coronary_radius: float
-    lesions: tuple[Lesion, ...]
-    distractors: tuple[Lesion, ...]
+    lesions: tuple[Deposit, ...]
+    distractors: tuple[Deposit, ...]
     target_score: float
     trees: tuple[VesselTree, ...]
     texture: Waves

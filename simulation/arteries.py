@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .coronary import RIM_MM3, VISIBLE, Lesion, across, beside_trunk, unit
+from .coronary import RIM_MM3, VISIBLE, Deposit, across, beside_trunk, unit
 from .heart import Heart
 from .shapes import Points, smooth_curve
 
@@ -133,7 +133,7 @@ def sample_sleeves(rng: np.random.Generator, arteries: dict[str, Points], fat: f
 
 def sample_plaques(
     rng: np.random.Generator, arteries: dict[str, Points], radius: float
-) -> tuple[float, tuple[Lesion, ...]]:
+) -> tuple[float, tuple[Deposit, ...]]:
     """The patient's intended Agatston score and plaques that make up about that much.
 
     Args:
@@ -150,7 +150,7 @@ def sample_plaques(
     names = list(ARTERY_SHARE)
     preference = np.array([ARTERY_SHARE[n] for n in names]) * rng.gamma(2.0, 0.5, 4)
     preference /= preference.sum()
-    out: list[Lesion] = []
+    out: list[Deposit] = []
     left, count = target, 0
     while left > 0.5 and count < 60:
         count += 1
@@ -171,7 +171,7 @@ def sample_plaques(
 
 def _plaque(
     rng: np.random.Generator, line: Points, artery: str, volume: float, hu: float, radius: float, form: str
-) -> list[Lesion]:
+) -> list[Deposit]:
     """A plaque of `volume` mm³ in one artery, of one of the `FORMS`; two pieces for rails."""
     thickest = radius + 0.5 if form == "filling" else 0.8 * radius + 0.6
     if form == "compact":
@@ -203,7 +203,7 @@ def _plaque(
             1.5,
         )
         out.append(
-            Lesion(
+            Deposit(
                 kind=artery,
                 points=centre + offset + rng.normal(0, 0.12 * thick, (n, 3)),
                 radii=np.maximum(thick * uneven, 0.3),

@@ -28,7 +28,7 @@ METAL_HU = 2500.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lesion:
+class Deposit:
     """A piece of calcium or metal: a bead chain along a wall.
 
     Attributes:
@@ -116,7 +116,7 @@ def beside_trunk(line: Points, heart: Heart) -> Points:
 
 def sample_lesions(
     rng: np.random.Generator, coronaries: dict[str, Points], radius: float
-) -> tuple[float, tuple[Lesion, ...]]:
+) -> tuple[float, tuple[Deposit, ...]]:
     """The patient's intended Agatston score and lesions that make up about that much.
 
     Args:
@@ -133,7 +133,7 @@ def sample_lesions(
     names = list(ARTERY_SHARE)
     preference = np.array([ARTERY_SHARE[n] for n in names]) * rng.gamma(2.0, 0.5, 4)
     preference /= preference.sum()
-    lesions: list[Lesion] = []
+    lesions: list[Deposit] = []
     left = target
     while left > 0.5 and len(lesions) < 60:
         share = float(np.clip(left * rng.uniform(0.08, 0.6), min(left, 2.0), 400))
@@ -159,7 +159,7 @@ def _plaque(
     radius: float,
     *,
     long: bool,
-) -> Lesion:
+) -> Deposit:
     """A plaque of `volume` mm³ on the wall of an artery: compact, or `long` and thin."""
     line = coronaries[artery]
     # calcium sits mostly in the near half of an artery
@@ -175,7 +175,7 @@ def _plaque(
     side = np.cross(tangent, rng.normal(size=3))
     offset = unit(side) * max(radius - 0.5 * thick, 0.3)
     wobble = rng.normal(0, 0.12 * thick, (n, 3))
-    return Lesion(
+    return Deposit(
         kind=artery,
         points=centre + offset + wobble,
         radii=thick * np.clip(rng.normal(1, 0.13, n), 0.65, 1.35),
@@ -189,7 +189,7 @@ def sample_distractors(
     aorta: tuple[Points, Points],
     airways: tuple[tuple[Points, Points], ...],
     target: float,
-) -> tuple[Lesion, ...]:
+) -> tuple[Deposit, ...]:
     """Calcium of aorta, valves, lymph nodes and bronchi; more of it where there is coronary calcium.
 
     How often each is drawn is chosen for training, and oftener than in patients.
@@ -201,7 +201,7 @@ def sample_distractors(
         airways: Centrelines and radii of windpipe and bronchi.
         target: The intended coronary score.
     """
-    out: list[Lesion] = []
+    out: list[Deposit] = []
     line, radii = aorta
     burden = 0.6 + 0.35 * np.log10(1 + target)
     for _ in range(rng.poisson(2.2 * burden)):
@@ -211,7 +211,7 @@ def sample_distractors(
         ring = line[i] + (radii[i] - 0.6) * (np.cos(angle)[:, None] * u + np.sin(angle)[:, None] * v)
         beads = rng.uniform(0.5, 1.5) * np.clip(rng.normal(1, 0.25, 7), 0.4, 1.6)
         out.append(
-            Lesion(
+            Deposit(
                 kind="aorta",
                 points=ring + rng.normal(0, 0.4, ring.shape),
                 radii=beads,
@@ -225,7 +225,7 @@ def sample_distractors(
             turn = rng.uniform(0, 2 * np.pi)
             spoke = np.linspace(0.2, 0.8, 4)[:, None] * radii[2] * (np.cos(turn) * u + np.sin(turn) * v)
             out.append(
-                Lesion(
+                Deposit(
                     kind="aortic valve",
                     points=centre + spoke + rng.normal(0, 0.6, spoke.shape),
                     radii=rng.uniform(0.5, 1.4, 4),
@@ -237,7 +237,7 @@ def sample_distractors(
         angle = np.linspace(0, rng.uniform(0.5, 2.4), 10) + rng.uniform(0.3, 2.2)
         ring = 17 * (np.cos(angle)[:, None] * right + np.sin(angle)[:, None] * inferior)
         out.append(
-            Lesion(
+            Deposit(
                 kind="mitral annulus",
                 points=heart.origin - 15 * right - 2 * apex + ring,
                 radii=rng.uniform(0.7, 2.3) * np.clip(rng.normal(1, 0.2, 10), 0.5, 1.5),
@@ -249,7 +249,7 @@ def sample_distractors(
         i = int(rng.integers(0, len(branch)))
         centre = branch[i] + unit(rng.normal(size=3)) * (width[i] + rng.uniform(4, 9))
         out.append(
-            Lesion(
+            Deposit(
                 kind="lymph node",
                 points=centre + rng.normal(0, 1.8, (5, 3)),
                 radii=rng.uniform(0.8, 2.6, 5),
@@ -266,7 +266,7 @@ def sample_distractors(
                         np.cos(angle)[:, None] * u + np.sin(angle)[:, None] * v
                     )
                     out.append(
-                        Lesion(
+                        Deposit(
                             kind="cartilage",
                             points=ring,
                             radii=np.full(5, rng.uniform(0.5, 0.8)),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from .anatomy import Anatomy, sample_anatomy, stream
-from .coronary import Lesion, across, unit
+from .coronary import Deposit, across, unit
 from .shapes import Points, smooth_curve
 
 RARE = frozenset({"stent", "bypass clip", "pericardium"})
@@ -21,7 +21,7 @@ PIECE = 12
 """Points per piece of a long thing: short pieces have small boxes."""
 
 
-def all_distractors(anatomy: Anatomy) -> tuple[Lesion, ...]:
+def all_distractors(anatomy: Anatomy) -> tuple[Deposit, ...]:
     """Everything bright that is not coronary calcium: `anatomy.distractors` and what is drawn here."""
     rng = stream(anatomy.seed, "devices")
     return (
@@ -41,9 +41,9 @@ def has_rare(seed: int, version: int = 1) -> bool:
     return any(x.kind in RARE for x in all_distractors(sample_anatomy(seed, version)))
 
 
-def _pieces(kind: str, points: Points, radius: float, hu: float) -> list[Lesion]:
+def _pieces(kind: str, points: Points, radius: float, hu: float) -> list[Deposit]:
     return [
-        Lesion(
+        Deposit(
             kind=kind,
             points=points[i : i + PIECE + 1],
             radii=np.full(len(points[i : i + PIECE + 1]), radius),
@@ -53,10 +53,10 @@ def _pieces(kind: str, points: Points, radius: float, hu: float) -> list[Lesion]
     ]
 
 
-def _stents(rng: np.random.Generator, anatomy: Anatomy) -> list[Lesion]:
+def _stents(rng: np.random.Generator, anatomy: Anatomy) -> list[Deposit]:
     """One to three tubes of wire mesh in arteries; two helices of opposite turn each."""
     present = rng.random() < (0.08 if anatomy.target_score > 0 else 0.01)
-    out: list[Lesion] = []
+    out: list[Deposit] = []
     for _ in range(int(rng.integers(1, 4)) if present else 0):
         line = anatomy.coronaries[str(rng.choice(["LAD", "LCX", "RCA"], p=[0.45, 0.2, 0.35]))]
         start = int(rng.uniform(0.03, 0.4) * len(line))
@@ -73,7 +73,7 @@ def _stents(rng: np.random.Generator, anatomy: Anatomy) -> list[Lesion]:
     return out
 
 
-def _leads(rng: np.random.Generator, anatomy: Anatomy) -> list[Lesion]:
+def _leads(rng: np.random.Generator, anatomy: Anatomy) -> list[Deposit]:
     """Pacemaker or defibrillator leads through the superior vena cava, with their usual three ends."""
     if rng.random() >= 0.07:
         return []
@@ -89,7 +89,7 @@ def _leads(rng: np.random.Generator, anatomy: Anatomy) -> list[Lesion]:
         "coronary sinus": [sinus, *anatomy.coronaries["LCX"][::-20][:4]],
     }
     names = [n for n, p in zip(ends, (0.95, 0.55, 0.35), strict=True) if rng.random() < p]
-    out: list[Lesion] = []
+    out: list[Deposit] = []
     for name in names or ["right ventricle"]:
         knots = np.vstack([cava[:: max(len(cava) // 3, 1)], *ends[name]])
         curve = smooth_curve(knots + rng.normal(0, 1.5, knots.shape), 3.0)
@@ -99,12 +99,12 @@ def _leads(rng: np.random.Generator, anatomy: Anatomy) -> list[Lesion]:
     return out
 
 
-def _bypass(rng: np.random.Generator, anatomy: Anatomy) -> list[Lesion]:
+def _bypass(rng: np.random.Generator, anatomy: Anatomy) -> list[Deposit]:
     """Wires around the breast bone, mostly with clips along a graft to the LAD."""
     if rng.random() >= 0.07:
         return []
     body = anatomy.body
-    out: list[Lesion] = []
+    out: list[Deposit] = []
     for z in np.arange(30.0, 0.82 * body.apex, 26.0):
         angle = np.linspace(0, 2 * np.pi, 16)
         front = body.front(z) - 6
@@ -124,25 +124,25 @@ def _bypass(rng: np.random.Generator, anatomy: Anatomy) -> list[Lesion]:
     return out
 
 
-def _pericardium(rng: np.random.Generator, anatomy: Anatomy) -> list[Lesion]:
+def _pericardium(rng: np.random.Generator, anatomy: Anatomy) -> list[Deposit]:
     """Plates of calcium on the sac."""
-    out: list[Lesion] = []
+    out: list[Deposit] = []
     for _ in range(int(rng.integers(1, 5)) if rng.random() < 0.03 else 0):
         u, v = across(rng.normal(size=3))
         angle = rng.uniform(0, 2 * np.pi) + np.linspace(0, rng.uniform(0.2, 1.0), 10)
         rays = np.cos(angle)[:, None] * u + np.sin(angle)[:, None] * v
         plate = anatomy.heart.surface(np.repeat(anatomy.heart.origin[None], 10, axis=0), rays, 0.5)
         radii = rng.uniform(0.6, 1.6) * np.clip(rng.normal(1, 0.2, 10), 0.5, 1.5)
-        out.append(Lesion(kind="pericardium", points=plate, radii=radii, hu=float(rng.uniform(300, 1100))))
+        out.append(Deposit(kind="pericardium", points=plate, radii=radii, hu=float(rng.uniform(300, 1100))))
     return out
 
 
-def _root(rng: np.random.Generator, anatomy: Anatomy) -> list[Lesion]:
+def _root(rng: np.random.Generator, anatomy: Anatomy) -> list[Deposit]:
     """Calcium of the aortic root's wall and ring, beside where the coronary arteries begin."""
     if rng.random() >= ROOT_SHARE:
         return []
     line, radii = anatomy.vessels.aorta
-    out: list[Lesion] = []
+    out: list[Deposit] = []
     for _ in range(int(rng.integers(1, 5))):
         i = int(rng.integers(1, 6))
         u, v = across(line[i + 1] - line[i - 1])
@@ -150,18 +150,18 @@ def _root(rng: np.random.Generator, anatomy: Anatomy) -> list[Lesion]:
         ring = line[i] + rng.uniform(0.85, 1.0) * radii[i] * (np.cos(angle) * u + np.sin(angle) * v)
         beads = rng.uniform(0.5, 2.2) * np.clip(rng.normal(1, 0.3, 9), 0.4, 1.6)
         hu = float(rng.uniform(250, 1300))
-        out.append(Lesion(kind="aorta", points=ring + rng.normal(0, 0.5, ring.shape), radii=beads, hu=hu))
+        out.append(Deposit(kind="aorta", points=ring + rng.normal(0, 0.5, ring.shape), radii=beads, hu=hu))
     return out
 
 
-def _granulomas(rng: np.random.Generator, anatomy: Anatomy) -> list[Lesion]:
+def _granulomas(rng: np.random.Generator, anatomy: Anatomy) -> list[Deposit]:
     """Calcified nodules in the lung, some of them beside the heart."""
-    out: list[Lesion] = []
+    out: list[Deposit] = []
     for _ in range(rng.poisson(0.2)):
         ray = unit(np.array([rng.choice([-1.0, 1.0]), rng.normal(0, 0.6), rng.normal(0, 0.5)]))
         at = anatomy.heart.surface(anatomy.heart.origin[None], ray[None], 0.0)[0] + rng.uniform(4, 30) * ray
         out.append(
-            Lesion(
+            Deposit(
                 kind="granuloma",
                 points=at + rng.normal(0, 0.6, (4, 3)),
                 radii=rng.uniform(0.8, 2.8) * rng.uniform(0.7, 1.2, 4),
@@ -171,7 +171,7 @@ def _granulomas(rng: np.random.Generator, anatomy: Anatomy) -> list[Lesion]:
     return out
 
 
-def _oesophagus(rng: np.random.Generator, anatomy: Anatomy) -> list[Lesion]:
+def _oesophagus(rng: np.random.Generator, anatomy: Anatomy) -> list[Deposit]:
     """Something swallowed behind the heart, a little denser than blood."""
     if rng.random() >= 0.06:
         return []

@@ -14,7 +14,7 @@ import scipy.ndimage
 
 from ..imaging import Geometry
 from .acquisition import KERNELS, Acquisition, PointSpread
-from .coronary import METAL_HU, Lesion
+from .coronary import METAL_HU, Deposit
 from .shapes import Array, Box, Canvas, Frame, Points, Waves
 
 SOFT_TISSUE_HU = 40.0
@@ -57,7 +57,7 @@ class Speck:
             kernel enhances edges.
     """
 
-    lesion: Lesion
+    lesion: Deposit
     hu: float
     box: Box
     cover: Array
@@ -99,7 +99,7 @@ def material_hu(hu: float, kvp: float) -> float:
 
 
 def lesion_specks(
-    lesions: Sequence[Lesion], frame: Frame, geometry: Geometry, scan: Acquisition, rng: np.random.Generator
+    lesions: Sequence[Deposit], frame: Frame, geometry: Geometry, scan: Acquisition, rng: np.random.Generator
 ) -> list[Speck]:
     """Footprints of lesions in a scan: kernel, slice thickness, cardiac motion and tube voltage.
 
@@ -165,7 +165,7 @@ def motion_path(rng: np.random.Generator, distance: float, arc: float = 0.0) -> 
 
 
 def rasterise(
-    lesion: Lesion,
+    lesion: Deposit,
     frame: Frame,
     geometry: Geometry,
     *,

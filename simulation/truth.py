@@ -42,7 +42,7 @@ OTHERS: tuple[Label, ...] = (
     _metal("pacemaker lead", 10, "360129009", "Cardiac pacemaker lead"),
     _metal("sternal wire", 11, "27065002", "Suture"),
 )
-"""Calcium that is not coronary, and metal; names as in `coronary.Lesion.kind`, codes of SNOMED CT."""
+"""Calcium that is not coronary, and metal; names as in `coronary.Deposit.kind`, codes of SNOMED CT."""
 
 
 def by_kind(mask: npt.NDArray[np.bool_], specks: Sequence[Speck], classes: tuple[Label, ...]) -> Labels:

@@ -155,7 +155,7 @@ def private_mounts(tmp_path: Path) -> list[str]:
 def dashboard_results(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results to look at: a scored case with its files and a caution, and 700 rows with all that may be in a
     row."""
-    from deepcac2.dicom import discover, make_finding, read_segmentation, read_series
+    from deepcac2.dicom import GATES, discover, read_segmentation, read_series
     from deepcac2.imaging.labels import calcium_labels, heart_labels
     from deepcac2.outputs.preview import PREVIEW, preview
     from deepcac2.pipeline import Case
@@ -178,7 +178,7 @@ def dashboard_results(simulated: Path, tmp_path_factory: pytest.TempPathFactory)
         SCORE: scored,
     }
     facts[HEART_MEASURES] = {"heart_volume_ml": 600.0}
-    allowed = make_finding("derived", "the images are MPR", allow=["derived"])
+    allowed = GATES["derived"].finding("the images are MPR", allow=["derived"])
     case = Case(series=series, facts=facts, findings=(allowed,))
     place = folder / series.patient_id / series.series_uid
     row = result_row(case, folder=place.relative_to(folder).as_posix())

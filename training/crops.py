@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import TrainingError
-from ..imaging import Geometry
-from ..imaging.crop import CANDIDATE_HU, CROP_SHAPE, CROP_SPACING, PATCH_SHAPE, PATCH_STEP
-from ..imaging.resampling import centred_grid
+from ..imaging.crop import CANDIDATE_HU, CROP_SHAPE, PATCH_SHAPE, PATCH_STEP
 from ..imaging.tiling import Corner, patch_corners
 from ..system.atomic import remove_leftovers, write_whole
 from .recipe import keep_to
@@ -73,12 +71,6 @@ OTHER = 4
 
 GRID: tuple[Corner, ...] = tuple(patch_corners(CROP_SHAPE, PATCH_SHAPE, PATCH_STEP))
 """Corners (z, y, x) of the crop's 343 patches, the same as at inference; DeepCAC2 paper."""
-
-
-def crop_grid(like: Geometry, centre: Iterable[float]) -> Geometry:
-    """The grid of the crop around `centre`, LPS mm (x, y, z), parallel to the grid `like`."""
-    x, y, z = (float(c) for c in centre)
-    return centred_grid(like, (x, y, z), CROP_SPACING, CROP_SHAPE)
 
 
 def composed_label(

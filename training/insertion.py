@@ -23,18 +23,18 @@ from ..dicom import Series, discover, read_series
 from ..dicom.gates import is_sharp_kernel
 from ..errors import TrainingError
 from ..imaging import Geometry, Volume
-from ..imaging.crop import CANDIDATE_HU
-from ..imaging.masks import bounding_box, box_centre, widened
+from ..imaging.crop import CANDIDATE_HU, crop_grid
+from ..imaging.masks import bounding_box, box_centre, dilated
 from ..imaging.orientation import to_canonical
 from ..simulation import sample_acquisition
 from ..simulation.acquisition import KERNELS
 from ..simulation.anatomy import Anatomy, sample_anatomy, stream
 from ..simulation.arteries import sample_plaques
-from ..simulation.coronary import Lesion, sample_lesions
+from ..simulation.coronary import Deposit, sample_lesions
 from ..simulation.distractors import all_distractors
 from ..simulation.shapes import Array, Points
 from ..simulation.specks import Speck, lesion_specks, scanner_frame
-from .crops import Crop, CropRecipe, composed_label, crop_grid
+from .crops import Crop, CropRecipe, composed_label
 
 FindHeart = Callable[[str, Volume], npt.NDArray[np.bool_]]
 
@@ -208,7 +208,7 @@ def insert(
     anatomy = sample_anatomy(seed, version)
     draw = sample_lesions if version == 1 else sample_plaques
     lines = lay_coronaries(anatomy, background)
-    lesions: tuple[Lesion, ...] = ()
+    lesions: tuple[Deposit, ...] = ()
     while not lesions and rng.random() < WITH_CALCIUM:
         _, lesions = draw(rng, lines, anatomy.coronary_radius)
     fitted = fit_to_heart(anatomy, background)
@@ -269,7 +269,7 @@ def inserted_crop(background: Background, seed: int, recipe: CropRecipe) -> Crop
     shift = rng.normal(0.0, recipe.centre_jitter_mm, 3)
     centre = np.add(box_centre(background.heart, geometry), shift)
     where = _turned(crop_grid(geometry, centre), geometry, centre, rng)
-    near = widened(background.heart, geometry, recipe.heart_margin_mm)
+    near = dilated(background.heart, geometry, recipe.heart_margin_mm)
 
     def read(array: npt.NDArray[np.generic], outside: float = 0.0) -> Array:
         out: Array = scipy.ndimage.map_coordinates(

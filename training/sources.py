@@ -21,7 +21,8 @@ from ..dicom import Series
 from ..errors import TrainingError
 from ..evaluation.datasets import AnnotatedSource, annotated_sources
 from ..imaging import Geometry, Volume
-from ..imaging.masks import box_centre, widened
+from ..imaging.crop import crop_grid
+from ..imaging.masks import box_centre, dilated
 from ..imaging.orientation import to_canonical
 from ..imaging.resampling import resample
 from ..pipeline.case import Case
@@ -29,7 +30,7 @@ from ..pipeline.chain import build_stage
 from ..pipeline.facts import CT, HEART
 from ..pipeline.step import Context, Stage, steps
 from ..pipeline.workflow import Workflow
-from .crops import Crop, CropCache, CropRecipe, CropSource, build_cache, composed_label, crop_grid
+from .crops import Crop, CropCache, CropRecipe, CropSource, build_cache, composed_label
 from .insertion import Background, FindHeart, background_series, inserted_crop, load_background
 from .recipe import Inputs
 
@@ -67,7 +68,7 @@ def crop_of(
         turned = to_canonical(mask.view(np.uint8), volume.geometry).array
         return resample(turned, ct.geometry, grid, outside=0.0).numpy()
 
-    near = widened(heart, volume.geometry, recipe.heart_margin_mm)
+    near = dilated(heart, volume.geometry, recipe.heart_margin_mm)
     return hu, composed_label(read, recipe, near=near, calcium=calcium, other=other)
 
 

@@ -28,7 +28,7 @@ from ..dicom.names import printable
 from ..errors import DeepCACError, InputUnreadable, MaskMismatch
 from ..imaging import Geometry, Volume
 from ..imaging.files import read_image
-from ..imaging.labels import Labels
+from ..imaging.labels import Label, Labels
 from ..outputs.organizer import is_target
 from ..pipeline.case import Case, Fact, Stop
 from ..pipeline.chain import run_stage
@@ -191,9 +191,16 @@ def read_case(path: Path, files: Mapping[Fact[Any], Path] | None = None) -> Case
         if fact == CT:
             case = case.add(CT, Volume(hu=array, geometry=case[GEOMETRY]))
         else:
-            classes = fact.image.classes if fact.image is not None else ()
-            case = case.add(fact, Labels(array=array.astype(np.uint8), classes=classes) if classes else array)
+            case = case.add(fact, _labels(array, fact.image.classes) if fact.image is not None else array)
     return case
+
+
+def _labels(array: npt.NDArray[Any], classes: tuple[Label, ...]) -> Labels | npt.NDArray[Any]:
+    """An image as `Labels`, where it shows classes. In a mask, which another tool may have written, all above
+    0 is the class."""
+    if len(classes) == 1:
+        return Labels.of(array > 0, classes[0])
+    return Labels(array=array.astype(np.uint8), classes=classes) if classes else array
 
 
 def file_of(instance: Instance, query: str) -> Path | None:

@@ -21,7 +21,7 @@ from ..pipeline.case import Case
 from ..pipeline.chain import build_stage, choose_device, counted_from, describe_device, provenance_of
 from ..pipeline.facts import CT
 from ..pipeline.step import Context, Step, Value, one_of_each, steps
-from ..pipeline.writer import Writer, of_module, queries
+from ..pipeline.writer import Writer, of_module, queries, written
 from ..system.codec import from_plain
 from ..weights import resolve
 from .handover import CASE, file_of, files_of, for_each_case, read_case, workflow_of, write_case
@@ -86,11 +86,7 @@ def writing(module: str) -> type[Module]:
 
     def each(self: Module, instance: Instance, in_case: InstanceData, **out: Any) -> None:
         case = case_of(instance, Path(in_case.abspath), files)
-        for writer in files:
-            if writer.fits(case):
-                path = Path(out[writer.name].abspath)
-                writer.write(path, case, self.options, self.context)
-                case = replace(case, outputs={**case.outputs, writer.name: path})
+        written(case, files, lambda w: Path(out[w.name].abspath), self.options, self.context)
 
     wrapped: Callable[..., None] = each
     _declare(each, [writer.name for writer in files], {})

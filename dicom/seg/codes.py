@@ -11,11 +11,17 @@ import re
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
-HEART = Code("80891009", "SCT", "Heart")
-CALCIUM = Code("18115005", "SCT", "Pathologic calcification")
-ANATOMICAL_STRUCTURE = Code("91723000", "SCT", "Anatomical Structure")
-ABNORMAL_STRUCTURE = Code("49755003", "SCT", "Morphologically Abnormal Structure")
-CORONARY_ARTERY = Code("41801008", "SCT", "Coronary artery")
+from ...imaging import labels
+from ...imaging.labels import Concept
+
+
+def _code(concept: Concept) -> Code:
+    return Code(concept.value, concept.scheme, concept.meaning)
+
+
+HEART, CALCIUM = _code(labels.HEART.kind), _code(labels.CALCIFICATION)
+ANATOMICAL_STRUCTURE, ABNORMAL_STRUCTURE = _code(labels.STRUCTURE), _code(labels.ABNORMAL)
+CORONARY_ARTERY = _code(labels.CORONARY_ARTERY)
 ARTIFICIAL_INTELLIGENCE = Code("123110", "DCM", "Artificial Intelligence")
 
 HEART_SEGMENT, CALCIUM_SEGMENT = 1, 2
@@ -26,7 +32,9 @@ SEGMENTATION_SOP_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4
 
 _CALCIFICATION_CODES = frozenset({CALCIUM.value, "M-55420"})
 _HEART_CODES = frozenset({HEART.value, "T-32000"})
-_CORONARY_CODES = frozenset({CORONARY_ARTERY.value, "T-43000", "3227004", "59438005", "57396003", "13647002"})
+_CORONARY_CODES = frozenset(
+    {CORONARY_ARTERY.value, "T-43000", *(a.region.value for a in labels.ARTERIES if a.region is not None)}
+)
 """Coronary artery, left main, left anterior descending, left circumflex and right coronary artery; of the
 first, as of the two above, the code of SNOMED RT too."""
 _GENERAL_CODES = frozenset(

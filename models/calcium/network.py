@@ -1,6 +1,6 @@
 """Coronary calcium: the patch 3D U-Net of the DeepCAC2 paper, step by step.
 
-The steps of the paper's method, in order, are the public functions of this file:
+The steps of the paper's method, in order, are `imaging.crop.crop_grid` and public functions of this file:
 `crop_grid` → `to_crop` → `window` → `z_normalise` → `rescale` → patches of 64 × 64 × 16 with steps of
 32 × 32 × 8 → U-Net → average of overlapping predictions → `to_ct` → threshold 0.5. `CalciumModel`
 strings them together.
@@ -19,10 +19,10 @@ import numpy.typing as npt
 import torch
 
 from ...imaging import Geometry, Volume
-from ...imaging.crop import CANDIDATE_HU, CROP_SHAPE, CROP_SPACING, WINDOW_HU, Patches
+from ...imaging.crop import CANDIDATE_HU, WINDOW_HU, Patches, crop_grid
 from ...imaging.masks import bounding_box
 from ...imaging.orientation import to_canonical
-from ...imaging.resampling import centred_grid, resample, support
+from ...imaging.resampling import resample, support
 from ...imaging.tiling import Corner, PatchAverage, corners_touching, majority, patch_corners
 from . import unet
 
@@ -38,17 +38,6 @@ _ROUNDING = 1e-4
 
 Shape = tuple[int, int, int]
 Window = tuple[float, float]
-
-
-def crop_grid(ct: Geometry, heart_centre: tuple[float, float, float], shape: Shape = CROP_SHAPE) -> Geometry:
-    """The paper's crop: 256 × 256 × 58 voxels of 0.7 × 0.7 × 2.5 mm centred on the heart.
-
-    Args:
-        ct: The CT's grid; the crop is laid parallel to it.
-        heart_centre: Middle of the heart's box, LPS (x, y, z), mm.
-        shape: Voxels of the crop (z, y, x).
-    """
-    return centred_grid(ct, heart_centre, CROP_SPACING, shape)
 
 
 def to_crop(hu: npt.NDArray[np.int16], ct: Geometry, grid: Geometry, *, device: torch.device) -> torch.Tensor:

@@ -26,7 +26,7 @@ class DeepCACRunnerOptions:
 
     Attributes:
         weights: Name in `weights/manifest.json`, or a folder with a converted set.
-        heart_margin_mm: Look for calcium in the heart mask widened by this much only; .inf: in the whole
+        heart_margin_mm: Look for calcium in the heart mask dilated by this much only; .inf: in the whole
             crop (docs/decisions/0004).
         peak_probability: Count a lesion only where the network is somewhere as sure as this; 0.5: every
             lesion (docs/decisions/0009).
@@ -49,7 +49,7 @@ class FindCalcium:
 
     Attributes:
         model, weights: The network, and the set that it was loaded from.
-        heart_margin_mm: Keep to the heart mask widened by this much; infinite: the whole crop (the paper).
+        heart_margin_mm: Keep to the heart mask dilated by this much; infinite: the whole crop (the paper).
         peak_probability: That a lesion must reach somewhere; 0.5: any (the paper).
             Both None: what the weights say (`operating.operating_point`).
         lowest_hu: HU from which the rule counts, see `CalciumModel.predict`; None: any voxel may count.

@@ -39,7 +39,7 @@ class DeepCAC2RunnerOptions:
         last_patches: Run the last patch along each axis, too, which the published loop leaves out: it never
             predicts x and y from 224 on, and z from 56 on.
         at_threshold: A mean of exactly 0.5 is calcium; published: only above it.
-        heart_margin_mm: Keep calcium in the heart mask widened by this much only; .inf: anywhere, as
+        heart_margin_mm: Keep calcium in the heart mask dilated by this much only; .inf: anywhere, as
             published.
         lowest_hu: Keep voxels of the CT from this HU on only; null: any, as published.
     """

@@ -35,7 +35,7 @@ class ScreeningRunnerOptions:
         weights: Name in `weights/manifest.json`, or a folder with a set.
         localise: Where the crop is laid: ``heart`` around the heart mask, ``chest-wall`` where image
             processing alone finds the heart, as in the paper on cardiac CT.
-        heart_margin_mm: With ``heart``, look in the heart mask widened by this much only; .inf: in the crop;
+        heart_margin_mm: With ``heart``, look in the heart mask dilated by this much only; .inf: in the crop;
             null: what the weights state.
         threshold: Probability from which something is calcium; null: the weights' own operating point.
         exclude: Leave DeepCACRunner's network out where nothing is found: the score is 0.
@@ -62,7 +62,7 @@ class RuleOut:
         model, weights: The networks, and the set that they were loaded from.
         localise: ``"heart"``: the crop lies around the heart mask; ``"chest-wall"``: where
             `models.rule_out.network.chest_wall_crop` says.
-        heart_margin_mm: With ``"heart"``, keep to the heart mask widened by this much; None: what the
+        heart_margin_mm: With ``"heart"``, keep to the heart mask dilated by this much; None: what the
             weights say (`operating.operating_point`).
         exclude: Where nothing is found, no network needs to look for calcium.
     """

@@ -123,6 +123,7 @@ def test_shards_share_an_output(tmp_path: Path) -> None:
     assert Counter(r.status for r in parts[-1].rows) == {"scored": 11, "rejected": 1}
 
 
+@pytest.mark.slow
 def test_the_run_says_which_series_its_shards_have_left(tmp_path: Path) -> None:
     output, seen = tmp_path / "out", []
     for i in range(3):

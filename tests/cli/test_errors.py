@@ -106,6 +106,7 @@ def test_a_gpu_that_is_not_there(capsys: pytest.CaptureFixture[str], simulated: 
     assert "--device cpu" in text
 
 
+@pytest.mark.slow
 def test_a_full_disk(simulated: Path, tmp_path: Path) -> None:
     """A limit on the size of files makes the system refuse to write, as a full disk does."""
 

@@ -175,6 +175,7 @@ def train(recipe, work, inputs):
 """
 
 
+@pytest.mark.slow
 def test_a_method_of_somebody_else_is_trained(tmp_path: Path) -> None:
     """Its step names its training: nothing here knows it, and nobody loads it but this command."""
     record = tmp_path / "toy-1.0.dist-info"

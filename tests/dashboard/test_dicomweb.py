@@ -374,6 +374,7 @@ def test_without_the_ct_what_the_run_made_is_served(viewer_case: Any, viewer_tab
 # --- size -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs /proc to see the memory")
 def test_a_release_needs_little_memory(tmp_path: Path) -> None:
     """130,000 series: table read, studies found, and no torch on the way."""

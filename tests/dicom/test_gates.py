@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 
 from deepcac2.cli.registry import cell
 from deepcac2.cli.registry import gates as listed
-from deepcac2.dicom import Series, check_headers, discover, make_finding
+from deepcac2.dicom import GATES, Series, check_headers, discover
 from deepcac2.dicom.contrast import contrast_kind
 from deepcac2.dicom.gates import Gate, is_sharp_kernel, register_gate
 from deepcac2.errors import InputError
@@ -467,7 +467,7 @@ def test_registry() -> None:
         assert gate.fatal or not gate.overridable
     assert {"contrast-measured", "heart-not-found", "heart-cut-off", "heart-implausible"} <= set(gates())
     with pytest.raises(KeyError):
-        make_finding("no-such-gate", "x")
+        GATES["no-such-gate"].finding("x")
     with pytest.raises(ValueError, match="there are two gates not-ct"):
         register_gate(Gate(code="not-ct", sentence="Another one."))
     for wrong in ("undecodable", "no-such-gate", "heart-not-found"):

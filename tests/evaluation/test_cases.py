@@ -256,6 +256,7 @@ def test_lesions_of_nothing() -> None:
 # --- in memory --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_in_memory_as_stored(simulated: Path, tmp_path: Path) -> None:
     """The stages in memory and a run with its files come to the same case, field by field."""
     workflow = Workflow.load("default")

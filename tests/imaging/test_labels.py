@@ -7,7 +7,7 @@ import pytest
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
-from deepcac2.imaging.labels import ARTERIES, CALCIUM, HEART, Concept, Labels, calcium_labels, painted
+from deepcac2.imaging.labels import ARTERIES, CALCIUM, HEART, Concept, Labels, calcium_labels
 
 
 def test_a_mask_is_labels_with_one_class_and_no_copy() -> None:
@@ -28,7 +28,10 @@ def test_several_classes_in_one_array() -> None:
     lad[0, 0, :2] = True
     rca[0, 0, 1:] = True
     arteries = {label.name: label for label in ARTERIES}
-    labels = painted((2, 3, 3), [(arteries["RCA"], rca), (arteries["LAD"], lad)])
+    array = np.zeros((2, 3, 3), np.uint8)
+    array[rca] = arteries["RCA"].value
+    array[lad] = arteries["LAD"].value
+    labels = Labels(array=array, classes=(arteries["LAD"], arteries["RCA"]))
     assert [label.name for label in labels.classes] == ["LAD", "RCA"]
     assert labels.array[0, 0].tolist() == [2, 2, 4]
     np.testing.assert_array_equal(labels.mask, lad | rca)

@@ -6,7 +6,7 @@ import numpy as np
 from scipy import ndimage
 
 from deepcac2.imaging import Geometry
-from deepcac2.imaging.masks import widened
+from deepcac2.imaging.masks import dilated
 
 
 def test_widening_looks_only_around_the_mask_and_finds_the_same() -> None:
@@ -29,5 +29,5 @@ def test_widening_looks_only_around_the_mask_and_finds_the_same() -> None:
         for margin in (0.0, 4.0, 12.0):
             expected = np.kron(far <= margin, np.ones(steps, dtype=bool))
             expected = expected[: shape[0], : shape[1], : shape[2]]
-            np.testing.assert_array_equal(widened(mask, geometry, margin), expected)
-    assert not widened(np.zeros(shape, dtype=bool), geometry, 4.0).any()
+            np.testing.assert_array_equal(dilated(mask, geometry, margin), expected)
+    assert not dilated(np.zeros(shape, dtype=bool), geometry, 4.0).any()

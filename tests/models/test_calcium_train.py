@@ -199,6 +199,7 @@ def losses(folder: Path) -> list[dict[str, str]]:
     return [{k: v for k, v in r.items() if k not in ("patches_per_second", "gpu_utilisation")} for r in rows]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_writes_a_checkpoint_and_goes_on_to_the_same_weights(
     scans: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

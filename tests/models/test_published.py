@@ -23,7 +23,7 @@ from deepcac2.errors import WeightsUnsupported, WorkflowError
 from deepcac2.imaging import Geometry, Volume
 from deepcac2.imaging.crop import Patches
 from deepcac2.imaging.labels import heart_labels
-from deepcac2.imaging.masks import widened
+from deepcac2.imaging.masks import dilated
 from deepcac2.models.deepcac2.network import PUBLISHED_WIDTHS, PublishedUNet, build, widths_of
 from deepcac2.models.deepcac2.predict import PublishedModel, Quirks
 from deepcac2.models.deepcac2.step import DeepCAC2RunnerOptions
@@ -418,7 +418,7 @@ def test_the_step_runs_from_the_workflow(published: ModuleType, tmp_path: Path) 
     json.dumps(used, allow_nan=False)
 
     near = run(heart_margin_mm=0.0, lowest_hu=130)
-    kept = widened(heart, volume.geometry, 0.0) & (volume.hu >= 130)
+    kept = dilated(heart, volume.geometry, 0.0) & (volume.hu >= 130)
     np.testing.assert_array_equal(near[CALCIUM].mask, expected & kept)
     assert 0 < near[CALCIUM].mask.sum() < (expected & (volume.hu >= 130)).sum()
     assert near[CALCIUM_RUN]["exact_from_hu"] == 130

@@ -133,6 +133,7 @@ def test_a_turned_series_gives_the_same_answer(networks: dict[str, torch.nn.Modu
     assert (hu[upright.mask] >= 130).all()
 
 
+@pytest.mark.slow
 def test_a_positive_scan_shows_what_made_it_so(networks: dict[str, torch.nn.Module]) -> None:
     """Slices of 5 mm, twice those of the crop, and voxels whose neighbours are dark."""
     rng = np.random.default_rng(8)

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from pydicom.sr.codedict import codes
 
-from deepcac2.dicom import Series, discover, make_finding, read_segmentation, read_series
+from deepcac2.dicom import GATES, Series, discover, read_segmentation, read_series
 from deepcac2.errors import WorkflowError
 from deepcac2.imaging import Geometry, Volume
 from deepcac2.imaging.labels import calcium_labels, heart_labels
@@ -125,8 +125,8 @@ def test_the_sr_says_what_the_details_say(
 
 def doubtful(case: Case) -> Case:
     """A case with a warning, allowed in spite of a gate."""
-    allowed = make_finding("coarse-pixels", "pixels are 2.8 mm", allow=["coarse-pixels"])
-    return replace(case, findings=(allowed, make_finding("kvp", "taken at 140 kV, tilted by 1°")))
+    allowed = GATES["coarse-pixels"].finding("pixels are 2.8 mm", allow=["coarse-pixels"])
+    return replace(case, findings=(allowed, GATES["kvp"].finding("taken at 140 kV, tilted by 1°")))
 
 
 def test_the_sr_holds_cautions_warnings_and_what_it_is_for(

@@ -90,7 +90,7 @@ def test_a_turned_stack_is_seen_even_with_the_right_heart(patient: Volume, turn:
     turned = dict(zoo.turned(patient))[turn]
     found = objection(surroundings(turned, dict(zoo.turned(mask))[turn].hu > 0))
     assert found is not None
-    assert found[0] == "chest-implausible"
+    assert found[0].code == "chest-implausible"
 
 
 @pytest.mark.parametrize("mm", [180, 250])

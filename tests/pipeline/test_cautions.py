@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deepcac2.cli.run import cell, in_words
-from deepcac2.dicom import Series, SliceRef, make_finding
+from deepcac2.dicom import GATES, Series, SliceRef
 from deepcac2.imaging import Geometry, Volume
 from deepcac2.imaging.labels import calcium_labels
 from deepcac2.models.slice_regression.step import DIRECT
@@ -67,8 +67,8 @@ def test_calcium_found_in_thick_slices_needs_no_caution() -> None:
 
 
 def test_a_result_that_a_gate_would_have_refused_is_marked() -> None:
-    allowed = make_finding("coarse-pixels", "pixels are 2.8 mm", allow=["coarse-pixels"])
-    warning = make_finding("kvp", "taken at 140 kV")
+    allowed = GATES["coarse-pixels"].finding("pixels are 2.8 mm", allow=["coarse-pixels"])
+    warning = GATES["kvp"].finding("taken at 140 kV")
     case = scored(1.0, bright=True, findings=(allowed, warning))
     row = result_row(case)
     assert row.caution == "in spite of coarse-pixels: pixels are 2.8 mm"
@@ -81,7 +81,7 @@ def test_a_result_that_a_gate_would_have_refused_is_marked() -> None:
 
 
 def test_without_a_result_there_is_nothing_to_caution_about() -> None:
-    allowed = make_finding("coarse-pixels", "pixels are 2.8 mm", allow=["coarse-pixels"])
+    allowed = GATES["coarse-pixels"].finding("pixels are 2.8 mm", allow=["coarse-pixels"])
     case = Case(series=Series(series_uid="1.2"), findings=(allowed,))
     assert cautions(case) == ()
     row = result_row(replace(case, facts={DIRECT: {"score": 1.0, "group": 1}}))

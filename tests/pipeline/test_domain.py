@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deepcac2.dicom import Series, make_finding
+from deepcac2.dicom import GATES, Series
 from deepcac2.imaging import Geometry, Volume
 from deepcac2.imaging.labels import heart_labels
 from deepcac2.pipeline.case import Case, Stop
@@ -168,7 +168,7 @@ def test_what_a_gate_said_is_completed_and_not_said_again() -> None:
     }
     scan = replace(
         case(kernel="B70f", kvp=80.0, slice_thickness=5.0),
-        findings=tuple(make_finding(c, m, allow=["contrast-measured"]) for c, m in gates.items()),
+        findings=tuple(GATES[c].finding(m, allow=["contrast-measured"]) for c, m in gates.items()),
     )
     done = compared(scan, weights("heart"), weights("calcium"))
     assert [f.code for f in done.findings] == list(gates)
@@ -182,7 +182,7 @@ def test_what_a_gate_said_is_completed_and_not_said_again() -> None:
 
 
 def test_a_gate_that_the_weights_do_not_mind_stays_as_it_is() -> None:
-    said = make_finding("sharp-kernel", "reconstructed with the sharp kernel BONE")
+    said = GATES["sharp-kernel"].finding("reconstructed with the sharp kernel BONE")
     assert compared(replace(case(kernel="BONE"), findings=(said,))).findings == (said,)
 
 

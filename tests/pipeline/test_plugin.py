@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -199,18 +198,29 @@ def test_one_file_outside_is_a_method_an_output_a_gate_and_a_rule(
     assert int(exported["toy_voxels"]) == voxels
 
 
-def test_the_command_line_lists_it(elsewhere: Path) -> None:
-    def listed(what: str) -> dict[str, dict[str, Any]]:
-        rows = json.loads(deepcac2(elsewhere, "inspect", f"--{what}", "--json").stdout)
-        return {next(iter(row.values())): row for row in rows}
+LISTS = """
+from deepcac2.cli.main import main
 
-    assert listed("gates")["bright"]["sentence"] == "The scan has too many bright voxels."
-    assert listed("rules")["plain"]["summary"] == "one weight for all"
-    assert listed("columns")["toy_voxels"]["module"] == "ToyRunner"
-    toy = listed("modules")["ToyRunner"]
+for what in ("gates", "rules", "columns", "modules"):
+    assert main(["inspect", f"--{what}", "--json"]) == 0
+    print("---")
+assert main(["inspect", "--modules"]) == 0
+"""
+
+
+def test_the_command_line_lists_it(elsewhere: Path) -> None:
+    done = python(elsewhere, LISTS)
+    assert done.returncode == 0, done.stderr
+    *lists, text = done.stdout.split("---\n")
+    gates, rules, columns, modules = (
+        {next(iter(row.values())): row for row in json.loads(listed)} for listed in lists
+    )
+    assert gates["bright"]["sentence"] == "The scan has too many bright voxels."
+    assert rules["plain"]["summary"] == "one weight for all"
+    assert columns["toy_voxels"]["module"] == "ToyRunner"
+    toy = modules["ToyRunner"]
     assert toy["options"] == [{"option": "above_hu", "default": "300", "meaning": "From here on."}]
     assert (toy["reads"], toy["report"][0]["name"]) == (["CT"], "toy_voxels")
-    text = deepcac2(elsewhere, "inspect", "--modules").stdout
     assert "ToyRunner (compute): Find what is bright." in text
     assert "option above_hu = 300  From here on." in text
 
@@ -239,6 +249,7 @@ assert "deepcac2.pipeline.step" not in sys.modules or (
 """
 
 
+@pytest.mark.slow
 def test_mhubs_own_runner_runs_it_too(elsewhere: Path, simulated: Path, tmp_path: Path) -> None:
     pytest.importorskip("mhubio", reason="needs mhubio, which `make` installs without its dependencies")
     (elsewhere / "models" / "deepcac2").symlink_to(Path(__file__).resolve().parents[2])

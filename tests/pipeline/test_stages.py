@@ -17,7 +17,7 @@ from deepcac2.dicom import Finding, Series, discover, read_segmentation
 from deepcac2.errors import SeriesFailed, WeightsMissing
 from deepcac2.imaging import Geometry, Volume
 from deepcac2.imaging.labels import calcium_labels, heart_labels
-from deepcac2.imaging.masks import box_centre, solidity, widened
+from deepcac2.imaging.masks import box_centre, dilated, solidity
 from deepcac2.models.calcium.step import FindCalcium
 from deepcac2.models.heart.step import FindHeart, check_heart
 from deepcac2.models.rule_out.step import SCREENING, RuleOut
@@ -162,7 +162,7 @@ def test_widened_is_the_mask_and_its_surroundings() -> None:
     z, y, x = (np.indices(fine.shape).T * np.asarray(fine.spacing)).T
     mask = (z - 37) ** 2 + (y - 60) ** 2 + (x - 64) ** 2 <= 20**2
     exact = distance_transform_edt(~mask, sampling=fine.spacing)
-    wide = widened(mask, fine, 10.0)
+    wide = dilated(mask, fine, 10.0)
     assert wide[exact <= 7].all()
     assert not wide[exact > 15].any()
 

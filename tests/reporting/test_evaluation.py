@@ -167,6 +167,7 @@ class TestReport:
         cases = tuple(CaseResult(name=n, patient=n) for n in ("0187", "018", "0306"))
         assert seen_in_training(Evaluation(cases=cases, weights={"calcium": about})) == {"calcium": ["0187"]}
 
+    @pytest.mark.slow
     def test_the_same_evaluation_gives_the_same_bytes(self, evaluation: Evaluation, tmp_path: Path) -> None:
         for name in ("a", "b"):
             write_report(evaluation, summarise(evaluation), tmp_path / name)

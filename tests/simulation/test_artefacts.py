@@ -11,7 +11,7 @@ from deepcac2.simulation.artefacts import (
     breathing_step,
     displaced,
 )
-from deepcac2.simulation.coronary import Lesion
+from deepcac2.simulation.coronary import Deposit
 from deepcac2.simulation.specks import Speck
 
 GRID = Geometry(shape=(12, 256, 256), spacing=(3.0, 1.4, 1.4), origin=(-180.0, -180.0, 0.0))
@@ -60,7 +60,7 @@ def test_a_slice_alone_among_others_gets_its_own_streaks() -> None:
 def star(hu_of_material: float) -> np.ndarray:
     cover = np.zeros((2, 5, 5), dtype=np.float32)
     cover[:, 1:4, 1:4] = 0.5
-    lesion = Lesion(kind="x", points=np.zeros((2, 3)), radii=np.ones(2), hu=hu_of_material)
+    lesion = Deposit(kind="x", points=np.zeros((2, 3)), radii=np.ones(2), hu=hu_of_material)
     box = (slice(4, 6), slice(100, 105), slice(100, 105))
     hu = np.zeros(GRID.shape, dtype=np.float32)
     speck = Speck(lesion=lesion, hu=hu_of_material, box=box, cover=cover)

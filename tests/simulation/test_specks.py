@@ -9,7 +9,7 @@ import pytest
 
 from deepcac2.imaging import Geometry
 from deepcac2.simulation import Acquisition
-from deepcac2.simulation.coronary import Lesion
+from deepcac2.simulation.coronary import Deposit
 from deepcac2.simulation.specks import (
     add_specks,
     lesion_specks,
@@ -24,7 +24,7 @@ SCAN = Acquisition(
     kernel="B30f", thickness=1.25, increment=1.25, field_of_view=0.7 * 512, centre=(0.0, 0.0), below=50.0,
     above=10.0, noise_sd=20.0, circle=False,
 )  # fmt: skip
-PLAQUE = Lesion(
+PLAQUE = Deposit(
     kind="RCA",
     points=np.array([[-2.0, 0.0, 0.0], [2.0, 1.0, 1.0]]),
     radii=np.array([1.2, 1.2]),
@@ -32,7 +32,7 @@ PLAQUE = Lesion(
 )
 
 
-def drawn(scan: Acquisition, lesion: Lesion = PLAQUE, seed: int = 1) -> np.ndarray:
+def drawn(scan: Acquisition, lesion: Deposit = PLAQUE, seed: int = 1) -> np.ndarray:
     hu = np.zeros(GRID.shape, dtype=np.float32)
     add_specks(hu, lesion_specks([lesion], scanner_frame(), GRID, scan, np.random.default_rng(seed)))
     return hu

@@ -75,6 +75,7 @@ def test_a_page_of_scores_that_are_all_alike() -> None:
     assert study.result.estimates["spearman"].value is None
 
 
+@pytest.mark.slow
 def test_many_rows_are_drawn_too() -> None:
     rng = np.random.default_rng(0)
     a = rng.exponential(200, 3000)

@@ -600,6 +600,7 @@ def split(late: Both, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(LATE))
 @pytest.mark.parametrize("runner", ["memory", "split", "mhub"])
 def test_a_case_rejected_late_keeps_what_was_known(
@@ -621,6 +622,7 @@ def test_a_case_rejected_late_keeps_what_was_known(
     assert found["outputs"] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(LATE))
 def test_all_runners_say_the_same_of_a_case_rejected_late(name: str, late: Both, split: Path) -> None:
     one, other, third = (details_of(f, LATE[name]) for f in (late.memory, split, late.mhub))
@@ -846,6 +848,23 @@ def test_a_case_comes_back_from_its_file_as_it_was(source: Path, tmp_path: Path)
     assert back[SCORE].lesions
     assert back.warnings
     assert back[GEOMETRY] == case[CT].geometry
+
+
+def test_a_mask_is_all_that_is_above_0_whoever_wrote_it(source: Path, tmp_path: Path) -> None:
+    """Other tools write masks as 255, or as floats."""
+    from deepcac2.imaging.files import write_image
+    from deepcac2.pipeline.case import Case
+    from deepcac2.pipeline.reading import build_volume
+    from deepcac2.utils.handover import read_case, write_case
+
+    case = build_volume(Case(series=discover(source / "scored").series[0]))
+    path, bright = tmp_path / "case.json", case[CT].hu > 300
+    write_case(path, case)
+    for value in (np.uint8(255), np.float32(0.5), np.uint8(1)):
+        write_image(tmp_path / "mask.nii.gz", bright * value, case[GEOMETRY])
+        mask = read_case(path, {CALCIUM: tmp_path / "mask.nii.gz"})[CALCIUM].mask
+        np.testing.assert_array_equal(mask, bright)
+        assert mask.sum() == bright.sum() > 0
 
 
 # --- what MHub reads about the model ------------------------------------------------------------------------
