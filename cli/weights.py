@@ -18,8 +18,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "weights",
         help="list, verify, fetch and convert network weights",
         description="Sets of network weights: what there is, whether the files are unaltered, how to get "
-        "published ones, and how to convert nnU-Net folders. Weights are safetensors with known sha256; "
-        "pickles are never loaded.",
+        "published ones, and how to convert nnU-Net folders and DeepCAC2's file. Weights are safetensors "
+        "with known sha256; pickles are never loaded.",
     )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
 
@@ -41,13 +41,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Download a published set of the manifest and convert it, so that its name can be given "
         "to --weights. The archive's sha256 must be known: from the manifest, or given with --sha256.",
     )
-    fetch.add_argument("name", metavar="NAME", help="set in the manifest, e.g. platipy-heart")
+    fetch.add_argument("name", metavar="NAME", help="set in the manifest: platipy-heart, deepcac2")
     fetch.add_argument("--accept-licence", action="store_true", help="accept the set's licence")
     fetch.add_argument("--sha256", metavar="HEX", help="sha256 that the archive must have")
     fetch.add_argument(
         "--trust-first", action="store_true", help="take the archive as it comes and record its sha256"
     )
-    fetch.add_argument("--from", dest="source", type=Path, metavar="FILE", help="archive downloaded before")
+    fetch.add_argument("--from", dest="source", type=Path, metavar="FILE", help="file downloaded before")
     fetch.add_argument(
         "--to", type=Path, metavar="FOLDER", help="where to put the set (default: found by name)"
     )
@@ -80,6 +80,17 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
                 "--configuration", choices=("3d_lowres", "3d_fullres"), help="which one, where SRC holds both"
             )
         convert.set_defaults(run=_convert, version=version)
+
+    own = actions.add_parser(
+        "convert-deepcac2",
+        help="convert the published calcium network of DeepCAC2",
+        description="Convert the file that the authors of DeepCAC2 publish (vivid-haze-6_model.pt, a "
+        "state_dict) into a folder for --weights. It is a pickle: tensors are read, all else is refused.",
+    )
+    own.add_argument("source", metavar="FILE", type=Path, help="the published file")
+    own.add_argument("destination", metavar="DST", type=Path, help="new folder")
+    own.add_argument("--name", metavar="NAME", help="name of the set in reports (default: deepcac2)")
+    own.set_defaults(run=_convert_own)
 
 
 def _state(entry: ManifestEntry) -> str:
@@ -162,6 +173,12 @@ def _convert(args: argparse.Namespace) -> int:
         given["configuration"] = args.configuration
     convert = convert_nnunet_v1 if args.version == "v1" else convert_nnunet_v2
     return _done(convert(args.source, args.destination, **given))
+
+
+def _convert_own(args: argparse.Namespace) -> int:
+    from ..weights import convert_deepcac2
+
+    return _done(convert_deepcac2(args.source, args.destination, name=args.name))
 
 
 def _done(found: WeightSet) -> int:

@@ -257,7 +257,7 @@ def evaluate_scans(
         raise WorkflowError(f"the workflow {workflow.name!r} scores no calcium mask; {COMPARE}")
     chain = build_chain(workflow, output=Path(), device=device, allow=allow, phases=["compute"])
     cases = _evaluate(data, _InMemory(chain), watch, simulated=simulated)
-    names = {role: module for module, role in roles().items()}
+    names = {role: module for module, role in roles().items() if workflow.options(module) is not None}
     return Evaluation(
         cases=cases,
         weights={

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from .resampling import centred_grid
 from .volume import Geometry
@@ -19,6 +20,25 @@ WINDOW_HU = (-135.0, 500.0)
 """Intensity window, HU; DeepCAC2 paper."""
 CANDIDATE_HU = 130
 """HU below which the default rule counts no voxel as calcium (Agatston et al. 1990)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patches:
+    """How a crop goes through a network, in voxels (z, y, x); a set of weights may state its own.
+
+    Attributes:
+        crop_shape: Of the crop around the heart.
+        patch_shape, patch_step: Of the patches, and from one to the next.
+    """
+
+    crop_shape: tuple[int, int, int] = CROP_SHAPE
+    patch_shape: tuple[int, int, int] = PATCH_SHAPE
+    patch_step: tuple[int, int, int] = PATCH_STEP
+
+    def __post_init__(self) -> None:
+        for step, patch, crop in zip(self.patch_step, self.patch_shape, self.crop_shape, strict=True):
+            if not 0 < step <= patch <= crop:
+                raise ValueError(f"patch_step, patch_shape and crop_shape grow in this order: {self}")
 
 
 def crop_grid(

@@ -174,7 +174,7 @@ CALCULATOR = register(
         writes=(SCORE,),
         build=_build,
         shows=_shows,
-        counts_from=lambda options: find_rule(options.rule).threshold,
+        counts_from=lambda options: find_rule(options.rule).counts_from,
         columns=(
             Column(
                 name="agatston_score",

@@ -13,7 +13,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -134,17 +134,24 @@ class Workflow:
                 raise WorkflowError(
                     f"workflow {self.name!r}: {second} comes before {first}; move it in 'execute'"
                 )
-        found: set[Fact[Any]] = set()
+        found: dict[Fact[Any], str] = {}
         for entry in self.steps:
             step = steps()[entry.module]
+            refined = {*step.uses, *chain.from_iterable(step.needs(entry.options))}
+            for fact in step.writes:
+                if fact in found and fact not in refined:
+                    raise WorkflowError(
+                        f"workflow {self.name!r}: {found[fact]} and {entry.module} both find the "
+                        f"{fact.meaning or fact.name}; keep one of them in 'execute'"
+                    )
             for need in step.needs(entry.options):
-                if not found & set(need):
+                if not found.keys() & set(need):
                     makers = [m for m, other in steps().items() if set(need) & set(other.writes)]
                     raise WorkflowError(
                         f"workflow {self.name!r}: {entry.module} needs {' or '.join(makers)} before it; "
                         "add it to 'execute'"
                     )
-            found |= set(step.writes)
+            found |= dict.fromkeys(step.writes, entry.module)
 
     def finds(self, fact: Fact[Any]) -> bool:
         """Whether one of its steps may add a fact."""

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError, MaskMismatch
-from ..imaging import Volume
+from ..imaging import Geometry, Volume
 from ..imaging.masks import bounding_box
 from .result import CalciumScore, Lesion, LesionPart
 from .rules import REFERENCE_THICKNESS_MM, Rule, find_rule
@@ -31,7 +31,8 @@ def score(
 
     Score = Σ over weighted pieces of area (mm²) × weight × thickness factor. The weight is set by the
     piece's maximum HU by the rule's table, in all named rules 130–199 → 1, 200–299 → 2, 300–399 → 3,
-    ≥ 400 → 4. A piece whose maximum is below the first limit counts in nothing, not even in the volume.
+    ≥ 400 → 4 (``deepcac2``: 1 below 130, too). A piece whose maximum is below the first limit counts in
+    nothing, not even in the volume. A rule may round pixels, pieces, lesions or the sum, see `Rule`.
 
     What is decided here:
 
@@ -74,8 +75,11 @@ def score(
     factor = _thickness_factor(chosen, geometry.spacing[0], slice_thickness)
 
     pieces = _Pieces(volume, mask, chosen)
-    contributions = pieces.n * geometry.pixel_area * pieces.weight * factor
+    contributions = _contributions(chosen, geometry, pieces, factor)
     lesions, total = _lesions(volume, chosen, pieces, contributions)
+    if chosen.round_total:
+        in_order = np.cumsum(contributions[pieces.published_order()])
+        total = float(np.rint(in_order[-1])) if len(in_order) else 0.0
 
     n_counted = len(pieces.hu)
     hu_sum = int(pieces.hu.sum())
@@ -99,6 +103,21 @@ def score(
         shape=geometry.shape,
         runs=_runs(pieces.index, geometry.shape),
     )
+
+
+def _contributions(
+    rule: Rule, geometry: Geometry, pieces: _Pieces, factor: float
+) -> npt.NDArray[np.floating[Any]]:
+    """What each piece adds to the score, rounded as the rule says."""
+    if rule.unit_digits is None:
+        found = pieces.n * geometry.pixel_area * pieces.weight * factor
+    else:
+        z, y, x = geometry.spacing
+        # multiplied from x to z and divided last, as the code does whose rounding this is
+        thickness = z if rule.thickness == "increment" else factor * REFERENCE_THICKNESS_MM
+        unit = round(x * y * thickness / REFERENCE_THICKNESS_MM, rule.unit_digits)
+        found = pieces.n * unit * pieces.weight
+    return found if rule.piece_digits is None else np.round(found, rule.piece_digits)
 
 
 def _runs(index: _IntArray, shape: tuple[int, int, int]) -> tuple[tuple[int, int], ...]:
@@ -154,6 +173,8 @@ class _Pieces:
     """
 
     def __init__(self, volume: Volume, mask: npt.NDArray[np.bool_], rule: Rule) -> None:
+        if rule.whole_from is not None:
+            mask = _whole_pieces(volume.hu, mask, rule.whole_from, rule.in_plane)
         box = bounding_box(mask) if mask.any() else (slice(0, 0),) * 3
         hu = volume.hu[box]
         counted = mask[box].copy() if rule.threshold is None else mask[box] & (hu >= rule.threshold)
@@ -194,18 +215,47 @@ class _Pieces:
         self.maximum = maximum[piece[keep]][first]
         self.weight = _weights(self.maximum, rule)
 
+    def published_order(self) -> _IntArray:
+        """The pieces by slice, and in a slice by the leftmost pixel, of several such pixels the uppermost."""
+        z, y, x = self.index.T
+        voxels = np.lexsort((y, x, z))
+        first = _first(self.piece[voxels])
+        return np.argsort(first, kind="stable").astype(np.int64)
+
+
+def _whole_pieces(
+    hu: npt.NDArray[np.int16], mask: npt.NDArray[np.bool_], lowest: int, connectivity: int
+) -> npt.NDArray[np.bool_]:
+    """The pieces of the CT from an HU on, each in its slice, that a mask overlaps: bool (z, y, x)."""
+    result = np.zeros_like(mask)
+    slices = np.flatnonzero(mask.any(axis=(1, 2)))
+    if not len(slices):
+        return result
+    dense = hu[slices] >= lowest
+    labels = _all_labels(dense, connectivity)
+    touched = np.zeros(int(labels.max()) + 1, dtype=np.bool_)
+    touched[np.unique(labels[mask[slices]])] = True
+    touched[0] = False
+    result[slices] = touched[labels]
+    return result
+
 
 def _label(counted: npt.NDArray[np.bool_], connectivity: int, index: Sequence[_IntArray]) -> _IntArray:
     """Component, 0, 1, …, of each voxel of `index` within `counted` (z, y, x)."""
     if len(index[0]) == 0:
         return np.zeros(0, dtype=np.int64)
+    return _all_labels(counted, connectivity)[tuple(index)].astype(np.int64) - 1
+
+
+def _all_labels(counted: npt.NDArray[np.bool_], connectivity: int) -> npt.NDArray[np.integer[Any]]:
+    """Components of `counted` (z, y, x), not empty, numbered from 1; 0 is what does not count."""
     if connectivity in (4, 8):  # an empty slice between any two: nothing joins across slices
         spread = np.zeros((2 * counted.shape[0], *counted.shape[1:]), dtype=np.bool_)
         spread[::2] = counted
         labels = cc3d.connected_components(spread, connectivity={4: 6, 8: 26}[connectivity])[::2]
     else:
         labels = cc3d.connected_components(counted, connectivity=connectivity)
-    return np.asarray(labels[tuple(index)], dtype=np.int64) - 1
+    return np.asarray(labels)
 
 
 def _renumber(values: _IntArray) -> _IntArray:

@@ -60,7 +60,7 @@ class LesionPart:
         area_mm2: Their area, mm².
         max_hu: The maximum that set the weight, HU (of the whole 3D lesion where the rule says so).
         weight: By the rule's table, 1 to 4 in all named rules.
-        score: area × weight × thickness factor, before any rounding of the lesion.
+        score: area × weight × thickness factor, before any rounding of the lesion or the total.
     """
 
     slice_index: int
@@ -86,7 +86,7 @@ class Lesion:
         max_hu: Highest HU.
         mean_hu: Mean HU.
         weights: Weights that occur, ascending.
-        score: What it adds to the total.
+        score: What it adds to the total, before that is rounded.
         slices: First and last slice index, both included.
         centroid_index: Centre of its voxels as fractional index (z, y, x).
         centroid_lps: The same in the patient, LPS mm (x, y, z).

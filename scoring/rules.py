@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -12,6 +12,9 @@ from ..system.nearest import nearest
 
 WEIGHTS: tuple[tuple[int, int], ...] = ((130, 1), (200, 2), (300, 3), (400, 4))
 """(lowest maximum HU, weight) of a lesion; below 130 HU it counts nothing. Agatston et al. 1990 [1]."""
+
+ANY_HU = -32768
+"""The lowest HU that there is (int16): a first weight from here on counts every lesion."""
 
 REFERENCE_THICKNESS_MM = 3.0
 """Contiguous 3 mm slices: the protocol for which the score was defined [1]."""
@@ -48,6 +51,14 @@ class Rule:
         weights: (lowest maximum HU, weight), both ascending: a lesion has the weight of the last limit that
             its maximum reaches, and counts nothing where it reaches none. A threshold never lies below the
             first limit: lesions between the two would silently count nothing.
+        whole_from: The mask only points at calcium: every piece of the CT from this HU on, in a slice and by
+            the connectivity there, that it overlaps is taken whole, and nothing else. None: the mask is taken
+            as it is.
+        unit_digits: What one pixel counts (mm² × thickness factor) is rounded to so many digits; None: not.
+        piece_digits: What each weighted piece counts is rounded to so many digits; None: not.
+        round_total: The sum is rounded to a whole number, halves to the even one. It is then added up slice
+            after slice, in each the piece with the leftmost pixel first, as the published code does, for
+            halves hang on that.
     """
 
     name: str
@@ -61,6 +72,10 @@ class Rule:
     thickness: Literal["increment", "slice-thickness", "none"] = "increment"
     round_lesions: bool = False
     weights: tuple[tuple[int, int], ...] = WEIGHTS
+    whole_from: int | None = None
+    unit_digits: int | None = None
+    piece_digits: int | None = None
+    round_total: bool = False
 
     def __post_init__(self) -> None:
         if self.connectivity not in (4, 8, 6, 18, 26):
@@ -72,6 +87,10 @@ class Rule:
                 f"Rule thickness must be 'increment', 'slice-thickness' or 'none', not {self.thickness!r}"
             )
         self._check_weights()
+        if self.whole_from is not None and (self.threshold is not None or not self.per_slice):
+            raise InputError(
+                "Rule whole_from needs threshold None and lesions within a slice: connectivity 4, 8"
+            )
         if self.min_area_mm2 > 0 and not self.per_slice:
             raise InputError("Rule min_area_mm2 needs lesions within a slice: use connectivity 4 or 8")
 
@@ -101,9 +120,14 @@ class Rule:
         """The connectivity within a slice."""
         return 4 if self.connectivity in (4, 6) else 8
 
+    @property
+    def counts_from(self) -> int | None:
+        """HU from which voxels of a mask matter; None: any may."""
+        return self.threshold if self.whole_from is None else self.whole_from
+
     def counts_below(self, hu: int | None) -> bool:
-        """Whether voxels below an HU may count; None is below everything: False."""
-        return hu is not None and (self.threshold is None or self.threshold < hu)
+        """Whether voxels of a mask below an HU may matter; None is below everything: False."""
+        return hu is not None and (self.counts_from is None or self.counts_from < hu)
 
     def parameters(self) -> dict[str, Any]:
         """All parameters as JSON types, for reports."""
@@ -136,6 +160,18 @@ def find_rule(rule: str | Rule) -> Rule:
         return RULES[rule]
     raise InputError(f"No scoring rule is called '{rule}'.{nearest(rule, RULES)}")
 
+
+_DEEPCAC2 = Rule(
+    name="deepcac2",
+    summary="every voxel of the mask, 2D lesions of more than 3 pixels, weight 1 also below 130 HU, slice "
+    "increment / 3 mm, rounded: pixel and piece to 3 digits, the sum to a whole number",
+    threshold=None,
+    min_voxels=4,
+    weights=((ANY_HU, 1), *WEIGHTS[1:]),
+    unit_digits=3,
+    piece_digits=3,
+    round_total=True,
+)
 
 RULES: dict[str, Rule] = {
     rule.name: rule
@@ -174,14 +210,22 @@ RULES: dict[str, Rule] = {
             connectivity=26,
             min_volume_mm3=1.5,
         ),
+        _DEEPCAC2,
+        replace(
+            _DEEPCAC2,
+            name="deepcac2-mapped",
+            summary="as deepcac2, but the pieces >= 130 HU in a slice that the mask overlaps are taken whole",
+            whole_from=130,
+        ),
     )
 }
 """The named rules. Sources: agatston, classic: Agatston et al. 1990 [1], the increment factor as in
 Ohnesorge et al. 2002 [2]; deepcac-v1: Zeleznik et al. 2021 [3] (its rounding of the voxel volume to three
-digits is left out); ai-cac: Hagopian et al. 2025 [4]; van-velzen: van Velzen et al. 2020 [5].
+digits is left out); ai-cac: Hagopian et al. 2025 [4]; van-velzen: van Velzen et al. 2020 [5]; deepcac2,
+deepcac2-mapped: the code of Nuernberg et al. 2026 [6], github.com/MHubAI/models, pull request 111.
 
 [1] doi:10.1016/0735-1097(90)90282-T  [2] doi:10.1007/s00330-002-1340-8  [3] doi:10.1038/s41467-021-20966-2
-[4] doi:10.1056/AIoa2400937  [5] doi:10.1148/radiol.2020191621
+[4] doi:10.1056/AIoa2400937  [5] doi:10.1148/radiol.2020191621  [6] arXiv:2603.24633
 """
 
 

@@ -297,6 +297,12 @@ def small_seg(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def published() -> ModuleType:
+    """Tensors as the authors of DeepCAC2 published them, of any widths: `published.py` beside this file."""
+    return _beside("published")
+
+
+@pytest.fixture(scope="session")
 def zoo() -> ModuleType:
     """`zoo.py` beside this file: what is no chest."""
     return _beside("zoo")

@@ -192,7 +192,7 @@ def test_imports(path: Path) -> None:
 
 def test_a_method_knows_no_other_and_no_step_loads_a_network() -> None:
     folders = {path.parts[1] for path in modules() if path.parts[0] == "models" and len(path.parts) == 3}
-    assert folders == {"heart", "calcium", "rule_out", "slice_regression"}
+    assert folders == {"heart", "calcium", "deepcac2", "rule_out", "slice_regression"}
     for path in modules():
         if path.parts[0] != "models" or len(path.parts) < 3:
             continue
@@ -216,7 +216,8 @@ def test_what_runs_a_method_loads_no_training_and_every_training_is_a_steps() ->
     assert set(names) <= set(known)
     assert not [name for name in known if name.startswith(("deepcac2.training", "deepcac2.evaluation"))]
     assert not [name for name in known if re.match(r"deepcac2\.models\.\w+\.train", name)]
-    assert set(trained) == {name.replace(".network", ".train") for name in names}
+    trainings = [path for path in modules() if path.match("models/*/train.py")]
+    assert set(trained) == {"deepcac2." + ".".join(path.with_suffix("").parts) for path in trainings}
 
 
 @pytest.mark.parametrize("method", ["heart", "calcium", "rule_out", "slice_regression"])

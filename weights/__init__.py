@@ -1,9 +1,11 @@
 """Sets of network weights: where they come from, what they are, and whether they are what they claim.
 
 Everything loaded is safetensors with a known sha256; pickles are never opened here except by the
-converters (`weights.nnunet_v1`, `weights.nnunet_v2`), which read tensors and plain data only.
+converters (`weights.nnunet_v1`, `weights.nnunet_v2`, `weights.deepcac2`), which read tensors and plain data
+only.
 """
 
+from .deepcac2 import convert_deepcac2
 from .description import Domain, WeightSet, describe, read_description, write_description
 from .manifest import ManifestEntry, bundle, load_manifest, user_folder
 from .nnunet_v1 import convert_nnunet_v1
@@ -26,6 +28,7 @@ __all__ = [
     "WeightSet",
     "as_described",
     "bundle",
+    "convert_deepcac2",
     "convert_nnunet_v1",
     "convert_nnunet_v2",
     "describe",

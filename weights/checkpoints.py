@@ -220,7 +220,7 @@ def read_plain_pickle(path: Path) -> Any:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a torch checkpoint of nnU-Net v1 or v2 with torch's restricted unpickler.
+    """Read a torch checkpoint with torch's restricted unpickler: of nnU-Net v1 or v2, or a `state_dict`.
 
     Tensors, plain containers and NumPy numbers are let through, nothing else.
 
@@ -250,7 +250,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"({named[1][:100] if named else type(error).__name__}); not opened"
         ) from error
     if not isinstance(state, dict):
-        raise WeightsUnsupported(f"{path} is no nnU-Net checkpoint: it holds a {type(state).__name__}")
+        raise WeightsUnsupported(f"{path} is no checkpoint: it holds a {type(state).__name__}")
     return state
 
 

@@ -13,10 +13,12 @@ import tempfile
 import urllib.error
 import urllib.request
 import zipfile
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from ..errors import WeightsAltered, WeightsError, WeightsMissing, WeightsUnsupported
 from ..system.hashing import sha256_of
+from .deepcac2 import convert_deepcac2
 from .description import DESCRIPTION, WeightSet, describe
 from .manifest import load_manifest, user_folder
 from .nnunet_v1 import convert_nnunet_v1
@@ -76,7 +78,7 @@ def fetch(
         )
     destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".fetch-") as folder:
-        archive = source or _download(url or entry.source["url"], Path(folder) / "archive.zip")
+        archive = source or _download(url or entry.source["url"], Path(folder) / entry.source["file"])
         if not archive.is_file():
             raise WeightsMissing(f"no file {archive}; give the downloaded {entry.source['file']} with --from")
         found = sha256_of(archive)
@@ -87,10 +89,15 @@ def fetch(
                 f"{archive} has sha256 {found}, which this project cannot vouch for; "
                 f"if it is the file you mean, add --sha256 {found}"
             )
-        _unpack(archive, Path(folder) / "unpacked")
-        convert = convert_nnunet_v1 if entry.source["format"] == "nnunet-v1" else convert_nnunet_v2
+        if entry.source["format"] == "deepcac2":  # one file, no archive
+            convert: Callable[..., WeightSet] = convert_deepcac2
+        else:
+            convert = convert_nnunet_v1 if entry.source["format"] == "nnunet-v1" else convert_nnunet_v2
+            unpacked = Path(folder) / "unpacked"
+            _unpack(archive, unpacked)
+            archive = unpacked
         return convert(
-            Path(folder) / "unpacked",
+            archive,
             destination,
             name=name,
             licence=entry.licence,

@@ -91,9 +91,10 @@ def _from_path(path: Path, role: str | None) -> WeightSet:
 def _pickle_message(pickled: Path, folder: Path) -> str:
     v1 = pickled.suffix in (".model", ".pkl", ".pickle")
     command = "convert-nnunet-v1" if v1 else "convert-nnunet-v2"
+    own = ", and the published DeepCAC2: convert-deepcac2 FILE NEW_FOLDER" if pickled.suffix == ".pt" else ""
     return (
         f"{pickled.name} is a pickle, which could run code and is never loaded; "
-        f"convert an nnU-Net folder once: deepcac2 weights {command} {folder} NEW_FOLDER"
+        f"convert an nnU-Net folder once: deepcac2 weights {command} {folder} NEW_FOLDER{own}"
     )
 
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from ...imaging import Geometry, Volume
-from ...imaging.crop import CANDIDATE_HU, CROP_SHAPE, PATCH_SHAPE, PATCH_STEP, WINDOW_HU, crop_grid
+from ...imaging.crop import CANDIDATE_HU, WINDOW_HU, Patches, crop_grid
 from ...imaging.masks import bounding_box
 from ...imaging.orientation import to_canonical
 from ...imaging.resampling import resample, support
@@ -147,25 +147,6 @@ def sure_lesions(
     result = np.zeros_like(mask)
     result[box] = touched[rest]
     return result
-
-
-@dataclass(frozen=True, kw_only=True)
-class Patches:
-    """How a crop goes through a network, in voxels (z, y, x); a set of weights may state its own.
-
-    Attributes:
-        crop_shape: Of the crop around the heart.
-        patch_shape, patch_step: Of the patches, and from one to the next.
-    """
-
-    crop_shape: Shape = CROP_SHAPE
-    patch_shape: Shape = PATCH_SHAPE
-    patch_step: Shape = PATCH_STEP
-
-    def __post_init__(self) -> None:
-        for step, patch, crop in zip(self.patch_step, self.patch_shape, self.crop_shape, strict=True):
-            if not 0 < step <= patch <= crop:
-                raise ValueError(f"patch_step, patch_shape and crop_shape grow in this order: {self}")
 
 
 @dataclass(frozen=True, kw_only=True)

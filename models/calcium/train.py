@@ -26,7 +26,7 @@ from ...evaluation.cases import CaseResult, Evaluation, Prediction, compared
 from ...evaluation.datasets import AnnotatedScan
 from ...evaluation.summary import summarise
 from ...imaging import Geometry, Volume
-from ...imaging.crop import CROP_SHAPE, CROP_SPACING, WINDOW_HU
+from ...imaging.crop import CROP_SHAPE, CROP_SPACING, WINDOW_HU, Patches
 from ...pipeline.chain import describe_device
 from ...reporting.evaluation import write_report
 from ...scoring import score
@@ -40,7 +40,7 @@ from ...training.recipe import Inputs
 from ...training.sources import INSERTED, SIMULATED, crop_origin, make_crops
 from ...training.trainer import LOSSES, StepsRecipe, Trainer, segmentation_loss
 from ...weights import WeightSet, resolve, stated_window
-from .network import CalciumModel, Patches, build_network
+from .network import CalciumModel, build_network
 
 log = logging.getLogger(__name__)
 

@@ -13,11 +13,11 @@ from scipy import ndimage
 
 from deepcac2.dicom import discover, read_series
 from deepcac2.imaging import Geometry, Volume
+from deepcac2.imaging.crop import Patches
 from deepcac2.imaging.resampling import centred_grid
 from deepcac2.imaging.tiling import patch_corners
 from deepcac2.models.calcium.network import (
     CalciumModel,
-    Patches,
     build_network,
     crop_grid,
     normalise,

@@ -217,7 +217,7 @@ def test_exclusion_networks_of_another_window_are_refused(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_rule_that_counts_below_130_hu_runs_every_patch(tmp_path: Path, rule: str) -> None:
-    """The mask of a run with patches skipped is exact from 130 HU on; two rules count what is duller."""
+    """The mask of a run with patches skipped is exact from 130 HU on; three rules count what is duller."""
     weights(tmp_path, **STATED)
     workflow = Workflow.load("default").with_options("AGSCalculator", rule=rule)
     workflow = workflow.with_options("DeepCACRunner", weights=str(tmp_path))
@@ -226,7 +226,7 @@ def test_a_rule_that_counts_below_130_hu_runs_every_patch(tmp_path: Path, rule: 
     ]
     after = stage(case())
     said = details(after, {})["calcium"]
-    if rule in ("deepcac-v1", "ai-cac"):
+    if rule in ("deepcac-v1", "ai-cac", "deepcac2"):
         assert said["exact_from_hu"] is None
         assert said["patches_run"] == said["patches_total"] == 343
     else:

@@ -110,7 +110,7 @@ def test_escaped_patients_stay_apart() -> None:
 def test_several_workflows_run_each_module_once() -> None:
     both = Workflow.combine([Workflow.load("default"), Workflow.load("direct"), Workflow.load("screening")])
     names = [step.module for step in both.steps]
-    assert names == list(steps())
+    assert names == [module for module in steps() if module in names]
     # the direct score is there, though metal among the calcium stops the case
     assert names == [
         *("DicomImporter", "NiftiConverter", "HeartRunner", "ScreeningRunner", "DirectRunner"),

@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from deepcac2.errors import InputError, MaskMismatch
 from deepcac2.imaging import Geometry, Volume
@@ -86,7 +87,41 @@ def slow_scores(hu: np.ndarray, mask: np.ndarray, spacing: tuple) -> dict[str, t
                 total += len(piece) * dy * dx * dz / 3.0 * slow_weight(max(piece.values()))
             n += len(lesion)
     result["van-velzen"] = total, n
+
+    result["deepcac2"] = slow_deepcac2(hu, mask, spacing)
+    result["deepcac2-mapped"] = slow_deepcac2(hu, slow_mapped(hu, mask), spacing)
     return result
+
+
+def slow_deepcac2(hu: np.ndarray, mask: np.ndarray, spacing: tuple) -> tuple[float, int]:
+    """The published score, slice by slice and piece by piece, on (x, y, z) arrays and with scipy."""
+    sz, sy, sx = spacing
+    unit = round(sx * sy * sz / 3, 3)
+    total, n = 0.0, 0
+    hu, mask = hu.transpose(), mask.transpose()
+    for z in range(mask.shape[2]):
+        pieces, count = ndimage.label(mask[:, :, z], structure=np.ones((3, 3)))
+        for i in range(1, count + 1):
+            inside = pieces == i
+            pixels = int(inside.sum())
+            if pixels <= 3:
+                continue
+            highest = int(hu[:, :, z][inside].max())
+            weight = 1 if highest < 200 else 2 if highest < 300 else 3 if highest < 400 else 4
+            total += round(pixels * unit * weight, 3)
+            n += pixels
+    return round(total), n
+
+
+def slow_mapped(hu: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Every piece of a slice from 130 HU on that the mask overlaps anywhere, whole."""
+    mapped = np.zeros(mask.shape, bool)
+    for z in range(len(mask)):
+        pieces, count = ndimage.label(hu[z] >= 130, structure=np.ones((3, 3)))
+        for i in range(1, count + 1):
+            if (mask[z] & (pieces == i)).any():
+                mapped[z] |= pieces == i
+    return mapped
 
 
 def random_case(seed: int) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
@@ -139,7 +174,8 @@ def test_lesions_add_up(seed: int, rule: str) -> None:
     hu, mask, spacing = random_case(200 + seed)
     volume = make_volume(hu, spacing)
     result = score(volume, mask, rule=rule, slice_thickness=THICKNESS)
-    assert sum(lesion.score for lesion in result.lesions) == pytest.approx(result.total)
+    added = sum(lesion.score for lesion in result.lesions)
+    assert (round(added, 6) if not RULES[rule].round_total else round(added)) == pytest.approx(result.total)
     assert sum(lesion.n_voxels for lesion in result.lesions) == result.n_counted
     assert [lesion.index for lesion in result.lesions] == list(range(1, len(result.lesions) + 1))
     assert sorted((lesion.score for lesion in result.lesions), reverse=True) == [
@@ -197,13 +233,104 @@ def test_weight_limits(hu: int, weight: int) -> None:
     assert score(make_volume(np.full((1, 1, 1), hu)), np.ones((1, 1, 1), bool)).total == weight
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", [name for name in RULES if name != "deepcac2"])
 @pytest.mark.parametrize("hu", [129, 0, -32768])
 def test_nothing_below_130_ever_counts(hu: int, rule: str) -> None:
     volume = make_volume(np.full((2, 3, 3), hu))
     result = score(volume, np.ones((2, 3, 3), bool), rule=rule, slice_thickness=3.0, calibration_factor=1.0)
     assert (result.total, result.n_counted, result.volume_mm3, result.mass_mg) == (0, 0, 0, 0)
     assert result.lesions == ()
+
+
+# --- the published DeepCAC2, with every rounding ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_the_published_score_is_met_to_the_last_digit(seed: int) -> None:
+    """With few pieces halves before the last rounding are common: 0.5 mm³ and the like."""
+    rng = np.random.default_rng(7000 + seed)
+    shape = (int(rng.integers(1, 9)), int(rng.integers(4, 24)), int(rng.integers(4, 24)))
+    hu = rng.normal(150, 130, shape).round().astype(np.int16)
+    mask = ndimage.gaussian_filter(rng.normal(size=shape), (0, 1, 1)) > rng.uniform(0, 0.5)
+    spacing = tuple(float(s) for s in rng.choice([0.5, 0.625, 0.703125, 0.75, 1.0, 1.5, 2.5, 3.0], 3))
+    volume = make_volume(hu, spacing)
+    for rule, counted in (("deepcac2", mask), ("deepcac2-mapped", slow_mapped(hu, mask))):
+        result = score(volume, mask, rule=rule)
+        assert (result.total, result.n_counted) == slow_deepcac2(hu, counted, spacing)
+        group = 0 if result.total == 0 else 1 if result.total <= 100 else 2 if result.total <= 300 else 3
+        assert result.risk_group == group
+
+
+@pytest.mark.parametrize(
+    ("pixels", "spacing", "total", "group"),
+    [
+        (4, (3.0, 0.3, 0.3), 0, 0),  # 4 × 0.09 = 0.36: some calcium, and no risk
+        (4, (3.0, 0.3536, 0.3536), 0, 0),  # 4 × 0.125 = 0.5: halves go to the even number
+        (12, (3.0, 0.3536, 0.3536), 2, 1),  # 1.5
+        (20, (3.0, 0.3536, 0.3536), 2, 1),  # 2.5
+        (4, (1.0, 0.01, 0.01), 0, 0),  # one pixel rounds to nothing
+        (3, (3.0, 3.0, 3.0), 0, 0),  # too few pixels
+        (251, (3.0, 0.2, 2.0), 100, 1),  # 100.4
+        (252, (3.0, 0.2, 2.0), 101, 2),  # 100.8
+        (751, (3.0, 0.2, 2.0), 300, 2),  # 300.4
+        (752, (3.0, 0.2, 2.0), 301, 3),
+    ],
+)
+def test_the_group_is_that_of_the_whole_number(
+    pixels: int, spacing: tuple[float, float, float], total: int, group: int
+) -> None:
+    """One piece of 100 HU: below 130 it weighs 1, too."""
+    volume = make_volume(np.full((1, 1, 800), 100), spacing)
+    mask = np.zeros((1, 1, 800), bool)
+    mask[..., :pixels] = True
+    result = score(volume, mask, rule="deepcac2")
+    assert (result.total, result.risk_group) == (total, group)
+    assert score(volume, mask, rule="deepcac2-mapped").n_counted == 0
+
+
+@pytest.mark.parametrize(
+    ("pixel_mm2", "columns", "total"),
+    [
+        (0.1, [(12, 20), (14, 40), (9, 0)], 3),  # 3.5 on paper; added from the top down it would give 4
+        (0.14, [(33, 0), (26, 0), (16, 0)], 10),  # 10.5; without rounding each piece it would give 11
+    ],
+)
+def test_halves_hang_on_the_order_and_on_the_rounding_of_pieces(
+    pixel_mm2: float, columns: list[tuple[int, int]], total: int
+) -> None:
+    """Pieces of one column of pixels each, from left to right: (pixels, first row)."""
+    mask = np.zeros((1, 60, 2 * len(columns)), bool)
+    for i, (pixels, first) in enumerate(columns):
+        mask[0, first : first + pixels, 2 * i] = True
+    hu = np.full(mask.shape, 150)
+    spacing = (3.0, pixel_mm2, 1.0)
+    assert slow_deepcac2(hu, mask, spacing)[0] == total
+    assert score(make_volume(hu, spacing), mask, rule="deepcac2").total == total
+
+
+def test_mapped_pieces_are_taken_whole_and_only_in_their_slice() -> None:
+    hu = np.zeros((2, 6, 8))
+    hu[:, 1:4, 1:7] = 150
+    hu[0, 3, 6] = 310  # outside of the mask, in the same piece
+    hu[0, 5, 0:5] = 400  # another piece, which the mask does not reach
+    mask = np.zeros(hu.shape, bool)
+    mask[0, 0:2, 0:2] = True  # one pixel of the piece, and three beside it
+    result = score(make_volume(hu), mask, rule="deepcac2-mapped")
+    assert (result.total, result.n_counted) == (18 * 3, 18)
+    assert result.counted[0, 1:4, 1:7].all()
+    assert score(make_volume(hu), mask, rule="deepcac2").total == 4
+    assert RULES["deepcac2-mapped"].counts_from == 130
+    assert RULES["deepcac2"].counts_below(-2000)
+    assert not RULES["deepcac2-mapped"].counts_below(130)
+    with pytest.raises(InputError, match="whole_from"):
+        Rule(name="x", whole_from=130)
+    said = result.parameters
+    assert Rule.from_parameters(said) == RULES["deepcac2-mapped"]
+    assert (said["whole_from"], said["unit_digits"], said["round_total"]) == (130, 3, True)
+    before = {
+        k: v for k, v in RULES["agatston"].parameters().items() if not k.endswith(("_digits", "_total"))
+    }
+    assert Rule.from_parameters(before) == RULES["agatston"]  # as reports had them until now
 
 
 def test_four_half_millimetre_pixels_are_one_square_millimetre() -> None:
@@ -228,9 +355,9 @@ def test_empty_masks_and_empty_arrays(rule: str) -> None:
 
 @pytest.mark.parametrize("rule", RULES)
 def test_lesions_at_opposite_borders_stay_apart(rule: str) -> None:
-    hu = np.full((3, 4, 4), 150)
-    mask = np.zeros(hu.shape, bool)
+    mask = np.zeros((3, 4, 4), bool)
     mask[:, :, 0] = mask[:, :, -1] = True
+    hu = np.where(mask, 150, 0)
     hu[1, 1, -1] = 450
     result = score(make_volume(hu), mask, rule=rule, slice_thickness=3.0)
     assert len(result.lesions) == 2

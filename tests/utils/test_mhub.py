@@ -94,7 +94,7 @@ def test_the_calcium_is_looked_for_as_the_rule_of_the_workflow_counts(
     config = Config(args=[])
     before = ["DicomImporter", "NiftiConverter", "HeartRunner"]
     config._config = {"general": {}, "execute": [*before, *execute], "modules": modules}
-    assert counted_from(workflow_of(config)) == (None if rule is None else RULES[rule].threshold)
+    assert counted_from(workflow_of(config)) == (None if rule is None else RULES[rule].counts_from)
 
 
 # --- a small input and small networks -----------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""The network that the authors of DeepCAC2 published, used as their implementation uses it."""

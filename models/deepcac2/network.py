@@ -1,0 +1,122 @@
+"""The published DeepCAC2 network: a 3D U-Net from one channel to one logit.
+
+Nuernberg et al. 2026, arXiv:2603.24633; the implementation and the weights ``vivid-haze-6_model.pt`` are the
+authors' own (github.com/MHubAI/models, pull request 111, licence MIT). Written here from the facts of its
+parameters: their names and shapes, and what lies between them. Names are the published ones, so a converted
+``state_dict`` fits as it is.
+
+Arrays run along (x, y, z) here, as the published network sees them: the last axis is that of the slices.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+PUBLISHED_WIDTHS = (64, 128, 256, 512, 1024)
+"""Channels of the four levels and of the bottleneck of the published weights: 90.3 million parameters."""
+
+
+class Block(nn.Module):
+    """Two 3 × 3 × 3 convolutions without bias, each followed by batch normalisation and ReLU."""
+
+    def __init__(self, into: int, out: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for source in (into, out):
+            convolution = nn.Conv3d(source, out, kernel_size=3, padding=1, bias=False)
+            layers += [convolution, nn.BatchNorm3d(out), nn.ReLU(inplace=True)]
+        self.conv = nn.Sequential(*layers)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.conv(x)
+        return result
+
+
+class PublishedUNet(nn.Module):
+    """Blocks with max-pooling by 2 along all axes on the way down, transposed convolutions on the way up.
+
+    On the way up, the channels of the same level on the way down come first and the upsampled ones second.
+    """
+
+    def __init__(self, widths: Sequence[int] = PUBLISHED_WIDTHS) -> None:
+        """Build the network.
+
+        Args:
+            widths: Channels of each level from the top, the last those of the bottleneck.
+
+        Raises:
+            ValueError: There is no level beside the bottleneck.
+        """
+        super().__init__()
+        *levels, lowest = widths
+        if not levels:
+            raise ValueError(f"a U-Net has a level and a bottleneck at least, not the widths {list(widths)}")
+        self.downs = nn.ModuleList()
+        self.ups = nn.ModuleList()
+        self.pool = nn.MaxPool3d(2)
+        for into, out in zip((1, *levels), levels, strict=False):
+            self.downs.append(Block(into, out))
+        for below, out in zip((lowest, *reversed(levels)), reversed(levels), strict=False):
+            self.ups.append(nn.ConvTranspose3d(below, out, kernel_size=2, stride=2))
+            self.ups.append(Block(2 * out, out))
+        self.bottleneck = Block(levels[-1], lowest)
+        self.final_conv = nn.Conv3d(levels[0], 1, kernel_size=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits of patches.
+
+        Args:
+            x: float32 (n, 1, x, y, z), in [0, 1]; sizes that 2 divides once for each level.
+
+        Returns:
+            Logits of the same shape.
+        """
+        beside = []
+        for down in self.downs:
+            x = down(x)
+            beside.append(x)
+            x = self.pool(x)
+        x = self.bottleneck(x)
+        for level, kept in enumerate(reversed(beside)):
+            raised = self.ups[2 * level](x)
+            x = self.ups[2 * level + 1](torch.cat([kept, raised], dim=1))
+        logits: torch.Tensor = self.final_conv(x)
+        return logits
+
+
+def widths_of(tensors: Mapping[str, torch.Tensor]) -> tuple[int, ...]:
+    """The widths of `PublishedUNet`, read off the shapes of its tensors.
+
+    Raises:
+        ValueError: The levels are not numbered from 0 on without gaps.
+        KeyError: There is no bottleneck.
+    """
+    levels = {
+        int(found[1]): int(tensor.shape[0])
+        for name, tensor in tensors.items()
+        if (found := re.fullmatch(r"downs\.(\d{1,2})\.conv\.0\.weight", name))
+    }
+    if sorted(levels) != list(range(len(levels))):
+        raise ValueError(f"its levels are {sorted(levels)}")
+    lowest = int(tensors["bottleneck.conv.0.weight"].shape[0])
+    return (*(levels[level] for level in range(len(levels))), lowest)
+
+
+def build(tensors: Mapping[str, torch.Tensor]) -> PublishedUNet:
+    """The network that tensors under the published names belong to, with them, ready to predict.
+
+    No random weights are made first; the network takes the tensors, as float32.
+
+    Raises:
+        ValueError, KeyError, RuntimeError: A tensor is missing, has another shape, or belongs to nothing.
+    """
+    with torch.device("meta"):
+        network = PublishedUNet(widths_of(tensors))
+    own = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+    network.load_state_dict(own, assign=True)
+    network.requires_grad_(False)
+    return network.eval()

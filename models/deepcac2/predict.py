@@ -1,0 +1,313 @@
+"""From a CT and its heart to the calcium, as the published implementation goes, quirk by quirk.
+
+Nuernberg et al. 2026, arXiv:2603.24633, as implemented in github.com/MHubAI/models, pull request 111:
+resample to 0.7 × 0.7 × 2.5 mm, crop around the heart, window, normalise, run the patches that hold heart,
+average, threshold, back to the CT. Arrays run along (x, y, z) in here, as the CT is stored; nobody turns it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ...imaging import Volume
+from ...imaging.crop import CROP_SPACING, WINDOW_HU, Patches
+from ...imaging.masks import bounding_box
+from ...imaging.tiling import Corner, axis_starts, corners_touching
+from .grids import Floats, Grid, Triple, crop_begin, is_inside, linear, nearest, positions
+from .network import build
+
+if TYPE_CHECKING:
+    from ...weights import WeightSet
+
+Bools = npt.NDArray[np.bool_]
+Labels = Literal["nearest", "linear"]
+At = tuple[Floats, Floats, Floats]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quirks:
+    """What the published implementation does; each can be left out. The defaults are the published ones.
+
+    Attributes:
+        padding_hu: HU of what lies outside the CT: 0, that of water, where air would be about −1000.
+        whole_hu: Resampled HU lose their fraction, towards 0, because the CT is kept as whole numbers.
+        whole_voxel_crop: The crop begins at a voxel of the resampled CT, half a voxel early where the middles
+            of crop and heart cannot meet.
+        labels: How the heart is brought onto the network's grid, and the result back onto the CT:
+            ``"nearest"`` neighbour; ``"linear"``: a heart where at least half is heart, and the mean
+            probability brought back before the threshold.
+        patches_by_heart: Only patches in which the heart has a voxel are run.
+        last_patches: The last position along each axis is run, too; the published loop ends before it, so
+            that voxels from 224 on in x and y, and from 56 on in z, are never predicted.
+        at_threshold: A mean of exactly 0.5 is calcium.
+    """
+
+    padding_hu: float = 0.0
+    whole_hu: bool = True
+    whole_voxel_crop: bool = True
+    labels: Labels = "nearest"
+    patches_by_heart: bool = True
+    last_patches: bool = False
+    at_threshold: bool = False
+
+
+THRESHOLD = 0.5
+"""Mean probability above which a voxel is calcium."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedPrediction:
+    """What the published network found.
+
+    Attributes:
+        mask: bool (z, y, x) on the CT's grid.
+        patches_run: Patches that were sent through the network.
+        patches_total: Patches of the crop.
+    """
+
+    mask: Bools
+    patches_run: int
+    patches_total: int
+
+
+class PublishedModel:
+    """The published network on a device, with what is done around it."""
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        *,
+        device: torch.device,
+        quirks: Quirks | None = None,
+        window_hu: tuple[float, float] = WINDOW_HU,
+        patches: Patches | None = None,
+    ) -> None:
+        """A network ready to predict.
+
+        Args:
+            network: From (n, 1, x, y, z) in [0, 1] to logits of the same shape.
+            device: Where it runs.
+            quirks: None: as published.
+            window_hu: Lowest and highest HU that it can tell apart.
+            patches: Crop and patches; None: as published.
+        """
+        self.network = network.to(device).eval()
+        self.device = device
+        self.quirks = quirks or Quirks()
+        self.window_hu = window_hu
+        sizes = patches or Patches()
+        self.crop, self.patch, self.step = (
+            _reversed(shape) for shape in (sizes.crop_shape, sizes.patch_shape, sizes.patch_step)
+        )
+        self.batch_size = 2 if device.type == "cpu" else 8
+
+    @classmethod
+    def load(cls, weights: WeightSet, device: torch.device, quirks: Quirks | None = None) -> PublishedModel:
+        """Load a verified set of weights.
+
+        Raises:
+            WeightsMissing, WeightsAltered: See `weights.load_tensors`.
+            WeightsUnsupported: The tensors are not those of the published network.
+            WeightsError: The window or the patches that it states are none.
+        """
+        from ...weights import as_described, load_tensors, numbers, stated_window
+
+        tensors = load_tensors(weights, "model.safetensors")
+        with as_described(weights, "published DeepCAC2 network"):
+            network = build(tensors)
+        return cls(
+            network,
+            device=device,
+            quirks=quirks,
+            window_hu=stated_window(weights) or WINDOW_HU,
+            patches=numbers(weights, Patches),
+        )
+
+    def predict(self, volume: Volume, heart: Bools) -> PublishedPrediction:
+        """Segment the calcium.
+
+        Without a heart on the network's grid no patch is run, and nothing is found.
+
+        Args:
+            volume: The CT.
+            heart: bool (z, y, x) on the CT's grid.
+        """
+        quirks = self.quirks
+        ct = Grid.of(volume.geometry)
+        full = ct.resampled((CROP_SPACING[2], CROP_SPACING[1], CROP_SPACING[0]))
+        box = _heart_box(heart.T, positions(ct, full), quirks.labels)
+        corners = self._corners()
+        nothing = np.zeros(volume.hu.shape, dtype=bool)
+        if box is None:
+            return PublishedPrediction(mask=nothing, patches_run=0, patches_total=len(corners))
+        begin = np.array(
+            [
+                crop_begin(b.start, b.stop, n) if quirks.whole_voxel_crop else (b.start + b.stop - n) / 2
+                for b, n in zip(box, self.crop, strict=True)
+            ]
+        )
+        at = _crop_positions(ct, full, begin, self.crop)
+        hu = _sampled(volume.hu.T, at, quirks)
+        run = corners
+        if quirks.patches_by_heart:
+            run = corners_touching(corners, self.patch, _label(heart.T, at, quirks.labels))
+        mean = self._mean(self._normalised(hu), run)
+        return PublishedPrediction(
+            mask=self._brought_back(mean, begin, full, ct),
+            patches_run=len(run),
+            patches_total=len(corners),
+        )
+
+    def _corners(self) -> list[Corner]:
+        """Corners (x, y, z) of the patches of a crop."""
+        starts = [
+            axis_starts(n, p, s) if self.quirks.last_patches else list(range(0, n - p, s))
+            for n, p, s in zip(self.crop, self.patch, self.step, strict=True)
+        ]
+        return [(x, y, z) for x in starts[0] for y in starts[1] for z in starts[2]]
+
+    def _normalised(self, hu: npt.NDArray[np.float32]) -> torch.Tensor:
+        """Windowed, z-normalised over the whole crop, and rescaled from its own extremes to [0, 1].
+
+        A crop of one value alone becomes 0; the published implementation breaks off there.
+        """
+        values = torch.from_numpy(hu).to(self.device).clamp_(*self.window_hu)
+        sd, mean = torch.std_mean(values)
+        if sd == 0:
+            return torch.zeros_like(values)
+        values = (values - mean) / sd
+        low, high = values.min(), values.max()
+        return (values - low) / (high - low)
+
+    @torch.inference_mode()
+    def _mean(self, values: torch.Tensor, corners: list[Corner]) -> Floats:
+        """Mean probability of the patches that cover a voxel, 0 where none does: float64 (x, y, z)."""
+        total = torch.zeros(values.shape, dtype=torch.float64, device=self.device)
+        cover = torch.zeros(values.shape, dtype=torch.float64, device=self.device)
+        for i in range(0, len(corners), self.batch_size):
+            windows = [
+                tuple(slice(c, c + p) for c, p in zip(corner, self.patch, strict=True))
+                for corner in corners[i : i + self.batch_size]
+            ]
+            batch = torch.stack([values[window] for window in windows])[:, None]
+            found = torch.sigmoid(self.network(batch))[:, 0]
+            for window, probability in zip(windows, found, strict=True):
+                total[window] += probability
+                cover[window] += 1
+        mean: Floats = (total / cover.clamp_(min=1)).cpu().numpy()
+        return mean
+
+    def _brought_back(self, mean: Floats, begin: Floats, full: Grid, ct: Grid) -> Bools:
+        """The calcium on the CT's grid: bool (z, y, x)."""
+        # Cropping and its inverse move the origin there and back, which may cost it its last digit.
+        whole = np.floor(begin)
+        there = full.shifted(_ints(whole)).shifted(_ints(-whole))
+        at = positions(there, ct)
+        inside = [is_inside(p, n) for p, n in zip(at, full.shape, strict=True)]
+        shifts = zip(at, begin, whole, inside, mean.shape, strict=True)
+        if self.quirks.labels == "nearest":
+            # of a voxel between two, the part of a voxel is taken off first
+            index = [nearest(p - (b - w)) - int(w) for p, b, w, _, _ in shifts]
+            known = [i & (k >= 0) & (k < n) for i, k, n in zip(inside, index, mean.shape, strict=True)]
+            near = (index[0][known[0]], index[1][known[1]], index[2][known[2]])
+            probability = mean[np.ix_(*near)]
+        else:
+            local = [(p - b, i & is_inside(p - b, n)) for p, b, _, i, n in shifts]
+            known = [inside for _, inside in local]
+            probability = linear(mean, _triple([p[inside] for p, inside in local]))
+        mask = np.zeros(ct.shape, dtype=bool)
+        found = probability >= THRESHOLD if self.quirks.at_threshold else probability > THRESHOLD
+        mask[np.ix_(*known)] = found
+        return np.ascontiguousarray(mask.T)
+
+
+def _reversed(shape: Triple) -> Triple:
+    return shape[2], shape[1], shape[0]
+
+
+def _ints(values: Floats) -> Triple:
+    return int(values[0]), int(values[1]), int(values[2])
+
+
+def _triple(values: list[Floats]) -> At:
+    return values[0], values[1], values[2]
+
+
+def _heart_box(heart: Bools, at: At, labels: Labels) -> tuple[slice, ...] | None:
+    """The box of the heart on the resampled grid; None: it has no voxel there.
+
+    Args:
+        at: Where the voxels of that grid lie in the CT.
+        heart: bool (x, y, z) on the CT's grid.
+    """
+    if not heart.any():
+        return None
+    near = [
+        np.flatnonzero((p > b.start - 1) & (p < b.stop)) for p, b in zip(at, bounding_box(heart), strict=True)
+    ]
+    if not all(map(len, near)):
+        return None
+    there = _label(heart, _triple([p[n] for p, n in zip(at, near, strict=True)]), labels)
+    if not there.any():
+        return None
+    return tuple(slice(n[0] + b.start, n[0] + b.stop) for n, b in zip(near, bounding_box(there), strict=True))
+
+
+def _crop_positions(ct: Grid, full: Grid, begin: Floats, shape: Triple) -> At:
+    """Where the voxels of the crop lie in the CT; NaN outside of the resampled CT.
+
+    Args:
+        full: The resampled CT's grid.
+        begin: The crop's first voxel on it.
+        shape: The crop's.
+    """
+    if np.any(begin % 1):
+        there = full.origin + full.to_lps @ begin
+        return positions(ct, Grid(shape=shape, spacing=full.spacing, origin=there, direction=full.direction))
+    result = []
+    for all_of_them, first, size in zip(positions(ct, full), _ints(begin), shape, strict=True):
+        at = np.full(size, np.nan)
+        low, high = max(first, 0), min(first + size, len(all_of_them))
+        at[low - first : max(high, low) - first] = all_of_them[low:high]
+        result.append(at)
+    return _triple(result)
+
+
+def _label(mask: Bools, at: At, labels: Labels) -> Bools:
+    """A mask (x, y, z) read at positions; nothing outside of it."""
+    inside = [is_inside(p, n) for p, n in zip(at, mask.shape, strict=True)]
+    within = _triple([p[i] for p, i in zip(at, inside, strict=True)])
+    result = np.zeros(tuple(map(len, at)), dtype=bool)
+    if not all(map(len, within)):
+        return result
+    if labels == "nearest":
+        result[np.ix_(*inside)] = mask[np.ix_(*map(nearest, within))]
+    else:
+        part, local = _part(mask, within)
+        result[np.ix_(*inside)] = linear(part, local) >= 0.5
+    return result
+
+
+def _sampled(hu: npt.NDArray[np.int16], at: At, quirks: Quirks) -> npt.NDArray[np.float32]:
+    """HU of the CT (x, y, z) at positions, linear between voxels."""
+    inside = [is_inside(p, n) for p, n in zip(at, hu.shape, strict=True)]
+    part, local = _part(hu, _triple([p[i] for p, i in zip(at, inside, strict=True)]))
+    values = linear(part, local)
+    result = np.full(tuple(map(len, at)), quirks.padding_hu, dtype=np.float32)
+    result[np.ix_(*inside)] = np.trunc(values) if quirks.whole_hu else values
+    return result
+
+
+def _part(values: npt.NDArray[Any], at: At) -> tuple[npt.NDArray[Any], At]:
+    """What of an array is looked at, and the positions within that."""
+    box, local = [], []
+    for position, size in zip(at, values.shape, strict=True):
+        low = max(int(np.floor(position.min())), 0)
+        box.append(slice(low, min(int(np.floor(position.max())) + 2, size)))
+        local.append(position - low)
+    return values[tuple(box)], _triple(local)
