@@ -96,7 +96,7 @@ def execute(folder: Path, workflow: str, program: Path, **modules: dict[str, Any
     return folder / "data" / "output_data"
 
 
-# mhubio 0.0.2 sorts by a program that is not installed here and reads headers by what pydicom 3 no longer has,
+# mhubio 0.0.2 sorts by a program that is not installed here and reads headers by what pydicom 3 has no more,
 # so series come sorted and the modality is given.
 SORTED = {"sort_data": False, "meta": {"mod": "ct"}}
 
