@@ -87,12 +87,14 @@ class Facts:
         Raises:
             SystemExit: They were measured with other sets than the bundled ones.
         """
+        from deepcac2.weights.description import set_hash
+
         path = self.root / "docs" / "evaluation" / "simulated" / "evaluation.json"
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         for role, entry in self.sets.items():
-            if content["weights"][role]["name"] != entry.name:
+            if content["weights"][role]["sha256"] != set_hash(entry.files):
                 raise SystemExit(
-                    f"{path} was measured with other {role} weights than {entry.name}; evaluate them"
+                    f"{path} was measured with other {role} weights than {entry.name}; evaluate these first"
                 )
         return content
 
