@@ -58,8 +58,9 @@ format: $(stamp) ## write what `make check` asks for, where a tool can
 	$(bin)/ruff format .
 	$(bin)/ruff check --fix .
 
-docs: $(stamp) ## write docs/cli.md and docs/errors.md anew from the code
+docs: $(stamp) ## write what docs/ and mhub/ repeat, and meta.json, anew from the code
 	$(bin)/python docs/generate.py
+	$(bin)/python mhub/generate.py
 
 constraints: ## resolve all dependencies anew and pin them (takes a few minutes)
 	rm -rf build/constraints

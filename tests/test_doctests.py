@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-NOT_PACKAGED = {"tests", "docs", "benchmarks", "build", "demo", "runs"}
+NOT_PACKAGED = {"tests", "docs", "benchmarks", "mhub", "build", "demo", "runs"}
 
 
 def modules_with_examples() -> list[str]:

@@ -80,7 +80,7 @@ NEVER = {
     "cli": {"models", "monai", "nnunetv2", "scipy", "duckdb", "pyarrow"} | MEDICINE | PICTURES,
 }
 # Folders of the root that are no part of the package.
-NOT_PACKAGED = {"tests", "docs", "benchmarks", "container", "build", "dist", "demo", "runs"}
+NOT_PACKAGED = {"tests", "docs", "benchmarks", "container", "mhub", "build", "dist", "demo", "runs"}
 HEAVY = {
     "torch",
     "monai",
