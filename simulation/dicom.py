@@ -129,7 +129,8 @@ def _common(patient: SimulatedPatient) -> Dataset:
     """What all slices share (DICOM PS3.3 A.3.3, CT Image IOD)."""
     geometry, scan = patient.volume.geometry, patient.facts["acquisition"]
     seed = int(patient.facts["seed"])
-    who = ["deepcac2 simulator", __version__, str(seed)]
+    version = patient.facts["simulator"]
+    who = ["deepcac2 simulator", __version__, str(seed), *([f"version {version}"] if version > 1 else [])]
     grid = [*who, repr(geometry), repr(scan)]
     ds = Dataset()
     ds.SpecificCharacterSet = "ISO_IR 192"

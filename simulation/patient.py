@@ -157,6 +157,7 @@ def simulate_patient(
         out[:, outside_circle(grid, scan, seed)] = PADDING_HU
     facts: dict[str, Any] = {
         "seed": seed,
+        "simulator": version,
         "heart_centre_lps": [round(float(c), 2) for c in anatomy.heart_centre],
         "target_score": round(anatomy.target_score, 2),
         "acquisition": {

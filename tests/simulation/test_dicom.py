@@ -119,6 +119,23 @@ def test_the_command_writes_patients_and_goes_on(tmp_path: Path, capsys: pytest.
     assert len(list((out / "SIM-0012" / "ct").glob("*.dcm"))) == 10
 
 
+def test_a_version_of_the_simulator_draws_other_patients(tmp_path: Path) -> None:
+    """The same seed is another patient there: other UIDs, and never beside those of another version."""
+    arguments = ["--seed", "11", "--slices", "10", "--size", "48"]
+    uids = {}
+    for version in ("1", "2"):
+        out = tmp_path / version
+        assert call(str(out), *arguments, "--simulator", version) == 0
+        assert json.loads((out / "SIM-0011" / "truth.json").read_text())["simulator"] == int(version)
+        uids[version] = pydicom.dcmread(out / "SIM-0011" / "ct" / "0001.dcm").SeriesInstanceUID
+    assert uids["1"] != uids["2"]
+    assert call(str(tmp_path / "2"), *arguments, "--simulator", "2") == 0
+    with pytest.raises(InputError, match=r"drawn by version 2 .*--simulator 2"):
+        call(str(tmp_path / "2"), *arguments)
+    with pytest.raises(InputError, match="leave --simulator out"):
+        call(str(tmp_path / "3"), *arguments, "--simulator", "2", "--trial")
+
+
 def test_the_command_refuses_a_folder_with_other_things(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(InputError, match=r"thesis\.txt.*empty folder"):
