@@ -149,10 +149,10 @@ def test_command_line(archive, tmp_path, capsys):
     plans.write_text(plans.read_text() + " ")
     assert main(["weights", "verify", NAME]) == 42
     assert "plans.json was altered" in capsys.readouterr().err
-    assert (
-        main(["weights", "convert-nnunet-v1", str(tmp_path / "v1"), str(tmp_path / "c"), "--name", "mine"])
-        == 0
-    )
+    convert = ["weights", "convert-nnunet-v1", str(tmp_path / "v1"), str(tmp_path / "c"), "--name", "mine"]
+    assert main(convert) == 40
+    assert "--folds all" in capsys.readouterr().err
+    assert main([*convert, "--folds", "all"]) == 0
     assert capsys.readouterr().out.startswith("mine: ")
     assert main(["weights", "convert-nnunet-v2", str(tmp_path / "v1"), str(tmp_path / "d")]) == 41
     assert "plans.json" in capsys.readouterr().err
