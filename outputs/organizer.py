@@ -124,9 +124,7 @@ def writing(module: str) -> Callable[[Any, Context], Stage]:
 
         def write(case: Case) -> Case:
             where = places(context.workflow, case.series)
-            files = (
-                w for w in of_module(module) if not w.keep or w.keep in context.keep or w.query in named
-            )
+            files = (w for w in of_module(module) if not w.keep or w.keep in context.keep or w.query in named)
             return written(case, files, lambda w: context.output / where[w.name], options, context)
 
         return write

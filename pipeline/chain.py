@@ -210,7 +210,7 @@ def build_stage(module: str, options: Any, context: Context) -> Stage:
 
 
 def counted_from(workflow: Workflow) -> int | None:
-    """The lowest HU from which a rule of a workflow counts; None: any voxel may, also where nothing is scored."""
+    """HU from which a workflow's rules count, the lowest; None: any voxel may, or nothing is scored."""
     counts = [
         of(entry.options) for entry in workflow.steps if (of := steps()[entry.module].counts_from) is not None
     ]

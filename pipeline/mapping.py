@@ -27,7 +27,7 @@ class CACMappingOptions:
 
     def __post_init__(self) -> None:
         if find_rule(self.rule).whole_from is None:
-            raise ValueError(f"rule {self.rule!r} takes the mask as it is; give one such as 'deepcac2-mapped'")
+            raise ValueError(f"rule {self.rule!r} takes the mask as it is; give 'deepcac2-mapped'")
 
 
 @dataclass(frozen=True, kw_only=True)

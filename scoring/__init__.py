@@ -7,4 +7,14 @@ from .agatston import score, whole_pieces
 from .result import CalciumScore, Lesion, LesionPart, RiskGroup, risk_group
 from .rules import RULES, Rule
 
-__all__ = ["RULES", "CalciumScore", "Lesion", "LesionPart", "RiskGroup", "Rule", "risk_group", "score", "whole_pieces"]
+__all__ = [
+    "RULES",
+    "CalciumScore",
+    "Lesion",
+    "LesionPart",
+    "RiskGroup",
+    "Rule",
+    "risk_group",
+    "score",
+    "whole_pieces",
+]

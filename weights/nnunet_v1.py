@@ -92,7 +92,8 @@ def convert_nnunet_v1(
             "file_ending": ".nii.gz",
         }
     tensors = {
-        f"fold_{p.name.removeprefix('fold_')}.safetensors": s for p, s in zip(chosen_folds, states, strict=True)
+        f"fold_{p.name.removeprefix('fold_')}.safetensors": s
+        for p, s in zip(chosen_folds, states, strict=True)
     }
     return write_heart_set(
         destination,

@@ -169,7 +169,17 @@ def write_results(
             "best_stuff": (None, np.float64(0.1), 0.2),
         }
         torch.save(checkpoint, fold / "model_final_checkpoint.model")
-        init = ("plans.pkl", i if fold.name.startswith("fold_") else fold.name, "out", "data", True, stage, True, False, True)
+        init = (
+            "plans.pkl",
+            i if fold.name.startswith("fold_") else fold.name,
+            "out",
+            "data",
+            True,
+            stage,
+            True,
+            False,
+            True,
+        )
         info = OrderedDict(init=init, name=trainer, plans=plans)
         (fold / "model_final_checkpoint.model.pkl").write_bytes(pickle.dumps(info))
     (folder / "plans.pkl").write_bytes(pickle.dumps(plans))

@@ -114,7 +114,7 @@ def test_the_network_of_fold_all_is_taken_alone(v1, tmp_path):
         convert_nnunet_v1(folder, tmp_path / "none", folds="each")
 
     v1.write_results(tmp_path, plans, others, task=task)
-    with pytest.raises(WeightsError, match="both 'all' and fold_0: .* --folds each"):
+    with pytest.raises(WeightsError, match=r"both 'all' and fold_0: .* --folds each"):
         convert_nnunet_v1(folder, tmp_path / "unclear")
     for folds, logits in (("all", expected), ("each", mean)):
         model = HeartModel.load(convert_nnunet_v1(folder, tmp_path / folds, folds=folds), CPU)
