@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import MaskMismatch
+from ..errors import InputError, MaskMismatch
 from ..system.foreign import foreign, open_regular
 from .files import read_image
 from .orientation import to_canonical
@@ -35,6 +35,8 @@ _LONGEST_HEADER = 1 << 16
 """Bytes of a header that are read; chosen: those of masks have a few hundred."""
 _MOST_VOXELS = 1 << 30
 """Chosen: 1,000 slices of 1,024²."""
+_PACKED = {"raw": 1, "gzip": 1032, "gz": 1032}
+"""Encodings, and the most bytes that they make of one (deflate)."""
 _RIGHT_ANGLE = 1e-3
 """Cosine up to which two axes are at right angles: headers round."""
 GRID_TOLERANCE_MM = 0.1
@@ -58,9 +60,12 @@ def read_nrrd_mask(path: Path, *, what: str = "") -> tuple[BoolArray, Geometry]:
     what = what or str(path)
     fields = _header(path, what)
     with foreign(what, fault="has a doubtful header", advice="write it again with space and directions"):
-        _check(fields)
+        _check(fields, path.stat().st_size)
     with foreign(what):
-        array, geometry = read_image(path)
+        try:
+            array, geometry = read_image(path)
+        except InputError as error:  # whose message names a path, which may be a temporary one
+            raise ValueError("its voxels are cut off or damaged") from error
         if len(values := np.unique(array[array != 0])) > 1:
             raise ValueError(f"it holds the values {', '.join(map(str, values[:5]))}, a mask has one")
         return array != 0, geometry
@@ -113,8 +118,11 @@ def _header(path: Path, what: str) -> dict[str, str]:
         return fields
 
 
-def _check(fields: dict[str, str]) -> None:
+def _check(fields: dict[str, str], size: int) -> None:
     """See that a header leaves nothing open.
+
+    Args:
+        size: Of the file, bytes.
 
     Raises:
         ValueError: It does.
@@ -130,9 +138,13 @@ def _check(fields: dict[str, str]) -> None:
         raise ValueError(f"its voxels are {fields['type'][:20]!r}, no whole numbers")
     if fields["space"] not in _SPACES:
         raise ValueError(f"its space {fields['space'][:40]!r} is none of the patient's")
+    if fields["encoding"] not in _PACKED:
+        raise ValueError(f"its encoding {fields['encoding'][:20]!r} is not raw or gzip")
     sizes = [int(n) for n in fields["sizes"].split()]
     if len(sizes) != 3 or min(sizes) < 1 or math.prod(sizes) > _MOST_VOXELS:
         raise ValueError(f"its sizes are {fields['sizes'][:40]!r}")
+    if math.prod(sizes) > size * _PACKED[fields["encoding"]]:
+        raise ValueError("it is too short for its sizes")
     axes = _vectors(fields["space directions"], 3)
     _vectors(fields["space origin"], 1)
     lengths = np.linalg.norm(axes, axis=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 BIAS = 20
@@ -88,3 +89,53 @@ def workflow_file(folder: Path, name: str = "deepcac2-authors", **modules: dict[
     path = folder / f"{name}.yml"
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
+
+
+def slow_score(hu: np.ndarray, mask: np.ndarray, spacing: tuple[float, float, float]) -> int:
+    """The published score of a mask by plain loops.
+
+    Args:
+        hu, mask: (z, y, x).
+        spacing: mm along (z, y, x).
+    """
+    z, y, x = spacing
+    one = round(x * y * z / 3, 3)
+    total = 0.0
+    for k in range(len(mask)):
+        left = {(i, j) for j, i in np.argwhere(mask[k]).tolist()}
+        while left:
+            piece = _piece(min(left), left)
+            left -= piece
+            if len(piece) > 3:
+                highest = max(int(hu[k, j, i]) for i, j in piece)
+                weight = 1 + (highest >= 200) + (highest >= 300) + (highest >= 400)
+                total += round(len(piece) * one * weight, 3)
+    return round(total)
+
+
+def slow_map(hu: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The mapped mask by plain loops: the pieces of 130 HU and more in a slice that the mask overlaps."""
+    mapped = np.zeros_like(mask)
+    for k in range(len(mask)):
+        left = {(i, j) for j, i in np.argwhere(hu[k] >= 130).tolist()}
+        for j, i in np.argwhere(mask[k] & (hu[k] >= 130)).tolist():
+            for a, b in _piece((i, j), left):
+                mapped[k, b, a] = True
+    return mapped
+
+
+def _piece(start: tuple[int, int], among: set[tuple[int, int]]) -> set[tuple[int, int]]:
+    """What hangs together with a pixel, over sides and corners."""
+    found, edge = {start}, [start]
+    while edge:
+        i, j = edge.pop()
+        around = {(i + a, j + b) for a in (-1, 0, 1) for b in (-1, 0, 1)}
+        new = (around & among) - found
+        found |= new
+        edge.extend(new)
+    return found
+
+
+def group_of(score: int) -> int:
+    """The published risk group of a score."""
+    return 0 if score == 0 else 1 if score <= 100 else 2 if score <= 300 else 3
