@@ -95,7 +95,7 @@ def _write(path: Path, case: Case, options: ReportExporterOptions, context: Cont
     write_json(path, report(case, options.includes))
 
 
-def write_run_report(output: Path, workflow: Workflow, rows: Iterable[ResultRow]) -> None:
+def write_run_report(output: Path, workflow: Workflow, rows: Iterable[ResultRow]) -> Path | None:
     """Write the report of the whole run, if a target of the workflow asks for it: one JSON list.
 
     It holds what lies in the output folder, the report of each scored series in the order of the table; so it
@@ -105,17 +105,21 @@ def write_run_report(output: Path, workflow: Workflow, rows: Iterable[ResultRow]
         output: The run's output folder.
         rows: The table.
 
+    Returns:
+        The file; None: nobody asks for it.
+
     Raises:
         InputUnreadable: The report of a series is damaged.
         DiskFull, OutputUnwritable: It cannot be written.
     """
     path = place_of_run(workflow)
     if path is None or workflow.options(MODULE) is None:
-        return
+        return None
     advice = "compute it again with --redo"
     scored = (row for row in rows if row.status == "scored")
     found = [read_json(output / places(workflow, row)[REPORT.name], advice=advice) for row in scored]
     write_json(output / path, found)
+    return output / path
 
 
 def _of_all(workflows: Sequence[Workflow]) -> ReportExporterOptions:

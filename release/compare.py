@@ -154,7 +154,8 @@ def _pair(place: str, other: str, first: Release, second: Release) -> Pair:
                 except InputUnreadable as error:
                     notes.append(str(error))
             if len(frames) == 2:
-                dice = {name: _dice(*frames, number) for number, name in enumerate(SEGMENTS, start=1)}
+                a, b = frames
+                dice = {name: _dice(a, b, number) for number, name in enumerate(SEGMENTS, start=1)}
     return Pair(place=place, dice=dice, first=scores[0], second=scores[1], note="; ".join(notes))
 
 

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from deepcac2.batch.run import Means, run_folder
 from deepcac2.cli.main import main
 from deepcac2.dicom import Series, discover, read_series, write_segmentation
 from deepcac2.imaging import Volume
-from deepcac2.release.build import Release
+from deepcac2.pipeline import Workflow
+from deepcac2.release.build import Release, build_release
 from deepcac2.release.compare import compare
 from deepcac2.release.verify import Verification, verify
 from deepcac2.simulation import default_geometry, simulate_patient
@@ -156,6 +158,36 @@ def test_it_may_be_packed(write: Write, ct: Path, tmp_path: Path, capsys: pytest
     printed = capsys.readouterr().out
     assert "rule: deepcac2\n" in printed
     assert "4 series; 0 checksums compared; 4 with their CT" in printed
+
+
+@pytest.fixture(scope="module")
+def runs(simulated: Path, published: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same scan and small random networks by both workflows of the published method."""
+    found = {}
+    for name in ("deepcac2", "deepcac2-authors"):
+        folder = tmp_path_factory.mktemp(name)
+        workflow = Workflow.load(published.workflow_file(folder, name))
+        run_folder(simulated, folder / "out", workflow=workflow, means=Means())
+        found[name] = folder / "out"
+    return found
+
+
+@pytest.mark.slow
+def test_what_the_workflows_leave_is_verified_and_the_rule_named(
+    runs: dict[str, Path], simulated: Path, tmp_path: Path
+) -> None:
+    build_release(runs["deepcac2"], tmp_path / "a.zip")
+    for path in (tmp_path / "a.zip", *runs.values()):
+        with Release(path) as release:
+            found = verify(release, ct=simulated)
+        assert said(found) == []
+        assert (found.with_ct, found.rule) == (1, "deepcac2")
+    with Release(tmp_path / "a.zip") as a, Release(runs["deepcac2-authors"]) as b:
+        (pair,) = compare(a, b).pairs
+    assert pair.dice == {"heart": None, "calcium": 1.0}
+    assert pair.first == pair.second
+    assert pair.first is not None
+    assert pair.first > 0
 
 
 # --- masks that are not what they should be -----------------------------------------------------------------
