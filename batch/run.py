@@ -14,6 +14,7 @@ from typing import Any
 
 from ..dicom import Discovery, Series, chosen, discover
 from ..errors import DeviceError, OutputError
+from ..outputs.report import write_run_report
 from ..pipeline.places import PARQUET
 from ..pipeline.results import STATUSES, ResultRow, read_parquet, unreadable_row, write_table
 from ..pipeline.run import Job, check_folders, settle_output, stored_row, write_run
@@ -327,6 +328,7 @@ def run_found(
                             yield row
 
                 write_table(output, chain(unreadable, stored()))
+                write_run_report(output, job.workflow, read_parquet(output / PARQUET))
                 written = True
                 selected |= {s: fates[s] for s in STATUSES}
                 selected |= {"missing": len(missing), "missing_series": missing, "finished": not missing}

@@ -88,7 +88,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     add_choices(parser)
     parser.add_argument(
-        "--keep", action="append", default=[], metavar="KIND", help="nifti: also keep CT and masks as NIfTI"
+        "--keep",
+        action="append",
+        default=[],
+        metavar="KIND",
+        help="nifti or nrrd: also keep CT and masks as such files",
     )
     parser.add_argument("--redo", action="store_true", help="compute everything again")
     screen = parser.add_mutually_exclusive_group()

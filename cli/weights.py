@@ -79,6 +79,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
             convert.add_argument(
                 "--configuration", choices=("3d_lowres", "3d_fullres"), help="which one, where SRC holds both"
             )
+            convert.add_argument(
+                "--folds",
+                choices=("all", "each"),
+                help="where SRC holds both: the network in 'all', trained on everything, or those of fold_*",
+            )
         convert.set_defaults(run=_convert, version=version)
 
     own = actions.add_parser(
@@ -170,7 +175,7 @@ def _convert(args: argparse.Namespace) -> int:
         "licence": args.licence,
     }
     if args.version == "v1":
-        given["configuration"] = args.configuration
+        given |= {"configuration": args.configuration, "folds": args.folds}
     convert = convert_nnunet_v1 if args.version == "v1" else convert_nnunet_v2
     return _done(convert(args.source, args.destination, **given))
 

@@ -1,7 +1,8 @@
-"""CT and masks as NIfTI files, where ``--keep nifti`` asks for them."""
+"""CT and masks as NIfTI and NRRD files, where ``--keep nifti``, ``--keep nrrd`` or a target asks for them."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,27 @@ def write_fact(path: Path, fact: Fact[Any], case: Case) -> None:
     write_image(path, array, case[GEOMETRY])
 
 
-def _nifti(fact: Fact[Any]) -> Writer:
+_ENDINGS = {"nifti": ".nii.gz", "nrrd": ".nrrd"}
+"""By mhubio's name of the file type, which is also the word for ``--keep``."""
+
+
+def _writer(kind: str, fact: Fact[Any]) -> Writer:
+    """The writer of one image in one of the formats."""
+
     def write(path: Path, case: Case, options: Any, context: Context) -> None:
         write_fact(path, fact, case)
 
-    assert fact.image is not None
+    image = fact.image
+    assert image is not None
     return Writer(
-        name=f"nifti-{fact.name}", file=fact.image.name, write=write, needs=(GEOMETRY, fact), keep="nifti"
+        name=f"{kind}-{fact.name}",
+        file=image.name.removesuffix(".nii.gz") + _ENDINGS[kind],
+        write=write,
+        needs=(GEOMETRY, fact),
+        query=f"{kind}:{image.query.partition(':')[2]}",
+        keep=kind,
     )
 
 
-register_for_images(_nifti)
+for _kind in _ENDINGS:
+    register_for_images(partial(_writer, _kind))

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..dicom import Series, safe_name
+from ..dicom import safe_name
 from ..pipeline.case import Case
-from ..pipeline.places import patient_folder, series_folder
+from ..pipeline.places import Named, patient_folder, series_folder
 from ..pipeline.step import Context, Stage, Step, register
-from ..pipeline.writer import ORGANIZER, of_module, queries, writers, written
+from ..pipeline.writer import ORGANIZER, of_module, queries, targets, writers, written
 from ..system.nearest import nearest
 
 if TYPE_CHECKING:
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 _FIXED = ("json:mod=details", "csv:mod=results")
 """mhubio data types of the details and the table: a run finds its way back by them, so in memory they lie
 where the defaults say."""
+
+OF_RUN = "json:mod=report:scope=global"
+"""mhubio data type of the report of the whole run, which is one file (`report.write_run_report`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,8 @@ class DataOrganizerOptions:
         require_data_confirmation: mhubio's own.
         targets: ``query-->path`` lines; queries are those of the writers (`pipeline.writer.Writer.query`),
             and in the path ``[i:PatientID]`` and ``[i:SeriesInstanceUID]`` are replaced by their escaped
-            values.
+            values. An image that a target names is written without ``--keep``, too. The report of the whole
+            run, ``json:mod=report:scope=global``, is one file; its path names no series.
     """
 
     target_dir: str = "output_data"
@@ -70,10 +74,13 @@ def check_target(target: Any) -> None:
     query, arrow, path = str(target).partition("-->")
     if not arrow or not path:
         raise ValueError(f"a target reads 'query-->path', not {target!r}")
-    known = {*_FIXED, *queries()}
-    if query not in known:
+    known = {*_FIXED, OF_RUN, *queries()}
+    if query not in known and query not in (known := known | set(targets())):
         raise ValueError(f"unknown target {query!r}.{nearest(query, known)}")
-    for name in re.findall(r"\[([^\]]*)\]", path):
+    placeholders = re.findall(r"\[([^\]]*)\]", path)
+    if query == OF_RUN and placeholders:
+        raise ValueError(f"the report of the run is one file: [{placeholders[0]}] in its path names a series")
+    for name in placeholders:
         if name not in ("i:PatientID", "i:SeriesInstanceUID"):
             valid = nearest(name, ("i:PatientID", "i:SeriesInstanceUID"))
             raise ValueError(f"unknown placeholder [{name}].{valid}")
@@ -81,7 +88,19 @@ def check_target(target: Any) -> None:
         raise ValueError(f"the target {path!r} must stay inside the output folder")
 
 
-def places(workflow: Workflow, series: Series) -> dict[str, Path]:
+def _targets(workflow: Workflow) -> list[tuple[str, str]]:
+    """The targets of a workflow: query and path."""
+    options = workflow.options(ORGANIZER)
+    pairs = (target.partition("-->") for target in (options.targets if options is not None else ()))
+    return [(query, path) for query, _, path in pairs]
+
+
+def place_of_run(workflow: Workflow) -> Path | None:
+    """Where the report of the whole run goes, relative to the output folder; None: there is none."""
+    return next((Path(path) for query, path in _targets(workflow) if query == OF_RUN), None)
+
+
+def places(workflow: Workflow, series: Named) -> dict[str, Path]:
     """Where the outputs of a series go, relative to the output folder, by name of their writer.
 
     In the folder of the series, unless a target of the workflow's ``DataOrganizer`` says otherwise. PatientID
@@ -89,13 +108,11 @@ def places(workflow: Workflow, series: Series) -> dict[str, Path]:
     """
     folder = series_folder(series)
     found = {name: folder / writer.file for name, writer in writers().items()}
-    options = workflow.options(ORGANIZER)
-    for target in options.targets if options is not None else ():
-        query, _, template = target.partition("-->")
-        if query in queries():
+    for query, template in _targets(workflow):
+        if query in targets():
             text = template.replace("[i:PatientID]", patient_folder(series.patient_id))
             text = text.replace("[i:SeriesInstanceUID]", safe_name(series.series_uid))
-            found[queries()[query]] = Path(text)
+            found[targets()[query]] = Path(text)
     return found
 
 
@@ -103,9 +120,11 @@ def writing(module: str) -> Callable[[Any, Context], Stage]:
     """`Step.build` of a module: its stage writes those of its files for which a case has what they need."""
 
     def build(options: Any, context: Context) -> Stage:
+        named = {query for query, _ in _targets(context.workflow)}
+
         def write(case: Case) -> Case:
             where = places(context.workflow, case.series)
-            files = (w for w in of_module(module) if not w.keep or w.keep in context.keep)
+            files = (w for w in of_module(module) if not w.keep or w.keep in context.keep or w.query in named)
             return written(case, files, lambda w: context.output / where[w.name], options, context)
 
         return write

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +13,12 @@ from ..pipeline.operating import one_of
 from ..pipeline.step import Context, Step, register, values
 from ..pipeline.writer import Writer, register_writer
 from ..system.atomic import write_json
+from ..system.foreign import read_json
 from ..system.nearest import nearest
-from .organizer import writing
+from .organizer import place_of_run, places, writing
 
 if TYPE_CHECKING:
+    from ..pipeline.results import ResultRow
     from ..pipeline.workflow import Workflow
 
 MODULE = "ReportExporter"
@@ -91,6 +93,33 @@ def report(case: Case, includes: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _write(path: Path, case: Case, options: ReportExporterOptions, context: Context) -> None:
     write_json(path, report(case, options.includes))
+
+
+def write_run_report(output: Path, workflow: Workflow, rows: Iterable[ResultRow]) -> Path | None:
+    """Write the report of the whole run, if a target of the workflow asks for it: one JSON list.
+
+    It holds what lies in the output folder, the report of each scored series in the order of the table; so it
+    is written when the table is, and a run that goes on completes both.
+
+    Args:
+        output: The run's output folder.
+        rows: The table.
+
+    Returns:
+        The file; None: nobody asks for it.
+
+    Raises:
+        InputUnreadable: The report of a series is damaged.
+        DiskFull, OutputUnwritable: It cannot be written.
+    """
+    path = place_of_run(workflow)
+    if path is None or workflow.options(MODULE) is None:
+        return None
+    advice = "compute it again with --redo"
+    scored = (row for row in rows if row.status == "scored")
+    found = [read_json(output / places(workflow, row)[REPORT.name], advice=advice) for row in scored]
+    write_json(output / path, found)
+    return output / path
 
 
 def _of_all(workflows: Sequence[Workflow]) -> ReportExporterOptions:

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+OMITTED = object()
+"""As `Fact.absent`: the section is not there either."""
+
+
 @dataclass(frozen=True)
 class ImageFile:
     """How a fact on the CT's grid is kept as a file.
@@ -37,7 +41,7 @@ class Fact(Generic[T]):
         name: In ``case.json`` and in messages.
         meaning: A few words, for messages and documents.
         section: Key of the details JSON under which it stands; its value has JSON types only.
-        absent: What stands there where the case does not have it.
+        absent: What stands there where the case does not have it; `OMITTED`: nothing, not even the key.
         image: The file that holds it where files are exchanged; it is an array (z, y, x) on the CT's grid,
             or `Labels`.
         kind: The type of a value that is neither an image nor made of JSON types: a dataclass.

@@ -168,7 +168,7 @@ def build_chain(
         output: The run's output folder.
         device: For the networks; None does without ``compute``.
         allow: Codes of gates that warn instead of reject, on top of the workflow's own.
-        keep: Further files to write: ``"nifti"`` keeps CT and masks as NIfTI.
+        keep: Further files to write: ``"nifti"`` keeps CT and masks as NIfTI, ``"nrrd"`` as NRRD.
         phases: Which parts of the chain, see `step.PHASES`.
 
     Raises:
@@ -210,8 +210,9 @@ def build_stage(module: str, options: Any, context: Context) -> Stage:
 
 
 def counted_from(workflow: Workflow) -> int | None:
-    """HU from which a workflow's rule counts; None: any voxel may count, also where nothing is scored."""
-    for entry in workflow.steps:
-        if (counts := steps()[entry.module].counts_from) is not None:
-            return counts(entry.options)
-    return None
+    """HU from which a workflow's rules count, the lowest; None: any voxel may, or nothing is scored."""
+    counts = [
+        of(entry.options) for entry in workflow.steps if (of := steps()[entry.module].counts_from) is not None
+    ]
+    known = [hu for hu in counts if hu is not None]
+    return min(known) if known and len(known) == len(counts) else None

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from ..system.codec import to_plain
-from .case import Case
+from .case import OMITTED, Case
 from .cautions import cautions
 from .facts import DEVICE, GEOMETRY, SCORE
 from .step import sections
@@ -33,7 +33,11 @@ def details(case: Case, provenance: Mapping[str, Any]) -> dict[str, Any]:
         "geometry": to_plain(case.get(GEOMETRY)),
         "score": score.to_dict() if score is not None else None,
         "cautions": list(cautions(case)),
-        **{section: case.get(fact, fact.absent) for section, fact in sections().items()},
+        **{
+            section: case.get(fact, fact.absent)
+            for section, fact in sections().items()
+            if fact in case or fact.absent is not OMITTED
+        },
         "warnings": [{"code": f.code, "message": f.message} for f in case.warnings],
         "seconds": {k: round(v, 3) for k, v in case.timings.items()},
         "provenance": {**provenance, **device},

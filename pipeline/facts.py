@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ..imaging import Geometry, labels
 from ..imaging.labels import Labels
 from ..scoring import CalciumScore
-from .case import Fact, ImageFile
+from .case import OMITTED, Fact, ImageFile
 
 if TYPE_CHECKING:
     from ..imaging import Volume
@@ -57,6 +57,20 @@ POSSIBLE_CALCIUM: Fact[Labels] = Fact(
 
 SCORE: Fact[CalciumScore] = Fact("score", "score", kind=CalciumScore)
 """The Agatston score and all that comes with it."""
+
+MAPPED_CALCIUM: Fact[Labels] = Fact(
+    "mapped",
+    "mapped calcium mask",
+    image=ImageFile(
+        "mapped.nii.gz",
+        "nifti:mod=seg:variant=mapped:roi=CORONARY_ARTERY+PATHOLOGIC_CALCIFICATION",
+        (labels.CALCIUM,),
+    ),
+)
+"""The pieces of the CT that the calcium mask overlaps, whole, see `pipeline.mapping`."""
+
+MAPPED_SCORE: Fact[dict[str, Any]] = Fact("mapped_score", "score of the mapped mask", "mapped_score", OMITTED)
+"""As `scoring.CalciumScore.to_dict` says it."""
 
 DOMAIN: Fact[dict[str, Any]] = Fact(
     "domain", "comparison with the scans that the weights were trained on", "domain"

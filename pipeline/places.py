@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
-from ..dicom import Series, safe_name
+from ..dicom import safe_name
 
 CSV, PARQUET = "results.csv", "results.parquet"
 """The table."""
@@ -12,8 +13,20 @@ RUN_FILE = "run.json"
 DETAILS_NAME = "details.json"
 """In the folder of a series: by it a run knows again what it has done."""
 
-_OWN_NAMES = ("logs", CSV, PARQUET, RUN_FILE)
+_OWN_NAMES = ("logs", CSV, PARQUET, RUN_FILE, "deepcac.report.json")
 """What a run itself writes into the output folder; no patient may take these names."""
+
+
+class Named(Protocol):
+    """What files of a series are named after: a `Series`, or its row of the table."""
+
+    @property
+    def patient_id(self) -> str:
+        """PatientID."""
+
+    @property
+    def series_uid(self) -> str:
+        """SeriesInstanceUID."""
 
 
 def patient_folder(patient_id: str) -> str:
@@ -24,6 +37,6 @@ def patient_folder(patient_id: str) -> str:
     return name
 
 
-def series_folder(series: Series) -> Path:
+def series_folder(series: Named) -> Path:
     """``<PatientID>/<SeriesInstanceUID>``, escaped."""
     return Path(patient_folder(series.patient_id)) / safe_name(series.series_uid)

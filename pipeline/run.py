@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -114,8 +115,10 @@ class Job:
         row = result_row(case, folder=series_folder(series).as_posix(), provenance=self.provenance)
         content = details(case, self.provenance)
         content["row"] = asdict(row)
-        content["outputs"] = sorted(
-            p.relative_to(folder).as_posix() for p in case.outputs.values() if p.is_relative_to(folder)
+        content["outputs"] = sorted(  # a target may lie in another folder of the run
+            Path(os.path.relpath(p, folder)).as_posix()
+            for p in case.outputs.values()
+            if p.is_relative_to(self.output)
         )
         remove_leftovers(folder)
         write_json(folder / DETAILS_NAME, content)

@@ -99,7 +99,7 @@ class ScoreCalcium:
             WorkflowError: The calcium mask is not exact where the rule counts.
         """
         volume, calcium = case[CT], case[CALCIUM].mask
-        _check_exact(case, self.rule)
+        check_exact(case, self.rule)
         case = case.noted(*check_metal(volume, calcium, case.series.kernel, allow=self.allow))
         if case.stop is not None:
             return case
@@ -114,7 +114,7 @@ class ScoreCalcium:
         return case.add(SCORE, result).noted(*zero)
 
 
-def _check_exact(case: Case, rule: str) -> None:
+def check_exact(case: Case, rule: str) -> None:
     """Make sure that no patch was skipped which a rule's voxels ask for.
 
     Raises:

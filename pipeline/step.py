@@ -222,7 +222,7 @@ def register(step: Step[O]) -> Step[O]:
 def load_all() -> None:
     """Import every module that registers something."""
     root = __package__.rpartition(".")[0]
-    names = [f"{__package__}.reading", f"{__package__}.scoring"]
+    names = [f"{__package__}.{name}" for name in ("reading", "scoring", "mapping")]
     models = importlib.import_module(f"{root}.models")
     names += sorted(f"{root}.models.{m.name}.step" for m in pkgutil.iter_modules(models.__path__) if m.ispkg)
     outputs = importlib.import_module(f"{root}.outputs")

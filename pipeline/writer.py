@@ -35,8 +35,8 @@ class Writer:
         beside: Names of outputs that must have been written before.
         module: The module of the workflow that writes it.
         option: Of that module, under which mhubio's workflows name the file; "" for none.
-        query: mhubio's data type of it; "" where its modules do not hand it on.
-        keep: Only where ``--keep`` has this word; "": always.
+        query: mhubio's data type of it, by which targets of the workflow name it; "" for none.
+        keep: Only where ``--keep`` has this word, or a target of the workflow names it; "": always.
     """
 
     name: str
@@ -88,6 +88,14 @@ def queries() -> dict[str, str]:
     """mhubio's data types of the files that its modules hand on, and the names of their writers."""
     load_all()
     return {writer.query: writer.name for writer in _WRITERS.values() if writer.query}
+
+
+def targets() -> dict[str, str]:
+    """mhubio's data types that a target of a workflow may name, and the names of their writers.
+
+    Those of `queries`, and the images. It asks the steps for these, so that no step's default options may.
+    """
+    return {writer.query: writer.name for writer in writers().values() if writer.query}
 
 
 def of_module(module: str) -> Iterator[Writer]:

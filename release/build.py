@@ -2,6 +2,8 @@
 
 Its layout is that of the published NLST release, ``<PatientID>/<SeriesInstanceUID>/cac.seg.dcm`` and
 ``DeepCAC.report.json``; around them README, data dictionary, results table, and a manifest with checksums.
+What the authors' own workflows leave is read as well (`Release`): ``<SeriesInstanceUID>/nrrd/cac.seg.nrrd``
+and ``<SeriesInstanceUID>/DeepCAC.report.json``.
 """
 
 from __future__ import annotations
@@ -33,6 +35,9 @@ from ..system.inside import regular_inside
 SEG_NAME = "cac.seg.dcm"
 FILES = (SEG_NAME, REPORT.file)
 """What a series has."""
+NRRD_NAME, MAPPED_NAME = "cac.seg.nrrd", "mcac.seg.nrrd"
+NRRD_FILES = (NRRD_NAME, REPORT.file)
+"""What a series has in the authors' own layout; it may have the mapped mask, too."""
 MANIFEST, README, DICTIONARY = "manifest.csv", "README.md", "data_dictionary.csv"
 MANIFEST_COLUMNS = ("path", "bytes", "sha256")
 SELECTION = "selection.json"
@@ -201,7 +206,7 @@ def build_release(
                 if not (results / row.folder / name).exists():
                     raise InputError(
                         f"{row.folder}/{name} is missing in {results}: give the same 'deepcac2 run' again, "
-                        "which makes what is missing"
+                        "which makes what is missing, or one with a workflow that leaves it there"
                     )
                 if name_fault(f"{row.folder}/{name}"):
                     raise InputError(f"{table} names the folder {row.folder!r}; it is no run's table")
@@ -306,8 +311,11 @@ def _csv(lines: Iterable[Sequence[str]]) -> str:
 
 # Reading
 
-_PLACE = re.compile(r"(?P<patient>[^/]+)/(?P<series>[^/]+)/(?P<name>[^/]+)")
-LARGEST = {SEG_NAME: 1 << 30, REPORT.file: 1 << 20}
+_PLACE = re.compile(r"(?P<place>[^/]+/[^/]+)/(?P<name>[^/]+)")
+_NRRD_PLACE = re.compile(
+    rf"(?P<place>[^/]+)/(?:(?:nrrd/)?(?P<name>m?{re.escape(NRRD_NAME)})|{re.escape(REPORT.file)})"
+)
+LARGEST = {SEG_NAME: 1 << 30, NRRD_NAME: 1 << 30, MAPPED_NAME: 1 << 30, REPORT.file: 1 << 20}
 """Bytes of a series' files that are read at most; chosen: a SEG of 1,000 slices of 512² has 70 MB, a report
 200 bytes."""
 _LARGEST_OTHER = 1 << 30
@@ -317,6 +325,15 @@ _MOST_LINES = 1_000_000
 """Lines of a manifest that are read at most; chosen: the release of 127,776 scans has twice as many."""
 _PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """How members may be packed: deflate makes at most 1032 bytes of one, others millions."""
+
+
+def files_of(place: str) -> tuple[str, ...]:
+    """The files that a series must have, by its place, see `Release.series`.
+
+    >>> files_of("P/1.2"), files_of("1.2")
+    (('cac.seg.dcm', 'DeepCAC.report.json'), ('cac.seg.nrrd', 'DeepCAC.report.json'))
+    """
+    return FILES if "/" in place else NRRD_FILES
 
 
 def name_fault(name: str) -> str:
@@ -351,7 +368,8 @@ class Release:
     encrypted members. Nothing is read before it is asked for, and then block by block.
 
     Attributes:
-        series: The files of each series by name, by its place.
+        series: The files of each series by name, by its place: ``<PatientID>/<SeriesInstanceUID>``, or
+            ``<SeriesInstanceUID>`` alone in the authors' own layout.
         other: Names of the other files.
         manifest: Size in bytes and SHA-256 by name; None where there is no manifest, which is something else
             than one that names nothing.
@@ -386,11 +404,15 @@ class Release:
         self.series: dict[str, dict[str, str]] = {}
         self.other: list[str] = []
         for name in sorted(self._where):
-            match = _PLACE.fullmatch(name)
+            match = _NRRD_PLACE.fullmatch(name) or _PLACE.fullmatch(name)
             if match is None:
                 self.other.append(name)
-            else:
-                self.series.setdefault(f"{match['patient']}/{match['series']}", {})[match["name"]] = name
+                continue
+            files = self.series.setdefault(match["place"], {})
+            key = match["name"] or REPORT.file
+            if key in files:
+                self.broken.append((name, f"is there as {files[key]}, too"))
+            files[key] = name
 
     def __enter__(self) -> Release:
         return self
@@ -399,9 +421,10 @@ class Release:
         self._stack.close()
 
     def _add_folder(self, folder: Path) -> None:
-        for path in sorted(folder.glob("*/*/*")):
-            if path.name in FILES:
-                name = path.relative_to(folder).as_posix()
+        for path in sorted(p for pattern in ("*", "*/*", "*/*/*") for p in folder.glob(pattern)):
+            name = path.relative_to(folder).as_posix()
+            in_place = _NRRD_PLACE.fullmatch(name) or (path.name in FILES and _PLACE.fullmatch(name))
+            if name == REPORT.file or in_place:
                 try:
                     self._put(name, regular_inside(path, folder))
                 except InputUnreadable as error:

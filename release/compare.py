@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..dicom.seg.reader import Image, open_segmentation
+from ..dicom.seg.reader import Image, open_segmentation, read_segmentation
 from ..errors import InputError, InputUnreadable
+from ..imaging import Geometry
+from ..imaging.nrrd import on_grid, read_nrrd_mask
 from ..outputs.report import REPORT
 from ..stats.agreement import Agreement, agreement
 from ..stats.columns import MIN_SCORES, POSITIVE_ABOVE, POSITIVE_FROM, resamples_for
 from ..system.foreign import parse_json
-from .build import SEG_NAME, Release
+from .build import NRRD_NAME, SEG_NAME, Release
 from .verify import KEYS
 
 SEGMENTS = ("heart", "calcium")
@@ -28,7 +31,7 @@ class Pair:
     """One series in both releases.
 
     Attributes:
-        place: ``<PatientID>/<SeriesInstanceUID>``.
+        place: ``<PatientID>/<SeriesInstanceUID>``, as the first release calls it (`Release.series`).
         dice: Of each segment, in [0, 1]; None where both are empty or one cannot be read.
         first, second: Stored scores; None where there is none.
         note: What could not be compared.
@@ -73,14 +76,17 @@ def compare(
     """Compare the series that two releases have in common.
 
     Raises:
-        InputError: They have no series in common.
+        InputError: They have no series in common; or one is in the authors' own layout, which names no
+            patients, and the other has a series under two.
     """
-    common = [p for p in first.series if p in second.series]
+    whole = all("/" in place for release in (first, second) for place in release.series)
+    ours, theirs = _keys(first, whole=whole), _keys(second, whole=whole)
+    common = [key for key in ours if key in theirs]
     if not common:
         raise InputError("the two have no series in common")
     pairs = []
-    for done, place in enumerate(common, start=1):
-        pairs.append(_pair(place, first, second))
+    for done, key in enumerate(common, start=1):
+        pairs.append(_pair(ours[key], theirs[key], first, second))
         if watch is not None:
             watch(done, len(common))
     pairs.sort(
@@ -99,31 +105,57 @@ def compare(
         )
     return Comparison(
         pairs=tuple(pairs),
-        only_first=tuple(p for p in first.series if p not in second.series),
-        only_second=tuple(p for p in second.series if p not in first.series),
+        only_first=tuple(place for key, place in ours.items() if key not in theirs),
+        only_second=tuple(place for key, place in theirs.items() if key not in ours),
         scores=scores,
     )
 
 
-def _pair(place: str, first: Release, second: Release) -> Pair:
-    masks: list[_Frames | None] = []
+def _keys(release: Release, *, whole: bool) -> dict[str, str]:
+    """The places of a release by what two releases match them by: all of it, or the series alone."""
+    found: dict[str, str] = {}
+    for place in release.series:
+        key = place if whole else place.rpartition("/")[2]
+        if key in found:
+            raise InputError(
+                f"{found[key]} and {place} are both there: the other release names no patients, so nobody "
+                "knows which it has"
+            )
+        found[key] = place
+    return found
+
+
+def _pair(place: str, other: str, first: Release, second: Release) -> Pair:
     scores: list[float | None] = []
     notes: list[str] = []
-    for release in (first, second):
-        files = release.series[place]
-        scores.append(_score(release, files.get(REPORT.file)))
-        try:
-            if SEG_NAME not in files:
-                raise InputUnreadable(f"{SEG_NAME} is missing")
-            with release.unpacked(files[SEG_NAME]) as path:
-                masks.append(_frames(path))
-        except InputUnreadable as error:
-            masks.append(None)
-            notes.append(str(error))
     dice: dict[str, float | None] = dict.fromkeys(SEGMENTS)
-    a, b = masks
-    if a is not None and b is not None:
-        dice = {name: _dice(a, b, number) for number, name in enumerate(SEGMENTS, start=1)}
+    with ExitStack() as stack:
+        paths: list[Path] = []
+        for release, name in ((first, place), (second, other)):
+            files = release.series[name]
+            scores.append(_score(release, files.get(REPORT.file)))
+            mask = SEG_NAME if "/" in name else NRRD_NAME
+            try:
+                if mask not in files:
+                    raise InputUnreadable(f"{mask} is missing")
+                paths.append(stack.enter_context(release.unpacked(files[mask])))
+            except InputUnreadable as error:
+                notes.append(str(error))
+        if any(path.name == NRRD_NAME for path in paths):
+            try:
+                dice |= _dice_on_grid(*paths) if len(paths) == 2 else {}
+            except InputError as error:
+                notes.append(str(error))
+        else:
+            frames = []
+            for path in paths:
+                try:
+                    frames.append(_frames(path))
+                except InputUnreadable as error:
+                    notes.append(str(error))
+            if len(frames) == 2:
+                a, b = frames
+                dice = {name: _dice(a, b, number) for number, name in enumerate(SEGMENTS, start=1)}
     return Pair(place=place, dice=dice, first=scores[0], second=scores[1], note="; ".join(notes))
 
 
@@ -138,6 +170,30 @@ def _score(release: Release, name: str | None) -> float | None:
     return float(value) if isinstance(value, (int, float)) else None
 
 
+def _dice_on_grid(first: Path, second: Path) -> dict[str, float | None]:
+    """Dice of the calcium where one mask at least is an NRRD file: on that one's grid.
+
+    Raises:
+        InputError: A mask cannot be read, or does not lie on the other's grid.
+    """
+    read = {path: read_nrrd_mask(path, what=path.name) for path in (first, second) if path.name == NRRD_NAME}
+    _, grid = next(iter(read.values()))
+    a, b = (_calcium(path, read, grid) for path in (first, second))
+    total = int(a.sum()) + int(b.sum())
+    return {"calcium": 2 * int((a & b).sum()) / total if total else None}
+
+
+def _calcium(path: Path, read: Mapping[Path, tuple[BoolArray, Geometry]], grid: Geometry) -> BoolArray:
+    """The calcium of a file on a grid."""
+    if path in read:
+        return on_grid(*read[path], grid, what=path.name)
+    masks = read_segmentation(path, grid)
+    if "calcium" not in masks:
+        raise InputError(f"{path.name} has no segment that is known as calcium")
+    return masks["calcium"]
+
+
+BoolArray = npt.NDArray[np.bool_]
 _Frames = dict[tuple[int, Image], npt.NDArray[np.uint8]]
 
 

@@ -13,19 +13,41 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from ..dicom import Series, discover, read_segmentation, read_series
 from ..dicom.files import Upto
 from ..dicom.names import safe_name
 from ..dicom.seg.reader import open_segmentation
 from ..errors import DeepCACError, InputError, InputUnreadable
+from ..imaging import Geometry
+from ..imaging.nrrd import on_grid, read_nrrd_mask
 from ..outputs.report import REPORT
-from ..pipeline.places import PARQUET
-from ..scoring import RULES, risk_group, score
+from ..pipeline.places import PARQUET, patient_folder
+from ..scoring import RULES, risk_group, score, whole_pieces
 from ..system.foreign import parse_json
-from .build import DICTIONARY, FILES, MANIFEST, SEG_NAME, SELECTION, Release, Selected
+from .build import (
+    DICTIONARY,
+    FILES,
+    MANIFEST,
+    MAPPED_NAME,
+    NRRD_FILES,
+    NRRD_NAME,
+    SEG_NAME,
+    SELECTION,
+    Release,
+    Selected,
+    files_of,
+)
 
 KEYS = ("Predicted Agatston Score", "Predicted Risk Group", "SeriesInstanceUID")
 """Keys of a report in the published release."""
+PATIENT = "PatientID"
+"""Key that reports of the authors' workflows have as well."""
+MAPPED_KEYS = ("Mapped Predicted Agatston Score", "Mapped Predicted Risk Group")
+"""Keys of a report with the score of the mapped mask, too."""
+MAPPED_RULE = "deepcac2-mapped"
 SAME_SCORE = 0.01
 """Scores that differ by less than this, or by less than this share of the score, are the same: reports are
 rounded, and so are spacings in headers."""
@@ -127,41 +149,47 @@ def verify(
     scans = None if ct is None else discover(ct)
     checker = _Checker(release, problems)
     with_ct = 0
+    of_run = None
     for name in release.other:
-        checker.content(name)
-    stored: dict[str, float] = {}
+        content = checker.content(name, keep=name == REPORT.file)
+        of_run = content if name == REPORT.file else of_run
+    reports: dict[str, dict[str, Any]] = {}
+    stored: dict[str, _Stored] = {}
     computed: dict[str, dict[str, float]] = {}
     for done, (place, files) in enumerate(release.series.items(), start=1):
-        for n in FILES:
+        for n in files_of(place):
             if n not in files:
                 problems.note("structure", place, f"has no {n}")
         for n, name in sorted(files.items()):
-            if n not in FILES:
+            if n not in (*FILES, *NRRD_FILES, MAPPED_NAME):
                 checker.content(name)
         report = checker.content(files[REPORT.file], keep=True) if REPORT.file in files else None
         found = _report(place, report, problems)
-        if SEG_NAME in files:
-            with checker.file(files[SEG_NAME]) as path:
-                uid, images = _seg(place, path, problems)
-                scan = scans.find(uid) if scans is not None and uid is not None else None
-                if scan is not None and path is not None:
-                    with_ct += 1
-                    computed[place] = dict(_scores(place, path, images, scan, problems))
-                    if found is not None:
-                        stored[place] = found
+        if found is not None:
+            reports[place] = found.content
+        with ExitStack() as stack:
+            paths = {
+                n: stack.enter_context(checker.file(files[n]))
+                for n in (SEG_NAME, NRRD_NAME, MAPPED_NAME)
+                if n in files
+            }
+            masks = _seg(place, paths, problems) if "/" in place else _nrrd(place, paths, problems)
+            scan = scans.find(masks.series_uid) if scans is not None and masks and masks.series_uid else None
+            if masks is not None and scan is not None:
+                with_ct += 1
+                if found is not None and found.patient not in (None, scan.patient_id):
+                    problems.note("report", place, f"{PATIENT} is another than the CT's")
+                computed[place] = dict(_scores(place, masks, scan, problems))
+                if found is not None:
+                    stored[place] = found
         if watch is not None:
             watch(done, len(release.series))
+    if of_run is not None:
+        _report_of_run(of_run, reports, problems)
     if ct is not None and not with_ct:
         problems.note("ct", str(ct), "none of the release's series is in it, so no score was computed again")
-    rules = _fits(stored, computed)
-    best = rules[0] if rules and rules[0].same else None
-    if best is not None:
-        for place, value in stored.items():
-            ours = computed[place].get(best.rule)
-            if ours is not None and not _same(ours, value):
-                problems.note(
-                    "score", place, f"stored score {value:g}, by the rule {best.rule} it is {ours:.4f}"
-                )
+    rules = _fits({place: found.score for place, found in stored.items()}, computed)
+    _check_scores(stored, computed, [f.rule for f in rules if f.same and f.same == rules[0].same], problems)
     return Verification(
         series=len(release.series),
         checksums=checker.checksums,
@@ -171,6 +199,43 @@ def verify(
         rules=rules,
         scores=computed,
     )
+
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stored:
+    """What a report says.
+
+    Attributes:
+        score, group: As they stand there.
+        mapped: The score of the mapped mask; None where there is none.
+        patient: PatientID; None where it says none.
+        content: All of it.
+    """
+
+    score: float
+    group: Any
+    mapped: float | None
+    patient: str | None
+    content: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Masks:
+    """What a series has by way of masks.
+
+    Attributes:
+        series_uid: Of its CT, None where that is not known.
+        images: SOPInstanceUIDs of the CT's images that are referred to.
+        on: The masks on a grid, by name: ``calcium``, ``mapped`` … It raises a `DeepCACError` where they do
+            not lie on it.
+    """
+
+    series_uid: str | None
+    images: frozenset[str]
+    on: Callable[[Geometry], Mapping[str, BoolArray]]
 
 
 class _Problems(list[Problem]):
@@ -276,8 +341,72 @@ class _Checker:
             yield path
 
 
-def _report(place: str, data: bytes | None, problems: _Problems) -> float | None:
-    """The stored score, where the report is as it should be."""
+def _check_scores(
+    stored: Mapping[str, _Stored],
+    computed: Mapping[str, Mapping[str, float]],
+    best: list[str],
+    problems: _Problems,
+) -> None:
+    """What the reports say, against what was computed again.
+
+    Args:
+        best: The rules that give the most stored scores, one or several that give as many.
+    """
+    for place, found in stored.items():
+        ours = computed[place].get(best[0]) if best else None
+        if ours is not None and not _same(ours, found.score):
+            problems.note(
+                "score", place, f"stored score {found.score:g}, by the rule {best[0]} it is {ours:.4f}"
+            )
+        groups = [int(risk_group(_rounded(found.score, rule))) for rule in best]
+        if groups and found.group in _groups(found.score) and found.group not in groups:
+            wrong = f"risk group {found.group!r}, for a score of {found.score:g} by the rule {best[0]}"
+            problems.note("risk-group", place, f"{wrong} it is {groups[0]}")
+        mapped = computed[place].get(MAPPED_RULE)
+        if found.mapped is not None and mapped is not None and not _same(mapped, found.mapped):
+            problems.note(
+                "score",
+                place,
+                f"stored mapped score {found.mapped:g}, by the rule {MAPPED_RULE} it is {mapped:.4f}",
+            )
+
+
+def _rounded(value: float, rule: str) -> float:
+    """A score as a rule's group sees it."""
+    return round(value) if RULES[rule].round_total else value
+
+
+def _groups(value: float) -> tuple[int, ...]:
+    """The groups that a score may have: that of the number, first, and that of the whole number."""
+    return int(risk_group(value)), int(risk_group(round(value)))
+
+
+def _report_of_run(data: bytes, reports: Mapping[str, dict[str, Any]], problems: _Problems) -> None:
+    """Compare the report of the whole run, a list, with those of the series."""
+    wrong = partial(problems.note, "report", REPORT.file)
+    try:
+        content = parse_json(data, REPORT.file)
+    except InputUnreadable as error:
+        wrong(str(error))
+        return
+    if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
+        wrong("is no list with the reports of the series")
+        return
+    of_series = {str(report[KEYS[2]]): report for report in reports.values()}
+    of_run = {str(entry.get(KEYS[2])): entry for entry in content}
+    if len(of_run) != len(content):
+        wrong("names a series twice")
+    for uid in sorted(of_series.keys() | of_run.keys()):
+        if uid not in of_run:
+            wrong(f"lacks the series {uid}")
+        elif uid not in of_series:
+            wrong(f"names the series {uid}, of which no report is here")
+        elif of_run[uid] != of_series[uid]:
+            wrong(f"says of the series {uid} something else than its own report")
+
+
+def _report(place: str, data: bytes | None, problems: _Problems) -> _Stored | None:
+    """What the report says, where it is as it should be."""
     if data is None:
         return None
 
@@ -287,27 +416,67 @@ def _report(place: str, data: bytes | None, problems: _Problems) -> float | None
     except InputUnreadable as error:
         wrong(str(error))
         return None
-    if not isinstance(content, dict) or set(content) != set(KEYS):
+    known = isinstance(content, dict) and set(content) - {PATIENT}
+    if not known or known not in (set(KEYS), {*KEYS, *MAPPED_KEYS}):
         names = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
         wrong(f"{REPORT.file} has not the three keys of the release but: {names}")
         return None
-    value, group, uid = (content[k] for k in KEYS)
-    if safe_name(str(uid)) != place.split("/")[1]:
+    *folders, series = place.split("/")
+    uid, patient = content[KEYS[2]], content.get(PATIENT)
+    if safe_name(str(uid)) != series:
         wrong(f"SeriesInstanceUID is {uid}, the folder another")
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < 0:
-        wrong(f"the score is {value!r}")
+    if PATIENT in content and (
+        not isinstance(patient, str) or folders not in ([], [patient_folder(patient)])
+    ):
+        wrong(f"{PATIENT} is {patient!r}, the folder another")
+    values = []
+    for prefix, (score_key, group_key) in (("", KEYS[:2]), ("mapped ", MAPPED_KEYS)):
+        if score_key not in content:
+            continue
+        value, group = content[score_key], content[group_key]
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not math.isfinite(value) or value < 0:
+            wrong(f"the {prefix}score is {value!r}")
+            return None
+        if group not in _groups(value):
+            right = _groups(value)[0]
+            problems.note(
+                "risk-group", place, f"{prefix}risk group {group!r}, for a score of {value:g} it is {right}"
+            )
+        values.append(float(value))
+    return _Stored(
+        score=values[0],
+        group=content[KEYS[1]],
+        mapped=values[1] if len(values) > 1 else None,
+        patient=patient,
+        content=content,
+    )
+
+
+def _nrrd(place: str, paths: Mapping[str, Path | None], problems: _Problems) -> _Masks | None:
+    """The masks of a series in the authors' own layout; None where there are none that can be used."""
+    found = {}
+    for name, kind in ((NRRD_NAME, "calcium"), (MAPPED_NAME, "mapped")):
+        path = paths.get(name)
+        if path is not None:
+            try:
+                found[kind] = name, *read_nrrd_mask(path, what=name)
+            except InputError as error:
+                problems.note("seg", place, str(error))
+    if "calcium" not in found:
         return None
-    if group != int(risk_group(value)):
-        right = int(risk_group(value))
-        problems.note("risk-group", place, f"risk group {group!r}, for a score of {value:g} it is {right}")
-    return float(value)
+
+    def on(grid: Geometry) -> dict[str, BoolArray]:
+        return {kind: on_grid(mask, own, grid, what=name) for kind, (name, mask, own) in found.items()}
+
+    return _Masks(series_uid=place, images=frozenset(), on=on)
 
 
-def _seg(place: str, path: Path | None, problems: _Problems) -> tuple[str | None, set[str]]:
-    """SeriesInstanceUID of the CT that the SEG names, and the SOPInstanceUIDs of its source images."""
+def _seg(place: str, paths: Mapping[str, Path | None], problems: _Problems) -> _Masks | None:
+    """The masks of a series' SEG; also checks the SEG."""
+    path = paths.get(SEG_NAME)
     if path is None:
-        return None, set()
+        return None
 
     wrong = partial(problems.note, "seg", place)
     try:
@@ -329,30 +498,36 @@ def _seg(place: str, path: Path | None, problems: _Problems) -> tuple[str | None
             uid = seg.series_uid
             if safe_name(uid) != place.split("/")[1]:
                 wrong(f"refers to the CT series {uid or 'none'}, the folder is another's")
-            return uid or None, set(seg.images())
+            return _Masks(
+                series_uid=uid or None, images=frozenset(seg.images()), on=partial(read_segmentation, path)
+            )
     except InputUnreadable as error:
         wrong(str(error))
-        return None, set()
+        return None
 
 
-def _scores(
-    place: str, path: Path, images: set[str], scan: Series, problems: _Problems
-) -> Iterator[tuple[str, float]]:
-    """The score by every rule that can be computed; also checks that the SEG refers to the CT's images."""
+def _scores(place: str, found: _Masks, scan: Series, problems: _Problems) -> Iterator[tuple[str, float]]:
+    """The score by every rule that can be computed; also checks that the masks belong to the CT."""
 
     wrong = partial(problems.note, "ct", place)
     try:
         reading = read_series(scan)
-        masks = read_segmentation(path, reading.volume.geometry)
+        masks = found.on(reading.volume.geometry)
     except DeepCACError as error:
         wrong(f"cannot be scored again: {error}")
         return
-    strange = images - {s.sop_instance_uid for s in reading.slices}
+    strange = found.images - {s.sop_instance_uid for s in reading.slices}
     if strange:
         wrong(f"refers to {len(strange)} images that the CT does not have")
     if "calcium" not in masks:
         wrong("has no segment that is known as calcium")
         return
+    if "mapped" in masks:
+        lowest = RULES[MAPPED_RULE].whole_from
+        assert lowest is not None
+        other = masks["mapped"] != whole_pieces(reading.volume.hu, masks["calcium"], lowest)
+        if count := int(other.sum()):
+            problems.note("seg", place, f"{MAPPED_NAME} is not the mapped {NRRD_NAME}: {count} voxels differ")
     for name in RULES:
         try:
             result = score(reading.volume, masks["calcium"], rule=name, slice_thickness=scan.slice_thickness)

@@ -3,8 +3,18 @@
 One scorer (`score`) reads a `Rule`; the rules of the literature are rows of one table (`RULES`).
 """
 
-from .agatston import score
+from .agatston import score, whole_pieces
 from .result import CalciumScore, Lesion, LesionPart, RiskGroup, risk_group
 from .rules import RULES, Rule
 
-__all__ = ["RULES", "CalciumScore", "Lesion", "LesionPart", "RiskGroup", "Rule", "risk_group", "score"]
+__all__ = [
+    "RULES",
+    "CalciumScore",
+    "Lesion",
+    "LesionPart",
+    "RiskGroup",
+    "Rule",
+    "risk_group",
+    "score",
+    "whole_pieces",
+]

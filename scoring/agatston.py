@@ -174,7 +174,7 @@ class _Pieces:
 
     def __init__(self, volume: Volume, mask: npt.NDArray[np.bool_], rule: Rule) -> None:
         if rule.whole_from is not None:
-            mask = _whole_pieces(volume.hu, mask, rule.whole_from, rule.in_plane)
+            mask = whole_pieces(volume.hu, mask, rule.whole_from, rule.in_plane)
         box = bounding_box(mask) if mask.any() else (slice(0, 0),) * 3
         hu = volume.hu[box]
         counted = mask[box].copy() if rule.threshold is None else mask[box] & (hu >= rule.threshold)
@@ -223,10 +223,20 @@ class _Pieces:
         return np.argsort(first, kind="stable").astype(np.int64)
 
 
-def _whole_pieces(
-    hu: npt.NDArray[np.int16], mask: npt.NDArray[np.bool_], lowest: int, connectivity: int
+def whole_pieces(
+    hu: npt.NDArray[np.int16], mask: npt.NDArray[np.bool_], lowest: int, connectivity: int = 8
 ) -> npt.NDArray[np.bool_]:
-    """The pieces of the CT from an HU on, each in its slice, that a mask overlaps: bool (z, y, x)."""
+    """The pieces of the CT from an HU on, each in its slice, that a mask overlaps anywhere.
+
+    Args:
+        hu: HU (z, y, x).
+        mask: bool (z, y, x): what points at them.
+        lowest: HU from which a voxel belongs to a piece.
+        connectivity: 4 or 8 neighbours in the slice make a piece.
+
+    Returns:
+        bool (z, y, x): every voxel of these pieces, whatever their size.
+    """
     result = np.zeros_like(mask)
     slices = np.flatnonzero(mask.any(axis=(1, 2)))
     if not len(slices):

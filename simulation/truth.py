@@ -29,6 +29,8 @@ def _metal(name: str, value: int, code: str, meaning: str) -> Label:
     return Label(name=name, value=value, kind=kind, category=_OBJECT, colour=(200, 200, 255))
 
 
+_CONTENTS = Concept(value="91720002", scheme="SCT", meaning="Body Substance")
+
 OTHERS: tuple[Label, ...] = (
     _calcium("aorta", 1, "113262008", "Thoracic aorta"),
     _calcium("aortic valve", 2, "34202007", "Aortic Valve"),
@@ -41,8 +43,16 @@ OTHERS: tuple[Label, ...] = (
     _metal("bypass clip", 9, "77720000", "Clip"),
     _metal("pacemaker lead", 10, "360129009", "Cardiac pacemaker lead"),
     _metal("sternal wire", 11, "27065002", "Suture"),
+    Label(
+        name="oesophagus",
+        value=12,
+        kind=_CONTENTS,
+        category=_CONTENTS,
+        region=Concept(value="32849002", scheme="SCT", meaning="Esophagus"),
+        colour=(200, 180, 120),
+    ),
 )
-"""Calcium that is not coronary, and metal; names as in `coronary.Deposit.kind`, codes of SNOMED CT."""
+"""Calcium that is not coronary, metal, and what is bright in the oesophagus; names as in `coronary.Deposit.kind`, codes of SNOMED CT."""
 
 
 def by_kind(mask: npt.NDArray[np.bool_], specks: Sequence[Speck], classes: tuple[Label, ...]) -> Labels:

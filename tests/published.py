@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import torch
+
+BIAS = 20
+"""Of `workflow_file`, negated; chosen: a few hundred voxels of the simulated patient are calcium."""
 
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
@@ -41,3 +48,94 @@ def random_tensors(widths: tuple[int, ...], seed: int = 0) -> dict[str, torch.Te
         else:
             tensors[name] = torch.randn(shape, generator=generator) * (0.3 if len(shape) > 1 else 0.2)
     return tensors
+
+
+def workflow_file(folder: Path, name: str = "deepcac2-authors", **modules: dict[str, Any]) -> Path:
+    """A workflow of `config/` with a small random network in place of the published one.
+
+    It answers to brightness, and its last bias leaves a small part of it. The heart is looked for with the
+    bundled set.
+
+    Args:
+        folder: Where workflow and weights are put.
+        name: Of the workflow.
+        modules: Options beside and instead of those of the file.
+    """
+    import yaml
+
+    import deepcac2
+    from deepcac2.weights import convert_deepcac2
+
+    tensors = random_tensors((2, 3))
+    for tensor_name, tensor in tensors.items():
+        if tensor.ndim == 5:  # convolutions that add up, and norms that keep what they are given
+            tensors[tensor_name] = tensor.abs()
+        elif tensor_name.endswith("weight"):
+            tensors[tensor_name] = tensor.abs() + 1
+    tensors["final_conv.weight"] *= 1e-4
+    tensors["final_conv.bias"] = torch.tensor([-float(BIAS)])
+    torch.save(tensors, folder / "published.pt")
+    weights = convert_deepcac2(folder / "published.pt", folder / "set").path
+    source = Path(deepcac2.__file__).parent / "config" / f"{name}.yml"
+    content = yaml.safe_load(source.read_text())
+    ours = {
+        "HeartRunner": {"weights": "bundled"},
+        "DeepCAC2Runner": {"weights": str(weights)},
+        "DicomImporter": {"allow": ["metal"]},
+    }
+    for changes in (ours, modules):
+        for module, options in changes.items():
+            content["modules"][module] = {**(content["modules"].get(module) or {}), **options}
+    path = folder / f"{name}.yml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def slow_score(hu: np.ndarray, mask: np.ndarray, spacing: tuple[float, float, float]) -> int:
+    """The published score of a mask by plain loops.
+
+    Args:
+        hu, mask: (z, y, x).
+        spacing: mm along (z, y, x).
+    """
+    z, y, x = spacing
+    one = round(x * y * z / 3, 3)
+    total = 0.0
+    for k in range(len(mask)):
+        left = {(i, j) for j, i in np.argwhere(mask[k]).tolist()}
+        while left:
+            piece = _piece(min(left), left)
+            left -= piece
+            if len(piece) > 3:
+                highest = max(int(hu[k, j, i]) for i, j in piece)
+                weight = 1 + (highest >= 200) + (highest >= 300) + (highest >= 400)
+                total += round(len(piece) * one * weight, 3)
+    return round(total)
+
+
+def slow_map(hu: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The mapped mask by plain loops: the pieces of 130 HU and more in a slice that the mask overlaps."""
+    mapped = np.zeros_like(mask)
+    for k in range(len(mask)):
+        left = {(i, j) for j, i in np.argwhere(hu[k] >= 130).tolist()}
+        for j, i in np.argwhere(mask[k] & (hu[k] >= 130)).tolist():
+            for a, b in _piece((i, j), left):
+                mapped[k, b, a] = True
+    return mapped
+
+
+def _piece(start: tuple[int, int], among: set[tuple[int, int]]) -> set[tuple[int, int]]:
+    """What hangs together with a pixel, over sides and corners."""
+    found, edge = {start}, [start]
+    while edge:
+        i, j = edge.pop()
+        around = {(i + a, j + b) for a in (-1, 0, 1) for b in (-1, 0, 1)}
+        new = (around & among) - found
+        found |= new
+        edge.extend(new)
+    return found
+
+
+def group_of(score: int) -> int:
+    """The published risk group of a score."""
+    return 0 if score == 0 else 1 if score <= 100 else 2 if score <= 300 else 3

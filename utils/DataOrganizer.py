@@ -15,6 +15,7 @@ from mhubio.core import Instance
 from mhubio.modules.organizer.DataOrganizer import DataOrganizer as Organizer
 
 from ..outputs.organizer import places, writing
+from ..outputs.report import write_run_report
 from ..pipeline.case import Case
 from ..pipeline.chain import run_stage
 from ..pipeline.places import CSV, DETAILS_NAME, PARQUET, RUN_FILE
@@ -65,12 +66,13 @@ class DataOrganizer(Organizer):
         # as `dicom.discover` sorts them
         rows += sorted(cases, key=lambda row: (row.patient_id, row.study_uid, row.series_uid))
         write_table(job.output, rows)
+        report = write_run_report(job.output, job.workflow, rows)
         fates, count = Counter(row.status for row in cases), len(cases)
-        series = {"found": count, "selected": count, **{s: fates[s] for s in STATUSES}}
-        write_run(job, {**series, "missing": 0, "missing_series": [], "finished": True})
+        series = {"found": count, "selected": count, "finished": True, **{s: fates[s] for s in STATUSES}}
+        write_run(job, {**series, "missing": 0, "missing_series": []})
         if self.set_file_permissions:
             names = (RUN_FILE, CSV, PARQUET)
-            self._open(job.output, *(job.output / name for name in names))
+            self._open(job.output, *(job.output / name for name in names), *([report] if report else []))
 
     def _left_out(self) -> dict[str, Any]:
         """What became no instance, as `DicomImporter` left it."""

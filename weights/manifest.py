@@ -31,7 +31,8 @@ class ManifestEntry:
         files: File name to sha256; empty for a set to be fetched.
         description: sha256 of the set's ``weights.json``, which holds its operating point; likewise.
         source: For a set to be fetched: ``url``, ``file``, ``record``, ``format`` (``"nnunet-v1"``,
-            ``"deepcac2"``) and ``sha256`` of the archive, None where this project does not know it.
+            ``"deepcac2"``) and ``sha256`` of the archive, None where this project does not know it; of
+            nnU-Net v1 also ``folds``, as its converter takes them.
         licence, citation, training_data, intended_use: For the reader.
         domain: The scans that it was trained on, as `Domain.parse` reads it; empty where not stated.
         input: Spacing and normalisation that the network expects.

@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import WeightsMissing, WeightsUnsupported
+from ..errors import WeightsError, WeightsMissing, WeightsUnsupported
 from ..system.foreign import foreign
 from ..system.hashing import sha256_of
 from .checkpoints import checked_tensors, read_checkpoint, read_plain_pickle
@@ -44,6 +44,7 @@ def convert_nnunet_v1(
     *,
     name: str | None = None,
     configuration: str | None = None,
+    folds: str | None = None,
     checkpoint: str = "model_final_checkpoint",
     labels: Sequence[int] | None = None,
     **metadata: Any,
@@ -55,6 +56,8 @@ def convert_nnunet_v1(
         destination: New folder for the set.
         name: Name of the set; the task's folder name where not given.
         configuration: ``"3d_lowres"`` or ``"3d_fullres"``, to choose where `source` holds several.
+        folds: ``"all"``: the one network in the folder ``all``, which v1 trains on everything (``fold all``);
+            ``"each"``: those of ``fold_*``, averaged. None: what is there, where it is one of the two.
         checkpoint: Name of the checkpoint in each fold, without ``.model``.
         labels: Classes that are heart; needed only where there are several.
         metadata: Further entries of ``weights.json``.
@@ -62,14 +65,13 @@ def convert_nnunet_v1(
     Raises:
         WeightsMissing: `source` lacks a file.
         WeightsUnsupported: A pickle with anything but data, or a network that v2 cannot compute.
-        WeightsError: The heart's class is not clear, or `destination` holds something else.
+        WeightsError: The heart's class or the folds to take are not clear, or `destination` holds something
+            else.
     """
     folder = _results_folder(source, configuration)
     plans = read_plain_pickle(folder / "plans.pkl")
-    folds = sorted(p for p in folder.iterdir() if (p / f"{checkpoint}.model").is_file())
-    if not folds:
-        raise WeightsMissing(f"no fold_*/{checkpoint}.model in {folder}; name another with --checkpoint")
-    files = [p / f"{checkpoint}.model" for p in folds]
+    chosen_folds = _folds(folder, checkpoint, folds)
+    files = [p / f"{checkpoint}.model" for p in chosen_folds]
     info = read_plain_pickle(files[0].with_name(f"{checkpoint}.model.pkl"))
     with foreign(str(folder), error=WeightsUnsupported, fault="is no nnU-Net v1 result that is understood"):
         trainer = text_of(info["name"])
@@ -90,7 +92,8 @@ def convert_nnunet_v1(
             "file_ending": ".nii.gz",
         }
     tensors = {
-        f"fold_{p.name.removeprefix('fold_')}.safetensors": s for p, s in zip(folds, states, strict=True)
+        f"fold_{p.name.removeprefix('fold_')}.safetensors": s
+        for p, s in zip(chosen_folds, states, strict=True)
     }
     return write_heart_set(
         destination,
@@ -125,6 +128,23 @@ def _results_folder(source: Path, configuration: str | None) -> Path:
         names = ", ".join(str(f.relative_to(source)) for f in found)
         raise WeightsMissing(f"{source} holds several results ({names}); give one of these folders")
     return found[0]
+
+
+def _folds(folder: Path, checkpoint: str, folds: str | None) -> list[Path]:
+    """The folders of the networks to take: ``all`` alone, or every ``fold_*``."""
+    found = sorted(p for p in folder.iterdir() if (p / f"{checkpoint}.model").is_file())
+    everything = [p for p in found if p.name == "all"]
+    each = [p for p in found if p.name != "all"]
+    if everything and each and folds is None:
+        raise WeightsError(
+            f"{folder} holds both 'all' and {each[0].name}: take the one network that saw everything with "
+            "--folds all, or the others with --folds each"
+        )
+    chosen = {"all": everything, "each": each, None: everything or each}[folds]
+    if not chosen:
+        wanted = {"all": "all", "each": "fold_*", None: "fold_*"}[folds]
+        raise WeightsMissing(f"no {wanted}/{checkpoint}.model in {folder}; name another with --checkpoint")
+    return chosen
 
 
 def _stage(plans: Mapping[str, Any], info: Mapping[str, Any], configuration: str | None) -> int:

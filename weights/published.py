@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from ..errors import WeightsAltered, WeightsError, WeightsMissing, WeightsUnsupported
@@ -92,7 +93,8 @@ def fetch(
         if entry.source["format"] == "deepcac2":  # one file, no archive
             convert: Callable[..., WeightSet] = convert_deepcac2
         else:
-            convert = convert_nnunet_v1 if entry.source["format"] == "nnunet-v1" else convert_nnunet_v2
+            v1 = partial(convert_nnunet_v1, folds=entry.source.get("folds"))
+            convert = v1 if entry.source["format"] == "nnunet-v1" else convert_nnunet_v2
             unpacked = Path(folder) / "unpacked"
             _unpack(archive, unpacked)
             archive = unpacked

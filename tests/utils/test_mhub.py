@@ -15,6 +15,7 @@ import warnings
 import zipfile
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -257,9 +258,10 @@ def direct_set(folder: Path) -> Path:
 def workflow_file(path: Path, *, weights: str) -> Path:
     """``config/default.yml`` with all outputs, and where weights are random with all options changed.
 
-    ``methods`` runs all three methods; the name of another workflow stands for that one, as it is.
+    ``methods`` runs all three methods; the name of another workflow, or its path, stands for that one, as it
+    is.
     """
-    own = ROOT / "config" / f"{weights}.yml"
+    own = Path(weights) if weights.endswith(".yml") else ROOT / "config" / f"{weights}.yml"
     if own.is_file():
         shutil.copyfile(own, path)
         return path
@@ -415,7 +417,30 @@ def test_all_methods_say_the_same_in_both_runs(methods: Both) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["screening", "direct", "cascade"])
 def test_every_workflow_leaves_the_same_folder(name: str, simulated: Path, tmp_path: Path) -> None:
-    runs = Both(simulated / "SIM-0003" / "ct", tmp_path, name)
+    leave_the_same(Both(simulated / "SIM-0003" / "ct", tmp_path, name))
+
+
+@pytest.mark.slow
+def test_the_authors_layout_is_the_same(published: ModuleType, simulated: Path, tmp_path: Path) -> None:
+    """NRRD masks, both scores, the reports of series and run, where the targets say."""
+    more = [
+        {"label": "Mapped", "data": "mapped_agatston_score", "value": "value"},
+        {"label": "Mapped Group", "data": "mapped_risk_group", "value": "value"},
+    ]
+    includes = Workflow.load("deepcac2-authors").options("ReportExporter").includes
+    (tmp_path / "set").mkdir()
+    config = published.workflow_file(tmp_path / "set", ReportExporter={"includes": [*includes, *more]})
+    runs = Both(simulated / "SIM-0003" / "ct", tmp_path, str(config))
+    leave_the_same(runs)
+    (report,) = json.loads((runs.mhub / "DeepCAC.report.json").read_text())
+    assert 0 < report["Predicted Agatston Score"] != report["Mapped"] > 0
+    uid = report["SeriesInstanceUID"]
+    assert {p.relative_to(runs.mhub / uid).as_posix() for p in (runs.mhub / uid).rglob("*.*")} == {
+        "nrrd/cac.seg.nrrd", "nrrd/mcac.seg.nrrd", "DeepCAC.report.json",
+    }  # fmt: skip
+
+
+def leave_the_same(runs: Both) -> None:
     names = {p for p in written(runs.memory) if p.suffix != ".gz" and p.parts[0] != "logs"}
     assert written(runs.mhub) == names
     for path in names:
@@ -424,7 +449,7 @@ def test_every_workflow_leaves_the_same_folder(name: str, simulated: Path, tmp_p
             one, other = (like(json.loads(text)) for text in (mine, theirs))
             other["outputs"] = [n for n in other["outputs"] if not n.endswith(".nii.gz")]
             assert one == other
-        elif path.suffix in (".png", ".json"):
+        elif path.suffix in (".png", ".json", ".nrrd"):
             assert mine == theirs, path
 
 

@@ -152,11 +152,13 @@ def write_results(
     stage: int | None = 0,
     trainer: str = "nnUNetTrainerV2",
     configuration: str = "3d_lowres",
+    task: str = "Task400_OPEN_HEART",
+    folds: str = "fold_{}",
 ) -> Path:
-    """``<configuration>/Task400_OPEN_HEART/<trainer>__…/`` with plans and one folder per network."""
-    folder = root / configuration / "Task400_OPEN_HEART" / f"{trainer}__nnUNetPlansv2.1"
+    """``<configuration>/<task>/<trainer>__…/`` with plans and one folder per network."""
+    folder = root / configuration / task / f"{trainer}__nnUNetPlansv2.1"
     for i, network in enumerate(networks):
-        fold = folder / f"fold_{i}"
+        fold = folder / folds.format(i)
         fold.mkdir(parents=True)
         checkpoint = {
             "epoch": 1000,
@@ -167,7 +169,17 @@ def write_results(
             "best_stuff": (None, np.float64(0.1), 0.2),
         }
         torch.save(checkpoint, fold / "model_final_checkpoint.model")
-        init = ("plans.pkl", i, "out", "data", True, stage, True, False, True)
+        init = (
+            "plans.pkl",
+            i if fold.name.startswith("fold_") else fold.name,
+            "out",
+            "data",
+            True,
+            stage,
+            True,
+            False,
+            True,
+        )
         info = OrderedDict(init=init, name=trainer, plans=plans)
         (fold / "model_final_checkpoint.model.pkl").write_bytes(pickle.dumps(info))
     (folder / "plans.pkl").write_bytes(pickle.dumps(plans))

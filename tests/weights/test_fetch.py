@@ -26,7 +26,9 @@ NAME = "platipy-heart"
 def archive(v1, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A zip archive laid out like the published one, and an empty home for fetched sets."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
-    v1.write_results(tmp_path / "v1", v1.plans_of(*SMALL, (8, 8, 8)), [v1.random_network(0, 2, 4, *SMALL)])
+    plans, networks = v1.plans_of(*SMALL, (8, 8, 8)), [v1.random_network(i, 2, 4, *SMALL) for i in range(2)]
+    for folds, network in zip(("all", "fold_{}"), networks, strict=True):
+        v1.write_results(tmp_path / "v1", plans, [network], task="Task400_OPEN_HEART_1FOLD", folds=folds)
     path = tmp_path / "served" / "Task400_OPEN_HEART_3d_lowres.zip"
     path.parent.mkdir()
     with zipfile.ZipFile(path, "w") as target:
@@ -67,6 +69,9 @@ def test_fetched_weights_are_found_by_name(archive, mirror):
     }
     assert resolve(NAME, "heart") == found
     assert HeartModel.load(NAME, torch.device("cpu")).patch == (8, 8, 8)
+    # as its users run it: 3d_lowres, folds all
+    assert found.metadata["configuration"] == "3d_lowres"
+    assert sorted(found.metadata["source"]["files"]) == ["all/model_final_checkpoint.model", "plans.pkl"]
     archive.unlink()
     assert fetch(NAME, url=mirror) == found  # a second call downloads nothing
 
@@ -144,10 +149,10 @@ def test_command_line(archive, tmp_path, capsys):
     plans.write_text(plans.read_text() + " ")
     assert main(["weights", "verify", NAME]) == 42
     assert "plans.json was altered" in capsys.readouterr().err
-    assert (
-        main(["weights", "convert-nnunet-v1", str(tmp_path / "v1"), str(tmp_path / "c"), "--name", "mine"])
-        == 0
-    )
+    convert = ["weights", "convert-nnunet-v1", str(tmp_path / "v1"), str(tmp_path / "c"), "--name", "mine"]
+    assert main(convert) == 40
+    assert "--folds all" in capsys.readouterr().err
+    assert main([*convert, "--folds", "all"]) == 0
     assert capsys.readouterr().out.startswith("mine: ")
     assert main(["weights", "convert-nnunet-v2", str(tmp_path / "v1"), str(tmp_path / "d")]) == 41
     assert "plans.json" in capsys.readouterr().err

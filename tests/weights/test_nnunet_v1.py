@@ -96,6 +96,31 @@ def test_all_folds_are_converted_and_averaged(v1, tmp_path):
     assert (model.logits(data) - expected).abs().max() <= 1e-4
 
 
+def test_the_network_of_fold_all_is_taken_alone(v1, tmp_path):
+    """nnU-Net v1 trains ``fold all`` on everything and keeps it in ``all`` in place of ``fold_0`` to 4."""
+    plans, task = v1.plans_of(*SMALL, (8, 8, 8)), "Task400_OPEN_HEART_1FOLD"
+    everything, *others = (v1.random_network(i, 2, 4, *SMALL) for i in range(3))
+    folder = v1.write_results(tmp_path, plans, [everything], task=task, folds="all")
+    data = torch.randn(8, 8, 8)
+    with torch.inference_mode():
+        expected = everything(data[None, None])[0]
+        mean = sum(n(data[None, None])[0] for n in others) / 2
+
+    found = convert_nnunet_v1(folder, tmp_path / "alone")
+    assert (found.name, found.metadata["configuration"]) == (task, "3d_lowres")
+    assert sorted(found.metadata["source"]["files"]) == ["all/model_final_checkpoint.model", "plans.pkl"]
+    assert (HeartModel.load(found, CPU).logits(data) - expected).abs().max() <= 1e-4
+    with pytest.raises(WeightsMissing, match=r"no fold_\*/"):
+        convert_nnunet_v1(folder, tmp_path / "none", folds="each")
+
+    v1.write_results(tmp_path, plans, others, task=task)
+    with pytest.raises(WeightsError, match=r"both 'all' and fold_0: .* --folds each"):
+        convert_nnunet_v1(folder, tmp_path / "unclear")
+    for folds, logits in (("all", expected), ("each", mean)):
+        model = HeartModel.load(convert_nnunet_v1(folder, tmp_path / folds, folds=folds), CPU)
+        assert (model.logits(data) - logits).abs().max() <= 1e-4
+
+
 def test_which_class_is_heart_must_be_clear(v1, tmp_path):
     network = v1.random_network(0, 3, 4, *SMALL)
     folder = v1.write_results(tmp_path, v1.plans_of(*SMALL, (8, 8, 8), classes=(1, 2)), [network])

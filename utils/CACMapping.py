@@ -1,0 +1,5 @@
+"""MHub module: the calcium mask mapped onto the CT, and its score."""
+
+from .modules import computing
+
+CACMapping = computing("CACMapping")
