@@ -5,11 +5,15 @@ authors' own (github.com/MHubAI/models, pull request 111, licence MIT). Written 
 parameters: their names and shapes, and what lies between them. Names are the published ones, so a converted
 ``state_dict`` fits as it is.
 
-Arrays run along (x, y, z) here, as the published network sees them: the last axis is that of the slices.
+Its arrays run along (x, y, z), as the published network sees them: the last axis is that of the slices.
+Those of this project run along (z, y, x); `turned` gives the same network for these.
+
+It belongs to no method alone: `deepcac2` uses it as published, `calcium` with a crop and steps of its own.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -106,6 +110,18 @@ def widths_of(tensors: Mapping[str, torch.Tensor]) -> tuple[int, ...]:
     return (*(levels[level] for level in range(len(levels))), lowest)
 
 
+def turned(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of the same network for arrays that run along (z, y, x).
+
+    Every kernel is turned, and pooling and normalisation know no axes, so that for all x
+
+        build(turned(t))(x.transpose(2, 4)) == build(t)(x).transpose(2, 4)
+
+    to rounding. Turning twice gives the first ones again.
+    """
+    return {name: t.transpose(2, 4).contiguous() if t.ndim == 5 else t for name, t in tensors.items()}
+
+
 def build(tensors: Mapping[str, torch.Tensor]) -> PublishedUNet:
     """The network that tensors under the published names belong to, with them, ready to predict.
 
@@ -120,3 +136,24 @@ def build(tensors: Mapping[str, torch.Tensor]) -> PublishedUNet:
     network.load_state_dict(own, assign=True)
     network.requires_grad_(False)
     return network.eval()
+
+
+def build_for(patch: Sequence[int], tensors: Mapping[str, torch.Tensor]) -> PublishedUNet:
+    """As `build`, if patches of a shape, voxels along each axis, go through that network.
+
+    Raises:
+        ValueError, KeyError, RuntimeError: Also where 2 does not divide an axis once for each level.
+    """
+    divisor = 2 ** (len(widths_of(tensors)) - 1)
+    if any(n % divisor for n in patch):
+        raise ValueError(f"its patch_shape {list(patch)} cannot be divided by {divisor}")
+    return build(tensors)
+
+
+def bytes_per_patch(tensors: Mapping[str, torch.Tensor], patch: Sequence[int]) -> int:
+    """Memory that a patch of a shape takes while it goes through the network, in float32.
+
+    Most is held by the last block of the way up: what was kept beside it, what was raised, both together,
+    and two layers; the levels below add a third.
+    """
+    return int(8 * 4 * widths_of(tensors)[0] * math.prod(patch))
