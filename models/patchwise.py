@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -85,40 +87,49 @@ class PatchModel:
             self._began = self._told = time.monotonic()
 
     @torch.inference_mode()
-    def _probability(self, patches: torch.Tensor) -> torch.Tensor:
-        """The network's answer, float32 in [0, 1] (n, 1, …), `batch_size` patches at a time."""
-        found = []
-        while len(patches):
-            some = patches[: self.batch_size]
-            found.append(self._at_once(some))
-            patches = patches[len(some) :]
-        result = found[0] if len(found) == 1 else torch.cat(found)
-        self._done += len(result)
-        self._tell()
-        return result
+    def _probability(self, patches: torch.Tensor, *more: Sequence[Any]) -> torch.Tensor:
+        """The network's answer, float32 in [0, 1] (n, 1, …), `batch_size` patches at a time.
 
-    def _at_once(self, patches: torch.Tensor) -> torch.Tensor:
-        """As `_probability`, all at once; where that does not fit, halves, from now on."""
+        Args:
+            patches: float32 (n, 1, …).
+            more: What the network is given beside each patch.
+        """
+        found: list[torch.Tensor] = []
+        done = 0
+        while done < len(patches):
+            some = slice(done, min(done + self.batch_size, len(patches)))
+            try:
+                found.append(self._at_once(patches[some], *(m[some] for m in more)))
+            except torch.OutOfMemoryError:
+                if some.stop - done == 1:
+                    raise
+            else:
+                done = some.stop
+                continue
+            # Out of the except block: its traceback would keep alive what did not fit.
+            self._shrink(some.stop - done)
+        self._done += done
+        self._tell()
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def _at_once(self, patches: torch.Tensor, *more: Sequence[Any]) -> torch.Tensor:
+        """As `_probability`, all at once."""
         patches = patches.contiguous(memory_format=self._layout)
-        try:
-            with torch.autocast(self.device.type, dtype=torch.float16, enabled=self._half):
-                logits = self.network(patches)
-            return torch.sigmoid(logits.float())
-        except torch.OutOfMemoryError:
-            if len(patches) == 1:
-                raise
-        # Out of the except block: its traceback would keep alive what did not fit.
-        half = len(patches) // 2
-        self.batch_size = half
+        with torch.autocast(self.device.type, dtype=torch.float16, enabled=self._half):
+            logits = self.network(patches, *more)
+        return torch.sigmoid(logits.float())
+
+    def _shrink(self, tried: int) -> None:
+        """Go on with half of as many patches at once as did not fit."""
+        self.batch_size = max(1, tried // 2)
         log.warning(
             "%s has not enough memory for %d patches at once; going on with %d",
             self.device,
-            len(patches),
-            half,
+            tried,
+            self.batch_size,
         )
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        return torch.cat([self._at_once(part) for part in (patches[:half], patches[half:])])
 
     def _tell(self) -> None:
         now = time.monotonic()

@@ -24,6 +24,14 @@ PUBLISHED_WIDTHS = (64, 128, 256, 512, 1024)
 """Channels of the four levels and of the bottleneck of the published weights: 90.3 million parameters."""
 
 
+_LEVELS_IN_PARTS = 2
+"""Levels of the way up that can be done in parts: they do 56 % of the work of the published widths. Those
+below are small, and faster for many patches at once."""
+
+Box = Sequence[slice]
+"""A part of a patch: a slice along each axis, whose begin and end are voxels."""
+
+
 class Block(nn.Module):
     """Two 3 × 3 × 3 convolutions without bias, each followed by batch normalisation and ReLU."""
 
@@ -70,14 +78,19 @@ class PublishedUNet(nn.Module):
         self.bottleneck = Block(levels[-1], lowest)
         self.final_conv = nn.Conv3d(levels[0], 1, kernel_size=1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, boxes: Sequence[Box] | None = None) -> torch.Tensor:
         """Logits of patches.
+
+        More than half of the work is done in the two uppermost blocks of the way up, and what they say of a
+        voxel hangs only on what lies near it. With `boxes` it is done only where it is asked for; what is
+        said there is the same to rounding.
 
         Args:
             x: float32 (n, 1, x, y, z), in [0, 1]; sizes that 2 divides once for each level.
+            boxes: For each patch the part that is asked for: at least one voxel; None: all.
 
         Returns:
-            Logits of the same shape.
+            Logits of the same shape; −∞ outside of the boxes.
         """
         beside = []
         for down in self.downs:
@@ -85,11 +98,46 @@ class PublishedUNet(nn.Module):
             beside.append(x)
             x = self.pool(x)
         x = self.bottleneck(x)
-        for level, kept in enumerate(reversed(beside)):
-            raised = self.ups[2 * level](x)
-            x = self.ups[2 * level + 1](torch.cat([kept, raised], dim=1))
-        logits: torch.Tensor = self.final_conv(x)
+        parts = 0 if boxes is None else min(_LEVELS_IN_PARTS, len(beside))
+        for level in reversed(range(parts, len(beside))):
+            x = self._raised(level, x, beside[level])
+        if boxes is None:
+            whole: torch.Tensor = self.final_conv(x)
+            return whole
+        logits = x.new_full((len(x), 1, *beside[0].shape[2:]), -math.inf)
+        for i, box in enumerate(boxes):
+            part = self._part(0, x[i : i + 1], [kept[i : i + 1] for kept in beside[:parts]], box)
+            logits[(slice(i, i + 1), slice(None), *box)] = self.final_conv(part).to(logits.dtype)
         return logits
+
+    def _raised(self, level: int, below: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        """One level of the way up: what lies below it, and what was kept beside it on the way down."""
+        up = 2 * (len(self.downs) - 1 - level)
+        result: torch.Tensor = self.ups[up + 1](torch.cat([kept, self.ups[up](below)], dim=1))
+        return result
+
+    def _part(self, level: int, x: torch.Tensor, beside: Sequence[torch.Tensor], box: Box) -> torch.Tensor:
+        """A part of a level of the way up, and of those below as much as it hangs on.
+
+        The two convolutions of a block look one voxel far each, so it is given two more on each side. Where
+        the patch ends before, zeros follow, as in the whole.
+
+        Args:
+            x: The level below all of `beside`, whole.
+            beside: What was kept beside each level that is done in parts, whole, the uppermost first.
+            box: The part, on this level's grid.
+        """
+        if level == len(beside):
+            return x[(slice(None), slice(None), *box)]
+        kept = beside[level]
+        given = [
+            slice(max(0, b.start - 2) // 2 * 2, min(n, (b.stop + 3) // 2 * 2))
+            for b, n in zip(box, kept.shape[2:], strict=True)
+        ]
+        below = self._part(level + 1, x, beside, [slice(g.start // 2, g.stop // 2) for g in given])
+        found = self._raised(level, below, kept[(slice(None), slice(None), *given)])
+        inner = [slice(b.start - g.start, b.stop - g.start) for b, g in zip(box, given, strict=True)]
+        return found[(slice(None), slice(None), *inner)]
 
 
 def widths_of(tensors: Mapping[str, torch.Tensor]) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ from ...imaging.orientation import to_canonical
 from ...imaging.resampling import resample, support
 from ...imaging.tiling import Corner, PatchAverage, corners_touching, majority, patch_corners
 from ..patchwise import PatchModel, batch_that_fits
-from ..unet3d import build_for, bytes_per_patch, turned
+from ..unet3d import PublishedUNet, build_for, bytes_per_patch, turned
 from . import unet
 
 if TYPE_CHECKING:
@@ -250,8 +250,8 @@ class CalciumModel(PatchModel):
         patches = numbers(weights, Patches)
         batch = 8 if device.type == "cpu" else 64
         with as_described(weights, "calcium network"):
-            architecture = description["architecture"]
-            if isinstance(architecture, dict) and architecture.get("name") == PUBLISHED:
+            architecture = dict(description["architecture"])
+            if architecture.get("name") == PUBLISHED:
                 network: torch.nn.Module = build_for(patches.patch_shape, turned(tensors))
                 batch = batch_that_fits(bytes_per_patch(tensors, patches.patch_shape), device)
             else:
@@ -322,13 +322,15 @@ class CalciumModel(PatchModel):
             else:
                 run = majority(corners, shape, needed)
             self._expect(len(run))
-            average.add(run, batch_size=self.batch_size)
+            # A network that can answer for parts of a patch is asked for no more than can matter.
+            parts = isinstance(self.network, PublishedUNet) and lowest_hu is not None
+            average.add(run, batch_size=self.batch_size, wanted=needed if parts else None)
             if not (lowest_hu is None or keep_probability):
                 candidates = candidates & (to_ct(average.high(), grid, part) >= THRESHOLD - _ROUNDING)
                 needed = support(candidates, part, grid)
                 rest = [c for c in corners_touching(corners, shape, needed) if c not in run]
                 self._expect(len(rest), more=True)
-                average.add(rest, batch_size=self.batch_size)
+                average.add(rest, batch_size=self.batch_size, wanted=needed if parts else None)
                 run = [*run, *rest]
             low = to_ct(average.low(), grid, part)
             found = low >= THRESHOLD
