@@ -30,6 +30,7 @@ from deepcac2.imaging.masks import dilated
 from deepcac2.models import patchwise
 from deepcac2.models.calcium.network import CalciumModel, build_network
 from deepcac2.models.calcium.step import DeepCACRunnerOptions
+from deepcac2.models.calcium.train import CalciumRecipe, train
 from deepcac2.models.deepcac2.predict import PublishedModel
 from deepcac2.models.unet3d import build, turned
 from deepcac2.pipeline.case import Case
@@ -37,6 +38,7 @@ from deepcac2.pipeline.chain import build_stage, counted_from
 from deepcac2.pipeline.facts import CALCIUM, CALCIUM_RUN, CT, DOMAIN, HEART
 from deepcac2.pipeline.step import Context
 from deepcac2.pipeline.workflow import Workflow
+from deepcac2.training.recipe import Inputs
 from deepcac2.weights import WeightSet, convert_deepcac2, describe, write_description
 
 CPU = torch.device("cpu")
@@ -253,6 +255,13 @@ def test_a_wrong_set_is_refused_in_one_line(
         PublishedModel.load(describe(tmp_path / "patches that it cannot halve"), CPU)
     with pytest.raises(WeightsError, match="grow in this order"):
         CalciumModel.load(rewritten(converted, tmp_path / "x", tensors, crop_shape=[4, 4, 4]), CPU)
+
+
+def test_no_training_begins_with_it(converted: WeightSet, tmp_path: Path) -> None:
+    """What it would leave would be named as published, with axes the other way round."""
+    recipe = CalciumRecipe(name="more", steps=1, architecture=dict(converted.metadata["architecture"]))
+    with pytest.raises(WeightsError, match="is not trained here; name others with --start"):
+        train(recipe, tmp_path, Inputs(device=CPU, start=str(converted.path)))
 
 
 def test_sixteen_bits_are_for_gpus(converted: WeightSet) -> None:
