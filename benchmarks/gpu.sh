@@ -30,14 +30,14 @@ step() { # name, seconds at most, command
   fi
 }
 
-more=(--half) patients=3 patience=1
+more=(--half) patients=3 steps=5 patience=1
 if [ "$device" = cpu ]; then
-  more=(--small --widths "4,6,8,10,12") patients=2 patience=10
+  more=(--small --widths "4,6,8,10,12") patients=2 steps=1 patience=10
 fi
 
 step machine 10 "$python" -c 'import sys, torch; from deepcac2.pipeline.chain import *; d = choose_device(sys.argv[1]);
 print(describe_device(d), torch.__version__, d.type == "cuda" and torch.cuda.get_device_properties(d))' "$device"
 step published 100 "$python" benchmarks/published.py --device "$device" --dense "${more[@]}"
-step training 45 "$python" benchmarks/training.py --device "$device" --steps 5
+step training 45 "$python" benchmarks/training.py --device "$device" --steps "$steps"
 step chain 80 "$python" benchmarks/chain.py --device "$device" --patients "$patients"
 exit $failed

@@ -57,13 +57,15 @@ def test_a_turned_network_sees_arrays_the_other_way_round(published: ModuleType)
     assert all(torch.equal(again[name], tensors[name]) for name in tensors)
 
 
-@pytest.mark.parametrize("widths", [(2, 3), (2, 3, 4), (2, 3, 4, 5, 6)])
+@pytest.mark.parametrize("widths", [(6, 7), (6, 7, 8), (6, 7, 8, 9)])
 def test_parts_of_patches_are_what_the_whole_says_there(
     widths: tuple[int, ...], published: ModuleType
 ) -> None:
     network = build(published.random_tensors(widths, seed=2))
     patches = torch.rand(2, 1, 32, 16, 48, generator=torch.Generator().manual_seed(1))
     whole = network(patches)
+    spread = float(whole.std())
+    assert spread > 0.001  # a network that says the same of all would say it of parts, too
     rng = random.Random(3)
 
     def box() -> tuple[slice, ...]:
@@ -75,7 +77,7 @@ def test_parts_of_patches_are_what_the_whole_says_there(
     for boxes in ([single, everything], *([box(), box()] for _ in range(20))):
         parts = network(patches, boxes)
         for part, all_of_it, where in zip(parts[:, 0], whole[:, 0], boxes, strict=True):
-            torch.testing.assert_close(part[where], all_of_it[where], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(part[where], all_of_it[where], rtol=0, atol=1e-3 * spread)
             assert int(torch.isfinite(part).sum()) == part[where].numel()
 
 
