@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from .masks import bounding_box
+
 Corner = tuple[int, int, int]
 
 
@@ -97,7 +99,8 @@ class PatchAverage:
         volume: float (z, y, x).
         corners: All patches of the volume, as `patch_corners` gives them.
         patch: Their shape.
-        predict: From (n, 1, *patch) to (n, 1, *patch), values in [0, 1].
+        predict: From (n, 1, *patch) to (n, 1, *patch), values in [0, 1]; where only parts of the patches
+            are asked for, it is given these, too, a slice along each axis.
     """
 
     def __init__(
@@ -105,21 +108,34 @@ class PatchAverage:
         volume: torch.Tensor,
         corners: list[Corner],
         patch: tuple[int, int, int],
-        predict: Callable[[torch.Tensor], torch.Tensor],
+        predict: Callable[..., torch.Tensor],
     ) -> None:
         self._volume, self._patch, self._predict = volume, patch, predict
         self._total = torch.zeros(volume.shape, dtype=torch.float32, device=volume.device)
         self._cover = self._covering(corners)
         self._missing = self._cover.clone()
 
-    def add(self, corners: list[Corner], *, batch_size: int) -> None:
-        """Run these patches, `batch_size` at a time; none of them twice."""
+    def add(
+        self, corners: list[Corner], *, batch_size: int, wanted: npt.NDArray[np.bool_] | None = None
+    ) -> None:
+        """Run these patches, `batch_size` at a time; none of them twice.
+
+        Args:
+            wanted: bool (z, y, x): what the average is asked for; each patch holds some of it. Elsewhere, it
+                may go without what these patches say. None: all.
+        """
         for i in range(0, len(corners), batch_size):
             windows = [self._window(c) for c in corners[i : i + batch_size]]
-            result = self._predict(torch.stack([self._volume[w] for w in windows])[:, None])[:, 0].float()
-            for window, values in zip(windows, result, strict=True):
-                self._total[window] += values
-                self._missing[window] -= 1
+            patches = torch.stack([self._volume[w] for w in windows])[:, None]
+            if wanted is None:
+                boxes = [tuple(slice(0, n) for n in self._patch)] * len(windows)
+                found = self._predict(patches)
+            else:
+                boxes = [bounding_box(wanted[w]) for w in windows]
+                found = self._predict(patches, boxes)
+            for window, box, values in zip(windows, boxes, found[:, 0].float(), strict=True):
+                self._total[window][box] += values[box]
+                self._missing[window][box] -= 1
 
     def low(self) -> torch.Tensor:
         """The average if all patches still missing were 0: float32 (z, y, x).

@@ -2,8 +2,8 @@
 
 The authors publish ``vivid-haze-6_model.pt``, a ``state_dict`` and nothing else (github.com/MHubAI/models,
 pull request 111, licence MIT). The set holds ``model.safetensors``, every tensor under its published name,
-and ``weights.json``, which says how the published implementation uses it: spacing, window, crop and patches.
-Widths are read from the shapes; `models.deepcac2.network` is the network that they belong to.
+and ``weights.json``, which says how it is used: spacing, window, crop and patches as published.
+Widths are read from the shapes; `models.unet3d` is the network that they belong to.
 """
 
 from __future__ import annotations
@@ -38,11 +38,16 @@ STATED: Mapping[str, Any] = {
     "crop_shape": [58, 256, 256],
     "patch_shape": [16, 64, 64],
     "patch_step": [8, 32, 32],
+    "heart_margin_mm": 4.0,
     "peak_probability": 0.5,
     "domain": {"contrast": False, "measured_on": "390 NLST scans, by its authors"},
 }
 """What the published implementation does, for ``weights.json``; shapes are (z, y, x), voxels. A lesion need
-not be surer than the mean that makes a voxel calcium. No distance from the heart: none is kept there."""
+not be surer than the mean that makes a voxel calcium.
+
+``heart_margin_mm`` is not its authors', who keep to no distance from the heart; nor does the workflow
+``deepcac2``. It is what ``default`` does with their network: how far a heart mask may be wrong is for the
+heart's network to say (docs/decisions/0004). Nobody has tuned it to this one."""
 TOLD = {
     "licence": "MIT",
     "citation": "DeepCAC2, Nuernberg et al. 2026, arXiv:2603.24633. Weights: github.com/MHubAI/models, "

@@ -125,7 +125,8 @@ def as_described(weights: WeightSet, what: str) -> Iterator[None]:
     try:
         yield
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        # torch's first line only says that there are errors
+        reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
         raise WeightsUnsupported(
             f"the weights {weights.name!r} are no {what} that this version knows ({reason}); "
             "choose others with --weights"

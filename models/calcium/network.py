@@ -10,7 +10,6 @@ Sizes are given here in array order (z, y, x); the paper writes them as x Ã— y Ã
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +23,12 @@ from ...imaging.masks import bounding_box
 from ...imaging.orientation import to_canonical
 from ...imaging.resampling import resample, support
 from ...imaging.tiling import Corner, PatchAverage, corners_touching, majority, patch_corners
+from ..patchwise import PatchModel, batch_that_fits
+from ..unet3d import PublishedUNet, build_for, bytes_per_patch, turned
 from . import unet
 
 if TYPE_CHECKING:
     from ...weights import WeightSet
-
-log = logging.getLogger(__name__)
 
 THRESHOLD = 0.5
 """Probability from which a voxel is calcium; DeepCAC2 paper."""
@@ -191,7 +190,7 @@ def build_network(architecture: dict[str, Any]) -> torch.nn.Module:
     return network
 
 
-class CalciumModel:
+class CalciumModel(PatchModel):
     """Patch U-Net with its weights on a device; `predict` goes from a CT to a mask on the CT's grid."""
 
     def __init__(
@@ -203,6 +202,7 @@ class CalciumModel:
         window_hu: Window = WINDOW_HU,
         batch_size: int = 8,
         patches: Patches | None = None,
+        half: bool = False,
     ) -> None:
         """A network ready to predict.
 
@@ -212,64 +212,61 @@ class CalciumModel:
             rescale_to, window_hu: As in `normalise`.
             batch_size: Patches at once.
             patches: How a crop goes through it; None: as in the paper.
-        """
-        self.device = device
-        self.rescale_to = rescale_to
-        self.window_hu = window_hu
-        self.batch_size = batch_size
-        self.patches = patches or Patches()
-        self.network = network.to(device).eval()
-        if device.type == "cpu":
-            self.network = self.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-
-    @classmethod
-    def load(cls, weights: WeightSet, device: torch.device) -> CalciumModel:
-        """Load a verified set of weights.
+            half: In 16 bits on a GPU, see `PatchModel`.
 
         Raises:
+            DeviceError: `half` on a CPU.
+        """
+        super().__init__(
+            network, device=device, batch_size=batch_size, channels_last=device.type == "cpu", half=half
+        )
+        self.rescale_to = rescale_to
+        self.window_hu = window_hu
+        self.patches = patches or Patches()
+
+    @classmethod
+    def load(cls, weights: WeightSet, device: torch.device, *, half: bool = False) -> CalciumModel:
+        """Load a verified set of weights: of this project's own networks, or of the published one.
+
+        The published one is used here with this method's crop and steps, and of its numbers with those that
+        its ``weights.json`` states: window, rescaling to the crop's own extremes, crop, patches and step,
+        limits of lesion and heart (`pipeline.operating`), and its domain. What is not: the CT is resampled
+        with its fractions, padded with air and turned canonically; patches cover the crop to its border.
+
+        Args:
+            half: In 16 bits on a GPU, see `PatchModel`.
+
+        Raises:
+            DeviceError: `half` on a CPU.
             WeightsMissing, WeightsAltered: See `weights.load_tensors`.
             WeightsUnsupported: The tensors do not fit the architecture that the set describes.
             WeightsError: The window or the patches that it states are none.
         """
         from ...weights import as_described, load_tensors, numbers, stated_window
+        from ...weights.deepcac2 import NAME as PUBLISHED
 
         description = weights.metadata
         tensors = load_tensors(weights, "model.safetensors")
-        with as_described(weights, "calcium network"):
-            network = build_network(description["architecture"])
-            network.load_state_dict(tensors)
-        rescale_to = description.get("normalisation", {}).get("rescale_to", "window")
+        patches = numbers(weights, Patches)
         batch = 8 if device.type == "cpu" else 64
+        with as_described(weights, "calcium network"):
+            architecture = dict(description["architecture"])
+            if architecture.get("name") == PUBLISHED:
+                network: torch.nn.Module = build_for(patches.patch_shape, turned(tensors))
+                batch = batch_that_fits(bytes_per_patch(tensors, patches.patch_shape), device)
+            else:
+                network = build_network(architecture)
+                network.load_state_dict(tensors)
+        rescale_to = description.get("normalisation", {}).get("rescale_to", "window")
         return cls(
             network,
             device=device,
             rescale_to=rescale_to,
             window_hu=stated_window(weights) or WINDOW_HU,
             batch_size=batch,
-            patches=numbers(weights, Patches),
+            patches=patches,
+            half=half,
         )
-
-    @torch.inference_mode()
-    def _probability(self, patches: torch.Tensor) -> torch.Tensor:
-        if self.device.type == "cpu":
-            patches = patches.contiguous(memory_format=torch.channels_last_3d)
-        try:
-            return torch.sigmoid(self.network(patches))
-        except torch.OutOfMemoryError:
-            if len(patches) == 1:
-                raise
-        # Out of the except block: its traceback would keep alive what did not fit.
-        half = len(patches) // 2
-        self.batch_size = half
-        log.warning(
-            "%s has not enough memory for %d patches at once; going on with %d",
-            self.device,
-            len(patches),
-            half,
-        )
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        return torch.cat([self._probability(part) for part in (patches[:half], patches[half:])])
 
     def predict(
         self,
@@ -324,12 +321,16 @@ class CalciumModel:
                 run = corners_touching(corners, shape, needed)
             else:
                 run = majority(corners, shape, needed)
-            average.add(run, batch_size=self.batch_size)
+            self._expect(len(run))
+            # A network that can answer for parts of a patch is asked for no more than can matter.
+            parts = isinstance(self.network, PublishedUNet) and lowest_hu is not None
+            average.add(run, batch_size=self.batch_size, wanted=needed if parts else None)
             if not (lowest_hu is None or keep_probability):
                 candidates = candidates & (to_ct(average.high(), grid, part) >= THRESHOLD - _ROUNDING)
                 needed = support(candidates, part, grid)
                 rest = [c for c in corners_touching(corners, shape, needed) if c not in run]
-                average.add(rest, batch_size=self.batch_size)
+                self._expect(len(rest), more=True)
+                average.add(rest, batch_size=self.batch_size, wanted=needed if parts else None)
                 run = [*run, *rest]
             low = to_ct(average.low(), grid, part)
             found = low >= THRESHOLD

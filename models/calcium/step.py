@@ -31,11 +31,14 @@ class DeepCACRunnerOptions:
         peak_probability: Count a lesion only where the network is somewhere as sure as this; 0.5: every
             lesion (docs/decisions/0009).
             Both null: what the weights state, see `pipeline.operating`.
+        half_precision: Compute in 16 bits on a GPU; a voxel may change where the network is undecided. On a
+            CPU it is an error.
     """
 
     weights: str = "bundled"
     heart_margin_mm: float | None = None
     peak_probability: float | None = None
+    half_precision: bool = False
 
     def __post_init__(self) -> None:
         if self.peak_probability is not None and not 0.5 <= self.peak_probability < 1:
@@ -100,7 +103,7 @@ def _build(options: DeepCACRunnerOptions, context: Context) -> FindCalcium:
 
     weights, device = context.network()
     return FindCalcium(
-        model=CalciumModel.load(weights, device),
+        model=CalciumModel.load(weights, device, half=options.half_precision),
         weights=weights,
         heart_margin_mm=options.heart_margin_mm,
         peak_probability=options.peak_probability,

@@ -178,6 +178,11 @@ def _beginning_with(weights: WeightSet, recipe: CalciumRecipe) -> CalciumRecipe:
             f"the weights {weights.name!r} were trained with window_hu {list(window)}; "
             "write that into the recipe"
         )
+    if "name" in (weights.metadata.get("architecture") or {}):
+        raise WeightsError(
+            f"the weights {weights.name!r} are the published network, which is not trained here; name others "
+            "with --start"
+        )
     if weights.metadata.get("architecture") != json.loads(json.dumps(recipe.architecture)):
         raise WeightsError(
             f"the weights {weights.name!r} are another network than the recipe's; copy 'architecture' from "

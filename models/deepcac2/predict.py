@@ -18,8 +18,9 @@ from ...imaging import Volume
 from ...imaging.crop import CROP_SPACING, WINDOW_HU, Patches
 from ...imaging.masks import bounding_box
 from ...imaging.tiling import Corner, axis_starts, corners_touching
+from ..patchwise import PatchModel, batch_that_fits
+from ..unet3d import build_for, bytes_per_patch
 from .grids import Floats, Grid, Triple, crop_begin, is_inside, linear, nearest, positions
-from .network import build
 
 if TYPE_CHECKING:
     from ...weights import WeightSet
@@ -75,7 +76,7 @@ class PublishedPrediction:
     patches_total: int
 
 
-class PublishedModel:
+class PublishedModel(PatchModel):
     """The published network on a device, with what is done around it."""
 
     def __init__(
@@ -86,6 +87,8 @@ class PublishedModel:
         quirks: Quirks | None = None,
         window_hu: tuple[float, float] = WINDOW_HU,
         patches: Patches | None = None,
+        batch_size: int = 2,
+        half: bool = False,
     ) -> None:
         """A network ready to predict.
 
@@ -95,22 +98,33 @@ class PublishedModel:
             quirks: None: as published.
             window_hu: Lowest and highest HU that it can tell apart.
             patches: Crop and patches; None: as published.
+            batch_size: Patches at once.
+            half: In 16 bits on a GPU, see `PatchModel`.
+
+        Raises:
+            DeviceError: `half` on a CPU.
         """
-        self.network = network.to(device).eval()
-        self.device = device
+        super().__init__(network, device=device, batch_size=batch_size, half=half)
         self.quirks = quirks or Quirks()
         self.window_hu = window_hu
         sizes = patches or Patches()
         self.crop, self.patch, self.step = (
             _reversed(shape) for shape in (sizes.crop_shape, sizes.patch_shape, sizes.patch_step)
         )
-        self.batch_size = 2 if device.type == "cpu" else 8
 
     @classmethod
-    def load(cls, weights: WeightSet, device: torch.device, quirks: Quirks | None = None) -> PublishedModel:
+    def load(
+        cls,
+        weights: WeightSet,
+        device: torch.device,
+        quirks: Quirks | None = None,
+        *,
+        half: bool = False,
+    ) -> PublishedModel:
         """Load a verified set of weights.
 
         Raises:
+            DeviceError: `half` on a CPU.
             WeightsMissing, WeightsAltered: See `weights.load_tensors`.
             WeightsUnsupported: The tensors are not those of the published network.
             WeightsError: The window or the patches that it states are none.
@@ -118,14 +132,17 @@ class PublishedModel:
         from ...weights import as_described, load_tensors, numbers, stated_window
 
         tensors = load_tensors(weights, "model.safetensors")
+        patches = numbers(weights, Patches)
         with as_described(weights, "published DeepCAC2 network"):
-            network = build(tensors)
+            network = build_for(patches.patch_shape, tensors)
         return cls(
             network,
             device=device,
             quirks=quirks,
             window_hu=stated_window(weights) or WINDOW_HU,
-            patches=numbers(weights, Patches),
+            patches=patches,
+            batch_size=batch_that_fits(bytes_per_patch(tensors, patches.patch_shape), device),
+            half=half,
         )
 
     def predict(self, volume: Volume, heart: Bools) -> PublishedPrediction:
@@ -189,13 +206,14 @@ class PublishedModel:
         """Mean probability of the patches that cover a voxel, 0 where none does: float64 (x, y, z)."""
         total = torch.zeros(values.shape, dtype=torch.float64, device=self.device)
         cover = torch.zeros(values.shape, dtype=torch.float64, device=self.device)
-        for i in range(0, len(corners), self.batch_size):
+        size = self.batch_size
+        self._expect(len(corners))
+        for i in range(0, len(corners), size):
             windows = [
                 tuple(slice(c, c + p) for c, p in zip(corner, self.patch, strict=True))
-                for corner in corners[i : i + self.batch_size]
+                for corner in corners[i : i + size]
             ]
-            batch = torch.stack([values[window] for window in windows])[:, None]
-            found = torch.sigmoid(self.network(batch))[:, 0]
+            found = self._probability(torch.stack([values[window] for window in windows])[:, None])[:, 0]
             for window, probability in zip(windows, found, strict=True):
                 total[window] += probability
                 cover[window] += 1

@@ -42,6 +42,7 @@ class DeepCAC2RunnerOptions:
         heart_margin_mm: Keep calcium in the heart mask dilated by this much only; .inf: anywhere, as
             published.
         lowest_hu: Keep voxels of the CT from this HU on only; null: any, as published.
+        half_precision: Compute in 16 bits on a GPU; published: in 32. On a CPU it is an error.
     """
 
     weights: str = "deepcac2"
@@ -54,6 +55,7 @@ class DeepCAC2RunnerOptions:
     at_threshold: bool = False
     heart_margin_mm: float = math.inf
     lowest_hu: int | None = None
+    half_precision: bool = False
 
     def __post_init__(self) -> None:
         one_of("labels", self.labels, ("nearest", "linear"))
@@ -111,7 +113,7 @@ def _build(options: DeepCAC2RunnerOptions, context: Context) -> FindPublishedCal
         at_threshold=options.at_threshold,
     )
     return FindPublishedCalcium(
-        model=PublishedModel.load(weights, device, quirks),
+        model=PublishedModel.load(weights, device, quirks, half=options.half_precision),
         weights=weights,
         heart_margin_mm=options.heart_margin_mm,
         lowest_hu=options.lowest_hu,

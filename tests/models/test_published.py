@@ -24,9 +24,9 @@ from deepcac2.imaging import Geometry, Volume
 from deepcac2.imaging.crop import Patches
 from deepcac2.imaging.labels import heart_labels
 from deepcac2.imaging.masks import dilated
-from deepcac2.models.deepcac2.network import PUBLISHED_WIDTHS, PublishedUNet, build, widths_of
 from deepcac2.models.deepcac2.predict import PublishedModel, Quirks
 from deepcac2.models.deepcac2.step import DeepCAC2RunnerOptions
+from deepcac2.models.unet3d import PUBLISHED_WIDTHS, PublishedUNet, build, widths_of
 from deepcac2.pipeline.case import Case
 from deepcac2.pipeline.chain import build_stage
 from deepcac2.pipeline.facts import CALCIUM, CALCIUM_RUN, CT, DOMAIN, HEART

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from deepcac2.cli.main import main
 from deepcac2.errors import WeightsError, WeightsUnsupported
 from deepcac2.imaging.crop import Patches
-from deepcac2.models.deepcac2.network import build
+from deepcac2.models.unet3d import build
 from deepcac2.weights import convert_deepcac2, fetch, load_manifest, load_tensors, numbers, resolve
 from deepcac2.weights.deepcac2 import STATED, TOLD
 
