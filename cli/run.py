@@ -234,8 +234,8 @@ def add_patient_from(parser: argparse._ActionsContainer) -> None:
         "--patient-from",
         default="",
         metavar="REGEX",
-        help="finds the patient of a NIfTI or NRRD file in its path below IN, without ending: the first group, "
-        "or all that matches (default: the file's name)",
+        help="finds the patient of a NIfTI or NRRD file in its path below IN, without ending: the first "
+        "group, or all that matches (default: the file's name)",
     )
 
 
@@ -457,6 +457,11 @@ def _report(summary: RunSummary, log_path: Path, *, quiet: bool) -> None:
             console.print(f"preview: {preview}")
     counts = ", ".join(f"{summary.count(s)} {s}" for s in ("scored", "rejected", "failed"))
     where = str(summary.output / CSV) if summary.table else "written by the last shard to end"
+    if summary.images and not quiet:
+        console.print(
+            f"of {summary.images} NIfTI or NRRD files there is no DICOM SEG and SR, as there is no DICOM to "
+            "refer to; their masks are files of the same format"
+        )
     if not quiet and summary.statistics.series > 1:
         console.print(_speed(summary.statistics))
     console.print(f"{counts}; table: {where}; log: {log_path}")

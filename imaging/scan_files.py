@@ -93,8 +93,8 @@ RIGHT_ANGLE_TOLERANCE = 1e-3
 SPACING_TOLERANCE = 1e-3
 """Largest relative difference between the voxel sizes that one NIfTI header states."""
 FIELD_MM = 100.0, 1000.0
-"""Field of view of a slice of a body. Where a NIfTI file does not name its unit (nibabel never does), one in
-metres or micrometres lies a thousand times outside, so that only millimetres are left."""
+"""Field of view of a slice of a body. Where a file does not name its unit (those of nibabel and of ITK's NRRD
+do not), one in metres or micrometres lies a thousand times outside, so that only millimetres are left."""
 
 _SAMPLE = 1 << 16
 """Bytes of each of the three parts of a file that `content_id` looks at."""
@@ -181,6 +181,14 @@ def read_scan_header(path: Path) -> ScanHeader:
     with _opened(path) as file:
         header = _nrrd_header(file) if kind == NRRD else _nifti_header(file, path.name)
         _check_size(header, os.fstat(file.fileno()).st_size)
+    if not header.unit_stated:
+        grid = header.geometry
+        field = max(grid.shape[i] * grid.spacing[i] for i in (1, 2))
+        if not FIELD_MM[0] <= field <= FIELD_MM[1]:
+            raise InputError(
+                f"it does not say in which unit its lengths are, and {field:g} mm is no field of view of a "
+                "body; save it in mm"
+            )
     return header
 
 
@@ -385,13 +393,6 @@ def _nifti_header(file: IO[bytes], name: str) -> ScanHeader:
         slope, intercept = 1.0, 0.0
     shape = sizes[:3]
     geometry = _nifti_grid(values, shape)
-    if not unit:
-        field = max(geometry.shape[i] * geometry.spacing[i] for i in (1, 2))
-        if not FIELD_MM[0] <= field <= FIELD_MM[1]:
-            raise InputError(
-                f"it does not say in which unit its lengths are, and {field:g} mm is no field of view of a "
-                "body; save it in mm"
-            )
     return ScanHeader(
         format=NIFTI,
         geometry=geometry,

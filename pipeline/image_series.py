@@ -168,7 +168,7 @@ def _one_series(
     series = replace(series, slices=_slices(path, header.geometry), increment=header.geometry.spacing[0])
     unit = "" if header.unit_stated else " and in which unit its lengths are (only mm make a body of it)"
     message = (
-        f"a {series.format} file does not say how the scan was taken{unit}; not known to these gates: "
+        f"a file of the format {series.format} does not say how the scan was taken{unit}; not known to these gates: "
         f"{', '.join(UNJUDGED)}; the distance of the slices stands for their thickness"
     )
     return replace(series, findings=(*check_grid(series, allow), NOT_KNOWN.finding(message)))
