@@ -85,9 +85,10 @@ _NRRD_SPACES = {
 disagree on which of its axes to turn."""
 _NRRD_KINDS = {"domain", "space", "???", "none"}
 
-FORM_TOLERANCE_MM = 0.1
-"""How far apart sform and qform may place a corner of the scan: both are 32-bit floats, good for 0.001 mm
-over 500 mm, and some programs round one of them. Chosen."""
+FORM_TOLERANCE_MM = 0.25
+"""How far apart sform and qform may place a corner of the scan. A qform keeps three 32-bit floats of a unit
+quaternion; where the fourth is nearly 0, as in a supine scan that is turned a little, it is good for some
+0.0003 only, which is 0.17 mm over 500 mm. A flip, a shift or a registration moves corners by far more."""
 RIGHT_ANGLE_TOLERANCE = 1e-3
 """Largest cosine between two axes (0.06°): 0.3 mm of shear over 300 mm."""
 SPACING_TOLERANCE = 1e-3
@@ -456,11 +457,12 @@ def _quaternion_affine(sides: npt.NDArray[np.float64], q: npt.NDArray[np.float64
     Raises:
         InputError: It is no unit quaternion.
     """
-    b, c, d = q[:3]
-    square = float(b * b + c * c + d * d)
+    square = float(q[:3] @ q[:3])
     if not square <= 1 + 1e-5:
         raise InputError("its qform is no rotation; save the file again with another program")
-    a = np.sqrt(max(0.0, 1.0 - square))
+    half_turn = 1.0 - square < 1e-7  # as in the reference implementation of nifti1.h
+    a = 0.0 if half_turn else np.sqrt(1.0 - square)
+    b, c, d = q[:3] / np.sqrt(square) if half_turn else q[:3]
     rotation = np.array(
         [
             [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
