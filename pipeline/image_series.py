@@ -165,11 +165,12 @@ def _one_series(
         return UnreadableFile(path=path, reason=str(error))
     except InputError as error:
         return replace(series, findings=(DOUBTFUL_HEADER.finding(str(error)),))
-    series = replace(series, slices=_slices(path, header.geometry), increment=header.geometry.spacing[0])
+    grid = _rounded(header.geometry)
+    series = replace(series, slices=_slices(path, grid), increment=grid.spacing[0])
     unit = "" if header.unit_stated else " and in which unit its lengths are (only mm make a body of it)"
     message = (
-        f"a file of the format {series.format} does not say how the scan was taken{unit}; not known to these gates: "
-        f"{', '.join(UNJUDGED)}; the distance of the slices stands for their thickness"
+        f"a file of the format {series.format} does not say how the scan was taken{unit}; what these gates ask "
+        f"for is not known: {', '.join(UNJUDGED)}; the distance of the slices stands for their thickness"
     )
     return replace(series, findings=(*check_grid(series, allow), NOT_KNOWN.finding(message)))
 
@@ -184,6 +185,13 @@ def series_uid(path: Path) -> str:
         InputUnreadable: It cannot be read.
     """
     return f"2.25.{uuid.UUID(bytes=content_id(path)[:16], version=5).int}"
+
+
+def _rounded(grid: Geometry) -> Geometry:
+    """A grid whose spacings have six digits: as a 32-bit float, 1.2 mm are 1.20000005, and more than a gate
+    lets through."""
+    z, y, x = (float(f"{spacing:.6g}") for spacing in grid.spacing)
+    return replace(grid, spacing=(z, y, x))
 
 
 def _slices(path: Path, grid: Geometry) -> tuple[SliceRef, ...]:
