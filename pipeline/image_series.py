@@ -169,8 +169,8 @@ def _one_series(
     series = replace(series, slices=_slices(path, grid), increment=grid.spacing[0])
     unit = "" if header.unit_stated else " and in which unit its lengths are (only mm make a body of it)"
     message = (
-        f"a file of the format {series.format} does not say how the scan was taken{unit}; what these gates ask "
-        f"for is not known: {', '.join(UNJUDGED)}; the distance of the slices stands for their thickness"
+        f"a file of the format {series.format} does not say how the scan was taken{unit}; not known to "
+        f"these gates: {', '.join(UNJUDGED)}; the distance of the slices stands for their thickness"
     )
     return replace(series, findings=(*check_grid(series, allow), NOT_KNOWN.finding(message)))
 

@@ -201,7 +201,7 @@ def test_gates_judge_a_file_as_its_dicom(simulated: Path, tmp_path: Path, order:
         place = both[0].geometry.to_lps(point)
         z, y, x = np.rint(both[1].geometry.to_index(place)).astype(int)
         np.testing.assert_allclose(both[1].geometry.to_lps([z, y, x]), place, atol=1e-3)
-        assert both[0].hu[tuple(point)] == both[1].hu[z, y, x]
+        assert both[0].hu[tuple(point)] == max(both[1].hu[z, y, x], -1024), point  # what pads DICOM
 
 
 def test_gates_of_the_grid(tmp_path: Path) -> None:
