@@ -48,7 +48,8 @@ def _mask(form: str, ending: str, fact: Fact[Any]) -> Writer:
     classes, name = fact.image.classes, fact.image.name.removesuffix(".nii.gz") + ending
 
     def write(path: Path, case: Case, options: Any, context: Context) -> bool:
-        fits = bool(classes) and isinstance(case.series, ImageSeries) and case.series.format == form
+        of_this = isinstance(case.series, ImageSeries) and case.series.format == form
+        fits = bool(classes) and of_this and path not in case.outputs.values()  # --keep may have written it
         if fits:
             write_fact(path, fact, case)
         return fits
