@@ -251,7 +251,7 @@ def _skip(file: GzipFile, count: int) -> None:
 
 def _fill(array: npt.NDArray[Any], file: IO[bytes] | GzipFile) -> None:
     """Read a whole array."""
-    left = memoryview(array.reshape(-1).view(np.uint8))
+    left = array.reshape(-1).view(np.uint8).data
     while left:
         part = file.readinto(left[: 1 << 24])  # type: ignore[union-attr]
         if not part:
@@ -507,7 +507,7 @@ def _nrrd_header(file: IO[bytes]) -> ScanHeader:
         order = {"little": "<", "big": ">"}.get(need("endian").lower(), "")
         if not order:
             raise InputDamaged(f"its header states an endian {fields['endian']!r}")
-        dtype = dtype.newbyteorder(order)
+        dtype = np.dtype(order + dtype.str[1:])
     encoding = need("encoding").lower()
     if encoding not in ("raw", "gzip", "gz"):
         raise InputError(f"its values are encoded as {encoding}; save it with the encoding gzip")

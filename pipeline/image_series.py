@@ -31,7 +31,6 @@ from ..dicom.reading import (
 from ..errors import InputError, InputUnreadable, SeriesFailed, SeriesRejected
 from ..imaging import Geometry, Volume
 from ..imaging.scan_files import (
-    ScanHeader,
     content_id,
     read_scan,
     read_scan_header,
@@ -146,7 +145,6 @@ def _one_series(
     name = readable(below.with_name(without_ending(below.name)).as_posix())
     match = pattern.search(name)
     patient = "" if match is None else (match[1] if pattern.groups else match[0]) or ""
-    header: ScanHeader | None = None
     try:
         if not scan_format(path.name):
             return UnreadableFile(path=path, reason=refused_format(path.name, read_head(path, 352)))
@@ -198,7 +196,7 @@ def _slices(path: Path, grid: Geometry) -> tuple[SliceRef, ...]:
     """The slices of an image as those of a DICOM series are: ordered along the normal, row × column."""
     along, column, row = grid.axes
     count, rows, columns = grid.shape
-    places = grid.to_lps([(float(z), 0.0, 0.0) for z in range(count)])
+    places = grid.to_lps(np.array([(float(z), 0.0, 0.0) for z in range(count)]))
     slices = [
         SliceRef(
             path=path,

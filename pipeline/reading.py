@@ -55,9 +55,9 @@ def build_volume(case: Case) -> Case:
     Raises:
         SeriesRejected, SeriesFailed: See `dicom.read_series` and `image_series.read_image_series`.
     """
-    is_image = isinstance(case.series, ImageSeries)
-    reading = read_image_series(case.series) if is_image else read_series(case.series)
-    series = replace(case.series, slices=reading.slices)
+    series = case.series
+    reading = read_image_series(series) if isinstance(series, ImageSeries) else read_series(series)
+    series = replace(series, slices=reading.slices)
     case = replace(case, series=series).add(CT, reading.volume).add(GEOMETRY, reading.volume.geometry)
     return case.noted(*reading.findings)
 
