@@ -12,9 +12,10 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from ..dicom import Discovery, Series, chosen, discover
+from ..dicom import Discovery, Series, chosen
 from ..errors import DeviceError, OutputError
 from ..outputs.report import write_run_report
+from ..pipeline.image_series import ImageSeries, find_series
 from ..pipeline.places import PARQUET
 from ..pipeline.results import STATUSES, ResultRow, read_parquet, unreadable_row, write_table
 from ..pipeline.run import Job, check_folders, settle_output, stored_row, write_run
@@ -62,6 +63,7 @@ class RunSummary:
         left: Series of this run's shard that are not done: it was told to stop.
         counts: Rows of this run, by status; with one per file that looked like DICOM and could not be read.
         table: Whether the table was written: of several shards at work the last one does it.
+        images: Series that are NIfTI or NRRD files: they get no DICOM.
         statistics: How the workers did.
     """
 
@@ -69,6 +71,7 @@ class RunSummary:
     left: int
     counts: dict[str, int]
     table: bool
+    images: int = 0
     statistics: Statistics = field(repr=False)
 
     def count(self, status: str) -> int:
@@ -182,6 +185,7 @@ def run_folder(
     redo: bool = False,
     shard: Shard | None = None,
     only: Collection[str] | None = None,
+    patient_from: str = "",
     watch: Callable[[Progress], None] = lambda progress: None,
     ready: Callable[[str], None] = lambda device: None,
     running: Callable[[Engine], None] = lambda engine: None,
@@ -194,11 +198,12 @@ def run_folder(
     ended the run.
 
     Args:
-        source: Folder with DICOM files, or a zip archive of them.
+        source: Folder with DICOM files, or a zip archive of them; NIfTI and NRRD files in a folder, or one.
         output: Folder for the results; made when missing.
         means: Who does the work.
         shard: Do this part only; the others may run at the same time, here or elsewhere.
         only: SeriesInstanceUIDs: do no other series. One that is not in `source` has its row, as failed.
+        patient_from: Of NIfTI and NRRD files, see `pipeline.image_series.find_series`.
         watch: Called before the first and after every series.
         ready: Told the device in words when a worker is ready.
         running: Given the engine before it starts, for whoever wants to stop it.
@@ -210,7 +215,8 @@ def run_folder(
     check_folders(source, output)
     job = Job(workflow=workflow, output=output, allow=frozenset(allow), keep=frozenset(keep))
     with OutputLock(output, shard) as lock:
-        discovery = discover(source, allow=frozenset(job.provenance["allowed_gates"]))
+        allowed = frozenset(job.provenance["allowed_gates"])
+        discovery = find_series(source, allow=allowed, patient_from=patient_from)
         found = len(discovery.uids)
         absent: list[str] = []
         if only is not None:
@@ -272,8 +278,14 @@ def run_found(
     ]
     first = shard is None or shard.number == 0  # who counts what belongs to no series
 
+    images = 0
+
     def mine() -> Iterator[Series]:
-        return (s for s in discovery.series if shard is None or shard.holds(s.series_uid))
+        nonlocal images
+        for one in discovery.series:
+            if shard is None or shard.holds(one.series_uid):
+                images += isinstance(one, ImageSeries)
+                yield one
 
     total = sum(1 for uid in discovery.uids if shard is None or shard.holds(uid))
     workers = means.workers(job, total, log_path)
@@ -338,5 +350,6 @@ def run_found(
         left=total - done,
         counts=counts,
         table=written,
+        images=images,
         statistics=engine.statistics,
     )

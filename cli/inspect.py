@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from .registry import LISTS, LONG, cell, lines
+from .run import add_patient_from
 from .screen import PLAIN_WIDTH, add_row, new_console, new_table, note, say, say_json
 
 if TYPE_CHECKING:
@@ -21,10 +22,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "inspect",
         help="list the series in a folder and what would be rejected",
-        description="List every DICOM series under IN (folder, DICOM file or zip archive) and say which "
-        "would be rejected by their headers, and why. Reads headers only and runs nothing.",
+        description="List every DICOM series, NIfTI and NRRD file under IN (folder, file or zip archive of "
+        "DICOM) and say which would be rejected by their headers, and why. Reads headers only and runs "
+        "nothing.",
     )
-    parser.add_argument("input", metavar="IN", type=Path, nargs="?", help="folder, DICOM file or zip archive")
+    parser.add_argument("input", metavar="IN", type=Path, nargs="?", help="folder, file or zip archive")
     parser.add_argument("--json", action="store_true", help="print JSON: one entry per series")
     parser.add_argument(
         "--allow",
@@ -33,6 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default=[],
         help="go on where this quality gate would reject; repeatable",
     )
+    add_patient_from(parser)
     parser.add_argument(
         "--index",
         type=Path,
@@ -68,11 +71,11 @@ def run(args: argparse.Namespace) -> int:
     if args.input is None:
         raise InputError("give the folder to look into: deepcac2 inspect IN (or --gates or another list)")
 
-    from ..dicom import discover
     from ..pipeline.gates import check_allowed
+    from ..pipeline.image_series import find_series
 
     check_allowed(args.allow)
-    discovery = discover(args.input, allow=args.allow)
+    discovery = find_series(args.input, allow=args.allow, patient_from=args.patient_from)
     if args.index is not None:
         from ..cohort.index import write_index
 

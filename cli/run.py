@@ -32,7 +32,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "details and preview for each below OUT, with one table for all. The same command again goes on "
         "where it was stopped.",
     )
-    parser.add_argument("input", metavar="IN", type=Path, help="folder with DICOM files, or a zip archive")
+    parser.add_argument(
+        "input",
+        metavar="IN",
+        type=Path,
+        help="folder with DICOM, NIfTI or NRRD files, one such file, or a zip archive of DICOM",
+    )
     parser.add_argument("output", metavar="OUT", type=Path, help="folder for the results")
     parser.add_argument(
         "--workflow",
@@ -87,6 +92,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "selected), such as 'cohort select' writes",
     )
     add_choices(parser)
+    add_patient_from(parser)
     parser.add_argument(
         "--keep",
         action="append",
@@ -166,6 +172,7 @@ def run(args: argparse.Namespace) -> int:
                 redo=args.redo,
                 shard=shard,
                 only=None if args.only is None else selected_series(args.only),
+                patient_from=args.patient_from,
                 watch=watcher,
                 ready=lambda device: watcher.say(f"device: {device}"),
                 running=running,
@@ -222,6 +229,17 @@ def add_allow(parser: argparse._ActionsContainer) -> None:
         default=[],
         metavar="CODE",
         help="go on where this quality gate would reject (deepcac2 inspect --gates); repeatable",
+    )
+
+
+def add_patient_from(parser: argparse._ActionsContainer) -> None:
+    """Add ``--patient-from``."""
+    parser.add_argument(
+        "--patient-from",
+        default="",
+        metavar="REGEX",
+        help="finds the patient of a NIfTI or NRRD file in its path below IN, without ending: the first "
+        "group, or all that matches (default: the file's name)",
     )
 
 
@@ -443,6 +461,11 @@ def _report(summary: RunSummary, log_path: Path, *, quiet: bool) -> None:
             console.print(f"preview: {preview}")
     counts = ", ".join(f"{summary.count(s)} {s}" for s in ("scored", "rejected", "failed"))
     where = str(summary.output / CSV) if summary.table else "written by the last shard to end"
+    if summary.images and not quiet:
+        console.print(
+            f"of {summary.images} NIfTI or NRRD files there is no DICOM SEG and SR, as there is no DICOM to "
+            "refer to; their masks are files of the same format"
+        )
     if not quiet and summary.statistics.series > 1:
         console.print(_speed(summary.statistics))
     console.print(f"{counts}; table: {where}; log: {log_path}")

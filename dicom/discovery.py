@@ -23,6 +23,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from ..errors import InputDamaged, InputUnreadable, NoDicomFound
+from ..imaging.scan_files import refused_format, scan_format
 from .contrast import INTRAVENOUS, NONE, ORAL, contrast_kind
 from .files import (
     HEAD_BYTES,
@@ -98,6 +99,10 @@ class UnreadableFile:
     reason: str
 
 
+FromImages = Callable[[Sequence[Path], Collection[str]], Iterable["Series | UnreadableFile"]]
+"""Makes series of image files, all that were found, with the codes of the gates that shall warn only."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Discovery:
     """What lies under a folder.
@@ -144,7 +149,13 @@ class _Image:
     contrast_ml: float | None
 
 
-def discover(root: Path, *, workers: int | None = None, allow: Collection[str] = ()) -> Discovery:
+def discover(
+    root: Path,
+    *,
+    workers: int | None = None,
+    allow: Collection[str] = (),
+    from_images: FromImages | None = None,
+) -> Discovery:
     """Find all DICOM series under a folder, ordered and with the header gates applied.
 
     Folders are walked recursively with hidden files and symbolic links (each target once, so loops end);
@@ -155,6 +166,8 @@ def discover(root: Path, *, workers: int | None = None, allow: Collection[str] =
         workers: Threads that read headers; default 4 per CPU core, at most 32, as storage latency counts
             more than parsing.
         allow: Codes of gates that shall warn only (see `check_headers`).
+        from_images: Makes series of NIfTI and NRRD files (not of those in archives), which stand among the
+            others; None: such files are ignored.
 
     Raises:
         InputUnreadable: `root` does not exist or cannot be read.
@@ -171,6 +184,7 @@ def discover(root: Path, *, workers: int | None = None, allow: Collection[str] =
         except InputUnreadable as error:
             raise InputUnreadable(f"{root} {error}; check path and permissions") from error
     unreadable: list[UnreadableFile] = []
+    others: list[Path] = []
     store = SeriesStore()
     count = ignored = 0
     with quiet_pydicom(), ThreadPoolExecutor(workers or min(32, 4 * (os.cpu_count() or 1))) as pool:
@@ -180,20 +194,29 @@ def discover(root: Path, *, workers: int | None = None, allow: Collection[str] =
             for found in pool.map(_read_file, batch):
                 ignored += found.ignored
                 unreadable += found.unreadable
+                others += found.others
                 for image in found.images:
                     groups[image.series_uid].append(image)
-            for series_uid, images in groups.items():
-                count += len(images)
-                store.collect(series_uid, images)
+            for series_uid, group in groups.items():
+                count += len(group)
+                store.collect(series_uid, group)
     if any(u.path == root for u in unreadable) and root.is_dir():
         raise InputUnreadable(f"{root} {unreadable[0].reason}; check path and permissions")
-    if not count and not unreadable:
+    if not count and not unreadable and (from_images is None or not others):
         what = f"{ignored} other files" if ignored else "it is empty"
         raise NoDicomFound(f"no DICOM found in {root} ({what}); give the folder that holds the scans")
 
     for group in store.groups():
         series = _assemble(group)
         store.put(replace(series, findings=check_headers(series, allow)))
+    if from_images is not None:
+        ignored -= len(others)
+        for found_one in from_images(others, allow):
+            if isinstance(found_one, UnreadableFile):
+                unreadable.append(found_one)
+            else:
+                count += len(found_one.slices)
+                store.put(found_one)
     store.sort()
     unreadable.sort(key=lambda u: (str(u.path), u.member or ""))
     logger.info(
@@ -290,8 +313,12 @@ def files_under(root: Path, unreadable: list[UnreadableFile] | None = None) -> I
 
 @dataclass(frozen=True, kw_only=True)
 class _Found:
+    """What is in one file; `others` is the file itself where its name is that of an image of another format,
+    and `ignored` counts it, too."""
+
     images: tuple[_Image, ...] = ()
     unreadable: tuple[UnreadableFile, ...] = ()
+    others: tuple[Path, ...] = ()
     ignored: int = 0
 
 
@@ -339,6 +366,8 @@ def _no_dicom(path: Path, member: str | None, head: bytes) -> _Found:
         return _Found(ignored=1)
     if (member or path.name).lower().endswith(_DICOM_SUFFIXES):
         return _unreadable(path, member, "named like DICOM, but there is no DICOM in it")
+    if member is None and (scan_format(path.name) or refused_format(path.name, head)):
+        return _Found(others=(path,), ignored=1)
     return _Found(ignored=1)
 
 

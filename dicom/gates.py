@@ -318,9 +318,21 @@ def check_headers(series: Series, allow: Collection[str] = ()) -> tuple[Finding,
         Findings, fatal ones first, each in the order of `GATES`. A series that is no CT or a localizer has
         that one finding only: nothing else would tell more.
     """
+    return _findings(_check(series), allow)
+
+
+def check_grid(series: Series, allow: Collection[str] = ()) -> tuple[Finding, ...]:
+    """Apply the header gates that ask for no DICOM object: how the slices lie, and what is known of the scan.
+
+    For a scan that comes from elsewhere; arguments and result as in `check_headers`.
+    """
+    return _findings(_check_scan(series), allow)
+
+
+def _findings(found: Iterator[_Result], allow: Collection[str]) -> tuple[Finding, ...]:
     order = list(GATES)
-    found = [gate.finding(message, allow=allow, fatal=fatal) for gate, message, fatal in _check(series)]
-    return tuple(sorted(found, key=lambda f: (not f.fatal, order.index(f.code))))
+    findings = [gate.finding(message, allow=allow, fatal=fatal) for gate, message, fatal in found]
+    return tuple(sorted(findings, key=lambda f: (not f.fatal, order.index(f.code))))
 
 
 _Result = tuple[Gate, str, bool | None]
@@ -343,6 +355,12 @@ def _check(series: Series) -> Iterator[_Result]:
     yield from _check_left_out(series)
 
     yield from _check_one_scan(series)
+    yield from _check_scan(series)
+
+
+def _check_scan(series: Series) -> Iterator[_Result]:
+    """The gates on how the scan was taken and how its slices lie."""
+    slices = series.slices
     yield from _check_acquisition(series)
 
     if any(s.frames > 1 and s.frame is None for s in slices):

@@ -282,7 +282,7 @@ class _Seen:
         air: Pixels below `_AIR_HU`, without padding; not counted where rescaled.
         padding_refused: It has pixels of a declared padding value that was not believed.
         impossible: Pixels outside `MIN_CT_HU` … `MAX_CT_HU`, without padding.
-        blank: It shows nothing (`_shows_nothing`).
+        blank: It shows nothing (`shows_nothing`).
     """
 
     rescaled: bool
@@ -510,11 +510,11 @@ def _to_hu(cells: npt.NDArray[Any], ds: Dataset, frame: int | None, out: npt.NDA
         air=air,
         padding_refused=refused,
         impossible=impossible,
-        blank=_shows_nothing(out),
+        blank=shows_nothing(out),
     )
 
 
-def _shows_nothing(hu: npt.NDArray[np.int16]) -> bool:
+def shows_nothing(hu: npt.NDArray[np.int16]) -> bool:
     """Whether an image has no two different values above `PADDING_HU`, which also air cut off there has."""
     for part in (hu[::16, ::16], hu):  # a few pixels mostly tell
         values = part[part > PADDING_HU]

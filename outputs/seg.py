@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..dicom import write_segmentation
 from ..pipeline.case import Case
 from ..pipeline.facts import CALCIUM, GEOMETRY, HEART, POSSIBLE_CALCIUM
+from ..pipeline.image_series import ImageSeries
 from ..pipeline.step import Context, Step, register
 from ..pipeline.writer import Writer, register_writer
 from .organizer import writing
@@ -33,9 +34,12 @@ class DSegConverterOptions:
     model_name: str = "deepcac2"
 
 
-def _write(path: Path, case: Case, options: DSegConverterOptions, context: Context) -> None:
+def _write(path: Path, case: Case, options: DSegConverterOptions, context: Context) -> bool:
+    """A NIfTI or NRRD file has no DICOM images that a SEG could refer to."""
     from .. import __version__
 
+    if isinstance(case.series, ImageSeries):
+        return False
     write_segmentation(
         path,
         series=case.series,
@@ -46,6 +50,7 @@ def _write(path: Path, case: Case, options: DSegConverterOptions, context: Conte
         algorithm_name=options.model_name,
         algorithm_version=__version__,
     )
+    return True
 
 
 def _of_all(workflows: Sequence[Workflow]) -> DSegConverterOptions:

@@ -8,6 +8,7 @@ from typing import Any
 from ..dicom import read_series
 from .case import Case
 from .facts import CT, GEOMETRY
+from .image_series import ImageSeries, read_image_series
 from .step import Step, register
 
 
@@ -52,10 +53,11 @@ def build_volume(case: Case) -> Case:
     """Read the pixels: adds the CT and its grid.
 
     Raises:
-        SeriesRejected, SeriesFailed: See `dicom.read_series`.
+        SeriesRejected, SeriesFailed: See `dicom.read_series` and `image_series.read_image_series`.
     """
-    reading = read_series(case.series)
-    series = replace(case.series, slices=reading.slices)
+    series = case.series
+    reading = read_image_series(series) if isinstance(series, ImageSeries) else read_series(series)
+    series = replace(series, slices=reading.slices)
     case = replace(case, series=series).add(CT, reading.volume).add(GEOMETRY, reading.volume.geometry)
     return case.noted(*reading.findings)
 

@@ -52,7 +52,10 @@ OTHERS: tuple[Label, ...] = (
         colour=(200, 180, 120),
     ),
 )
-"""Calcium that is not coronary, metal, and what is bright in the oesophagus; names as in `coronary.Deposit.kind`, codes of SNOMED CT."""
+"""Calcium that is not coronary, metal, and what is bright in the oesophagus.
+
+Names as in `coronary.Deposit.kind`, codes of SNOMED CT.
+"""
 
 
 def by_kind(mask: npt.NDArray[np.bool_], specks: Sequence[Speck], classes: tuple[Label, ...]) -> Labels:

@@ -157,6 +157,16 @@ def read_json(
     return parse_json(data, str(path), error=error, advice=advice)
 
 
+def read_head(path: Path, count: int) -> bytes:
+    """The first bytes of a regular file, as many as it has; see `open_regular`.
+
+    Raises:
+        InputUnreadable: It is not there, cannot be read, or is no regular file.
+    """
+    with foreign(str(path)), open_regular(path) as file:
+        return file.read(count)
+
+
 def parse_yaml(data: bytes | str, what: str, *, error: type[DeepCACError] = InputUnreadable) -> Any:
     """The content of a YAML text from outside: plain values. Its aliases are counted as if written out.
 

@@ -19,8 +19,8 @@ from deepcac2.dicom.discovery import discover
 from deepcac2.dicom.reading import read_series
 from deepcac2.imaging import Geometry, Volume
 from deepcac2.imaging.crop import Patches
-from deepcac2.models.unet3d import PUBLISHED_WIDTHS, build
 from deepcac2.models.deepcac2.predict import PublishedModel
+from deepcac2.models.unet3d import PUBLISHED_WIDTHS, build
 
 tio = pytest.importorskip("torchio", reason="needs torchio, with which the published results are judged")
 
