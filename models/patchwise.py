@@ -76,7 +76,8 @@ class PatchModel:
         self._layout = torch.channels_last_3d if channels_last or half else torch.contiguous_format
         if channels_last or half:
             self.network = self.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        self._expect(0)
+        self._expected, self._done = 0, 0
+        self._began = self._told = time.monotonic()
 
     def _expect(self, patches: int, *, more: bool = False) -> None:
         """Say how many patches of a series come, from now on or, with `more`, beyond those said before."""

@@ -18,7 +18,9 @@ from deepcac2.simulation import (
     sample_acquisition,
     simulate_patient,
 )
-from deepcac2.simulation.anatomy import sample_anatomy
+from deepcac2.simulation.anatomy import VERSIONS, sample_anatomy
+from deepcac2.simulation.distractors import all_distractors
+from deepcac2.simulation.truth import OTHERS
 
 SEED = 5
 """A patient with much calcium."""
@@ -153,6 +155,15 @@ def test_what_is_no_coronary_calcium_is_labelled_by_kind() -> None:
         seen |= there
         assert (patient.others.mask == patient.distractors).all()
     assert len(seen) > 2
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_all_that_is_drawn_has_a_kind(version: int) -> None:
+    """A kind without a label would stop the drawing of the few patients who have it."""
+    known = {label.name for label in OTHERS}
+    drawn = {d.kind for s in range(60) for d in all_distractors(sample_anatomy(s, version))}
+    assert "oesophagus" in drawn  # about one patient in fifteen
+    assert drawn <= known
 
 
 def test_every_lesion_voxel_is_near_a_listed_lesion(fine: SimulatedPatient) -> None:
