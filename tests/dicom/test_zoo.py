@@ -164,12 +164,12 @@ def test_inspect_prints_them_all(shared_data: Path, capsys: pytest.CaptureFixtur
     args = parser.parse_args(["inspect", folder, "--json"])
     assert args.run(args) == 0
     data = json.loads(capsys.readouterr().out)
-    assert len(data["series"]) == len(EXPECTED)
+    assert len(data["series"]) == len(EXPECTED) + 4  # there are four NIfTI files, too
     assert all(s["findings"] and s["verdict"] in ("accepted", "rejected") for s in data["series"])
     args = parser.parse_args(["inspect", folder])
     assert args.run(args) == 0
     out = capsys.readouterr().out
-    assert "1 series accepted, 17 rejected" in out
+    assert "2 series accepted, 20 rejected" in out
     for series in data["series"]:
         assert series["findings"][0]["code"] in out
 
