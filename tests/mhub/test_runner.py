@@ -123,6 +123,7 @@ def output(run: Path, uid: str, kind: str) -> Path:
     return run / "data" / "output_data" / uid / f"{MODEL.name}.{kind}"
 
 
+@pytest.mark.slow
 def test_a_scan_comes_out_as_segmentation_score_and_group(run: Path) -> None:
     report = json.loads(output(run, SCORED, "report.json").read_text())
     details = json.loads(output(run, SCORED, "details.json").read_text())
@@ -150,6 +151,7 @@ def test_a_scan_comes_out_as_segmentation_score_and_group(run: Path) -> None:
     assert seg.SeriesDescription.endswith(MODEL.name)
 
 
+@pytest.mark.slow
 def test_a_scan_that_is_refused_has_a_reason_and_nothing_else(run: Path) -> None:
     report = json.loads(output(run, THICK, "report.json").read_text())
     assert report["Status"] == "rejected"
@@ -180,6 +182,7 @@ def test_a_program_that_is_not_there_is_said(tmp_path: Path) -> None:
     assert "/nowhere/x is not here; set modules.AgatstonRunner.program" in (tmp_path / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_3d_slicer_hands_over_nrrd_and_gets_masks_and_a_score(
     simulated: Path, program: Path, tmp_path: Path
 ) -> None:

@@ -287,6 +287,7 @@ def as_lps(path: Path) -> np.ndarray:
     return sitk.GetArrayFromImage(sitk.DICOMOrient(sitk.ReadImage(str(path)), "LPS"))
 
 
+@pytest.mark.slow
 def test_a_run_over_dicom_and_files(trial: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One scan three times: DICOM, NIfTI with turned rows as dcm2niix writes it, NRRD from head to feet; and
     a mask and a damaged file beside them."""
