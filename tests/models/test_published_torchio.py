@@ -97,6 +97,12 @@ class Oracle:
 def firm(tensors: dict[str, torch.Tensor], oracle: Oracle, sizes: Patches, share: float) -> torch.nn.Module:
     """A network whose last layer says calcium of about this share of the voxels that it sees, and firmly."""
     network = build(tensors)
+    some = torch.rand(1, 1, *sizes.patch_shape[::-1], generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        spread = network(some).std()
+    with torch.no_grad():  # else wide ones say nothing but 0 and 1
+        network.final_conv.weight /= spread
+        network.final_conv.bias.zero_()
     oracle.run(network, sizes)
     seen = oracle.mean[oracle.mean > 0]
     logits = np.log(seen / (1 - seen))
