@@ -101,8 +101,8 @@ def firm(tensors: dict[str, torch.Tensor], oracle: Oracle, sizes: Patches, share
     with torch.inference_mode():
         spread = network(some).std()
     with torch.no_grad():  # else wide ones say nothing but 0 and 1
-        network.final_conv.weight /= spread
-        network.final_conv.bias.zero_()
+        network.final_conv.weight /= max(float(spread), 1.0)
+        network.final_conv.bias /= max(float(spread), 1.0)
     oracle.run(network, sizes)
     seen = oracle.mean[oracle.mean > 0]
     logits = np.log(seen / (1 - seen))
