@@ -18,6 +18,7 @@ from ..errors import InputError, MaskMismatch
 from ..system.foreign import foreign, open_regular
 from .files import read_image
 from .orientation import to_canonical
+from .scan_files import MAX_CELLS, MAX_NRRD_HEADER, MOST_PACKED, RIGHT_ANGLE_TOLERANCE
 from .volume import Geometry
 
 BoolArray = npt.NDArray[np.bool_]
@@ -31,14 +32,8 @@ _INTEGERS = frozenset(
     for kind in ("char", "short", "int", "int8", "int16", "int32", "int8_t", "int16_t", "int32_t")
     for sign in ("", "signed ", "unsigned ", "u")
 ) | {"uchar", "ushort", "uint", "short int", "signed short int", "unsigned short int"}
-_LONGEST_HEADER = 1 << 16
-"""Bytes of a header that are read; chosen: those of masks have a few hundred."""
-_MOST_VOXELS = 1 << 30
-"""Chosen: 1,000 slices of 1,024²."""
-_PACKED = {"raw": 1, "gzip": 1032, "gz": 1032}
-"""Encodings, and the most bytes that they make of one (deflate)."""
-_RIGHT_ANGLE = 1e-3
-"""Cosine up to which two axes are at right angles: headers round."""
+_PACKED = {"raw": 1, "gzip": MOST_PACKED, "gz": MOST_PACKED}
+"""Encodings, and the most bytes that they make of one."""
 GRID_TOLERANCE_MM = 0.1
 """How far corners of CT and mask may lie apart: a NIfTI file on the way rounds to 32 bits."""
 
@@ -103,7 +98,7 @@ def _header(path: Path, what: str) -> dict[str, str]:
     """The fields of a header by name, all in lower case."""
     with foreign(what, fault="is no NRRD file that can be read"):
         with open_regular(path) as file:
-            start = file.read(_LONGEST_HEADER)
+            start = file.read(MAX_NRRD_HEADER)
         text, end, _ = start.replace(b"\r\n", b"\n").partition(b"\n\n")
         if not re.match(rb"NRRD000[1-5]\n", text) or not end:
             raise ValueError("it does not begin with the header of one")
@@ -141,7 +136,7 @@ def _check(fields: dict[str, str], size: int) -> None:
     if fields["encoding"] not in _PACKED:
         raise ValueError(f"its encoding {fields['encoding'][:20]!r} is not raw or gzip")
     sizes = [int(n) for n in fields["sizes"].split()]
-    if len(sizes) != 3 or min(sizes) < 1 or math.prod(sizes) > _MOST_VOXELS:
+    if len(sizes) != 3 or min(sizes) < 1 or math.prod(sizes) > MAX_CELLS:
         raise ValueError(f"its sizes are {fields['sizes'][:40]!r}")
     if math.prod(sizes) > size * _PACKED[fields["encoding"]]:
         raise ValueError("it is too short for its sizes")
@@ -150,7 +145,7 @@ def _check(fields: dict[str, str], size: int) -> None:
     lengths = np.linalg.norm(axes, axis=1)
     if (
         not lengths.all()
-        or np.abs(np.triu((axes @ axes.T) / np.outer(lengths, lengths), 1)).max() > _RIGHT_ANGLE
+        or np.abs(np.triu((axes @ axes.T) / np.outer(lengths, lengths), 1)).max() > RIGHT_ANGLE_TOLERANCE
     ):
         raise ValueError(f"its directions {fields['space directions'][:80]!r} are not at right angles")
 

@@ -43,10 +43,10 @@ MAX_CELLS = 1 << 30
 """Most voxels of a scan: 1,000 slices of 1024², 2 GB in memory. Chosen."""
 MAX_SIDE = 1 << 14
 """Most voxels along an axis. Chosen: no CT has as many."""
-_MOST_PACKED = 1032
+MOST_PACKED = 1032
 """Deflate packs at most so many bytes into one (zlib.net/zlib_tech.html): what a header claims beyond that is
 not in the file, and no memory is asked for it."""
-_MAX_HEADER = 1 << 16
+MAX_NRRD_HEADER = 1 << 16
 """Bytes of an NRRD header that are read; those of programs have some hundred."""
 _MAX_OFFSET = 1 << 24
 """Bytes before a NIfTI file's voxels, extensions included. Chosen."""
@@ -303,7 +303,7 @@ def _check_size(header: ScanHeader, stored: int) -> None:
     if max(shape) > MAX_SIDE or cells > MAX_CELLS:
         raise InputError(f"it has {words} voxels, more than any CT of a chest")
     claimed = header.skip + cells * header.dtype.itemsize
-    held = max(0, stored - header.start) * (_MOST_PACKED if header.packed else 1)
+    held = max(0, stored - header.start) * (MOST_PACKED if header.packed else 1)
     if claimed > held:
         raise InputDamaged(
             f"it claims {words} voxels, more than its {stored} bytes can hold; copy the file again"
@@ -478,7 +478,7 @@ def _quaternion_affine(sides: npt.NDArray[np.float64], q: npt.NDArray[np.float64
 
 
 def _nrrd_header(file: IO[bytes]) -> ScanHeader:
-    head = file.read(_MAX_HEADER)
+    head = file.read(MAX_NRRD_HEADER)
     if not head.startswith(b"NRRD000"):
         raise InputDamaged("it is no NRRD file; give one that is")
     ends = [head.find(mark) + len(mark) for mark in (b"\n\n", b"\r\n\r\n") if mark in head]
