@@ -1,9 +1,11 @@
 """The process in which one SQL statement of a user runs; a program of its own, started by `sql`.
 
-It opens the table for reading, gives up every right that a query could misuse, and only then looks at the
-statement: no file can be opened or written any more, and no process started, whatever DuckDB is talked into.
+It opens the table for reading, gives up every right that a query could misuse, says that it is ready, and
+only then gets the statement: no file can be opened or written any more, and no process started, whatever
+DuckDB is talked into.
 
-Reads ``{"database", "settings", "sql", "rows", "seconds", "characters"}`` as JSON from its input and writes
+Reads ``{"database", "settings", "rows", "seconds", "characters"}`` as one line of JSON from its input and
+writes a newline when it is ready; then reads the statement to the end of its input and writes
 ``{"columns", "rows", "more"}`` or ``{"error"}``.
 """
 
@@ -14,6 +16,7 @@ import json
 import os
 import resource
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,7 @@ PROCESS_MB = 2048
 
 
 def main() -> int:
-    request = json.loads(sys.stdin.read())
+    request = json.loads(sys.stdin.buffer.readline())
     database = Path(request["database"]).resolve()
     connection = duckdb.connect(
         str(database),
@@ -35,8 +38,11 @@ def main() -> int:
     )
     connection.execute("SELECT count(*) FROM results").fetchall()
     _give_up_rights(request["seconds"])
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    sql = sys.stdin.buffer.read().decode()
     try:
-        answer = _run(connection, request["sql"], request["rows"], request["characters"])
+        answer = _run(connection, sql, request["rows"], request["characters"])
     except Exception as error:  # whatever a statement brings about
         answer = {"error": str(error).strip() or type(error).__name__}
         if "pytz" in answer["error"]:  # what DuckDB would need to hand over a time with a zone
@@ -63,7 +69,7 @@ def _give_up_rights(seconds: float) -> None:
         resource.RLIMIT_FSIZE: 0,
         resource.RLIMIT_NOFILE: next_one,
         resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_CPU: 2 * int(seconds) + 2,
+        resource.RLIMIT_CPU: int(time.process_time()) + 2 * int(seconds) + 2,
         resource.RLIMIT_AS: PROCESS_MB * 2**20,
     }
     for what, most in limits.items():

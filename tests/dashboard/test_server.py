@@ -32,7 +32,7 @@ HALF_BODY = b"POST /api/sql HTTP/1.1\r\nContent-Type: application/json\r\nConten
 class Quick(LimitedProtocol):
     """With deadlines that a test can wait for."""
 
-    patience = 0.6
+    patience = 1.5
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def clients() -> Iterator[Callable[[int, bytes], socket.socket]]:
     with contextlib.ExitStack() as stack:
 
         def connect(port: int, sent: bytes) -> socket.socket:
-            one = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5))
+            one = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=60))
             with contextlib.suppress(OSError):
                 one.sendall(sent)
             return one
@@ -100,18 +100,26 @@ def _open(one: socket.socket) -> bool:
         return False
 
 
+def _until(condition: Callable[[], bool]) -> None:
+    """Wait for it; a minute is far more than a slow machine needs."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
 def _about(port: int) -> dict[str, object]:
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/api/about", headers={"Authorization": f"Bearer {TOKEN}"}
     )
-    with urllib.request.urlopen(request, timeout=3) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         content: dict[str, object] = json.loads(answer.read())
     return content
 
 
 def _answer(one: socket.socket) -> tuple[int, dict[str, str]]:
     """Status and headers, all that is sent being read."""
-    one.settimeout(5)
+    one.settimeout(60)
     text = b"".join(iter(lambda: one.recv(65536), b"")).decode("latin-1")
     first, *lines = text.partition("\r\n\r\n")[0].split("\r\n")
     headers = dict(line.lower().split(": ", 1) for line in lines)
@@ -124,8 +132,7 @@ def test_a_thousand_half_sent_requests_keep_nobody_out(
     """In full size: 1,100 of them, and the log grew by 49 MB in a minute."""
     many = [clients(port, HALF) for _ in range(300)]
     assert _about(port)["version"]
-    time.sleep(0.2)
-    assert sum(map(_open, many)) <= 256
+    _until(lambda: sum(map(_open, many)) <= 256)
     assert _open(many[-1])  # those that waited longest made room
     assert not _open(many[0])
 
@@ -139,13 +146,14 @@ def test_what_is_sent_half_ends(quick: int, clients: Callable[[int, bytes], sock
         clients(quick, HALF_BODY % SHOWN),
     ]
     slow = [clients(quick, HALF), clients(quick, HALF_BODY % SHOWN)]
-    end = time.monotonic() + 1.5
-    while time.monotonic() < end:
-        time.sleep(0.1)
+
+    def closed() -> bool:
         for one in slow:
             with contextlib.suppress(OSError):
                 one.send(b"x")
-    assert [_open(one) for one in (*silent, *slow)] == [False] * 6
+        return not any(map(_open, (*silent, *slow)))
+
+    _until(closed)
 
 
 def test_a_client_in_time_keeps_its_connection(
@@ -154,12 +162,12 @@ def test_a_client_in_time_keeps_its_connection(
     """The deadline is of each request, not of the connection."""
     one = clients(quick, b"")
     for _ in range(4):
-        time.sleep(0.2)
+        time.sleep(0.4)
         one.sendall(b"GET /api/about HTTP/1.1\r\n" + SHOWN + b"\r\n")
         assert one.recv(13) == b"HTTP/1.1 200 "
         time.sleep(0.1)
         assert _open(one)
-        one.settimeout(5)
+        one.settimeout(60)
 
 
 @pytest.mark.parametrize(
@@ -297,6 +305,6 @@ def test_files_do_not_run_out(small: Path, clients: Callable[[int, bytes], socke
         assert all(map(_open, working))
     finally:
         server.terminate()
-        rest = server.communicate(timeout=10)[1]
+        rest = server.communicate(timeout=60)[1]
     assert rest.count("\n") <= 3
     assert "Traceback" not in rest
