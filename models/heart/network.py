@@ -37,6 +37,7 @@ from ...imaging import Volume
 from ...imaging.orientation import to_canonical
 from ...imaging.resampling import SLAB, interpolation_matrix, resample_to_shape
 from ...weights import WeightSet, load_json, load_tensors, resolve
+from .plans import class_count, configuration_of, intensities, thick_axis
 
 log = logging.getLogger(__name__)
 
@@ -104,14 +105,14 @@ class Resampling:
     threshold: float = 3.0
 
     @classmethod
-    def from_plan(cls, path: Path, plan: Any) -> Resampling:
+    def from_plan(cls, path: Path, plan: dict[str, Any]) -> Resampling:
         """What a configuration of ``plans.json`` asks for.
 
         Raises:
             WeightsUnsupported: A resampling that is none of nnU-Net's two usual ones.
         """
-        name = plan.configuration["resampling_fn_data"]
-        kwargs = dict(plan.configuration["resampling_fn_data_kwargs"])
+        name = plan["resampling_fn_data"]
+        kwargs = dict(plan["resampling_fn_data_kwargs"])
         kinds = {0: "nearest", 1: "linear", 3: "cubic"}
         chosen: dict[str, Any] = {}
         if name == "resample_data_or_seg_to_shape":
@@ -130,10 +131,8 @@ class Resampling:
 
     def kinds(self, old: Sequence[float], new: Sequence[float]) -> tuple[str, str, str]:
         """Kind per axis from spacing `old` to `new`, mm."""
-        from nnunetv2.preprocessing.resampling.default_resampling import determine_do_sep_z_and_axis
-
-        separate, axis = determine_do_sep_z_and_axis(self.separate, old, new, self.threshold)
-        a, b, c = (self.across if separate and i == axis else self.within for i in range(3))
+        thick = thick_axis(self.separate, old, new, self.threshold)
+        a, b, c = (self.across if i == thick else self.within for i in range(3))
         return a, b, c
 
 
@@ -206,33 +205,28 @@ class HeartModel:
             WeightsUnsupported: The plans ask for something this loader does not do.
             WeightsError: Tensors and plans do not fit together.
         """
-        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
         found = weights if isinstance(weights, WeightSet) else resolve(weights, "heart")
         plans, dataset = load_json(found, "plans.json"), load_json(found, "dataset.json")
         configuration = str(found.metadata.get("configuration", "3d_fullres"))
         if configuration not in plans["configurations"]:
             raise WeightsError(f"{found.path} has no configuration {configuration!r} in its plans.json")
-        manager = PlansManager(plans)
-        plan = manager.get_configuration(configuration)
+        plan = configuration_of(plans, configuration)
         _check_supported(found.path, plan)
-        labels = manager.get_label_manager(dataset)
+        classes = class_count(plans, dataset)
         networks = [
-            _build_network(plan, labels.num_segmentation_heads, load_tensors(found, file), found.path / file)
-            .to(device)
-            .eval()
+            _build_network(plan, classes, load_tensors(found, file), found.path / file).to(device).eval()
             for file in sorted(found.files)
             if file.endswith(".safetensors")
         ]
         if not networks:
             raise WeightsError(f"{found.path} holds no fold_*.safetensors; convert or train the set again")
-        intensity = manager.foreground_intensity_properties_per_channel["0"]
+        intensity = intensities(plans)
         model = cls(
             networks=networks,
-            classes=labels.num_segmentation_heads,
-            patch=_three(plan.patch_size, int),
-            spacing=_three(plan.spacing, float),
-            transpose=_three(manager.transpose_forward, int),
+            classes=classes,
+            patch=_three(plan["patch_size"], int),
+            spacing=_three(plan["spacing"], float),
+            transpose=_three(plans["transpose_forward"], int),
             normalisation=Normalisation(
                 lower=float(intensity["percentile_00_5"]),
                 upper=float(intensity["percentile_99_5"]),
@@ -473,37 +467,39 @@ def _projections(mask: npt.NDArray[np.bool_]) -> list[npt.NDArray[np.int64]]:
     return [per_row.sum(1), per_row.sum(0), np.count_nonzero(mask, axis=(0, 1))]
 
 
-def _check_supported(path: Path, plan: Any) -> None:
+def _check_supported(path: Path, plan: dict[str, Any]) -> None:
     """Refuse plans that would need code or steps other than nnU-Net's plain ones."""
-    if len(plan.patch_size) != 3:
+    if len(plan["patch_size"]) != 3:
         raise WeightsUnsupported(f"{path} holds a 2D network; give a 3D configuration")
-    if plan.previous_stage_name is not None:
+    if plan.get("previous_stage") is not None:
         raise WeightsUnsupported(f"{path} holds the second stage of a cascade; give its 3d_lowres stage")
-    if list(plan.normalization_schemes) != ["CTNormalization"]:
+    if list(plan["normalization_schemes"]) != ["CTNormalization"]:
         raise WeightsUnsupported(
-            f"{path} was not trained on CT alone: {', '.join(plan.normalization_schemes)}"
+            f"{path} was not trained on CT alone: {', '.join(plan['normalization_schemes'])}"
         )
-    if any(plan.use_mask_for_norm):
+    if any(plan["use_mask_for_norm"]):
         raise WeightsUnsupported(f"{path} normalises within a mask, which is not done for CT")
-    kwargs = plan.network_arch_init_kwargs
-    names = [kwargs[k] for k in plan.network_arch_init_kwargs_req_import if kwargs[k] is not None]
-    if plan.network_arch_class_name not in NETWORKS:
+    network = plan["architecture"]
+    named = (network["arch_kwargs"][k] for k in network["_kw_requires_import"])
+    if network["network_class_name"] not in NETWORKS:
         raise WeightsUnsupported(
-            f"{path} names the network {plan.network_arch_class_name}, which is not nnU-Net's own"
+            f"{path} names the network {network['network_class_name']}, which is not nnU-Net's own"
         )
-    for name in names:
-        if not str(name).startswith("torch.nn."):
+    for name in named:
+        if name is not None and not str(name).startswith("torch.nn."):
             raise WeightsUnsupported(f"{path} names the layer {name}, which is not torch's own")
 
 
-def _build_network(plan: Any, classes: int, tensors: dict[str, torch.Tensor], path: Path) -> torch.nn.Module:
+def _build_network(
+    plan: dict[str, Any], classes: int, tensors: dict[str, torch.Tensor], path: Path
+) -> torch.nn.Module:
     """The plans' network with these tensors; every one of its parameters must be there, and no other."""
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
     network: torch.nn.Module = get_network_from_plans(
-        plan.network_arch_class_name,
-        plan.network_arch_init_kwargs,
-        plan.network_arch_init_kwargs_req_import,
+        plan["architecture"]["network_class_name"],
+        plan["architecture"]["arch_kwargs"],
+        plan["architecture"]["_kw_requires_import"],
         1,
         classes,
         allow_init=False,
