@@ -1,0 +1,44 @@
+"""Workers on this machine: how many threads each takes."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from deepcac2.batch.local import threads_each
+
+
+@pytest.mark.parametrize(
+    ("granted", "workers", "threads"),
+    [
+        ("", 1, 8),
+        ("", 3, 2),
+        ("", 9, 1),
+        ("1", 1, 1),
+        ("3", 2, 3),
+        ("6", 2, 4),
+        ("2,4", 1, 2),
+        ("all", 1, 8),
+        ("0", 1, 1),
+    ],
+)
+def test_threads_are_those_of_the_cores_that_are_ours(
+    monkeypatch: pytest.MonkeyPatch, granted: str, workers: int, threads: int
+) -> None:
+    """On a process that may use eight cores of however many there are."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setenv("OMP_NUM_THREADS", granted)
+    assert threads_each(workers) == threads
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to cores")
+def test_a_process_bound_to_a_core_takes_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert threads_each(1) == 1
+    finally:
+        os.sched_setaffinity(0, before)
