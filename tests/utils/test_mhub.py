@@ -26,7 +26,7 @@ import yaml
 
 import deepcac2
 from deepcac2.batch.run import Means, RunSummary, run_folder
-from deepcac2.dicom import discover, read_segmentation, read_series
+from deepcac2.dicom import discover, read_segmentation, read_series, write_segmentation
 from deepcac2.errors import (
     InputError,
     NoDicomFound,
@@ -557,6 +557,39 @@ def test_the_input_is_not_touched_and_no_path_leaves_the_output(both: Both, sour
     assert not [p for p in source.rglob("*") if p.suffix in (".json", ".log")]
 
 
+def test_dashboard_and_evaluation_take_what_mhubio_wrote(
+    both: Both, source: Path, simulated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from deepcac2.cli.main import main
+    from deepcac2.dashboard.table import Results
+
+    with Results(both.mhub) as results:
+        rows = results.all("SELECT status, code FROM everything ORDER BY code")
+    assert rows == [
+        ("scored", ""),
+        ("rejected", "too-thick"),
+        ("failed", "undecodable"),
+        ("failed", "unreadable-file"),
+    ]
+    truth = tmp_path / "truth"
+    shutil.copytree(source / "scored", truth / "ct", ignore=shutil.ignore_patterns("copy"))
+    (series,) = discover(truth).series
+    geometry = read_series(series).volume.geometry
+    masks = read_segmentation(simulated / "SIM-0003" / "truth.seg.dcm", geometry)
+    write_segmentation(
+        truth / "truth.seg.dcm", series=series, geometry=geometry, heart=masks["heart"],
+        calcium=masks["calcium"], algorithm_version="0",
+    )  # fmt: skip
+    texts = []
+    for folder in (both.mhub, both.memory):
+        assert main(["evaluate", str(folder), str(truth), "--json"]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+    (case,) = json.loads(texts[0])["cases"]
+    assert case["status"] == "scored"
+    assert case["heart_dice"] > 0
+
+
 # --- what is rejected late ----------------------------------------------------------------------------------
 
 LATE = {"contrast": "1.2.826.4", "metal": "1.2.826.5"}
@@ -656,23 +689,6 @@ def test_all_runners_say_the_same_of_a_case_rejected_late(name: str, late: Both,
 
 def geometry_of(late: Both, name: str) -> Any:
     return read_series(discover(late.data / "input_data" / name).series[0]).volume.geometry
-
-
-def test_dashboard_and_evaluation_take_what_mhubio_wrote(
-    late: Both, simulated: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from deepcac2.cli.main import main
-    from deepcac2.dashboard.table import Results
-
-    with Results(late.mhub) as results:
-        rows = results.all("SELECT status, code FROM everything ORDER BY code")
-    assert rows == [("scored", ""), ("rejected", "contrast-measured"), ("rejected", "metal")]
-    texts = []
-    for folder in (late.mhub, late.memory):
-        assert main(["evaluate", str(folder), str(simulated), "--json"]) == 0
-        texts.append(capsys.readouterr().out)
-    assert texts[0] == texts[1]
-    assert json.loads(texts[0])["cases"][0]["status"] == "scored"
 
 
 # --- options ------------------------------------------------------------------------------------------------
