@@ -111,10 +111,10 @@ class Worker:
     @cached_property
     def _gpu(self) -> GpuMeter | None:
         """Measures the GPU as long as this process lives; None without one."""
-        from ..system.gpu import GpuMeter
-
         if "compute" not in self.role.phases or self._device().type != "cuda":
             return None
+        from ..system.gpu import GpuMeter  # it loads torch, which workers that read or write do without
+
         return GpuMeter(self._device()).__enter__()
 
     def _effort(self, started: float) -> Effort:

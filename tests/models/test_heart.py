@@ -440,12 +440,12 @@ def bundled() -> HeartModel:
         pytest.skip("needs the bundled heart weights, which this checkout does not have yet")
 
 
-def test_bundled_weights_find_the_heart_of_a_simulated_patient(bundled):
-    from deepcac2.simulation import default_geometry, simulate_patient
+def test_bundled_weights_find_the_heart_of_a_simulated_patient(bundled, simulated):
+    from deepcac2.dicom import discover, read_segmentation, read_series
 
-    patient = simulate_patient(7, geometry=default_geometry(7, size=160, slices=90))
-    found = bundled.predict(patient.volume)
-    assert _dice(found.mask, patient.heart) >= 0.93
+    volume = read_series(discover(simulated / "SIM-0003" / "ct").series[0]).volume
+    truth = read_segmentation(simulated / "SIM-0003" / "truth.seg.dcm", volume.geometry)
+    assert _dice(bundled.predict(volume).mask, truth["heart"]) >= 0.93
 
 
 @pytest.mark.parametrize("case", ["0187", "0506"])

@@ -16,7 +16,7 @@ from deepcac2.imaging.files import volume_from_image
 from deepcac2.models.heart.anatomy import objection, surroundings
 from deepcac2.models.heart.step import check_heart
 from deepcac2.pipeline.gates import gates
-from deepcac2.simulation import default_geometry, simulate_patient
+from deepcac2.simulation import SimulatedPatient, default_geometry, simulate_patient
 
 if TYPE_CHECKING:
     from deepcac2.models.heart.network import HeartModel
@@ -50,8 +50,23 @@ def model() -> HeartModel:
 
 
 @pytest.fixture(scope="module")
-def patient() -> Volume:
-    return simulate_patient(20004, geometry=default_geometry(20004, size=128, slices=70)).volume
+def simulated_patient() -> SimulatedPatient:
+    return simulate_patient(20004, geometry=default_geometry(20004, size=128, slices=70))
+
+
+@pytest.fixture(scope="module")
+def patient(simulated_patient: SimulatedPatient) -> Volume:
+    return simulated_patient.volume
+
+
+@pytest.fixture(scope="module")
+def true_heart(simulated_patient: SimulatedPatient) -> np.ndarray:
+    return simulated_patient.heart
+
+
+@pytest.fixture(scope="module")
+def found_heart(model: HeartModel, patient: Volume) -> np.ndarray:
+    return model.predict(patient).mask
 
 
 def verdict(model: HeartModel, volume: Volume, allow: tuple[str, ...] = ()) -> str:
@@ -82,11 +97,12 @@ def test_a_simulated_chest_passes_and_its_turns_and_parts_do_not(model: HeartMod
 
 
 @pytest.mark.parametrize("turn", ["face down", "turned by half", "turned by a quarter"])
-def test_a_turned_stack_is_seen_even_with_the_right_heart(patient: Volume, turn: str) -> None:
+def test_a_turned_stack_is_seen_even_with_the_right_heart(
+    patient: Volume, true_heart: np.ndarray, turn: str
+) -> None:
     # the true heart, turned along: no fault of the network helps
-    heart = simulate_patient(20004, geometry=patient.geometry).heart
-    mask = Volume(hu=heart.astype(np.int16), geometry=patient.geometry)
-    assert objection(surroundings(patient, heart)) is None
+    mask = Volume(hu=true_heart.astype(np.int16), geometry=patient.geometry)
+    assert objection(surroundings(patient, true_heart)) is None
     turned = dict(zoo.turned(patient))[turn]
     found = objection(surroundings(turned, dict(zoo.turned(mask))[turn].hu > 0))
     assert found is not None
@@ -94,16 +110,15 @@ def test_a_turned_stack_is_seen_even_with_the_right_heart(patient: Volume, turn:
 
 
 @pytest.mark.parametrize("mm", [180, 250])
-def test_a_field_zoomed_onto_the_heart_passes(model: HeartModel, patient: Volume, mm: float) -> None:
-    heart = model.predict(patient).mask
-    middle = np.argwhere(heart).mean(axis=0)
+def test_a_field_zoomed_onto_the_heart_passes(patient: Volume, found_heart: np.ndarray, mm: float) -> None:
+    middle = np.argwhere(found_heart).mean(axis=0)
     box = [slice(None)]
     for axis in (1, 2):
         half = mm / 2 / patient.geometry.spacing[axis]
         box.append(slice(max(0, round(middle[axis] - half)), round(middle[axis] + half)))
     box[0] = slice(0, patient.hu.shape[0])
     part = Volume(hu=patient.hu[tuple(box)].copy(), geometry=patient.geometry.part(box))
-    assert objection(surroundings(part, heart[tuple(box)])) is None
+    assert objection(surroundings(part, found_heart[tuple(box)])) is None
 
 
 def moved(heart: np.ndarray, by: tuple[int, int, int]) -> np.ndarray:
@@ -127,25 +142,23 @@ def moved(heart: np.ndarray, by: tuple[int, int, int]) -> np.ndarray:
     }.items(),
 )
 def test_a_heart_found_elsewhere_in_a_chest_is_refused(
-    model: HeartModel, patient: Volume, where: str, mm: tuple[float, float, float]
+    patient: Volume, found_heart: np.ndarray, where: str, mm: tuple[float, float, float]
 ) -> None:
-    heart = model.predict(patient).mask
     by = [round(m / s) for m, s in zip(mm, patient.geometry.spacing, strict=True)]
-    assert objection(surroundings(patient, moved(heart, (by[0], by[1], by[2])))) is not None, where
+    assert objection(surroundings(patient, moved(found_heart, (by[0], by[1], by[2])))) is not None, where
 
 
 @pytest.mark.slow
-def test_orientation_of_the_array_does_not_matter(patient: Volume) -> None:
+def test_orientation_of_the_array_does_not_matter(patient: Volume, true_heart: np.ndarray) -> None:
     from dataclasses import replace
 
-    heart = simulate_patient(20004, geometry=patient.geometry).heart
     (z, y, x), grid = patient.hu.shape, patient.geometry
     origin = grid.to_lps([0.0, y - 1.0, x - 1.0])
     axes = (grid.axes[0], *(tuple(-c for c in a) for a in grid.axes[1:]))
     feet_up = replace(grid, origin=tuple(origin), axes=axes)
     other = Volume(hu=patient.hu[:, ::-1, ::-1].copy(), geometry=feet_up)
     assert z == other.hu.shape[0]
-    here, there = surroundings(patient, heart), surroundings(other, heart[:, ::-1, ::-1].copy())
+    here, there = surroundings(patient, true_heart), surroundings(other, true_heart[:, ::-1, ::-1].copy())
     for name, value in here.to_dict().items():
         assert there.to_dict()[name] == pytest.approx(value, abs=6.0 if name.endswith("mm") else 0.05), name
 

@@ -1,0 +1,104 @@
+"""What commands and workers load: who computes no network waits for no torch, and who does, only for that."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+NETWORKS = {"torch", "monai", "nnunetv2"}
+SLOW = {"pandas", "matplotlib", "scipy.stats", "skimage", "nibabel", "SimpleITK", "duckdb", "lifelines"}
+
+STEPS = """
+import contextlib, io, json, sys
+from pathlib import Path
+
+from deepcac2.batch.exchange import put, take
+from deepcac2.batch.worker import Role, Worker
+from deepcac2.cli.main import main
+from deepcac2.dicom import discover, read_segmentation
+from deepcac2.imaging.labels import calcium_labels, heart_labels
+from deepcac2.pipeline import Workflow
+from deepcac2.pipeline.facts import CALCIUM, CT, HEART, SCORE
+from deepcac2.pipeline.run import Job, settle_output
+from deepcac2.scoring import score
+
+scan, folder = map(Path, sys.argv[1:])
+job = Job(workflow=Workflow.load("default"), output=folder / "out")
+settle_output(job, redo=False)
+loaded = {}
+
+
+def note(step):
+    loaded[step] = sorted(sys.modules)
+
+
+def command(*words):
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert main([str(w) for w in words]) == 0, words
+    note(words[0])
+
+
+def worker(*phases, device=""):
+    return Worker(job, Role(phases=phases, device=device, scratch=folder))
+
+
+(series,) = discover(scan / "ct").series
+reader, writer = worker("read"), worker("write")
+for one in (reader, writer):
+    assert one.warm_up() == ""
+handed = reader(series).path
+note("a worker that reads")
+case = take(handed)
+masks = read_segmentation(scan / "truth.seg.dcm", case[CT].geometry)
+found = {HEART: heart_labels(masks["heart"]), CALCIUM: calcium_labels(masks["calcium"])}
+for fact, value in (*found.items(), (SCORE, score(case[CT], masks["calcium"]))):
+    case = case.add(fact, value)
+put(case, handed)
+assert writer(handed).settled.row.status == "scored"
+note("a worker that writes")
+command("release", "verify", folder / "out")
+command("inspect", scan / "ct", "--index", folder / "index.parquet")
+command("evaluate", folder / "out", scan)
+command("stats", "agreement", folder / "ab.csv", "--ai", "a", "--reference", "b")
+print(json.dumps(loaded))
+"""
+
+COMPUTES = """
+import json, sys
+from pathlib import Path
+
+from deepcac2.batch.worker import Role, Worker
+from deepcac2.models.heart.network import HeartModel
+from deepcac2.pipeline import Workflow
+from deepcac2.pipeline.run import Job
+
+job = Job(workflow=Workflow.load("default"), output=Path(sys.argv[1]))
+assert Worker(job, Role(phases=("compute",), device="cpu", scratch=Path())).warm_up()
+print(json.dumps(sorted(sys.modules)))
+"""
+
+
+def python(code: str, *arguments: object, cwd: Path) -> str:
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=cwd).stdout
+
+
+def test_who_computes_no_network_does_not_load_torch(simulated: Path, tmp_path: Path) -> None:
+    """One after the other in one process: what a step finds loaded is its own or of one before it."""
+    (tmp_path / "ab.csv").write_text(
+        "patient_id,a,b\n" + "".join(f"{i},{10 * i},{9 * i}\n" for i in range(20))
+    )
+    steps = json.loads(python(STEPS, simulated / "SIM-0003", tmp_path, cwd=tmp_path))
+    assert len(steps) == 6
+    for step, modules in steps.items():
+        assert not NETWORKS & set(modules), step
+    for step in ("a worker that reads", "a worker that writes", "release"):
+        assert not SLOW & set(steps[step]), step
+
+
+def test_a_worker_that_computes_loads_nothing_slow_beside_torch(tmp_path: Path) -> None:
+    modules = set(json.loads(python(COMPUTES, tmp_path, cwd=tmp_path)))
+    assert "torch" in modules
+    assert not (SLOW | {"monai"}) & modules
