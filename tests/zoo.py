@@ -7,8 +7,9 @@ the gates look at.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -120,23 +121,22 @@ def ball_in_box() -> Volume:
     return _volume(hu)
 
 
-def no_chests() -> dict[str, Volume]:
-    """Everything built here, by name."""
-    return {
-        "head": head(),
-        "head on foam": head(foam=True),
-        "head in air that was clipped": head(around=-900),
-        "head in air of -940": head(around=-940),
-        "neck and shoulders": neck(),
-        "abdomen": abdomen(),
-        "abdomen without gas": abdomen(gas=False),
-        "legs": legs(),
-        "water": water(),
-        "water in clipped air": water(around=-500),
-        "ball in cork": ball_in_box(),
-        "nothing": _volume(_empty()),
-        "noise": _volume(np.random.default_rng(1).normal(0, 300, SHAPE)),
-    }
+NO_CHESTS: dict[str, Callable[[], Volume]] = {
+    "head": head,
+    "head on foam": partial(head, foam=True),
+    "head in air that was clipped": partial(head, around=-900),
+    "head in air of -940": partial(head, around=-940),
+    "neck and shoulders": neck,
+    "abdomen": abdomen,
+    "abdomen without gas": partial(abdomen, gas=False),
+    "legs": legs,
+    "water": water,
+    "water in clipped air": partial(water, around=-500),
+    "ball in cork": ball_in_box,
+    "nothing": lambda: _volume(_empty()),
+    "noise": lambda: _volume(np.random.default_rng(1).normal(0, 300, SHAPE)),
+}
+"""Everything that is built here, by name; each takes a moment."""
 
 
 def turned(chest: Volume) -> Iterator[tuple[str, Volume]]:

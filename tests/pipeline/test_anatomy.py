@@ -80,9 +80,9 @@ def judged(volume: Volume, heart: np.ndarray, allow: tuple[str, ...] = ()) -> st
     return next((f.code for f in findings if f.fatal), "")
 
 
-@pytest.mark.parametrize("name", zoo.no_chests())
+@pytest.mark.parametrize("name", zoo.NO_CHESTS)
 def test_what_is_no_chest_is_refused_whatever_else_is_allowed(model: HeartModel, name: str) -> None:
-    volume = zoo.no_chests()[name]
+    volume = zoo.NO_CHESTS[name]()
     heart = model.predict(volume).mask
     assert judged(volume, heart, tuple(OTHERS)) in ("heart-not-found", "no-chest", "chest-implausible")
     if name in ("head", "head on foam", "head in air of -940", "water", "legs", "ball in cork"):
