@@ -8,8 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -143,12 +144,22 @@ def test_no_command_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "run" in capsys.readouterr().out
 
 
-@pytest.fixture(scope="module")
-def long_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A table that takes seconds to read."""
-    path = tmp_path_factory.mktemp("long") / "table.csv"
-    path.write_text("series_uid,a,b\n" + "1,1,2\n" * 10_000_000)
-    return path
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A table: who opens it is interrupted."""
+    path, opens = tmp_path / "table.csv", Path.open
+    path.write_text("series_uid,a,b\n" + "1,1,2\n" * 10)
+
+    def interrupts(self: Path, *args: Any, **options: Any) -> Any:
+        if self == path:
+            os.kill(os.getpid(), signal.SIGINT)
+        return opens(self, *args, **options)
+
+    monkeypatch.setattr(Path, "open", interrupts)
+    # A test run in the background ignores SIGINT, and so would the command.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield path
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(
@@ -163,22 +174,13 @@ def long_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_interrupted_command_promises_to_go_on_where_it_does(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    long_table: Path,
+    table: Path,
     command: list[str],
     goes_on: bool,
 ) -> None:
-    """Each reads a long table, until it is interrupted."""
     (tmp_path / "in").mkdir()
-    words = {"folder": tmp_path, "table": long_table}
-    timer = threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGINT))
-    # A test run in the background ignores SIGINT, and so would the command.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    timer.start()
-    try:
-        assert main([c.format(**words) for c in command]) == 130
-    finally:
-        timer.cancel()
-        signal.signal(signal.SIGINT, before)
+    words = {"folder": tmp_path, "table": table}
+    assert main([c.format(**words) for c in command]) == 130
     text = capsys.readouterr().err
     assert text.startswith("interrupted")
     assert ("the same command goes on" in text) == goes_on
