@@ -69,6 +69,20 @@ def simulated(made_once: Maker) -> Path:
     return made_once("simulated", make)
 
 
+@pytest.fixture(scope="session")
+def simulated_results(simulated: Path, made_once: Maker) -> Path:
+    """The results of a run over `simulated` by the usual workflow, masks kept as NIfTI; to be read only."""
+    from deepcac2.batch.run import Means, run_folder
+    from deepcac2.pipeline import Workflow
+
+    def make(folder: Path) -> None:
+        run_folder(
+            simulated, folder / "results", workflow=Workflow.load("default"), means=Means(), keep=["nifti"]
+        )
+
+    return made_once("simulated-results", make) / "results"
+
+
 @pytest.fixture
 def quick_results(simulated: Path, tmp_path: Path) -> Path:
     """A results folder as a run leaves it, without the run: the truth stands for the SEG."""

@@ -95,6 +95,8 @@ HEAVY = {
     "matplotlib",
     "PIL",
 }
+# What a worker has no use for, and would wait for at its start, by whatever package it came.
+SLOW = {"monai", "pandas", "matplotlib", "scipy.stats", "skimage", "nibabel", "SimpleITK", "duckdb"}
 README = ROOT / "README.md"
 
 
@@ -150,6 +152,7 @@ def listed() -> dict[str, Any]:
     return settings["tool"]["setuptools"]  # type: ignore[no-any-return]
 
 
+@cache
 def python(code: str) -> str:
     """What a fresh interpreter prints, started outside the checkout."""
     done = subprocess.run(
@@ -206,15 +209,23 @@ def test_a_method_knows_no_other_and_no_step_loads_a_network() -> None:
 
 
 def test_what_runs_a_method_loads_no_training_and_every_training_is_a_steps() -> None:
+    """Nor anything else that is slow: the worker here has its networks loaded."""
     networks = [path for path in modules() if path.match("models/*/network.py")]
     names = ["deepcac2." + ".".join(path.with_suffix("").parts) for path in networks]
     loaded = python(
         "import sys\nfrom deepcac2.pipeline.step import steps\n"
+        "from pathlib import Path\n"
+        "from deepcac2.batch.worker import Role, Worker\n"
+        "from deepcac2.pipeline import Workflow\n"
+        "from deepcac2.pipeline.run import Job\n"
         f"import {', '.join(names)}\n"
+        "job = Job(workflow=Workflow.load('default'), output=Path('nowhere'))\n"
+        "assert Worker(job, Role(phases=('compute',), device='cpu', scratch=Path())).warm_up()\n"
         "print(*sys.modules)\nprint(*{step.train for step in steps().values()})"
     )
     known, trained = (line.split() for line in loaded.splitlines())
     assert set(names) <= set(known)
+    assert not SLOW & set(known)
     assert not [name for name in known if name.startswith(("deepcac2.training", "deepcac2.evaluation"))]
     assert not [name for name in known if re.match(r"deepcac2\.models\.\w+\.train", name)]
     trainings = [path for path in modules() if path.match("models/*/train.py")]

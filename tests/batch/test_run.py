@@ -36,8 +36,12 @@ def run(source: Path, output: Path, **options: object) -> tuple[RunSummary, list
 
 
 @pytest.fixture(scope="module")
-def finished(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunSummary]:
+def finished(
+    simulated: Path, simulated_results: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, RunSummary]:
+    """A run that finds all done, and its summary."""
     output = tmp_path_factory.mktemp("run") / "results"
+    shutil.copytree(simulated_results, output)
     summary, _ = run(simulated, output, keep=["nifti"])
     return output, summary
 

@@ -9,10 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from deepcac2.batch.run import Means, run_folder
 from deepcac2.cli import evaluate as command
 from deepcac2.errors import InputError, WorkflowError
-from deepcac2.pipeline import Workflow
 
 
 def run(*arguments: object) -> int:
@@ -24,10 +22,8 @@ def run(*arguments: object) -> int:
 
 
 @pytest.fixture(scope="module")
-def results(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("results")
-    run_folder(simulated, folder, workflow=Workflow.load("default"), means=Means())
-    return folder
+def results(simulated_results: Path) -> Path:
+    return simulated_results
 
 
 def test_summary_and_report(

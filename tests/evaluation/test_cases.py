@@ -13,7 +13,6 @@ import pytest
 import torch
 from scipy import ndimage
 
-from deepcac2.batch.run import Means, run_folder
 from deepcac2.dicom import discover, read_segmentation, read_series, write_segmentation
 from deepcac2.errors import InputError
 from deepcac2.evaluation.cases import (
@@ -257,12 +256,10 @@ def test_lesions_of_nothing() -> None:
 
 
 @pytest.mark.slow
-def test_in_memory_as_stored(simulated: Path, tmp_path: Path) -> None:
+def test_in_memory_as_stored(simulated: Path, simulated_results: Path) -> None:
     """The stages in memory and a run with its files come to the same case, field by field."""
-    workflow = Workflow.load("default")
-    run_folder(simulated / "SIM-0003" / "ct", tmp_path, workflow=workflow, means=Means())
-    stored = evaluate_results(tmp_path, simulated)
-    memory = evaluate_scans(simulated, workflow=workflow, device=CPU)
+    stored = evaluate_results(simulated_results, simulated)
+    memory = evaluate_scans(simulated, workflow=Workflow.load("default"), device=CPU)
     assert memory == stored
     assert memory.scored[0].heart_dice > 0.7
     assert memory.weights["heart"]["training_data"]
