@@ -33,8 +33,9 @@ log = logging.getLogger(__name__)
 LOADING_SECONDS = 900.0
 """A worker that has not loaded its models after this time hangs; a cold network drive may take minutes."""
 
-START_SECONDS = 30.0
-"""For a worker process from its start to its first own line; a cold network drive may take some."""
+START_SECONDS = 120.0
+"""For a worker process from its start to its first own line; a cold network drive may take some, and so may
+a busy machine."""
 
 Outcome = Handed | Finished | NotBegun | BaseException
 """Of a task: what a worker says, or what ended it."""

@@ -100,7 +100,7 @@ class Orthanc:
         path.write_text(json.dumps(configuration))
         with (self.folder / "orthanc.log").open("ab") as log:
             self._process = subprocess.Popen([PROGRAM, str(path)], stdout=log, stderr=log, cwd=self.folder)
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while True:
             try:
                 self.get("/system")
@@ -115,7 +115,7 @@ class Orthanc:
         """End it; what it stored stays, and `start` brings it back at the same ports."""
         if self._process is not None:
             self._process.kill() if kill else self._process.terminate()
-            self._process.wait(20)
+            self._process.wait(60)
             self._process = None
 
     def open(self, path: str, headers: dict[str, str] | None = None, method: str = "GET") -> Any:
@@ -124,7 +124,7 @@ class Orthanc:
         secret = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
         request.add_header("Authorization", f"Basic {secret}")
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        return opener.open(request, timeout=20)
+        return opener.open(request, timeout=60)
 
     def _request(self, method: str, path: str) -> bytes:
         with self.open(path, method=method) as response:

@@ -25,7 +25,7 @@ def configuration_of(plans: dict[str, Any], name: str) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     parent: str | None = name
-    seen = []
+    seen: list[str] = []
     while parent is not None:
         if parent in seen:
             raise WeightsUnsupported(

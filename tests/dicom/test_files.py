@@ -52,7 +52,7 @@ import json, resource, sys
 from pathlib import Path
 from deepcac2.dicom import discover, read_series
 resource.setrlimit(resource.RLIMIT_AS, (1536 << 20,) * 2)
-resource.setrlimit(resource.RLIMIT_CPU, (30, 30))
+resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 found = discover(Path(sys.argv[1]))
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -119,7 +119,7 @@ def attacks(body: bytes, whole: bytes) -> dict[str, bytes]:
 
 
 def test_hostile_files_cost_little_and_stop_nothing(ct, hu: HU, tmp_path: Path) -> None:
-    """All at once, in a process of 1.5 GB and 30 s; a real series among them is found whole."""
+    """All at once, in a process of 1.5 GB and 60 s; a real series among them is found whole."""
     paths = ct.write(tmp_path / "good", hu)
     body, _ = halves(paths[0])
     made = attacks(body, paths[0].read_bytes())
@@ -138,7 +138,7 @@ def test_hostile_files_cost_little_and_stop_nothing(ct, hu: HU, tmp_path: Path) 
         [sys.executable, "-c", SCRIPT, str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-500:]
