@@ -128,7 +128,7 @@ def test_a_run_that_goes_on_makes_what_is_missing(source: Path, tmp_path: Path) 
     with pytest.raises(InputUnreadable, match=r"1\.2\.826\.1.*compute it again with --redo"):
         run(source, out)
     assert not json.loads((out / "run.json").read_text())["series"]["finished"]
-    run(source, out, redo=True)
+    assert run(source, out, redo=True).statistics.series == 4  # all anew, the refused one too
     assert same()
 
 
