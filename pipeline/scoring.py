@@ -19,6 +19,8 @@ from ..scoring.rules import find_rule
 from .case import Case
 from .cautions import zero_findings
 from .facts import CALCIUM, CALCIUM_RUN, CT, HEART, SCORE
+from .grades import COLUMNS as GRADE_COLUMNS
+from .grades import GRADES, graded, in_words
 from .shown import Shown
 from .step import Column, Context, Step, Value, register
 
@@ -111,7 +113,7 @@ class ScoreCalcium:
             calibration_factor=self.calibration_factor,
         )
         zero = zero_findings(case, "a score of 0") if result.total == 0 else ()
-        return case.add(SCORE, result).noted(*zero)
+        return graded(case.add(SCORE, result)).noted(*zero)
 
 
 def check_exact(case: Case, rule: str) -> None:
@@ -153,10 +155,11 @@ def _shows(case: Case) -> Shown | None:
         for part in lesion.parts:
             weight[part.slice_index] = weight.get(part.slice_index, 0.0) + part.score
     group = result.risk_group
+    line = f"rule {result.rule} · {result.volume_mm3:.0f} mm3 · {len(result.lesions)} lesions"
     return Shown(
         precedence=2,
         title=f"Agatston score {result.total:.1f}   risk group {int(group)} ({group.label})",
-        line=f"rule {result.rule} · {result.volume_mm3:.0f} mm3 · {len(result.lesions)} lesions",
+        line=" · ".join(filter(None, (in_words(case), line))),
         outline=case[HEART],
         outline_name="heart",
         marked=calcium_labels(result.counted),
@@ -171,7 +174,7 @@ CALCULATOR = register(
         options=AGSCalculatorOptions,
         phase="compute",
         reads=lambda options: (CT, CALCIUM),
-        writes=(SCORE,),
+        writes=(SCORE, GRADES),
         build=_build,
         shows=_shows,
         counts_from=lambda options: find_rule(options.rule).counts_from,
@@ -226,6 +229,7 @@ CALCULATOR = register(
                 meaning="scoring rule, see docs/scoring.md",
                 of=_of(lambda result: result.rule, ""),
             ),
+            *GRADE_COLUMNS,
         ),
         values=(
             Value(

@@ -25,12 +25,13 @@ ARTERIES = ("LM", "LAD", "LCX", "RCA")
 
 CHEST_CT_GRADES = ("none", "mild", "moderate", "severe")
 _CHEST_CT_FROM = (1, 101, 401)
-SCORE_CLASSES = ("0", "1-9", "10-99", "100-299", "300-999", ">=1000")
+SCORE_CLASSES = ("0", "1 to 9", "10 to 99", "100 to 299", "300 to 999", ">=1000")
 _CLASSES_FROM = (1, 10, 100, 300, 1000)
 _CAC_DRS_FROM = (1, 100, 300)
-ORDINAL_CLASSES = ("0", "1-3", "4-6", "7-12")
+ORDINAL_CLASSES = ("0", "1 to 3", "4 to 6", "7 to 12")
 _ORDINAL_FROM = (1, 4, 7)
-"""Each class begins at the limit; what lies below the first limit is in the first class."""
+"""Each class begins at its limit; what lies below the first limit is in the first class. Classes are written in words:
+of "1-9" a spreadsheet makes a date."""
 
 
 def whole_score(total: float) -> int:
