@@ -6,8 +6,8 @@ import re
 from datetime import date
 
 GREATEST_AGE = 89
-"""Years. Whoever removes names writes older people's age as 90 or more (HIPAA, 45 CFR 164.514(b)(2)(i)(C)): an age
-above this may stand for any other above it."""
+"""Years. Whoever removes names writes older people's age as 90 or more (HIPAA, 45 CFR 164.514(b)(2)(i)(C)):
+an age above this may stand for any other above it."""
 
 _AGE = re.compile(r"(\d{1,3})([DWMY])")
 """Value representation AS (PS3.5 6.2), which has three digits; fewer are seen and mean the same."""
@@ -20,8 +20,8 @@ def age_at(stated: str, birth: str, day: str) -> tuple[int | None, str]:
     """The age in completed years, else why it is not known.
 
     PatientAge counts where there is one, and it must not contradict PatientBirthDate; else the age is that
-    from PatientBirthDate to the day of the scan. An age of 0, one above `GREATEST_AGE`, and what is no age are
-    what removing names leaves behind: no age.
+    from PatientBirthDate to the day of the scan. An age of 0, one above `GREATEST_AGE`, and what is no age
+    are what removing names leaves behind: no age.
 
     Args:
         stated: PatientAge, such as ``"062Y"``, or "".

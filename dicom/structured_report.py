@@ -68,14 +68,15 @@ RISK_GROUPS = (
 """The risk groups 0 to 3; those of SNOMED CT are in PS3.16 CID 3118 Level of Risk."""
 CAC_DRS = Code("CAC_DRS", OWN_SCHEME, "CAC-DRS category")
 CAC_DRS_CATEGORIES = tuple(Code(f"CAC_DRS_A{a}", OWN_SCHEME, f"CAC-DRS A{a}") for a in range(4))
-"""The categories A0 to A3 of CAC-DRS (Hecht et al. 2018, doi:10.1016/j.jcct.2018.03.008); no standard has codes."""
+"""The categories A0 to A3 of CAC-DRS (Hecht et al. 2018, doi:10.1016/j.jcct.2018.03.008), for which no
+standard has codes."""
 
 PERCENTILE = Code("121415", "DCM", "Percentile Ranking of measurement")
 """PS3.16 CID 227 Sample Statistical Descriptors."""
 DERIVATION = Code("121401", "DCM", "Derivation")
 MINIMUM = Code("255605001", "SCT", "Minimum")
 MAXIMUM = Code("56851009", "SCT", "Maximum")
-"""PS3.16 CID 7464 General Region of Interest Measurement Modifiers: here the two ends of a range of percentiles."""
+"""PS3.16 CID 7464 General Region of Interest Measurement Modifiers: the ends of a range of percentiles."""
 PERCENT = Code("%", "UCUM", "Percent")
 """PS3.16 CID 7181."""
 
@@ -116,8 +117,8 @@ class MeasuredCalcium:
         threshold_hu: HU from which voxels count, or None: every voxel of the mask counts.
         risk_group: 0 to 3, see `RISK_GROUPS`.
         cac_drs: 0 to 3, see `CAC_DRS_CATEGORIES`; None: not graded.
-        percentile: Percentiles between which the score lies: the one reached and the one not reached, None where the
-            range is open; None: not known.
+        percentile: Percentiles between which the score lies: the one reached and the one not reached, None
+            where the range is open; None: not known.
         population: Whose percentiles, in words.
         heart_ml, heart_centre: Volume of the heart and its centre in the patient, LPS mm (x, y, z), or None:
             not measured.
@@ -372,7 +373,8 @@ def _totals(measured: MeasuredCalcium) -> Iterator[Any]:
 
 
 def _ranked(measured: MeasuredCalcium) -> Any:
-    """Properties of the score (TID 310, 311): the ends of its range of percentiles, and of whom; None where it has none.
+    """Properties of the score (TID 310, 311): the ends of its range of percentiles, and of whom; None where
+    it has none.
 
     A reader that shows one number of the two shows with it that it is the least or the greatest.
     """

@@ -1,7 +1,7 @@
 """What a score means: its grades and its percentile, as columns, in the details, and for the outputs.
 
-See docs/grades.md. The step that scores adds them; they are no step, for they ask for nothing that a workflow could
-choose.
+See docs/grades.md. The step that scores adds them; they are no step, for there is nothing about them that a
+workflow could choose.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ COLUMNS = (
     Column(
         name="chest_ct_grade",
         kind=str,
-        meaning="grade for chest CT without gating: none, whole score 0; mild, 1 to 100; moderate, 101 to 400; "
-        "severe, above",
+        meaning="grade for chest CT without gating: none, whole score 0; mild, 1 to 100; moderate, 101 to "
+        "400; severe, above",
         label="Chest CT grade",
         of=_of("chest_ct_grade"),
     ),
@@ -100,8 +100,9 @@ COLUMNS = (
     Column(
         name="percentile",
         kind=str,
-        meaning="between which percentiles of people without symptoms of the same age and sex the score lies: <25, "
-        "25-50, 50-75, 75-90, >90, and wider where several are 0; empty where age or sex is not known",
+        meaning="between which percentiles of people without symptoms of the same age and sex the score "
+        "lies: <25, 25-50, 50-75, 75-90, >90, or wider where several are 0; empty where age or sex is not "
+        "known",
         of=lambda case: str(percentile_of(case) or ""),
     ),
 )

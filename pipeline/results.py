@@ -46,7 +46,8 @@ _ABOUT_SCAN = (
     Described(
         name="patient_age",
         kind=int,
-        meaning="age at the scan, completed years, by PatientAge or PatientBirthDate; empty where it is not known",
+        meaning="age at the scan, completed years, by PatientAge or PatientBirthDate; empty where it is not "
+        "known",
         label="Age",
         unit="years",
     ),

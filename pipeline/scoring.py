@@ -32,6 +32,13 @@ METAL = register_gate(
     )
 )
 
+VOLTAGE = register_gate(
+    Gate(
+        code="no-weights-for-kvp",
+        sentence="The scoring rule goes by the tube voltage, and has no weights for that of the scan.",
+    )
+)
+
 METAL_HU, METAL_SHARP_HU = 1500.0, 2000.0
 """HU from which counted voxels are taken for metal, with soft and sharp kernels. Our own limits: coronary
 calcium above 1000 HU is known (van Rosendael et al., JAMA Cardiol 2020;5:282) and kernels overshoot; the
@@ -48,7 +55,7 @@ class AGSCalculatorOptions:
     """Score the calcium.
 
     Attributes:
-        rule: A rule of `scoring.RULES`.
+        rule: A rule of `scoring.rules.named_rules`.
         calibration_factor: mg calcium per mm³ and HU, for the mass; null: no mass.
     """
 
@@ -83,7 +90,8 @@ def check_metal(
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreCalcium:
-    """The gate that looks for metal; then Agatston score, volume, mass and lesions by a named rule.
+    """The gates that ask for the tube voltage and look for metal; then Agatston score, volume, mass and
+    lesions by a named rule.
 
     Attributes:
         rule, calibration_factor: See `scoring.score`.
@@ -95,14 +103,17 @@ class ScoreCalcium:
     allow: Collection[str] = ()
 
     def __call__(self, case: Case) -> Case:
-        """Score the case; metal rejects it, and then there is no score.
+        """Score the case; metal rejects it, and a tube voltage unknown to the rule; then there is no score.
 
         Raises:
             WorkflowError: The calcium mask is not exact where the rule counts.
         """
         volume, calcium = case[CT], case[CALCIUM].mask
         check_exact(case, self.rule)
-        case = case.noted(*check_metal(volume, calcium, case.series.kernel, allow=self.allow))
+        case = case.noted(
+            *check_voltage(case, self.rule),
+            *check_metal(volume, calcium, case.series.kernel, allow=self.allow),
+        )
         if case.stop is not None:
             return case
         result = score(
@@ -111,9 +122,16 @@ class ScoreCalcium:
             rule=self.rule,
             slice_thickness=case.series.slice_thickness,
             calibration_factor=self.calibration_factor,
+            kvp=case.series.kvp,
         )
         zero = zero_findings(case, "a score of 0") if result.total == 0 else ()
         return graded(case.add(SCORE, result)).noted(*zero)
+
+
+def check_voltage(case: Case, rule: str) -> tuple[Finding, ...]:
+    """The gate that asks whether a rule knows the scan's tube voltage; of several voltages it knows none."""
+    why = find_rule(rule).lacks(case.series.kvp)
+    return (VOLTAGE.finding(f"{why}; score by the rule agatston"),) if why else ()
 
 
 def check_exact(case: Case, rule: str) -> None:

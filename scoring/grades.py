@@ -1,9 +1,9 @@
 """Grades of an Agatston score: the names that reporting systems have for it. Pure functions of numbers.
 
 All of them but the arterial age are defined for whole scores, so the score is first rounded to one
-(`whole_score`): 0.4 is graded as 0, though its risk group (`risk_group`, of the unrounded score) is 1; 99.5 is
-graded as 100. The limits also fall differently: 100 and 300 are the last scores of risk groups 1 and 2, and
-the first ones of CAC-DRS A2 and A3.
+(`whole_score`): 0.4 is graded as 0, though its risk group (`risk_group`, of the unrounded score) is 1; 99.5
+is graded as 100. The limits also fall differently: 100 and 300 are the last scores of risk groups 1 and 2,
+and the first ones of CAC-DRS A2 and A3.
 
 Sources: CAC-DRS: Hecht et al. 2018 [1]; grade of chest CT: Hecht et al. 2017, guideline of SCCT and STR [2];
 finer classes: ACC/AHA guideline of 2026; ordinal score: Shemesh et al. 2010 [3]; arterial age: McClelland et
@@ -30,8 +30,8 @@ _CLASSES_FROM = (1, 10, 100, 300, 1000)
 _CAC_DRS_FROM = (1, 100, 300)
 ORDINAL_CLASSES = ("0", "1 to 3", "4 to 6", "7 to 12")
 _ORDINAL_FROM = (1, 4, 7)
-"""Each class begins at its limit; what lies below the first limit is in the first class. Classes are written in words:
-of "1-9" a spreadsheet makes a date."""
+"""Each class begins at its limit; what lies below the first limit is in the first class. Classes are written
+in words: of "1-9" a spreadsheet makes a date."""
 
 
 def whole_score(total: float) -> int:
@@ -118,8 +118,8 @@ def score_class(total: float) -> str:
 def ordinal_score(calcified: Mapping[str, float]) -> int:
     """Ordinal score of chest CT [3], 0 to 12: of each artery 0 to 3, added up.
 
-    An artery has 0 without calcium, 1 (mild) where less than a third of its length shows calcium, 2 (moderate)
-    from a third to two thirds, 3 (severe) where more does.
+    An artery has 0 without calcium, 1 (mild) where less than a third of its length shows calcium, 2
+    (moderate) from a third to two thirds, 3 (severe) where more does.
 
     Args:
         calcified: Which share of its length shows calcium, 0 to 1, of all four `ARTERIES`.
@@ -153,8 +153,8 @@ def ordinal_class(ordinal: int) -> str:
 def arterial_age(total: float) -> float:
     """Arterial age, years: 39.1 + 7.25 · ln(score + 1), of the unrounded score [4].
 
-    The age at which the risk of coronary disease, in MESA (45 to 84 years old), is that of this score. It asks
-    neither for the person's age nor for the sex.
+    The age at which the risk of coronary disease, in MESA (45 to 84 years old), is that of this score. It
+    asks neither for the person's age nor for the sex.
 
     Raises:
         ValueError: `total` is negative or not finite.

@@ -1,4 +1,4 @@
-"""Percentile of an Agatston score among people of the same age and sex: a range between two values of a table.
+"""Percentile of an Agatston score among people of the same age and sex: between two values of a table.
 
 Two tables: Hoff et al. 2001 [1], 35,246 people without symptoms, most of them white, by electron beam CT; and
 McClelland et al. 2006 [2], MESA, 6,110 people without cardiovascular disease or diabetes, by electron beam or
@@ -82,7 +82,9 @@ class Population:
         for (before, low), (after, high) in pairwise(zip(self.at, rows, strict=True)):
             if age <= after:
                 share = (age - before) / (after - before)
-                values = (math.floor(round(a + share * (b - a), 6) + 0.5) for a, b in zip(low, high, strict=True))
+                values = (
+                    math.floor(round(a + share * (b - a), 6) + 0.5) for a, b in zip(low, high, strict=True)
+                )
                 first, second, third, fourth = values
                 return first, second, third, fourth
         return rows[-1]
@@ -98,7 +100,7 @@ class Population:
             return None
         limits = dict(zip(PERCENTILES, self.limits(age, *group), strict=True))
         return Percentile(
-            reached=max((p for p, limit in limits.items() if 0 < score and limit <= score), default=None),
+            reached=max((p for p, limit in limits.items() if score > 0 and limit <= score), default=None),
             below=min((p for p, limit in limits.items() if limit > score), default=None),
             population=self.name,
         )
@@ -133,8 +135,8 @@ HOFF = Population(
         ),
     },
 )
-"""By sex (``M``, ``F``), of bands of five completed years, taken at their middle. The bands at the ends are open
-(below 40, above 74): they are taken at the middle of the five years beside their neighbour, 37 and 77."""
+"""By sex (``M``, ``F``), of bands of five completed years, taken at their middle. The bands at the ends are
+open (below 40, above 74): they are taken at the middle of the five years beside the next one, 37 and 77."""
 
 MESA = Population(
     name="McClelland 2006 (MESA), by age, sex and ethnicity",

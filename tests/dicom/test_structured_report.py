@@ -182,7 +182,7 @@ GRADED = replace(MEASURED, cac_drs=2, percentile=(50, 75), population=POPULATION
 def test_the_score_has_its_range_of_percentiles(
     scan: Scan, percentile: tuple[int | None, int | None] | None, ends: list[tuple[float, str]]
 ) -> None:
-    """As properties of the score (TID 310, 311), with the population; the heart's middle stays beside them."""
+    """As properties of the score (TID 310, 311), with the population; the heart's middle stays beside."""
     graded = replace(GRADED, percentile=percentile, population=POPULATION if percentile else "")
     content = hd.sr.srread(scan.write(graded)).content
     calcium, _ = content.get_volumetric_roi_measurement_groups()
