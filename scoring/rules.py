@@ -272,9 +272,10 @@ RULES: dict[str, Rule] = {
 }
 """The named rules, but for `VOLTAGE_RULES`.
 
-Sources: agatston, classic: Agatston et al. 1990 [1], the increment factor as in Ohnesorge et al. 2002 [2]; deepcac-v1: Zeleznik et al. 2021 [3] (its rounding of the voxel volume to three
-digits is left out); ai-cac: Hagopian et al. 2025 [4]; van-velzen: van Velzen et al. 2020 [5]; deepcac2,
-deepcac2-mapped: the code of Nuernberg et al. 2026 [6], github.com/MHubAI/models, pull request 111.
+Sources: agatston, classic: Agatston et al. 1990 [1], the increment factor as in Ohnesorge et al.
+2002 [2]; deepcac-v1: Zeleznik et al. 2021 [3] (its rounding of the voxel volume to three digits is left out);
+ai-cac: Hagopian et al. 2025 [4]; van-velzen: van Velzen et al. 2020 [5]; deepcac2, deepcac2-mapped: the code
+of Nuernberg et al. 2026 [6], github.com/MHubAI/models, pull request 111.
 
 [1] doi:10.1016/0735-1097(90)90282-T  [2] doi:10.1007/s00330-002-1340-8  [3] doi:10.1038/s41467-021-20966-2
 [4] doi:10.1056/AIoa2400937  [5] doi:10.1148/radiol.2020191621  [6] arXiv:2603.24633
