@@ -73,6 +73,7 @@ COLUMNS = (
         kind=str,
         meaning="category of CAC-DRS, A0 to A3: whole score 0; 1 to 99; 100 to 299; from 300",
         label="CAC-DRS",
+        section=GRADES.section,
         of=_of("cac_drs"),
     ),
     Column(
@@ -81,6 +82,7 @@ COLUMNS = (
         meaning="grade for chest CT without gating: none, whole score 0; mild, 1 to 100; moderate, 101 to "
         "400; severe, above",
         label="Chest CT grade",
+        section=GRADES.section,
         of=_of("chest_ct_grade"),
     ),
     Column(
@@ -88,6 +90,7 @@ COLUMNS = (
         kind=str,
         meaning="finer class of the whole score: 0, 1 to 9, 10 to 99, 100 to 299, 300 to 999, >=1000",
         label="Class of the score",
+        section=GRADES.section,
         of=_of("score_class"),
     ),
     Column(
@@ -95,6 +98,7 @@ COLUMNS = (
         kind=float,
         meaning="age at which the risk is that of the score, years",
         unit="years",
+        section=GRADES.section,
         of=_of("arterial_age", None),
     ),
     Column(
@@ -103,6 +107,7 @@ COLUMNS = (
         meaning="between which percentiles of people without symptoms of the same age and sex the score "
         "lies: <25, 25-50, 50-75, 75-90, >90, or wider where several are 0; empty where age or sex is not "
         "known",
+        section=GRADES.section,
         of=lambda case: str(percentile_of(case) or ""),
     ),
 )

@@ -1,8 +1,8 @@
 """Percentile of an Agatston score among people of the same age and sex: between two values of a table.
 
-Two tables: Hoff et al. 2001 [1], 35,246 people without symptoms, most of them white, by electron beam CT; and
-McClelland et al. 2006 [2], MESA, 6,110 people without cardiovascular disease or diabetes, by electron beam or
-gated CT. Both are taken from transcriptions of others. Neither was measured on chest CT without gating.
+Two tables: Hoff et al. 2001 [1], 35,246 people without symptoms, by electron beam CT; and McClelland et al.
+2006 [2], MESA, people without cardiovascular disease, by electron beam or gated CT. Both are taken from
+transcriptions of others. Neither was measured on chest CT without gating.
 
 [1] doi:10.1016/S0002-9149(01)01548-X  [2] doi:10.1161/CIRCULATIONAHA.105.580696
 """
