@@ -224,7 +224,9 @@ def _grades(frame: pd.DataFrame) -> str:
     """Scans by each grade that the table has; "" where it has none, as those of older versions."""
     tables = []
     for column, heading, order in _GRADES:
-        graded = frame.loc[frame[column] != "", column] if column in frame else []
+        if column not in frame:
+            continue
+        graded = frame.loc[frame[column] != "", column]
         counts = Counter(graded)
         places = {value: place for place, value in enumerate(order)}
         rows = [
