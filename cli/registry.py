@@ -76,10 +76,10 @@ def columns() -> Rows:
 def rules() -> Rows:
     """The scoring rules."""
     from ..pipeline.step import steps
-    from ..scoring import RULES
+    from ..scoring.rules import named_rules
 
     steps()  # those of other packages may bring rules
-    return [{"rule": rule.name, "summary": rule.summary} for rule in RULES.values()]
+    return [{"rule": rule.name, "summary": rule.summary} for rule in named_rules().values()]
 
 
 def gates() -> Rows:

@@ -248,13 +248,13 @@ def chosen_workflow(args: argparse.Namespace, workflow: Workflow) -> Workflow:
     from ..errors import WorkflowError
     from ..pipeline.gates import check_allowed
     from ..pipeline.step import roles
-    from ..scoring import RULES
+    from ..scoring.rules import named_rules
     from ..system.nearest import nearest
     from ..weights import resolve
 
     check_allowed(args.allow)
-    if args.rule is not None and args.rule not in RULES:
-        raise WorkflowError(f"--rule {args.rule}: no such rule.{nearest(args.rule, RULES)}")
+    if args.rule is not None and args.rule not in named_rules():
+        raise WorkflowError(f"--rule {args.rule}: no such rule.{nearest(args.rule, named_rules())}")
     for name in args.weights:
         role = resolve(name).role
         modules = [module for module, its in roles().items() if its == role]

@@ -49,6 +49,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--slice-thickness", type=float, metavar="MM", help="SliceThickness (default: the DICOM header's)"
     )
     parser.add_argument(
+        "--kvp",
+        type=float,
+        metavar="KV",
+        help="tube voltage, for rules that go by it (default: the DICOM header's)",
+    )
+    parser.add_argument(
         "--calibration-factor", type=float, metavar="F", help="mg per mm3 and HU of the scanner, for the mass"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -57,24 +63,33 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Print the score."""
-    from ..scoring import RULES, score
-    from ..scoring.rules import find_rule
+    from ..scoring import score
+    from ..scoring.rules import find_rule, named_rules
 
-    rules = list(RULES.values()) if args.rule == "all" else [find_rule(args.rule)]
+    rules = list(named_rules().values()) if args.rule == "all" else [find_rule(args.rule)]
     volume, series = _read_ct(args)
     mask = _read_mask(args, volume)
     _warn_of_skipped(args.mask, rules)
     thickness = args.slice_thickness
     if thickness is None and series is not None:
         thickness = series.slice_thickness
+    kvp = args.kvp if args.kvp is not None or series is None else series.kvp
 
     scores: dict[str, CalciumScore | str] = {}
     for rule in rules:
         if len(rules) > 1 and rule.thickness == "slice-thickness" and thickness is None:
             scores[rule.name] = "needs --slice-thickness MM"
             continue
+        if len(rules) > 1 and rule.lacks(kvp):
+            scores[rule.name] = "needs --kvp KV" if kvp is None else f"not for {kvp:g} kV"
+            continue
         scores[rule.name] = score(
-            volume, mask, rule=rule, slice_thickness=thickness, calibration_factor=args.calibration_factor
+            volume,
+            mask,
+            rule=rule,
+            slice_thickness=thickness,
+            calibration_factor=args.calibration_factor,
+            kvp=kvp,
         )
     if args.json:
         _print_json(args, series, scores)
@@ -232,7 +247,7 @@ def _print_json(
 
 
 def _print_tables(scores: dict[str, CalciumScore | str]) -> None:
-    from ..scoring import RULES
+    from ..scoring.rules import named_rules
 
     console = new_console()
     summary = new_table("rule")
@@ -249,7 +264,7 @@ def _print_tables(scores: dict[str, CalciumScore | str]) -> None:
     if len(scores) > 1:
         console.print()
         for name in scores:
-            console.print(f"{name}: {RULES[name].summary}", style="dim")
+            console.print(f"{name}: {named_rules()[name].summary}", style="dim")
         return
     (only,) = scores.values()
     if isinstance(only, str) or not only.lesions:

@@ -276,14 +276,22 @@ def case(results: Results, folder: Path, row: dict[str, Any]) -> dict[str, Any]:
 def _of_steps(row: Mapping[str, Any], details: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """What each step found: ``module``, ``title``, ``columns`` (names of those with a value), ``sections``.
 
-    A section of the details stands with the first of the steps that ran which writes it.
+    A section of the details stands with the first of the steps that ran which writes it, or for itself with
+    the columns that belong to it (`Column.section`).
     """
     ran = details.get("seconds")
     left = {f: details[name] for name, f in sections().items() if details.get(name)}
     for step in steps().values():
-        columns = [c.name for c in step.columns if row[c.name] not in (None, "")]
+        known = [c for c in step.columns if row[c.name] not in (None, "")]
         here = not isinstance(ran, dict) or not ran or step.module in ran
         parts = {f.section: left.pop(f) for f in step.writes if here and f in left}
-        if columns or parts:
+        own = dict.fromkeys(c.section for c in known if c.section)
+        rest = {name: part for name, part in parts.items() if name not in own}
+        columns = [c.name for c in known if not c.section]
+        if columns or rest:
             title = (step.options.__doc__ or step.module).strip().partition("\n")[0].rstrip(".")
-            yield {"module": step.module, "title": title, "columns": columns, "sections": parts}
+            yield {"module": step.module, "title": title, "columns": columns, "sections": rest}
+        for name in own:
+            columns = [c.name for c in known if c.section == name]
+            more = {name: parts[name]} if name in parts else {}
+            yield {"module": step.module, "title": name.capitalize(), "columns": columns, "sections": more}

@@ -49,6 +49,7 @@ from .headers import (
     whole,
 )
 from .names import readable
+from .patient import age_at, sex_of
 from .series import Series, SliceRef, increment_of, slice_normal, slice_positions
 from .store import SeriesStore
 
@@ -77,7 +78,7 @@ _TAGS = [
     "GantryDetectorTilt", "ContrastBolusRoute", "ContrastBolusVolume", "ContrastBolusTotalDose",
     "ContrastBolusIngredient", "ContrastBolusIngredientCodeSequence", "AcquisitionDate", "AcquisitionTime",
     "AcquisitionDateTime", "FrameOfReferenceUID", "PatientPosition", "RescaleType",
-    "MultienergyCTCharacteristicsSequence",
+    "MultienergyCTCharacteristicsSequence", "PatientAge", "PatientBirthDate", "PatientSex",
     "ClinicalTrialTimePointID", "ConvolutionKernel", "StudyInstanceUID", "SeriesInstanceUID",
     "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient", "NumberOfFrames", "Rows",
     "Columns", "PixelSpacing", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
@@ -420,6 +421,9 @@ def _images(ds: Dataset, sop_class: str, path: Path, member: str | None) -> Iter
         "acquired": text(ds, "AcquisitionDate") + text(ds, "AcquisitionTime")
         if text(ds, "AcquisitionDate")
         else text(ds, "AcquisitionDateTime"),
+        "patient_age": text(ds, "PatientAge"),
+        "birth_date": text(ds, "PatientBirthDate"),
+        "patient_sex": text(ds, "PatientSex"),
         "rescale_type": text(ds, "RescaleType"),
         "energy_kev": text(
             first_item("MultienergyCTCharacteristicsSequence", ds) or Dataset(),
@@ -538,6 +542,7 @@ def _assemble(images: list[_Image]) -> Series:
     kernels, kvps = different("kernel"), tuple(sorted({i.kvp for i in kept if i.kvp is not None}))
     acquired = different("acquired")
     bolus = _gravest(kept)
+    age, no_age = age_at(fact("patient_age"), fact("birth_date"), fact("acquired")[:8] or fact("study_date"))
     signs = {spectral_sign(i.ref, **{k: i.facts[k] for k in _SPECTRAL}) for i in kept} - {""}
     return Series(
         series_uid=kept[0].series_uid,
@@ -566,6 +571,9 @@ def _assemble(images: list[_Image]) -> Series:
         patient_positions=different("patient_position"),
         acquired=(*acquired[:1], *acquired[1:][-1:]),
         spectral=min(signs, default=""),
+        patient_age=age,
+        no_age=no_age,
+        patient_sex=sex_of(fact("patient_sex")),
     )
 
 

@@ -100,6 +100,8 @@ class Series:
             YYYYMMDDHHMMSS), one value where they are the same.
         spectral: What says that the images were computed for an energy or a material, "" for none.
         time_point: ClinicalTrialTimePointID, such as NLST's "T0".
+        patient_age: At the scan, completed years, or None; no_age then says why (see `patient.age_at`).
+        patient_sex: "M" or "F", else "".
         increment: Distance of neighbouring slice positions along the normal, mm (see `increment_of`),
             or None.
         findings: What the header gates found, fatal ones first.
@@ -129,6 +131,9 @@ class Series:
     gantry_tilt: float | None = None
     increment: float | None = None
     mixed_identity: bool = False
+    patient_age: int | None = None
+    no_age: str = ""
+    patient_sex: str = ""
     slices: tuple[SliceRef, ...] = field(default=(), repr=False)
     left_out: tuple[SliceRef, ...] = field(default=(), repr=False)
     findings: tuple[Finding, ...] = ()

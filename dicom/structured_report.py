@@ -66,6 +66,19 @@ RISK_GROUPS = (
     Code("15508007", "SCT", "High risk"),
 )
 """The risk groups 0 to 3; those of SNOMED CT are in PS3.16 CID 3118 Level of Risk."""
+CAC_DRS = Code("CAC_DRS", OWN_SCHEME, "CAC-DRS category")
+CAC_DRS_CATEGORIES = tuple(Code(f"CAC_DRS_A{a}", OWN_SCHEME, f"CAC-DRS A{a}") for a in range(4))
+"""The categories A0 to A3 of CAC-DRS (Hecht et al. 2018, doi:10.1016/j.jcct.2018.03.008), for which no
+standard has codes."""
+
+PERCENTILE = Code("121415", "DCM", "Percentile Ranking of measurement")
+"""PS3.16 CID 227 Sample Statistical Descriptors."""
+DERIVATION = Code("121401", "DCM", "Derivation")
+MINIMUM = Code("255605001", "SCT", "Minimum")
+MAXIMUM = Code("56851009", "SCT", "Maximum")
+"""PS3.16 CID 7464 General Region of Interest Measurement Modifiers: the ends of a range of percentiles."""
+PERCENT = Code("%", "UCUM", "Percent")
+"""PS3.16 CID 7181."""
 
 EVALUATIONS = Code("C0034375", "UMLS", "Qualitative Evaluations")
 """PS3.16 TID 1500, the container of evaluations of the whole study; pydicom lists no codes of UMLS."""
@@ -103,6 +116,10 @@ class MeasuredCalcium:
         volume_mm3, mass_mg: Of the counted calcium; mass None: not measured.
         threshold_hu: HU from which voxels count, or None: every voxel of the mask counts.
         risk_group: 0 to 3, see `RISK_GROUPS`.
+        cac_drs: 0 to 3, see `CAC_DRS_CATEGORIES`; None: not graded.
+        percentile: Percentiles between which the score lies: the one reached and the one not reached, None
+            where the range is open; None: not known.
+        population: Whose percentiles, in words.
         heart_ml, heart_centre: Volume of the heart and its centre in the patient, LPS mm (x, y, z), or None:
             not measured.
         lesions: In the order of their numbers, which begin at 1.
@@ -115,6 +132,9 @@ class MeasuredCalcium:
     mass_mg: float | None = None
     threshold_hu: float | None = None
     risk_group: int
+    cac_drs: int | None = None
+    percentile: tuple[int | None, int | None] | None = None
+    population: str = ""
     heart_ml: float | None = None
     heart_centre: Sequence[float] | None = None
     lesions: tuple[MeasuredLesion, ...] = ()
@@ -247,9 +267,7 @@ def _report(
             finding_sites=[hd.sr.FindingSite(CORONARY_ARTERY)],
             algorithm_id=algorithm,
             measurements=list(_totals(measured)),
-            qualitative_evaluations=[
-                hd.sr.QualitativeEvaluation(name=RISK_GROUP, value=RISK_GROUPS[measured.risk_group])
-            ],
+            qualitative_evaluations=list(_grades(measured)),
         )
     ]
     if measured.heart_ml is not None:
@@ -333,10 +351,18 @@ def _tracking(identifier: str, uid: str) -> Any:
     return hd.sr.TrackingIdentifier(uid=generate_uid(entropy_srcs=[uid, identifier]), identifier=identifier)
 
 
+def _grades(measured: MeasuredCalcium) -> Iterator[Any]:
+    import highdicom as hd
+
+    yield hd.sr.QualitativeEvaluation(name=RISK_GROUP, value=RISK_GROUPS[measured.risk_group])
+    if measured.cac_drs is not None:
+        yield hd.sr.QualitativeEvaluation(name=CAC_DRS, value=CAC_DRS_CATEGORIES[measured.cac_drs])
+
+
 def _totals(measured: MeasuredCalcium) -> Iterator[Any]:
     import highdicom as hd
 
-    yield _score(measured.score)
+    yield _score(measured.score, properties=_ranked(measured))
     if measured.threshold_hu is not None:
         yield hd.sr.Measurement(name=THRESHOLD, value=float(measured.threshold_hu), unit=HOUNSFIELD)
     yield _volume(measured.volume_mm3)
@@ -344,6 +370,39 @@ def _totals(measured: MeasuredCalcium) -> Iterator[Any]:
         yield hd.sr.Measurement(
             name=CALCIUM_MASS, value=_digits(measured.mass_mg, MASS_DIGITS), unit=MILLIGRAM
         )
+
+
+def _ranked(measured: MeasuredCalcium) -> Any:
+    """Properties of the score (TID 310, 311): the ends of its range of percentiles, and of whom; None where
+    it has none.
+
+    A reader that shows one number of the two shows with it that it is the least or the greatest.
+    """
+    import highdicom as hd
+
+    if measured.percentile is None:
+        return None
+    ends = []
+    for value, which in zip(measured.percentile, (MINIMUM, MAXIMUM), strict=True):
+        if value is not None:
+            end = hd.sr.NumContentItem(
+                name=PERCENTILE,
+                value=value,
+                unit=PERCENT,
+                relationship_type=hd.sr.RelationshipTypeValues.HAS_PROPERTIES,
+            )
+            modifier = hd.sr.CodeContentItem(
+                name=DERIVATION,
+                value=which,
+                relationship_type=hd.sr.RelationshipTypeValues.HAS_CONCEPT_MOD,
+            )
+            end.ContentSequence = hd.sr.ContentSequence([modifier])
+            ends.append(end)
+    return hd.sr.MeasurementProperties(
+        measurement_statistical_properties=hd.sr.MeasurementStatisticalProperties(
+            values=ends, description=measured.population
+        )
+    )
 
 
 def _score(value: float, **more: Any) -> Any:

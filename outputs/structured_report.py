@@ -10,9 +10,11 @@ from ..dicom import MeasuredCalcium, MeasuredLesion, write_structured_report
 from ..pipeline.case import Case
 from ..pipeline.cautions import cautions
 from ..pipeline.facts import HEART_MEASURES, SCORE
+from ..pipeline.grades import percentile_of
 from ..pipeline.shown import RESEARCH_USE
 from ..pipeline.step import Context
 from ..pipeline.writer import Writer, register_writer
+from ..scoring.grades import cac_drs
 
 
 def write_sr(path: Path, case: Case, *, segmentation: Path, provenance: Mapping[str, Any]) -> None:
@@ -26,7 +28,7 @@ def write_sr(path: Path, case: Case, *, segmentation: Path, provenance: Mapping[
         InputUnreadable: The SEG cannot be read.
         DiskFull, OutputUnwritable: The SR cannot be written.
     """
-    score, heart = case[SCORE], case.get(HEART_MEASURES, {})
+    score, heart, ranked = case[SCORE], case.get(HEART_MEASURES, {}), percentile_of(case)
     write_structured_report(
         path,
         series=case.series,
@@ -37,6 +39,9 @@ def write_sr(path: Path, case: Case, *, segmentation: Path, provenance: Mapping[
             mass_mg=score.mass_mg,
             threshold_hu=score.parameters["threshold"],
             risk_group=int(score.risk_group),
+            cac_drs=cac_drs(score.total).a,
+            percentile=None if ranked is None else (ranked.reached, ranked.below),
+            population="" if ranked is None else ranked.population,
             heart_ml=heart.get("heart_volume_ml"),
             heart_centre=heart.get("heart_centre_lps"),
             lesions=tuple(

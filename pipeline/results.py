@@ -43,6 +43,15 @@ _ABOUT_SCAN = (
         meaning="what must be known with the result: a gate would have refused it, or a zero of thick slices",
     ),
     Described(name="study_date", kind=str, meaning="StudyDate, YYYYMMDD"),
+    Described(
+        name="patient_age",
+        kind=int,
+        meaning="age at the scan, completed years, by PatientAge or PatientBirthDate; empty where it is not "
+        "known",
+        label="Age",
+        unit="years",
+    ),
+    Described(name="patient_sex", kind=str, meaning="PatientSex: M or F; empty for others", label="Sex"),
     Described(name="time_point", kind=str, meaning="ClinicalTrialTimePointID, such as T0"),
     Described(name="series_description", kind=str, meaning="SeriesDescription", label="Series"),
     Described(name="manufacturer", kind=str, meaning="Manufacturer"),

@@ -19,6 +19,8 @@ from ..scoring.rules import find_rule
 from .case import Case
 from .cautions import zero_findings
 from .facts import CALCIUM, CALCIUM_RUN, CT, HEART, SCORE
+from .grades import COLUMNS as GRADE_COLUMNS
+from .grades import GRADES, graded, in_words
 from .shown import Shown
 from .step import Column, Context, Step, Value, register
 
@@ -27,6 +29,13 @@ METAL = register_gate(
         code="metal",
         sentence="What would be counted is as dense as metal: a stent, a clip, a wire.",
         overridable=True,
+    )
+)
+
+VOLTAGE = register_gate(
+    Gate(
+        code="no-weights-for-kvp",
+        sentence="The scoring rule goes by the tube voltage, and has no weights for that of the scan.",
     )
 )
 
@@ -46,7 +55,7 @@ class AGSCalculatorOptions:
     """Score the calcium.
 
     Attributes:
-        rule: A rule of `scoring.RULES`.
+        rule: A rule of `scoring.rules.named_rules`.
         calibration_factor: mg calcium per mm³ and HU, for the mass; null: no mass.
     """
 
@@ -81,7 +90,8 @@ def check_metal(
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreCalcium:
-    """The gate that looks for metal; then Agatston score, volume, mass and lesions by a named rule.
+    """The gates that ask for the tube voltage and look for metal; then Agatston score, volume, mass and
+    lesions by a named rule.
 
     Attributes:
         rule, calibration_factor: See `scoring.score`.
@@ -93,14 +103,17 @@ class ScoreCalcium:
     allow: Collection[str] = ()
 
     def __call__(self, case: Case) -> Case:
-        """Score the case; metal rejects it, and then there is no score.
+        """Score the case; metal rejects it, and a tube voltage unknown to the rule; then there is no score.
 
         Raises:
             WorkflowError: The calcium mask is not exact where the rule counts.
         """
         volume, calcium = case[CT], case[CALCIUM].mask
         check_exact(case, self.rule)
-        case = case.noted(*check_metal(volume, calcium, case.series.kernel, allow=self.allow))
+        case = case.noted(
+            *check_voltage(case, self.rule),
+            *check_metal(volume, calcium, case.series.kernel, allow=self.allow),
+        )
         if case.stop is not None:
             return case
         result = score(
@@ -109,9 +122,16 @@ class ScoreCalcium:
             rule=self.rule,
             slice_thickness=case.series.slice_thickness,
             calibration_factor=self.calibration_factor,
+            kvp=case.series.kvp,
         )
         zero = zero_findings(case, "a score of 0") if result.total == 0 else ()
-        return case.add(SCORE, result).noted(*zero)
+        return graded(case.add(SCORE, result)).noted(*zero)
+
+
+def check_voltage(case: Case, rule: str) -> tuple[Finding, ...]:
+    """The gate that asks whether a rule knows the scan's tube voltage; of several voltages it knows none."""
+    why = find_rule(rule).lacks(case.series.kvp)
+    return (VOLTAGE.finding(f"{why}; score by the rule agatston"),) if why else ()
 
 
 def check_exact(case: Case, rule: str) -> None:
@@ -153,10 +173,11 @@ def _shows(case: Case) -> Shown | None:
         for part in lesion.parts:
             weight[part.slice_index] = weight.get(part.slice_index, 0.0) + part.score
     group = result.risk_group
+    line = f"rule {result.rule} · {result.volume_mm3:.0f} mm3 · {len(result.lesions)} lesions"
     return Shown(
         precedence=2,
         title=f"Agatston score {result.total:.1f}   risk group {int(group)} ({group.label})",
-        line=f"rule {result.rule} · {result.volume_mm3:.0f} mm3 · {len(result.lesions)} lesions",
+        line=" · ".join(filter(None, (in_words(case), line))),
         outline=case[HEART],
         outline_name="heart",
         marked=calcium_labels(result.counted),
@@ -171,7 +192,7 @@ CALCULATOR = register(
         options=AGSCalculatorOptions,
         phase="compute",
         reads=lambda options: (CT, CALCIUM),
-        writes=(SCORE,),
+        writes=(SCORE, GRADES),
         build=_build,
         shows=_shows,
         counts_from=lambda options: find_rule(options.rule).counts_from,
@@ -226,6 +247,7 @@ CALCULATOR = register(
                 meaning="scoring rule, see docs/scoring.md",
                 of=_of(lambda result: result.rule, ""),
             ),
+            *GRADE_COLUMNS,
         ),
         values=(
             Value(

@@ -93,9 +93,12 @@ class Column(Described):
 
     Attributes:
         of: Its value for a case at its end; None where the case has none, "" for texts.
+        section: Of the details JSON, which says more about it: on the page of a case both stand under a
+            heading of their own; "": among the step's other columns.
     """
 
     of: Callable[[Case], Any]
+    section: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from .. import __version__
+from ..scoring.grades import CHEST_CT_GRADES, SCORE_CLASSES
 from ..stats.agreement import RISK_CUTS, Agreement, group_names, grouped
 from ..stats.columns import AgreementStudy
 from ..stats.longitudinal import KernelPair, Progression
@@ -30,6 +31,13 @@ _WARNING = (
     "say what is in the table, not whether the table is right."
 )
 _COUNTED = (("patient_id", "persons"), ("study_uid", "studies"), ("series_uid", "scans"))
+_GRADES = (
+    ("cac_drs", "CAC-DRS", ()),
+    ("chest_ct_grade", "chest CT grade", CHEST_CT_GRADES),
+    ("score_class", "class", SCORE_CLASSES),
+    ("percentile", "percentile", ()),
+)
+"""Column of the results table, heading, and its values in order; (): in that of their letters, `<` first."""
 _AGREEMENT = (
     ("Spearman", "spearman", 3),
     ("Pearson", "pearson", 3),
@@ -159,6 +167,7 @@ def cohort_page(
         f"Median score {np.median(scores):.1f}, quartiles {np.quantile(scores, 0.25):.1f} and "
         f"{np.quantile(scores, 0.75):.1f}, highest {scores.max():.1f}.",
         "![Distribution](figures/distribution.png)",
+        _grades(frame),
         _by_kernel(frame, group),
         "## Change over time",
         _change(followed),
@@ -209,6 +218,26 @@ def _reasons(results: pd.DataFrame) -> str:
     counts = Counter(zip(left["status"], left["code"], strict=True))
     rows = [[plain(s), f"`{c}`" if c else "–", str(n)] for (s, c), n in counts.most_common(20)]
     return table(["not scored", "reason", "scans"], rows) if rows else "Every scan was scored."
+
+
+def _grades(frame: pd.DataFrame) -> str:
+    """Scans by each grade that the table has; "" where it has none, as those of older versions."""
+    tables = []
+    for column, heading, order in _GRADES:
+        if column not in frame:
+            continue
+        graded = frame.loc[frame[column] != "", column]
+        counts = Counter(graded)
+        places = {value: place for place, value in enumerate(order)}
+        rows = [
+            [plain(value), str(counts[value]), f"{counts[value] / len(graded):.1%}"]
+            for value in sorted(counts, key=lambda v: (places.get(v, len(places)), not v.startswith("<"), v))
+        ]
+        if rows:
+            left = len(frame) - len(graded)
+            tables.append(table([heading, "scans", "share"], rows))
+            tables += [f"{left} scans have no {heading}."] if left else []
+    return "\n\n".join(tables)
 
 
 def _by_kernel(frame: pd.DataFrame, group: npt.NDArray[np.int64]) -> str:

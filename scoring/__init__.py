@@ -1,6 +1,7 @@
-"""Agatston, volume and mass scores of a calcium mask by named rules. Knows no files.
+"""Agatston, volume and mass scores of a calcium mask by named rules, and what they mean. Knows no files.
 
 One scorer (`score`) reads a `Rule`; the rules of the literature are rows of one table (`RULES`).
+`grades` and `percentiles` say what a score is called, and how it stands among others.
 """
 
 from .agatston import score, whole_pieces

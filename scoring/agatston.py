@@ -14,7 +14,7 @@ from ..errors import InputError, MaskMismatch
 from ..imaging import Geometry, Volume
 from ..imaging.masks import bounding_box
 from .result import CalciumScore, Lesion, LesionPart
-from .rules import REFERENCE_THICKNESS_MM, Rule, find_rule
+from .rules import REFERENCE_THICKNESS_MM, Rule, VoltageRule, find_rule
 
 _IntArray = npt.NDArray[np.int64]
 
@@ -26,6 +26,7 @@ def score(
     rule: str | Rule = "agatston",
     slice_thickness: float | None = None,
     calibration_factor: float | None = None,
+    kvp: float | None = None,
 ) -> CalciumScore:
     """Agatston score of the calcium in `mask`, by `rule`.
 
@@ -44,16 +45,18 @@ def score(
     Args:
         volume: CT, int16 HU (z, y, x), on its own grid.
         mask: bool (z, y, x), same shape: what is coronary calcium.
-        rule: A name of `RULES` or a `Rule`.
+        rule: A name of `rules.named_rules` or a `Rule`.
         slice_thickness: SliceThickness of the header, mm; only rules that divide it by 3 mm need it.
         calibration_factor: mg of calcium per mm³ and HU, of the scanner and protocol; gives the mass.
+        kvp: Tube voltage, kV; only rules that go by it need it.
 
     Returns:
         The score with volume, mass, lesions and the mask of what counted.
 
     Raises:
         MaskMismatch: `mask` has another shape than the CT.
-        InputError: `mask` is not bool; the rule is unknown or needs a slice thickness that is not given;
+        InputError: `mask` is not bool; the rule is unknown, needs a slice thickness that is not given, or has
+            no weights for the tube voltage;
             a thickness or calibration factor is not a positive number.
 
     Examples:
@@ -69,7 +72,8 @@ def score(
         >>> score(ct, hu > 0).total
         8.0
     """
-    chosen = find_rule(rule)
+    named = find_rule(rule)
+    chosen = named.at(kvp)
     _check(volume, mask, slice_thickness, calibration_factor)
     geometry = volume.geometry
     factor = _thickness_factor(chosen, geometry.spacing[0], slice_thickness)
@@ -92,6 +96,8 @@ def score(
         "thickness_factor": factor,
         "calibration_factor_mg_per_mm3_hu": calibration_factor,
     }
+    if isinstance(named, VoltageRule):
+        parameters["kvp"] = kvp
     return CalciumScore(
         rule=chosen.name,
         total=total,

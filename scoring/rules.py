@@ -1,4 +1,7 @@
-"""`Rule`: everything in which Agatston implementations differ; `RULES`: the ones with a name."""
+"""`Rule`: everything in which Agatston implementations differ; `RULES`: the ones with a name.
+
+`VoltageRule`: one whose threshold and weights go by the tube voltage of the scan.
+"""
 
 from __future__ import annotations
 
@@ -129,6 +132,14 @@ class Rule:
         """Whether voxels of a mask below an HU may matter; None is below everything: False."""
         return hu is not None and (self.counts_from is None or self.counts_from < hu)
 
+    def lacks(self, kvp: float | None) -> str:
+        """Why scans at this tube voltage, kV or None, cannot be scored, in words; "": they can."""
+        return ""
+
+    def at(self, kvp: float | None) -> Rule:
+        """The rule for scans at a tube voltage, kV: itself, unless it goes by the voltage."""
+        return self
+
     def parameters(self) -> dict[str, Any]:
         """All parameters as JSON types, for reports."""
         return {**asdict(self), "weights": [list(pair) for pair in self.weights]}
@@ -148,6 +159,45 @@ class Rule:
             raise InputError(f"These are no parameters of a scoring rule ({error!r}): score again") from error
 
 
+@dataclass(frozen=True, kw_only=True)
+class VoltageRule(Rule):
+    """A rule whose threshold and weights go by the tube voltage.
+
+    Only `at` makes of it a rule that scores. Its own threshold and weights are those of the voltage that has
+    the lowest: whoever looks for calcium before the voltage is known must look from there on.
+
+    Attributes:
+        by_kvp: (tube voltage, kV; weights as `Rule.weights`). The first limit is the threshold.
+    """
+
+    by_kvp: tuple[tuple[int, tuple[tuple[int, int], ...]], ...]
+
+    def lacks(self, kvp: float | None) -> str:
+        """As `Rule.lacks`."""
+        if kvp is None:
+            return f"the rule {self.name} goes by the tube voltage, which is not known or not one"
+        if self._weights_at(kvp) is not None:
+            return ""
+        known = ", ".join(str(voltage) for voltage, _ in self.by_kvp)
+        return f"the rule {self.name} has weights for {known} kV, not for {kvp:g} kV"
+
+    def at(self, kvp: float | None) -> Rule:
+        """The rule for scans at a tube voltage, of the same name.
+
+        Raises:
+            InputError: It has no weights for this voltage.
+        """
+        weights = None if kvp is None else self._weights_at(kvp)
+        if weights is None:
+            raise InputError(f"{self.lacks(kvp)}: name the right voltage, or score by the rule agatston")
+        same = {f.name: getattr(self, f.name) for f in fields(Rule)}
+        return Rule(**{**same, "threshold": weights[0][0], "weights": weights})
+
+    def _weights_at(self, kvp: float) -> tuple[tuple[int, int], ...] | None:
+        """The weights at a voltage, to half a kV, as the gate ``kvp`` takes it; None: there are none."""
+        return next((w for voltage, w in self.by_kvp if abs(voltage - kvp) <= 0.5), None)
+
+
 def find_rule(rule: str | Rule) -> Rule:
     """The rule of that name, or `rule` itself.
 
@@ -156,9 +206,10 @@ def find_rule(rule: str | Rule) -> Rule:
     """
     if isinstance(rule, Rule):
         return rule
-    if rule in RULES:
-        return RULES[rule]
-    raise InputError(f"No scoring rule is called '{rule}'.{nearest(rule, RULES)}")
+    known = named_rules()
+    if rule in known:
+        return known[rule]
+    raise InputError(f"No scoring rule is called '{rule}'.{nearest(rule, known)}")
 
 
 _DEEPCAC2 = Rule(
@@ -219,14 +270,46 @@ RULES: dict[str, Rule] = {
         ),
     )
 }
-"""The named rules. Sources: agatston, classic: Agatston et al. 1990 [1], the increment factor as in
-Ohnesorge et al. 2002 [2]; deepcac-v1: Zeleznik et al. 2021 [3] (its rounding of the voxel volume to three
-digits is left out); ai-cac: Hagopian et al. 2025 [4]; van-velzen: van Velzen et al. 2020 [5]; deepcac2,
-deepcac2-mapped: the code of Nuernberg et al. 2026 [6], github.com/MHubAI/models, pull request 111.
+"""The named rules, but for `VOLTAGE_RULES`.
+
+Sources: agatston, classic: Agatston et al. 1990 [1], the increment factor as in Ohnesorge et al.
+2002 [2]; deepcac-v1: Zeleznik et al. 2021 [3] (its rounding of the voxel volume to three digits is left out);
+ai-cac: Hagopian et al. 2025 [4]; van-velzen: van Velzen et al. 2020 [5]; deepcac2, deepcac2-mapped: the code
+of Nuernberg et al. 2026 [6], github.com/MHubAI/models, pull request 111.
 
 [1] doi:10.1016/0735-1097(90)90282-T  [2] doi:10.1007/s00330-002-1340-8  [3] doi:10.1038/s41467-021-20966-2
 [4] doi:10.1056/AIoa2400937  [5] doi:10.1148/radiol.2020191621  [6] arXiv:2603.24633
 """
+
+VOLTAGE_WEIGHTS: tuple[tuple[int, tuple[tuple[int, int], ...]], ...] = (
+    (70, ((207, 1), (318, 2), (477, 3), (636, 4))),
+    (80, ((177, 1), (271, 2), (408, 3), (544, 4))),
+    (100, ((145, 1), (222, 2), (334, 3), (446, 4))),
+    (120, WEIGHTS),
+    (135, ((119, 1), (183, 2), (274, 3), (364, 4))),
+)
+"""Tube voltage, kV, and weights: Gräni et al., Eur Heart J Cardiovasc Imaging 2018;19:1362."""
+
+VOLTAGE_RULES: dict[str, VoltageRule] = {
+    rule.name: rule
+    for rule in (
+        VoltageRule(
+            name="agatston-kvp",
+            summary="as agatston, with threshold and weights for the scan's tube voltage: 70, 80, 100, 120, "
+            "135 kV",
+            min_area_mm2=1.0,
+            threshold=119,
+            weights=VOLTAGE_WEIGHTS[-1][1],
+            by_kvp=VOLTAGE_WEIGHTS,
+        ),
+    )
+}
+"""The named rules that go by the tube voltage, too. Not for kernels that correct for it already (Sa36)."""
+
+
+def named_rules() -> dict[str, Rule]:
+    """Every rule that has a name."""
+    return {**RULES, **VOLTAGE_RULES}
 
 
 def register_rule(rule: Rule) -> Rule:

@@ -115,6 +115,7 @@ function series({ row, details, segmentation }) {
   const s = details?.series ?? {};
   const g = details?.geometry;
   return panel("Series", facts([
+    ["Age", row.patient_age === null ? "" : `${row.patient_age} years`], ["Sex", row.patient_sex],
     ["Manufacturer", row.manufacturer], ["Model", row.model_name], ["Kernel", row.kernel], ["Tube voltage", row.kvp && `${number(row.kvp)} kV`],
     ["Slice thickness", row.slice_thickness && `${number(row.slice_thickness, 2)} mm`], ["Increment", row.increment && `${number(row.increment, 2)} mm`],
     ["Slices", row.n_slices ? count(row.n_slices) : ""],

@@ -101,7 +101,7 @@ def test_options_are_listed_with_defaults_and_meanings(capsys: pytest.CaptureFix
     assert options["rule"] == {
         "option": "rule",
         "default": '"agatston"',
-        "meaning": "A rule of `scoring.RULES`.",
+        "meaning": "A rule of `scoring.rules.named_rules`.",
     }
     importer = {o["option"]: o["meaning"] for o in found["DicomImporter"]["options"]}
     assert importer["sort_data"] == importer["meta"]

@@ -90,6 +90,26 @@ def test_all_rules_side_by_side(scan, capsys: pytest.CaptureFixture[str]) -> Non
         assert name in text
 
 
+def test_a_rule_by_voltage_is_told_it_or_names_what_it_lacks(
+    scan, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file that is no DICOM says no voltage. At 80 kV, 271 HU is the first that weighs 2, and 544 HU 4."""
+    by_voltage = (*scan, "--label", 3, "--rule", "agatston-kvp")
+    assert run(*by_voltage, "--kvp", 120, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["total"] == pytest.approx(EXPECTED)
+    assert run(*by_voltage, "--kvp", 80, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["total"] == pytest.approx(16 * 0.25 * (1 + 3) * 2.5 / 3)
+    with pytest.raises(InputError, match="tube voltage, which is not known"):
+        run(*by_voltage)
+    with pytest.raises(InputError, match="not for 140 kV"):
+        run(*by_voltage, "--kvp", 140)
+    for given, error in (((), "needs --kvp KV"), (("--kvp", 90), "not for 90 kV")):
+        assert run(*scan, "--label", 3, "--rule", "all", "--json", *given) == 0
+        rules = json.loads(capsys.readouterr().out)["rules"]
+        assert rules["agatston-kvp"]["error"] == error
+        assert rules["agatston"]["total"] == pytest.approx(EXPECTED)
+
+
 def test_mask_stored_the_other_way_round(scan, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The same voxels in another file order (as other tools write them) give the same score."""
     ct, _ = scan

@@ -97,6 +97,7 @@ def test_every_code_is_in_the_tables_or_said_not_to_be() -> None:
     """PS3.16 as pydicom carries it: value, scheme and meaning."""
     ours = {name: code for name, code in vars(module).items() if isinstance(code, Code)}
     ours |= {f"RISK_GROUPS[{n}]": code for n, code in enumerate(module.RISK_GROUPS)}
+    ours |= {f"CAC_DRS_CATEGORIES[{n}]": code for n, code in enumerate(module.CAC_DRS_CATEGORIES)}
     assert len(ours) > 15
     absent = []
     for name, code in ours.items():
@@ -105,7 +106,10 @@ def test_every_code_is_in_the_tables_or_said_not_to_be() -> None:
             absent.append(name)
             continue
         assert code.meaning.lower() in {meaning.lower() for meaning, _ in known}
-    assert sorted(absent) == ["EVALUATIONS", "MILLIGRAM", "RISK_GROUP", "RISK_GROUPS[0]"]
+    assert sorted(absent) == [
+        "CAC_DRS", *(f"CAC_DRS_CATEGORIES[{n}]" for n in range(4)),
+        "EVALUATIONS", "MILLIGRAM", "RISK_GROUP", "RISK_GROUPS[0]",
+    ]  # fmt: skip
 
 
 def test_highdicom_reads_what_was_measured(scan: Scan) -> None:
@@ -160,6 +164,41 @@ def test_highdicom_reads_what_was_measured(scan: Scan) -> None:
         assert point.ReferencedFrameOfReferenceUID == seg.FrameOfReferenceUID
     observers = content.get_observer_contexts()
     assert [o.observer_type for o in observers] == [codes.DCM.Device]
+
+
+POPULATION = "Hoff 2001, by age and sex"
+GRADED = replace(MEASURED, cac_drs=2, percentile=(50, 75), population=POPULATION)
+
+
+@pytest.mark.parametrize(
+    ("percentile", "ends"),
+    [
+        ((50, 75), [(50.0, "Minimum"), (75.0, "Maximum")]),
+        ((None, 25), [(25.0, "Maximum")]),
+        ((90, None), [(90.0, "Minimum")]),
+        (None, []),
+    ],
+)
+def test_the_score_has_its_range_of_percentiles(
+    scan: Scan, percentile: tuple[int | None, int | None] | None, ends: list[tuple[float, str]]
+) -> None:
+    """As properties of the score (TID 310, 311), with the population; the heart's middle stays beside."""
+    graded = replace(GRADED, percentile=percentile, population=POPULATION if percentile else "")
+    content = hd.sr.srread(scan.write(graded)).content
+    calcium, _ = content.get_volumetric_roi_measurement_groups()
+    assert [e.value.meaning for e in calcium.get_qualitative_evaluations()] == ["Moderate risk", "CAC-DRS A2"]
+    (score,) = calcium.get_measurements(name=codes.SCT.CoronaryArteryCalciumScore)
+    below = list(score[0].ContentSequence)
+    found = [i for i in below if i.name == codes.DCM.PercentileRankingOfMeasurement]
+    assert [i.value for i in found] == [value for value, _ in ends]
+    assert all((i.RelationshipType, i.unit) == ("HAS PROPERTIES", codes.UCUM.Percent) for i in found)
+    modifiers = [i.ContentSequence[0] for i in found]
+    assert [(m.name, m.value.meaning) for m in modifiers] == [
+        (codes.DCM.Derivation, which) for _, which in ends
+    ]
+    texts = [i.value for i in below if i.name == codes.DCM.PopulationDescription]
+    assert texts == ([POPULATION] if ends else [])
+    assert [i.ValueType for i in below].count("SCOORD3D") == 1
 
 
 def test_a_lesion_is_what_highdicom_would_have_made(scan: Scan) -> None:
@@ -261,7 +300,7 @@ def test_numbers_have_the_digits_that_a_scan_can_repeat(scan: Scan) -> None:
 
 @pytest.mark.parametrize(
     "measured",
-    [MEASURED, NOTHING, replace(MEASURED, mass_mg=15.25, threshold_hu=None, remarks=REMARKS)],
+    [MEASURED, NOTHING, GRADED, replace(MEASURED, mass_mg=15.25, threshold_hu=None, remarks=REMARKS)],
 )
 def test_other_programs_read_it(
     scan: Scan, measured: MeasuredCalcium, assert_valid, run_tool: Callable[..., str]
@@ -272,6 +311,8 @@ def test_other_programs_read_it(
     assert 'NUM:(,,"Coronary artery calcium score")' in dump
     assert ("Agatston Score Threshold" in dump) == (measured.threshold_hu is not None)
     assert ("Calcium Mass" in dump) == (measured.mass_mg is not None)
+    assert dump.count("Percentile Ranking of measurement") == (2 if measured is GRADED else 0)
+    assert (f'"{POPULATION}"' in dump, "CAC-DRS A2" in dump) == (measured is GRADED, measured is GRADED)
     assert dump.count('"Lesion ') == len(measured.lesions)
     assert all(f'"Comment")="{text}"' in dump for text in measured.remarks)
     assert not any(line.startswith(("E:", "F:")) for line in dump.splitlines())

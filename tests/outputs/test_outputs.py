@@ -104,8 +104,11 @@ def test_the_sr_says_what_the_details_say(
     assert value(calcium, codes.DCM.CalciumMass) == (None if empty else round(said["mass_mg"], 2))
     assert value(calcium, codes.DCM.AgatstonScoreThreshold) == RULES[rule].threshold
     assert value(heart, codes.SCT.Volume) == 600.0
-    (risk,) = calcium.get_qualitative_evaluations()
+    risk, grade = calcium.get_qualitative_evaluations()
     assert risk.value.meaning == f"{said['risk_group_name']} risk".capitalize()
+    whole = round(said["total"])
+    a = 0 if whole == 0 else 1 if whole < 100 else 2 if whole < 300 else 3
+    assert grade.value.meaning == f"CAC-DRS A{a}"
     parameters = next(
         i.TextValue for i in calcium[0].ContentSequence if i.name == codes.DCM.AlgorithmParameters
     )

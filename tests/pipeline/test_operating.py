@@ -215,9 +215,10 @@ def test_exclusion_networks_of_another_window_are_refused(tmp_path: Path) -> Non
         ScreeningModel.load(found, CPU)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", [*RULES, "agatston-kvp"])
 def test_a_rule_that_counts_below_130_hu_runs_every_patch(tmp_path: Path, rule: str) -> None:
-    """The mask of a run with patches skipped is exact from 130 HU on; three rules count what is duller."""
+    """The mask of a run with patches skipped is exact from 130 HU on; three rules count whatever is duller,
+    and one from 119 HU on, where the tube voltage is 135 kV."""
     weights(tmp_path, **STATED)
     workflow = Workflow.load("default").with_options("AGSCalculator", rule=rule)
     workflow = workflow.with_options("DeepCACRunner", weights=str(tmp_path))
@@ -230,15 +231,17 @@ def test_a_rule_that_counts_below_130_hu_runs_every_patch(tmp_path: Path, rule: 
         assert said["exact_from_hu"] is None
         assert said["patches_run"] == said["patches_total"] == 343
     else:
-        assert said["exact_from_hu"] == 130
+        lowest = 119 if rule == "agatston-kvp" else 130
+        assert said["exact_from_hu"] == lowest
         assert said["patches_run"] < said["patches_total"]
 
 
 def test_a_mask_that_is_not_exact_for_a_rule_is_not_scored(tmp_path: Path) -> None:
     found = FindCalcium(model=model(), weights=weights(tmp_path, **STATED), lowest_hu=130)(case())
     assert ScoreCalcium(rule="agatston")(found)[SCORE].total > 0
-    with pytest.raises(WorkflowError, match="counts below 130 HU"):
-        ScoreCalcium(rule="deepcac-v1")(found)
+    for rule in ("deepcac-v1", "agatston-kvp"):
+        with pytest.raises(WorkflowError, match="counts below 130 HU"):
+            ScoreCalcium(rule=rule)(found)
     dense = FindCalcium(model=model(), weights=weights(tmp_path, **STATED), lowest_hu=None)(case())
     assert ScoreCalcium(rule="deepcac-v1")(dense)[SCORE].total > 0
     assert ScoreCalcium(rule="agatston")(dense)[SCORE].total == ScoreCalcium()(found)[SCORE].total

@@ -14,6 +14,7 @@ from scipy import ndimage
 from deepcac2.errors import InputError, MaskMismatch
 from deepcac2.imaging import Geometry, Volume
 from deepcac2.scoring import RULES, CalciumScore, RiskGroup, Rule, risk_group, score
+from deepcac2.scoring.rules import find_rule
 
 THICKNESS = 2.0
 
@@ -416,7 +417,7 @@ def test_refused_arguments() -> None:
         score(volume, mask.astype(np.uint8))
     with pytest.raises(InputError, match="Perhaps you meant 'agatston'"):
         score(volume, mask, rule="agaston")
-    with pytest.raises(InputError, match="Valid are: agatston, ai-cac, classic"):
+    with pytest.raises(InputError, match="Valid are: agatston, agatston-kvp, ai-cac, classic"):
         score(volume, mask, rule="?")
     for value in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(InputError, match="slice thickness"):
@@ -451,6 +452,64 @@ def test_a_rule_is_weighted_by_its_own_table(hu: int, weight: int) -> None:
     assert result.total == weight
     assert [part.weight for lesion in result.lesions for part in lesion.parts] == ([weight] if weight else [])
     assert result.parameters["weights"] == [list(pair) for pair in KILOVOLT_80]
+
+
+BY_VOLTAGE = {
+    70: (207, 318, 477, 636),
+    80: (177, 271, 408, 544),
+    100: (145, 222, 334, 446),
+    120: (130, 200, 300, 400),
+    135: (119, 183, 274, 364),
+}
+"""Lowest HU of the weights 1 to 4, by kV: Gräni et al. 2018, typed again."""
+
+
+@pytest.mark.parametrize(("kvp", "limits"), BY_VOLTAGE.items())
+def test_a_rule_by_voltage_has_the_threshold_and_weights_of_the_scans(
+    kvp: int, limits: tuple[int, ...]
+) -> None:
+    def total(hu: int, voltage: float = kvp) -> float:
+        volume = make_volume(np.full((1, 1, 1), hu))
+        return score(volume, np.ones((1, 1, 1), bool), rule="agatston-kvp", kvp=voltage).total
+
+    for weight, limit in enumerate(limits, start=1):
+        assert (total(limit - 1), total(limit)) == (weight - 1, weight)
+    assert total(limits[0], kvp + 0.4) == 1
+    result = score(
+        make_volume(np.full((1, 2, 2), 700)), np.ones((1, 2, 2), bool), rule="agatston-kvp", kvp=kvp
+    )
+    said = json.loads(json.dumps(result.parameters))
+    assert (result.rule, said["threshold"], said["kvp"]) == ("agatston-kvp", limits[0], kvp)
+    assert said["weights"] == [[limit, weight] for weight, limit in enumerate(limits, start=1)]
+    # who scores again by what a report says needs no voltage
+    again = Rule.from_parameters(said)
+    assert score(make_volume(np.full((1, 1, 1), limits[0])), np.ones((1, 1, 1), bool), rule=again).total == 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_at_120_kv_the_rule_by_voltage_is_the_default(seed: int) -> None:
+    hu, mask, spacing = random_case(400 + seed)
+    volume = make_volume(hu, spacing)
+    by_voltage = score(volume, mask, rule="agatston-kvp", kvp=120.0)
+    default = score(volume, mask, kvp=80.0)  # the default never looks at it
+    assert (by_voltage.total, by_voltage.lesions) == (default.total, default.lesions)
+    assert "kvp" not in default.parameters
+
+
+@pytest.mark.parametrize(
+    ("kvp", "message"),
+    [(None, "not known"), (140.0, "not for 140 kV"), (120.6, "for 120.6 kV"), (0.0, "0 kV")],
+)
+def test_no_score_at_a_voltage_that_the_rule_does_not_know(kvp: float | None, message: str) -> None:
+    with pytest.raises(InputError, match=f"{message}.*the rule agatston"):
+        score(make_volume(np.zeros((1, 2, 2))), np.zeros((1, 2, 2), bool), rule="agatston-kvp", kvp=kvp)
+
+
+def test_who_does_not_know_the_voltage_yet_counts_from_the_lowest_threshold() -> None:
+    rule = find_rule("agatston-kvp")
+    assert rule.counts_from == min(limits[0] for limits in BY_VOLTAGE.values()) == 119
+    assert rule.counts_below(130)
+    assert not rule.counts_below(119)
 
 
 @pytest.mark.parametrize(("hu", "total"), [(99, 0), (100, 5), (120, 5), (129, 5), (199, 5), (200, 9)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -84,3 +86,29 @@ def test_kernels_of_one_study_are_compared() -> None:
     text, pictures = cohort_page(table, some, progression(some), [pair])
     assert set(pictures) == {"distribution", "change"}
     assert "12 persons, 36 studies, 72 scans" in text
+    assert "CAC-DRS" not in text  # a table of an older version has no grades
+
+
+def test_grades_are_counted_in_their_own_order() -> None:
+    table, some = scans(visits())
+    n = len(some.frame)
+    graded = some.frame.assign(
+        cac_drs=["CAC-DRS A2"] * 2 + ["CAC-DRS A0"] * (n - 2),
+        chest_ct_grade=["severe"] + ["none"] * 3 + ["mild"] * (n - 4),
+        score_class=[">=1000", "300 to 999"] + ["10 to 99"] * (n - 2),
+        percentile=[">90", "75-90", "<25", "25-50", "<75"] + [""] * (n - 5),
+    )
+    text, _ = cohort_page(table, replace(some, frame=graded), None, [])
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    shown = [row[0].replace("&lt;", "<").replace("&gt;", ">").replace("\\", "") for row in rows]
+
+    def below(heading: str, count: int) -> list[tuple[str, str]]:
+        first = shown.index(heading) + 2
+        return [(shown[i], rows[i][1]) for i in range(first, first + count)]
+
+    assert below("CAC-DRS", 2) == [("CAC-DRS A0", str(n - 2)), ("CAC-DRS A2", "2")]
+    assert below("chest CT grade", 3) == [("none", "3"), ("mild", str(n - 4)), ("severe", "1")]
+    assert [name for name, _ in below("class", 3)] == ["10 to 99", "300 to 999", ">=1000"]
+    assert [name for name, _ in below("percentile", 5)] == ["<25", "<75", "25-50", "75-90", ">90"]
+    assert rows[shown.index("percentile") + 2][1:] == ["1", "20.0%"]
+    assert f"{n - 5} scans have no percentile." in text
