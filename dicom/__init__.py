@@ -14,13 +14,14 @@ from .series import Finding, Series, SliceRef
 if TYPE_CHECKING:
     from .seg.reader import read_segmentation
     from .seg.writer import write_segmentation
-    from .structured_report import MeasuredCalcium, MeasuredLesion, write_structured_report
+    from .structured_report import MeasuredArtery, MeasuredCalcium, MeasuredLesion, write_structured_report
 
 __all__ = [
     "GATES",
     "Discovery",
     "Finding",
     "Gate",
+    "MeasuredArtery",
     "MeasuredCalcium",
     "MeasuredLesion",
     "Reading",
@@ -42,7 +43,10 @@ __all__ = [
 _LATER = {
     "read_segmentation": ".seg.reader",
     "write_segmentation": ".seg.writer",
-    **dict.fromkeys(["MeasuredCalcium", "MeasuredLesion", "write_structured_report"], ".structured_report"),
+    **dict.fromkeys(
+        ["MeasuredArtery", "MeasuredCalcium", "MeasuredLesion", "write_structured_report"],
+        ".structured_report",
+    ),
 }
 """Imported where they are used: pydicom's tables of codes take a seventh of the time of all else here."""
 

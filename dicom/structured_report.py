@@ -29,6 +29,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
 
+from ..imaging.labels import Label
 from ..system.atomic import write_whole
 from .derived import INHERITED, content_time_of, decimal, encoded_once, inherited, nameless, reference_to
 from .files import Upto
@@ -48,6 +49,7 @@ VOLUME = Code("118565006", "SCT", "Volume")
 """PS3.16 CID 7469 Generic Intensity and Size Measurement."""
 IMAGING = Code("363679005", "SCT", "Imaging procedure")
 """PS3.16 CID 100 Quantitative Diagnostic Imaging Procedure, which has no CT of the chest."""
+TERRITORIES = Code("122762", "DCM", "Number of diseased vessel territories")
 NO_UNITS = Code("1", "UCUM", "no units")
 CUBIC_MILLIMETRE = Code("mm3", "UCUM", "cubic millimeter")
 CUBIC_CENTIMETRE = Code("cm3", "UCUM", "cubic centimeter")
@@ -108,6 +110,23 @@ class MeasuredLesion:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeasuredArtery:
+    """What one artery has of the score.
+
+    Attributes:
+        label: Of `imaging.labels.ARTERIES`, or `NOT_SURE`.
+        score: Its share of the Agatston score.
+        volume_mm3: Volume of its counted voxels.
+        centre: Their centre in the patient, LPS mm (x, y, z).
+    """
+
+    label: Label
+    score: float
+    volume_mm3: float
+    centre: tuple[float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class MeasuredCalcium:
     """What the report says about one scan.
 
@@ -122,6 +141,8 @@ class MeasuredCalcium:
         population: Whose percentiles, in words.
         heart_ml, heart_centre: Volume of the heart and its centre in the patient, LPS mm (x, y, z), or None:
             not measured.
+        territories: How many arteries have calcium; None: not known, or there is none.
+        arteries: Those with calcium, and what has no known artery.
         lesions: In the order of their numbers, which begin at 1.
         parameters: What the algorithm was set to, one text: of several, dcmqi reads only the first.
         remarks: What a reader must know, each a text: cautions, warnings, what the report is for.
@@ -137,6 +158,8 @@ class MeasuredCalcium:
     population: str = ""
     heart_ml: float | None = None
     heart_centre: Sequence[float] | None = None
+    territories: int | None = None
+    arteries: tuple[MeasuredArtery, ...] = ()
     lesions: tuple[MeasuredLesion, ...] = ()
     parameters: str = ""
     remarks: tuple[str, ...] = ()
@@ -283,7 +306,10 @@ def _report(
     report: Dataset = hd.sr.MeasurementReport(
         observation_context=hd.sr.ObservationContext(observer_device_context=observer),
         procedure_reported=IMAGING,
-        imaging_measurements=groups,
+        imaging_measurements=[
+            *groups,
+            *(_of_artery(artery, uid, seg.FrameOfReferenceUID) for artery in measured.arteries),
+        ],
     )[0]
     *context, measurements = report.ContentSequence
     lesions = _lesions(measured.lesions, uid, seg.FrameOfReferenceUID)
@@ -370,6 +396,25 @@ def _totals(measured: MeasuredCalcium) -> Iterator[Any]:
         yield hd.sr.Measurement(
             name=CALCIUM_MASS, value=_digits(measured.mass_mg, MASS_DIGITS), unit=MILLIGRAM
         )
+    if measured.territories is not None:
+        yield hd.sr.Measurement(name=TERRITORIES, value=measured.territories, unit=NO_UNITS)
+
+
+def _of_artery(artery: MeasuredArtery, uid: str, frame_of_reference: str) -> Any:
+    """The measurement group of an artery (TID 1501)."""
+    import highdicom as hd
+
+    region = artery.label.region
+    assert region is not None
+    return hd.sr.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=_tracking(f"Calcium, {artery.label.name}", uid),
+        finding_type=CALCIUM,
+        finding_sites=[hd.sr.FindingSite(Code(region.value, region.scheme, region.meaning))],
+        measurements=[
+            _score(artery.score, referenced_coordinates=[_point(artery.centre, frame_of_reference)]),
+            _volume(artery.volume_mm3),
+        ],
+    )
 
 
 def _ranked(measured: MeasuredCalcium) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,11 @@ class Label:
     colour: tuple[int, int, int]
 
 
+def replaced(label: Label, *, name: str, value: int) -> Label:
+    """The class under another name and value."""
+    return replace(label, name=name, value=value)
+
+
 STRUCTURE = Concept(value="91723000", scheme="SCT", meaning="Anatomical Structure")
 ABNORMAL = Concept(value="49755003", scheme="SCT", meaning="Morphologically Abnormal Structure")
 CALCIFICATION = Concept(value="18115005", scheme="SCT", meaning="Pathologic calcification")
@@ -79,15 +84,54 @@ ARTERIES: tuple[Label, ...] = tuple(
     )
     for value, (name, code, meaning, colour) in enumerate(
         (
-            ("LM", "3227004", "Left Main Coronary Artery", (255, 160, 40)),
-            ("LAD", "59438005", "Left Anterior Descending Coronary Artery", _RED),
-            ("LCX", "57396003", "Circumflex Coronary Artery", (255, 90, 220)),
-            ("RCA", "13647002", "Right Coronary Artery", (255, 235, 60)),
+            ("LM", "3227004", "Left Main Coronary Artery", (230, 159, 0)),
+            ("LAD", "59438005", "Left Anterior Descending Coronary Artery", (213, 94, 0)),
+            ("LCX", "57396003", "Circumflex Coronary Artery", (204, 121, 167)),
+            ("RCA", "13647002", "Right Coronary Artery", (240, 228, 66)),
         ),
         start=1,
     )
 )
 """Calcium by artery: the concepts of PS3.16 CID 3015 (Coronary Arteries), as pydicom 3.0 has them."""
+NOT_SURE = Label(
+    name="artery not sure",
+    value=5,
+    kind=CALCIFICATION,
+    category=ABNORMAL,
+    region=CORONARY_ARTERY,
+    colour=(190, 190, 190),
+)
+"""Coronary calcium of an artery that is not known; beside `ARTERIES`."""
+
+_ELSEWHERE = {
+    "aorta": ("113262008", "Thoracic aorta"),
+    "aortic valve": ("34202007", "Aortic Valve"),
+    "mitral annulus": ("65197004", "Mitral Annulus"),
+    "pericardium": ("76848001", "Pericardium"),
+    "other": ("80891009", "Heart"),
+    "perhaps coronary": ("80891009", "Heart"),
+}
+NOT_CORONARY: tuple[Label, ...] = tuple(
+    Label(
+        name=name,
+        value=value,
+        kind=CALCIFICATION,
+        category=ABNORMAL,
+        region=Concept(value=code, scheme="SCT", meaning=meaning),
+        colour=colour,
+    )
+    for value, ((name, (code, meaning)), colour) in enumerate(
+        zip(
+            _ELSEWHERE.items(),
+            ((0, 158, 115), (86, 180, 233), (0, 114, 178), (0, 90, 60), (140, 140, 140), (255, 255, 255)),
+            strict=True,
+        ),
+        start=1,
+    )
+)
+"""What is as bright in the heart and not counted, by what a network takes it for."""
+CORONARY = NOT_CORONARY[-1]
+"""Taken for an artery's by its name, but not for calcium surely enough to count."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -96,11 +97,16 @@ class PatchAverage:
     """The average of what is predicted for overlapping patches, as far as they have been run.
 
     Args:
-        volume: float (z, y, x).
+        volume: float (z, y, x), or (channels, z, y, x).
         corners: All patches of the volume, as `patch_corners` gives them.
         patch: Their shape.
         predict: From (n, 1, *patch) to (n, 1, *patch), values in [0, 1]; where only parts of the patches
             are asked for, it is given these, too, a slice along each axis.
+        kinds: Channels of a second answer, at half the patch's voxels along each axis, which `predict` then
+            gives beside the first; 0: there is none.
+
+    Attributes:
+        kinds: float32 (kinds, z/2, y/2, x/2): the second answers, summed over patches; None: there is none.
     """
 
     def __init__(
@@ -108,12 +114,15 @@ class PatchAverage:
         volume: torch.Tensor,
         corners: list[Corner],
         patch: tuple[int, int, int],
-        predict: Callable[..., torch.Tensor],
+        predict: Callable[..., Any],
+        kinds: int = 0,
     ) -> None:
         self._volume, self._patch, self._predict = volume, patch, predict
-        self._total = torch.zeros(volume.shape, dtype=torch.float32, device=volume.device)
+        self._total = torch.zeros(volume.shape[-3:], dtype=torch.float32, device=volume.device)
         self._cover = self._covering(corners)
         self._missing = self._cover.clone()
+        half = [n // 2 for n in self._total.shape]
+        self.kinds = torch.zeros((kinds, *half), dtype=torch.float32, device=volume.device) if kinds else None
 
     def add(
         self, corners: list[Corner], *, batch_size: int, wanted: npt.NDArray[np.bool_] | None = None
@@ -126,13 +135,20 @@ class PatchAverage:
         """
         for i in range(0, len(corners), batch_size):
             windows = [self._window(c) for c in corners[i : i + batch_size]]
-            patches = torch.stack([self._volume[w] for w in windows])[:, None]
+            patches = torch.stack([self._volume[..., z, y, x] for z, y, x in windows])
+            if self._volume.ndim == 3:
+                patches = patches[:, None]
             if wanted is None:
                 boxes = [tuple(slice(0, n) for n in self._patch)] * len(windows)
                 found = self._predict(patches)
             else:
                 boxes = [bounding_box(wanted[w]) for w in windows]
                 found = self._predict(patches, boxes)
+            if self.kinds is not None:
+                found, kinds = found
+                for window, named in zip(windows, kinds, strict=True):
+                    z, y, x = (slice(s.start // 2, s.stop // 2) for s in window)
+                    self.kinds[..., z, y, x] += named
             for window, box, values in zip(windows, boxes, found[:, 0].float(), strict=True):
                 self._total[window][box] += values[box]
                 self._missing[window][box] -= 1
@@ -151,7 +167,7 @@ class PatchAverage:
     def _covering(self, corners: list[Corner]) -> torch.Tensor:
         """How many patches cover each voxel: the product of that along the axes, as corners are a grid."""
         cover = torch.ones_like(self._total)
-        for axis, (size, length) in enumerate(zip(self._volume.shape, self._patch, strict=True)):
+        for axis, (size, length) in enumerate(zip(self._total.shape, self._patch, strict=True)):
             along = torch.zeros(size, dtype=torch.float32, device=cover.device)
             for start in {corner[axis] for corner in corners}:
                 along[start : start + length] += 1

@@ -76,6 +76,18 @@ class Geometry:
         origin = (float(start[0]), float(start[1]), float(start[2]))
         return replace(self, shape=(z, y, x), origin=origin)
 
+    def halved(self) -> Geometry:
+        """The grid of pairs of voxels along each axis; a last one that is left over belongs to none."""
+        z, y, x = self.spacing
+        nz, ny, nx = (n // 2 for n in self.shape)
+        start = self.to_lps([0.5, 0.5, 0.5])
+        return replace(
+            self,
+            shape=(nz, ny, nx),
+            spacing=(2 * z, 2 * y, 2 * x),
+            origin=(float(start[0]), float(start[1]), float(start[2])),
+        )
+
     def same_grid(self, other: Geometry, tolerance_mm: float = 0.01) -> bool:
         """Whether both describe the same voxels: equal shape and corners within `tolerance_mm`."""
         if self.shape != other.shape:

@@ -88,14 +88,16 @@ class PatchModel:
             self._began = self._told = time.monotonic()
 
     @torch.inference_mode()
-    def _probability(self, patches: torch.Tensor, *more: Sequence[Any]) -> torch.Tensor:
+    def _probability(self, patches: torch.Tensor, *more: Sequence[Any]) -> Any:
         """The network's answer, float32 in [0, 1] (n, 1, …), `batch_size` patches at a time.
+
+        Of a network with two answers a tuple: beside it probabilities of the second, (n, kinds, …).
 
         Args:
             patches: float32 (n, 1, …).
             more: What the network is given beside each patch.
         """
-        found: list[torch.Tensor] = []
+        found: list[Any] = []
         done = 0
         while done < len(patches):
             some = slice(done, min(done + self.batch_size, len(patches)))
@@ -111,13 +113,20 @@ class PatchModel:
             self._shrink(some.stop - done)
         self._done += done
         self._tell()
-        return found[0] if len(found) == 1 else torch.cat(found)
+        if len(found) == 1:
+            return found[0]
+        if isinstance(found[0], tuple):
+            return tuple(torch.cat(part) for part in zip(*found, strict=True))
+        return torch.cat(found)
 
-    def _at_once(self, patches: torch.Tensor, *more: Sequence[Any]) -> torch.Tensor:
+    def _at_once(self, patches: torch.Tensor, *more: Sequence[Any]) -> Any:
         """As `_probability`, all at once."""
         patches = patches.contiguous(memory_format=self._layout)
         with torch.autocast(self.device.type, dtype=torch.float16, enabled=self._half):
             logits = self.network(patches, *more)
+        if isinstance(logits, tuple):
+            logits, kinds = logits
+            return torch.sigmoid(logits.float()), torch.softmax(kinds.float(), dim=1)
         return torch.sigmoid(logits.float())
 
     def _shrink(self, tried: int) -> None:

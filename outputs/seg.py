@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..dicom import write_segmentation
+from ..pipeline.arteries import ARTERIES, NOT_CORONARY
 from ..pipeline.case import Case
 from ..pipeline.facts import CALCIUM, GEOMETRY, HEART, POSSIBLE_CALCIUM
 from ..pipeline.image_series import ImageSeries
@@ -28,10 +29,13 @@ class DSegConverterOptions:
     Attributes:
         converted_file_name: Of the file, used by mhubio's runner only; `DataOrganizer` says where it goes.
         model_name: Name of the algorithm in the SEG.
+        by_class: Beside heart and coronary calcium, a segment for each artery and each kind of what was not
+            counted, where the weights name them; false: the two segments alone, as in the published release.
     """
 
     converted_file_name: str = "cac.seg.dcm"
     model_name: str = "deepcac2"
+    by_class: bool = True
 
 
 def _write(path: Path, case: Case, options: DSegConverterOptions, context: Context) -> bool:
@@ -46,6 +50,7 @@ def _write(path: Path, case: Case, options: DSegConverterOptions, context: Conte
         geometry=case[GEOMETRY],
         heart=case[HEART].mask,
         calcium=case[CALCIUM if CALCIUM in case else POSSIBLE_CALCIUM].mask,
+        parts=[case[fact] for fact in NAMES if options.by_class and fact in case],
         slices=case.series.slices,
         algorithm_name=options.model_name,
         algorithm_version=__version__,
@@ -58,6 +63,7 @@ def _of_all(workflows: Sequence[Workflow]) -> DSegConverterOptions:
     return chosen
 
 
+NAMES = (ARTERIES, NOT_CORONARY)
 NEEDS = (GEOMETRY, HEART, (CALCIUM, POSSIBLE_CALCIUM))
 
 SEG = register_writer(
@@ -66,6 +72,7 @@ SEG = register_writer(
         file="cac.seg.dcm",
         write=_write,
         needs=NEEDS,
+        uses=NAMES,
         module=MODULE,
         option="converted_file_name",
         query="dicomseg:mod=seg",

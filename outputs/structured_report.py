@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..dicom import MeasuredCalcium, MeasuredLesion, write_structured_report
+from ..dicom import MeasuredArtery, MeasuredCalcium, MeasuredLesion, write_structured_report
+from ..pipeline.arteries import ARTERIES, BY_CLASS, artery_scores
 from ..pipeline.case import Case
 from ..pipeline.cautions import cautions
 from ..pipeline.facts import HEART_MEASURES, SCORE
@@ -40,6 +41,8 @@ def write_sr(path: Path, case: Case, *, segmentation: Path, provenance: Mapping[
             threshold_hu=score.parameters["threshold"],
             risk_group=int(score.risk_group),
             cac_drs=cac_drs(score.total).a,
+            territories=cac_drs(score.total, artery_scores(case)).n,
+            arteries=_arteries(case),
             percentile=None if ranked is None else (ranked.reached, ranked.below),
             population="" if ranked is None else ranked.population,
             heart_ml=heart.get("heart_volume_ml"),
@@ -52,6 +55,22 @@ def write_sr(path: Path, case: Case, *, segmentation: Path, provenance: Mapping[
             remarks=_remarks(case),
         ),
         algorithm_version=provenance["deepcac2"],
+    )
+
+
+def _arteries(case: Case) -> tuple[MeasuredArtery, ...]:
+    """The arteries with calcium, in their order, what has no artery last."""
+    parts = case.get(BY_CLASS, {}).get("arteries", {})
+    known = {label.name: label for label in ARTERIES.image.classes} if ARTERIES.image else {}
+    return tuple(
+        MeasuredArtery(
+            label=known[name],
+            score=part["score"],
+            volume_mm3=part["volume_mm3"],
+            centre=tuple(part["centroid_lps"]),
+        )
+        for name, part in parts.items()
+        if part["score"] > 0
     )
 
 

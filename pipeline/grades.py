@@ -11,6 +11,7 @@ from typing import Any
 
 from ..scoring.grades import arterial_age, cac_drs, chest_ct_grade, score_class
 from ..scoring.percentiles import HOFF, Percentile
+from .arteries import artery_scores
 from .case import OMITTED, Case, Fact
 from .facts import SCORE
 from .step import Column
@@ -31,7 +32,7 @@ def graded(case: Case) -> Case:
     age, sex = series.patient_age, series.patient_sex
     found = HOFF.percentile(total, age, sex)
     grades: dict[str, Any] = {
-        "cac_drs": str(cac_drs(total)),
+        "cac_drs": str(cac_drs(total, artery_scores(case))),
         "chest_ct_grade": chest_ct_grade(total),
         "score_class": score_class(total),
         "arterial_age": round(arterial_age(total), 1),

@@ -16,6 +16,8 @@ from ..imaging import Volume
 from ..imaging.labels import calcium_labels
 from ..scoring import CalciumScore, RiskGroup, score
 from ..scoring.rules import find_rule
+from .arteries import ARTERIES, BY_CLASS, NOT_CORONARY, coloured, divided
+from .arteries import COLUMNS as ARTERY_COLUMNS
 from .case import Case
 from .cautions import zero_findings
 from .facts import CALCIUM, CALCIUM_RUN, CT, HEART, SCORE
@@ -125,7 +127,7 @@ class ScoreCalcium:
             kvp=case.series.kvp,
         )
         zero = zero_findings(case, "a score of 0") if result.total == 0 else ()
-        return graded(case.add(SCORE, result)).noted(*zero)
+        return graded(divided(case.add(SCORE, result), rule=self.rule)).noted(*zero)
 
 
 def check_voltage(case: Case, rule: str) -> tuple[Finding, ...]:
@@ -180,7 +182,7 @@ def _shows(case: Case) -> Shown | None:
         line=" · ".join(filter(None, (in_words(case), line))),
         outline=case[HEART],
         outline_name="heart",
-        marked=calcium_labels(result.counted),
+        marked=coloured(case) or calcium_labels(result.counted),
         marked_name="counted calcium",
         weight=weight,
     )
@@ -192,7 +194,8 @@ CALCULATOR = register(
         options=AGSCalculatorOptions,
         phase="compute",
         reads=lambda options: (CT, CALCIUM),
-        writes=(SCORE, GRADES),
+        uses=(ARTERIES, NOT_CORONARY),
+        writes=(SCORE, GRADES, BY_CLASS),
         build=_build,
         shows=_shows,
         counts_from=lambda options: find_rule(options.rule).counts_from,
@@ -248,6 +251,7 @@ CALCULATOR = register(
                 of=_of(lambda result: result.rule, ""),
             ),
             *GRADE_COLUMNS,
+            *ARTERY_COLUMNS,
         ),
         values=(
             Value(

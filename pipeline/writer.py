@@ -32,6 +32,7 @@ class Writer:
         write: Writes it to a path, from the case, the options of its module and the context; False where
             there is nothing to write after all.
         needs: What the case must have for it, as for `Step.reads`.
+        uses: What it looks at where the case has it.
         beside: Names of outputs that must have been written before.
         module: The module of the workflow that writes it.
         option: Of that module, under which mhubio's workflows name the file; "" for none.
@@ -43,6 +44,7 @@ class Writer:
     file: str
     write: Callable[[Path, Case, Any, Context], bool | None]
     needs: tuple[Need, ...] = ()
+    uses: tuple[Fact[Any], ...] = ()
     beside: tuple[str, ...] = ()
     module: str = ORGANIZER
     option: str = ""

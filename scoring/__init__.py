@@ -5,17 +5,20 @@ One scorer (`score`) reads a `Rule`; the rules of the literature are rows of one
 """
 
 from .agatston import score, whole_pieces
+from .classes import ClassScore, score_by_class
 from .result import CalciumScore, Lesion, LesionPart, RiskGroup, risk_group
 from .rules import RULES, Rule
 
 __all__ = [
     "RULES",
     "CalciumScore",
+    "ClassScore",
     "Lesion",
     "LesionPart",
     "RiskGroup",
     "Rule",
     "risk_group",
     "score",
+    "score_by_class",
     "whole_pieces",
 ]

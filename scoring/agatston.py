@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import cc3d
 import numpy as np
@@ -72,14 +72,9 @@ def score(
         >>> score(ct, hu > 0).total
         8.0
     """
-    named = find_rule(rule)
-    chosen = named.at(kvp)
-    _check(volume, mask, slice_thickness, calibration_factor)
+    _check_positive("calibration factor", calibration_factor)
+    chosen, factor, pieces, contributions = weighed(volume, mask, rule, slice_thickness, kvp)
     geometry = volume.geometry
-    factor = _thickness_factor(chosen, geometry.spacing[0], slice_thickness)
-
-    pieces = _Pieces(volume, mask, chosen)
-    contributions = _contributions(chosen, geometry, pieces, factor)
     lesions, total = _lesions(volume, chosen, pieces, contributions)
     if chosen.round_total:
         in_order = np.cumsum(contributions[pieces.published_order()])
@@ -96,7 +91,7 @@ def score(
         "thickness_factor": factor,
         "calibration_factor_mg_per_mm3_hu": calibration_factor,
     }
-    if isinstance(named, VoltageRule):
+    if isinstance(find_rule(rule), VoltageRule):
         parameters["kvp"] = kvp
     return CalciumScore(
         rule=chosen.name,
@@ -111,8 +106,40 @@ def score(
     )
 
 
+class Weighed(NamedTuple):
+    """A mask's pieces and what each adds to the score.
+
+    Attributes:
+        rule: As it holds at the tube voltage.
+        factor: Of the slice thickness.
+        pieces: The counted voxels.
+        contributions: Per piece, rounded as the rule says.
+    """
+
+    rule: Rule
+    factor: float
+    pieces: Pieces
+    contributions: npt.NDArray[np.floating[Any]]
+
+
+def weighed(
+    volume: Volume,
+    mask: npt.NDArray[np.bool_],
+    rule: str | Rule,
+    slice_thickness: float | None,
+    kvp: float | None,
+) -> Weighed:
+    """What `score` adds up; arguments and errors as there."""
+    chosen = find_rule(rule).at(kvp)
+    _check(volume, mask)
+    _check_positive("slice thickness", slice_thickness)
+    factor = _thickness_factor(chosen, volume.geometry.spacing[0], slice_thickness)
+    pieces = Pieces(volume, mask, chosen)
+    return Weighed(chosen, factor, pieces, _contributions(chosen, volume.geometry, pieces, factor))
+
+
 def _contributions(
-    rule: Rule, geometry: Geometry, pieces: _Pieces, factor: float
+    rule: Rule, geometry: Geometry, pieces: Pieces, factor: float
 ) -> npt.NDArray[np.floating[Any]]:
     """What each piece adds to the score, rounded as the rule says."""
     if rule.unit_digits is None:
@@ -136,12 +163,7 @@ def _runs(index: _IntArray, shape: tuple[int, int, int]) -> tuple[tuple[int, int
     return tuple(zip(flat[starts].tolist(), counts.tolist(), strict=True))
 
 
-def _check(
-    volume: Volume,
-    mask: npt.NDArray[np.bool_],
-    slice_thickness: float | None,
-    calibration_factor: float | None,
-) -> None:
+def _check(volume: Volume, mask: npt.NDArray[np.bool_]) -> None:
     if mask.shape != volume.hu.shape:
         raise MaskMismatch(
             f"The mask has shape {mask.shape} and the CT {volume.hu.shape} (z, y, x): "
@@ -149,9 +171,11 @@ def _check(
         )
     if mask.dtype != np.bool_:
         raise InputError(f"The mask must be boolean, not {mask.dtype}: compare it with its label first")
-    for name, value in (("slice thickness", slice_thickness), ("calibration factor", calibration_factor)):
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise InputError(f"The {name} must be a positive number, not {value}")
+
+
+def _check_positive(name: str, value: float | None) -> None:
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise InputError(f"The {name} must be a positive number, not {value}")
 
 
 def _thickness_factor(rule: Rule, increment: float, slice_thickness: float | None) -> float:
@@ -166,7 +190,7 @@ def _thickness_factor(rule: Rule, increment: float, slice_thickness: float | Non
     return slice_thickness / REFERENCE_THICKNESS_MM
 
 
-class _Pieces:
+class Pieces:
     """The counted voxels of a scan and the pieces they are weighted in.
 
     Attributes:
@@ -298,7 +322,7 @@ def _weights(maximum: _IntArray, rule: Rule) -> _IntArray:
 
 
 def _lesions(
-    volume: Volume, rule: Rule, pieces: _Pieces, contributions: npt.NDArray[np.floating[Any]]
+    volume: Volume, rule: Rule, pieces: Pieces, contributions: npt.NDArray[np.floating[Any]]
 ) -> tuple[tuple[Lesion, ...], float]:
     """The lesion table, highest score first, and the total."""
     geometry = volume.geometry

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..imaging import Volume
-from .agatston import _Pieces
+from .agatston import Pieces
 from .rules import Rule, find_rule
 
 
@@ -26,5 +26,5 @@ def lesion_voxels(
     Raises:
         InputError: No rule has this name.
     """
-    pieces = _Pieces(volume, mask, find_rule(rule))
+    pieces = Pieces(volume, mask, find_rule(rule))
     return pieces.index, pieces.lesion

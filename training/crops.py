@@ -10,6 +10,7 @@ import io
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ import numpy.typing as npt
 
 from ..errors import TrainingError
 from ..imaging.crop import CANDIDATE_HU, CROP_SHAPE, PATCH_SHAPE, PATCH_STEP
+from ..imaging.heart_position import heart_box, position
+from ..imaging.labels import Labels
 from ..imaging.tiling import Corner, patch_corners
 from ..system.atomic import remove_leftovers, write_whole
 from .recipe import keep_to
@@ -39,6 +42,8 @@ class CropRecipe:
         label_threshold: Share of a crop voxel that must be calcium for the voxel to be labelled so.
         centre_jitter_mm: Standard deviation of the crop's shift, mm: the heart model is not perfect.
         near_heart_mm: What is within this distance of the heart counts as near it.
+        named: Labels keep artery and kind of what is bright, where they are known, and crops come with the
+            depth below the heart's surface (`imaging.heart_position`).
         seed: Of all that is drawn at random.
     """
 
@@ -50,6 +55,7 @@ class CropRecipe:
     label_threshold: float = 0.5
     centre_jitter_mm: float = 0.0
     near_heart_mm: float = 10.0
+    named: bool = False
     seed: int = 1
 
     @property
@@ -58,9 +64,9 @@ class CropRecipe:
         return range(self.first_seed, self.first_seed + self.patients)
 
 
-Crop = tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]
+Crop = tuple[npt.NDArray[Any], ...]
 """int16 HU and uint8 label, both (58, 256, 256): 2 in the heart or near it, of that 1 coronary calcium and
-4 calcium or metal which is known to be something else; 0 the rest."""
+4 calcium or metal which is known to be something else; 0 the rest. Of named crops int8 `heart_depth`, too."""
 
 CALCIUM, NEAR = 1, 2
 """Values of the label; as kinds of patches: holds calcium; no calcium, but ≥ 130 HU in or near the heart."""
@@ -68,9 +74,39 @@ BRIGHT = 3
 """Kind of a patch that holds neither, but something ≥ 130 HU elsewhere. 0 is the kind of all the others."""
 OTHER = 4
 """Value of the label: in or near the heart, but not coronary. Its patches are of kind `NEAR` or `CALCIUM`."""
+ARTERY, KIND = 10, 20
+"""Added to the values of `labels.ARTERIES` and of `truth.OTHERS` where crops are `CropRecipe.named`: their
+labels have these values instead of `CALCIUM` and `OTHER` where artery or kind are known."""
+
+
+def coronary(label: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """Where a label says coronary calcium, of a known artery or not."""
+    out: npt.NDArray[np.bool_] = (label == CALCIUM) | ((label > ARTERY) & (label < KIND))
+    return out
+
+
+def elsewhere(label: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """Where a label says calcium or metal that is not coronary, of a known kind or not."""
+    out: npt.NDArray[np.bool_] = (label == OTHER) | (label > KIND)
+    return out
+
 
 GRID: tuple[Corner, ...] = tuple(patch_corners(CROP_SHAPE, PATCH_SHAPE, PATCH_STEP))
 """Corners (z, y, x) of the crop's 343 patches, the same as at inference; DeepCAC2 paper."""
+
+
+Named = Sequence[tuple[int, npt.NDArray[np.bool_]]]
+"""Values with `ARTERY` or `KIND`, and where on a grid they are."""
+
+
+def named(labels: Labels, group: int) -> Named:
+    """The classes that a scan's labels have, for `composed_label`.
+
+    Args:
+        group: `ARTERY` or `KIND`.
+    """
+    there = np.unique(labels.array)
+    return [(group + int(v), labels.array == v) for v in there if v]
 
 
 def composed_label(
@@ -80,6 +116,7 @@ def composed_label(
     near: npt.NDArray[np.bool_],
     calcium: npt.NDArray[np.bool_],
     other: npt.NDArray[np.bool_] | None = None,
+    names: Named = (),
 ) -> npt.NDArray[np.uint8]:
     """The label of a crop, see `Crop`: coronary calcium over what is known to be something else.
 
@@ -88,11 +125,19 @@ def composed_label(
         near: The heart and what is near it; outside of it nothing else is marked.
         calcium: Coronary calcium.
         other: Known not to be coronary; None where that is not known.
+        names: Arteries and kinds; the largest share of a voxel names it.
     """
     label = (read(near) >= 0.5).astype(np.uint8) * np.uint8(NEAR)
     if other is not None:
         label[(read(other) >= recipe.label_threshold) & (label > 0)] = OTHER
     label[read(calcium) >= recipe.label_threshold] = CALCIUM
+    most = np.zeros(label.shape, dtype=np.float32)
+    calcified, beside = label == CALCIUM, label == OTHER
+    for value, mask in names:
+        share = read(mask)
+        more = (beside if value > KIND else calcified) & (share > most)
+        most[more] = share[more]
+        label[more] = value
     return label
 
 
@@ -120,6 +165,7 @@ class CropCache:
         hu: Per crop, memory-mapped int16 (58, 256, 256), HU.
         label: Per crop, memory-mapped uint8, see `Crop`.
         kinds: uint8 (n, 343): what each patch of `GRID` holds (`CALCIUM`, `NEAR`, `BRIGHT` or 0).
+        depth: Of named crops, memory-mapped int8, see `heart_depth`.
     """
 
     names: tuple[str, ...]
@@ -127,6 +173,16 @@ class CropCache:
     hu: tuple[npt.NDArray[np.int16], ...]
     label: tuple[npt.NDArray[np.uint8], ...]
     kinds: npt.NDArray[np.uint8]
+    depth: tuple[npt.NDArray[np.int8], ...] = ()
+
+    @cached_property
+    def boxes(self) -> list[tuple[tuple[float, float], ...]]:
+        """Of the hearts, see `heart_box`."""
+        return [heart_box(d) for d in self.depth]
+
+    def place(self, crop: int, corner: Corner) -> npt.NDArray[np.float32]:
+        """Where in the heart a patch lies, see `heart_position.position`."""
+        return position(self.depth[crop][window_of(corner)], self.boxes[crop], corner)
 
 
 def patch_kinds(hu: npt.NDArray[np.int16], label: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -140,7 +196,7 @@ def patch_kinds(hu: npt.NDArray[np.int16], label: npt.NDArray[np.uint8]) -> npt.
     for i, corner in enumerate(GRID):
         box = window_of(corner)
         part = label[box]
-        if (part == CALCIUM).any():
+        if coronary(part).any():
             kinds[i] = CALCIUM
         elif bright[box].any():
             kinds[i] = NEAR if part[bright[box]].any() else BRIGHT
@@ -173,15 +229,13 @@ def build_cache(sources: Sequence[CropSource], folder: Path, *, settings: dict[s
     about = {"settings": settings, "names": [s.name for s in sources], "patients": patients}
     keep_to(folder / "cache.json", about, holds="holds crops of other scans or settings")
     remove_leftovers(folder)
-    files = [
-        [folder / f"{i:06d}.{what}.npy" for what in ("hu", "label", "kinds")] for i in range(len(sources))
-    ]
+    parts = ("hu", "label", *(["depth"] if settings.get("named") else []), "kinds")
+    files = [{what: folder / f"{i:06d}.{what}.npy" for what in parts} for i in range(len(sources))]
     for i, (source, paths) in enumerate(zip(sources, files, strict=True)):
-        if paths[-1].exists():
+        if paths["kinds"].exists():
             continue
-        hu, label = source.make()
-        arrays: tuple[npt.NDArray[Any], ...] = (hu, label, patch_kinds(hu, label))
-        for path, array in zip(paths, arrays, strict=True):
+        crop = source.make()
+        for path, array in zip(paths.values(), (*crop, patch_kinds(*crop[:2])), strict=True):
             buffer = io.BytesIO()
             np.save(buffer, array)
             write_whole(path, buffer.getvalue())
@@ -189,9 +243,10 @@ def build_cache(sources: Sequence[CropSource], folder: Path, *, settings: dict[s
     return CropCache(
         names=tuple(s.name for s in sources),
         patients=tuple(patients),
-        hu=tuple(np.load(f[0], mmap_mode="r") for f in files),
-        label=tuple(np.load(f[1], mmap_mode="r") for f in files),
-        kinds=np.stack([np.load(f[2]) for f in files]),
+        hu=tuple(np.load(f["hu"], mmap_mode="r") for f in files),
+        label=tuple(np.load(f["label"], mmap_mode="r") for f in files),
+        kinds=np.stack([np.load(f["kinds"]) for f in files]),
+        depth=tuple(np.load(f["depth"], mmap_mode="r") for f in files if "depth" in f),
     )
 
 

@@ -24,6 +24,8 @@ from ..dicom.gates import is_sharp_kernel
 from ..errors import TrainingError
 from ..imaging import Geometry, Volume
 from ..imaging.crop import CANDIDATE_HU, crop_grid
+from ..imaging.heart_position import heart_depth
+from ..imaging.labels import ARTERIES
 from ..imaging.masks import bounding_box, box_centre, dilated
 from ..imaging.orientation import to_canonical
 from ..simulation import sample_acquisition
@@ -34,7 +36,8 @@ from ..simulation.coronary import Deposit, sample_lesions
 from ..simulation.distractors import all_distractors
 from ..simulation.shapes import Array, Points
 from ..simulation.specks import Speck, lesion_specks, scanner_frame
-from .crops import Crop, CropRecipe, composed_label
+from ..simulation.truth import OTHERS, by_kind
+from .crops import ARTERY, KIND, Crop, CropRecipe, Named, composed_label, named
 
 FindHeart = Callable[[str, Volume], npt.NDArray[np.bool_]]
 
@@ -196,12 +199,13 @@ def lay_coronaries(anatomy: Anatomy, background: Background) -> dict[str, Points
 
 def insert(
     background: Background, seed: int, version: int = 1
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.bool_], Named]:
     """Put the calcium of simulated patient `seed`, drawn by a version of the simulator, into a real heart.
 
     Returns:
         float32 HU, bool calcium and bool distractors (z, y, x) on the background's grid: where the noise-free
-        picture, softly smoothed background and lesions, reaches 130 HU.
+        picture, softly smoothed background and lesions, reaches 130 HU; and their arteries and kinds, which
+        a blurred edge may lack.
     """
     rng = stream(seed, "insert")
     geometry = background.volume.geometry
@@ -225,8 +229,10 @@ def insert(
     pixel = np.array(geometry.spacing[1:])
     quiet = scipy.ndimage.gaussian_filter(hu, (0.5, *(2.0 / pixel)))
     base = np.clip(quiet, -110, 70)
-    own, cover = _contrast(lesion_specks(lesions, frame, geometry, scan, rng), base)
-    other, other_cover = _contrast(lesion_specks(others, frame, geometry, scan, rng), base)
+    specks = lesion_specks(lesions, frame, geometry, scan, rng)
+    own, cover = _contrast(specks, base)
+    other_specks = lesion_specks(others, frame, geometry, scan, rng)
+    other, other_cover = _contrast(other_specks, base)
     hu += own + other
     clean = np.minimum(quiet, 100) + own + other
     if rng.random() < BLURRED_SHARE:
@@ -236,7 +242,12 @@ def insert(
         )
     dense = clean >= CANDIDATE_HU
     calcium = dense & (cover > 0.03) & (cover >= other_cover)
-    return hu, calcium, dense & (other_cover > 0.03) & ~calcium
+    beside = dense & (other_cover > 0.03) & ~calcium
+    names = (
+        *named(by_kind(calcium, specks, ARTERIES), ARTERY),
+        *named(by_kind(beside, other_specks, OTHERS), KIND),
+    )
+    return hu, calcium, beside, names
 
 
 def _contrast(specks: list[Speck], base: Array) -> tuple[Array, Array]:
@@ -264,7 +275,7 @@ def inserted_crop(background: Background, seed: int, recipe: CropRecipe) -> Crop
         HU and label, see `crops.Crop`.
     """
     rng = stream(seed, "turn")
-    hu, calcium, other = insert(background, seed, recipe.simulator)
+    hu, calcium, other, names = insert(background, seed, recipe.simulator)
     geometry = background.volume.geometry
     shift = rng.normal(0.0, recipe.centre_jitter_mm, 3)
     centre = np.add(box_centre(background.heart, geometry), shift)
@@ -278,7 +289,10 @@ def inserted_crop(background: Background, seed: int, recipe: CropRecipe) -> Crop
         return out
 
     crop = np.clip(read(hu, -1024.0), -1024, 3071).round().astype(np.int16)
-    return crop, composed_label(read, recipe, near=near, calcium=calcium, other=other)
+    label = composed_label(
+        read, recipe, near=near, calcium=calcium, other=other, names=names if recipe.named else ()
+    )
+    return (crop, label, heart_depth(read(background.heart))) if recipe.named else (crop, label)
 
 
 def _turned(

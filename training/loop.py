@@ -78,7 +78,7 @@ def dice(trainer: Trainer, batches: HasBatches, steps: int) -> float:
     overlap = torch.zeros((), dtype=torch.float64, device=trainer.device)
     both = torch.zeros_like(overlap)
     for image, label in prefetch(batches, range(steps), device=trainer.device):
-        mask = trainer.network(image.contiguous(memory_format=trainer.layout)) >= 0
+        mask = trainer.logits(image) >= 0
         overlap += (mask & (label > 0)).sum()
         both += mask.sum() + label.sum()
     trainer.network.train()

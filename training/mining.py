@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,9 @@ import torch
 
 from ..errors import TrainingError
 from ..imaging.crop import CANDIDATE_HU, CROP_SHAPE, PATCH_SHAPE, WINDOW_HU
+from ..imaging.tiling import Corner
 from ..system.atomic import write_whole
-from .crops import CALCIUM, GRID, CropCache, window_of
+from .crops import GRID, CropCache, coronary, window_of
 from .patches import Mistakes, Voxels, as_input
 from .trainer import Trainer
 
@@ -45,6 +47,7 @@ def find_mistakes(
     crops: Sequence[int],
     *,
     window_hu: tuple[float, float] = WINDOW_HU,
+    placed: bool = False,
 ) -> Mistakes:
     """Where a network in training is wrong on `crops`, in voxels ≥ 130 HU in or near the heart.
 
@@ -53,6 +56,7 @@ def find_mistakes(
         cache: All crops.
         crops: Those to look at.
         window_hu: The network's, see `patches.as_input`.
+        placed: Whether it is told where in the heart a patch lies.
     """
     false: Voxels = {}
     missed: Voxels = {}
@@ -60,8 +64,9 @@ def find_mistakes(
     for crop in crops:
         hu, label = np.asarray(cache.hu[crop]), np.asarray(cache.label[crop])
         near = (hu >= CANDIDATE_HU) & (label > 0)
-        found = _found(trainer, hu, near, window_hu)
-        calcium = label == CALCIUM
+        place = partial(cache.place, crop) if placed else None
+        found = _found(trainer, hu, near, window_hu, place)
+        calcium = coronary(label)
         for pool, wrong in (
             (false, found & ~scipy.ndimage.binary_dilation(calcium, np.ones((3, 3, 3)), RIM)),
             (missed, near & calcium & ~found),
@@ -80,15 +85,22 @@ def find_mistakes(
 
 
 def _found(
-    trainer: Trainer, hu: npt.NDArray[np.int16], near: npt.NDArray[np.bool_], window_hu: tuple[float, float]
+    trainer: Trainer,
+    hu: npt.NDArray[np.int16],
+    near: npt.NDArray[np.bool_],
+    window_hu: tuple[float, float],
+    place: Callable[[Corner], npt.NDArray[np.float32]] | None,
 ) -> npt.NDArray[np.bool_]:
     """Voxels of `near` that the network takes for coronary calcium; bool (58, 256, 256)."""
     found = np.zeros(near.shape, dtype=bool)
-    boxes = [box for box in (window_of(GRID[i]) for i in TILES) if near[box].any()]
-    for start in range(0, len(boxes), BATCH):
-        part = boxes[start : start + BATCH]
-        patches = as_input(np.stack([hu[box] for box in part]).astype(np.float32), window_hu)
-        logits = trainer.answer(torch.from_numpy(patches[:, None]).to(trainer.device))[:, 0]
+    corners = [GRID[i] for i in TILES if near[window_of(GRID[i])].any()]
+    for start in range(0, len(corners), BATCH):
+        some = corners[start : start + BATCH]
+        part = [window_of(c) for c in some]
+        patches = as_input(np.stack([hu[box] for box in part]).astype(np.float32), window_hu)[:, None]
+        if place is not None:
+            patches = np.concatenate([patches, np.stack([place(c) for c in some])], axis=1)
+        logits = trainer.logits(torch.from_numpy(patches).to(trainer.device))[:, 0]
         for box, mask in zip(part, (logits >= 0).cpu().numpy(), strict=True):
             found[box] |= mask
     return found & near

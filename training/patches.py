@@ -15,12 +15,25 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy.ndimage
 import torch
 
 from ..errors import TrainingError
 from ..imaging.crop import CANDIDATE_HU, CROP_SHAPE, PATCH_SHAPE, WINDOW_HU
+from ..imaging.heart_position import CHANNELS
 from ..imaging.tiling import Corner
-from .crops import BRIGHT, CALCIUM, GRID, NEAR, OTHER, CropCache, CropRecipe, window_of
+from .crops import (
+    BRIGHT,
+    CALCIUM,
+    GRID,
+    NEAR,
+    OTHER,
+    CropCache,
+    CropRecipe,
+    coronary,
+    elsewhere,
+    window_of,
+)
 from .recipe import build
 from .trainer import StepsRecipe
 
@@ -66,12 +79,52 @@ class SliceRecipe(StepsRecipe, NoiseRecipe):
         return build(self.crops, CropRecipe, where="crops")
 
 
+PLACE_JITTER = (0.1, 0.06, 0.06, 0.06)
+"""Standard deviation of a patch's shift in each channel of `heart_position.position`: 2 mm of depth, 3 % of
+the heart's width; found hearts are not the true ones."""
+
+
 def as_input(
     image: npt.NDArray[np.float32], window_hu: tuple[float, float] = WINDOW_HU
 ) -> npt.NDArray[np.float32]:
     """HU as a patch network sees them: the window onto [0, 1]."""
     low, high = window_hu
     return (image.clip(low, high) - np.float32(low)) / np.float32(high - low)
+
+
+def without_fat(hu: npt.NDArray[np.float32], rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    """A patch in which fat is muscle here and there, as where an artery lies in none (docs/decisions/0016).
+
+    Args:
+        hu: float32 (z, y, x), HU; what lies between −250 and 20 is turned, with its own noise.
+    """
+    field = rng.standard_normal((1, 1, 4, 6, 6), dtype=np.float32)
+    fine = torch.nn.functional.interpolate(torch.from_numpy(field), size=hu.shape, mode="trilinear")
+    chosen = (fine[0, 0].numpy() > rng.uniform(-0.5, 0.5)) & (hu > -250) & (hu < 20)
+    noise = np.clip(hu + np.float32(100.0), -60, 60) * np.float32(0.5)
+    out: npt.NDArray[np.float32] = np.where(chosen, np.float32(rng.uniform(20, 50)) + noise, hu)
+    return out
+
+
+def painted_outside(
+    hu: npt.NDArray[np.float32],
+    depth: npt.NDArray[np.int8],
+    calcium: npt.NDArray[np.bool_],
+    rng: np.random.Generator,
+) -> npt.NDArray[np.float32]:
+    """A patch in which soft tissue outside the heart is bright in a blob, as contrast in the stomach is.
+
+    Args:
+        hu: float32 (z, y, x), HU.
+        depth: See `heart_depth`; what lies at least 1 mm outside is painted.
+        calcium: What stays.
+    """
+    field = rng.standard_normal((1, 1, 3, 4, 4), dtype=np.float32)
+    fine = torch.nn.functional.interpolate(torch.from_numpy(field), size=hu.shape, mode="trilinear")[0, 0]
+    chosen = (fine.numpy() > rng.uniform(0.3, 1.2)) & (depth < -5) & (hu > -60) & ~calcium
+    soft = scipy.ndimage.gaussian_filter(chosen.astype(np.float32), (0.3, 0.8, 0.8))
+    out: npt.NDArray[np.float32] = hu + soft * np.float32(rng.uniform(150, 1200))
+    return np.where(calcium, hu, out)
 
 
 Voxels = dict[int, npt.NDArray[np.uint8]]
@@ -105,6 +158,9 @@ class PatchRecipe(NoiseRecipe):
             it; the others hold something bright elsewhere.
         other_share: Of `RandomBatches`, the share of those without calcium that hold simulated calcium or
             metal which is not coronary: aortic wall, valves, leads; `near_share` divides the others.
+        lean_share: Share of the patches in which fat is turned into muscle here and there (`without_fat`).
+        painted_share: Of placed `Batches`, the share of the patches in which something outside the heart is
+            bright (`painted_outside`).
         mistake_share: Of `RandomBatches`, the share of all patches drawn around a mistake of the network's,
             once there are some to `RandomBatches.show`.
         window_hu: The network's intensity window, HU (lowest, highest); DeepCAC2 paper.
@@ -115,6 +171,8 @@ class PatchRecipe(NoiseRecipe):
     near_share: float = 0.75
     other_share: float = 0.0
     mistake_share: float = 0.0
+    lean_share: float = 0.0
+    painted_share: float = 0.0
     window_hu: tuple[float, float] = WINDOW_HU
     seed: int = 1
 
@@ -123,7 +181,7 @@ class PatchRecipe(NoiseRecipe):
             raise ValueError("batch_size must be even: half of the patches hold calcium")
         if len(self.window_hu) != 2 or not self.window_hu[0] < self.window_hu[1]:
             raise ValueError(f"window_hu is [lowest HU, highest HU], not {list(self.window_hu)}")
-        for share in ("near_share", "other_share", "mistake_share"):
+        for share in ("near_share", "other_share", "mistake_share", "lean_share", "painted_share"):
             if not 0 <= getattr(self, share) <= 1:
                 raise ValueError(f"{share} is between 0 and 1")
 
@@ -135,12 +193,24 @@ class Batches(ABC):
         cache: All crops.
         crops: Those to draw from.
         recipe: How.
+        placed: Tell where in the heart a patch lies, in the channels of `heart_position.position`; crops are
+            named.
+        kinds: Labels keep artery and kind, as in named crops.
     """
 
-    def __init__(self, cache: CropCache, crops: Sequence[int], recipe: PatchRecipe) -> None:
+    def __init__(
+        self,
+        cache: CropCache,
+        crops: Sequence[int],
+        recipe: PatchRecipe,
+        *,
+        placed: bool = False,
+        kinds: bool = False,
+    ) -> None:
         self.cache = cache
         self.crops = tuple(crops)
         self.recipe = recipe
+        self.placed, self.kinds = placed, kinds
 
     @property
     def steps_per_epoch(self) -> int:
@@ -155,18 +225,29 @@ class Batches(ABC):
         """The batch of a step.
 
         Returns:
-            float32 (n, 1, 16, 64, 64) in [0, 1], and uint8 labels of the same shape, 1 = calcium.
+            float32 (n, 1, 16, 64, 64) in [0, 1], beside it the channels of the place, and uint8 labels
+            (n, 1, 16, 64, 64), 1 = calcium, or with kinds as in crops.
         """
         rng = np.random.default_rng([self.recipe.seed, step, 2])
         places = self.places(step)
-        image = np.empty((len(places), 1, *PATCH_SHAPE), dtype=np.float32)
-        label = np.empty(image.shape, dtype=np.uint8)
+        recipe = self.recipe
+        image = np.empty((len(places), 1 + self.placed * CHANNELS, *PATCH_SHAPE), dtype=np.float32)
+        label = np.empty((len(places), 1, *PATCH_SHAPE), dtype=np.uint8)
         for k, (crop, corner) in enumerate(places):
             box = window_of(corner)
             hu = self.cache.hu[crop][box].astype(np.float32)
-            image[k, 0] = self.recipe.noisy(hu, rng)
-            label[k, 0] = self.cache.label[crop][box] == CALCIUM
-        return torch.from_numpy(as_input(image, self.recipe.window_hu)), torch.from_numpy(label)
+            label[k, 0] = self.cache.label[crop][box]
+            if recipe.lean_share and rng.random() < recipe.lean_share:
+                hu = without_fat(hu, rng)
+            if self.placed and recipe.painted_share and rng.random() < recipe.painted_share:
+                hu = painted_outside(hu, self.cache.depth[crop][box], coronary(label[k, 0]), rng)
+            image[k, 0] = as_input(recipe.noisy(hu, rng), recipe.window_hu)
+            if self.placed:
+                shift = rng.normal(0.0, PLACE_JITTER).astype(np.float32)
+                image[k, 1:] = self.cache.place(crop, corner) + shift[:, None, None, None]
+        if not self.kinds:
+            label = coronary(label).view(np.uint8)
+        return torch.from_numpy(image), torch.from_numpy(label)
 
 
 class GridBatches(Batches):
@@ -179,8 +260,8 @@ class GridBatches(Batches):
         TrainingError: There is no calcium, nothing without calcium, or less than a batch.
     """
 
-    def __init__(self, cache: CropCache, crops: Sequence[int], recipe: PatchRecipe) -> None:
-        super().__init__(cache, crops, recipe)
+    def __init__(self, cache: CropCache, crops: Sequence[int], recipe: PatchRecipe, **told: bool) -> None:
+        super().__init__(cache, crops, recipe, **told)
         self._epoch = lru_cache(maxsize=2)(self._shuffled)  # two: threads work across an epoch's end
         if not len(self._pools[CALCIUM]):
             raise TrainingError("no scan to train on has calcium; add some that have")
@@ -244,17 +325,17 @@ class RandomBatches(Batches):
         TrainingError: There is no calcium, or nothing without calcium.
     """
 
-    def __init__(self, cache: CropCache, crops: Sequence[int], recipe: PatchRecipe) -> None:
-        super().__init__(cache, crops, recipe)
+    def __init__(self, cache: CropCache, crops: Sequence[int], recipe: PatchRecipe, **told: bool) -> None:
+        super().__init__(cache, crops, recipe, **told)
         self._voxels: dict[int, Voxels] = {k: {} for k in (CALCIUM, OTHER, NEAR, BRIGHT)}
         for i in self.crops:
             hu, label = np.asarray(cache.hu[i]), np.asarray(cache.label[i])
             bright = hu >= CANDIDATE_HU
             # Every seventh of the many is enough to draw from.
             for kind, mask, step in (
-                (CALCIUM, label == CALCIUM, 1),
-                (OTHER, label == OTHER, 1),
-                (NEAR, bright & ((label == NEAR) | (label == OTHER)), 1),
+                (CALCIUM, coronary(label), 1),
+                (OTHER, elsewhere(label), 1),
+                (NEAR, bright & ((label == NEAR) | elsewhere(label)), 1),
                 (BRIGHT, bright, 7),
             ):
                 voxels = np.argwhere(mask)[::step].astype(np.uint8)
@@ -297,7 +378,7 @@ class RandomBatches(Batches):
                 return chosen
             if pool := self._pool(rng, calcium=calcium):
                 crop, corner = self._draw(rng, pool)
-                if bool((self.cache.label[crop][window_of(corner)] == CALCIUM).any()) is calcium:
+                if bool(coronary(self.cache.label[crop][window_of(corner)]).any()) is calcium:
                     chosen.append((crop, corner))
         raise TrainingError("found no patch without calcium; add scans")
 

@@ -22,6 +22,7 @@ from ..errors import TrainingError
 from ..evaluation.datasets import AnnotatedSource, annotated_sources
 from ..imaging import Geometry, Volume
 from ..imaging.crop import crop_grid
+from ..imaging.heart_position import heart_depth
 from ..imaging.masks import box_centre, dilated
 from ..imaging.orientation import to_canonical
 from ..imaging.resampling import resample
@@ -30,7 +31,18 @@ from ..pipeline.chain import build_stage
 from ..pipeline.facts import CT, HEART
 from ..pipeline.step import Context, Stage, steps
 from ..pipeline.workflow import Workflow
-from .crops import Crop, CropCache, CropRecipe, CropSource, build_cache, composed_label
+from .crops import (
+    ARTERY,
+    KIND,
+    Crop,
+    CropCache,
+    CropRecipe,
+    CropSource,
+    Named,
+    build_cache,
+    composed_label,
+    named,
+)
 from .insertion import Background, FindHeart, background_series, inserted_crop, load_background
 from .recipe import Inputs
 
@@ -53,12 +65,14 @@ def crop_of(
     recipe: CropRecipe,
     *,
     other: npt.NDArray[np.bool_] | None = None,
+    names: Named = (),
 ) -> Crop:
     """The networks' view of a patient and its label, on the crop grid around `centre` (LPS mm).
 
     Args:
         volume, heart, calcium: In any orientation; masks bool (z, y, x) on the volume's grid.
         other: Calcium and metal that is known not to be coronary, where that is known.
+        names: Arteries and kinds, for crops that are `named`.
     """
     ct = to_canonical(volume.hu, volume.geometry)
     grid = crop_grid(ct.geometry, centre)
@@ -69,7 +83,8 @@ def crop_of(
         return resample(turned, ct.geometry, grid, outside=0.0).numpy()
 
     near = dilated(heart, volume.geometry, recipe.near_heart_mm)
-    return hu, composed_label(read, recipe, near=near, calcium=calcium, other=other)
+    label = composed_label(read, recipe, near=near, calcium=calcium, other=other, names=names)
+    return (hu, label, heart_depth(read(heart))) if recipe.named else (hu, label)
 
 
 def region_around(geometry: Geometry, centre: Iterable[float], margin_mm: float) -> Geometry:
@@ -98,7 +113,16 @@ def simulated_crop(seed: int, recipe: CropRecipe) -> Crop:
     drawn = region_around(default_geometry(seed, version=version), heart_centroid(seed), margin_mm)
     patient = simulate_patient(seed, geometry=drawn, version=version)
     centre = np.add(box_centre(patient.heart, drawn), shift)
-    return crop_of(patient.volume, patient.heart, patient.calcium, centre, recipe, other=patient.distractors)
+    names = (*named(patient.arteries, ARTERY), *named(patient.others, KIND)) if recipe.named else ()
+    return crop_of(
+        patient.volume,
+        patient.heart,
+        patient.calcium,
+        centre,
+        recipe,
+        other=patient.distractors,
+        names=names,
+    )
 
 
 def heart_finder(weights: str, device: torch.device) -> FindHeart:
@@ -207,6 +231,8 @@ def crop_sources(recipe: CropRecipe, inputs: Inputs) -> list[CropSource]:
 def make_crops(recipe: CropRecipe, folder: Path, inputs: Inputs) -> CropCache:
     """Cut all crops of a training into `folder`, or go on cutting; see `crop_sources` and `build_cache`."""
     settings = {k: getattr(recipe, k) for k in ("centre_jitter_mm", "label_threshold", "simulator")}
+    if recipe.named:
+        settings["named"] = True
     settings["heart_margin_mm"] = recipe.near_heart_mm  # its former name: older crops serve on
     settings["centre"] = "middle of the heart's box"  # crops cut around another point are others
     settings["heart_weights"] = inputs.heart_weights if inputs.data or inputs.backgrounds else ""

@@ -107,11 +107,17 @@ class Trainer:
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
         self._losses = 0
 
-    def answer(self, image: torch.Tensor, *beside: torch.Tensor) -> torch.Tensor:
-        """What the network says in its present mode, float32, on the device."""
+    def answer(self, image: torch.Tensor, *beside: torch.Tensor) -> Any:
+        """What the network says in its present mode, float32, on the device; of several answers all."""
         with torch.autocast(self.device.type, enabled=self._amp):
-            answer: torch.Tensor = self.network(image.contiguous(memory_format=self.layout), *beside)
-        return answer.float()
+            answer = self.network(image.contiguous(memory_format=self.layout), *beside)
+        return tuple(a.float() for a in answer) if isinstance(answer, tuple) else answer.float()
+
+    def logits(self, image: torch.Tensor) -> torch.Tensor:
+        """The first answer."""
+        answer = self.answer(image)
+        first: torch.Tensor = answer[0] if isinstance(answer, tuple) else answer
+        return first
 
     @property
     def learning_rate(self) -> float:

@@ -123,6 +123,7 @@ def context_of(module: Module) -> Context:
 def case_of(instance: Instance, path: Path, files: Iterable[Writer]) -> Case:
     """A case with the images that some writers need, and the outputs that modules before have written."""
     images = {fact for writer in files for need in one_of_each(writer.needs) for fact in need}
+    images |= {fact for writer in files for fact in writer.uses}
     outputs = {name: file_of(instance, query) for query, name in queries().items()}
     found = {name: file for name, file in outputs.items() if file is not None}
     return replace(read_case(path, files_of(instance, images)), outputs=found)

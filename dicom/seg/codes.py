@@ -15,13 +15,16 @@ from ...imaging import labels
 from ...imaging.labels import Concept
 
 
-def _code(concept: Concept) -> Code:
+def code_of(concept: Concept) -> Code:
+    """The code, for DICOM."""
     return Code(concept.value, concept.scheme, concept.meaning)
 
 
-HEART, CALCIUM = _code(labels.HEART.kind), _code(labels.CALCIFICATION)
-ANATOMICAL_STRUCTURE, ABNORMAL_STRUCTURE = _code(labels.STRUCTURE), _code(labels.ABNORMAL)
-CORONARY_ARTERY = _code(labels.CORONARY_ARTERY)
+HEART, CALCIUM = code_of(labels.HEART.kind), code_of(labels.CALCIFICATION)
+ANATOMICAL_STRUCTURE, ABNORMAL_STRUCTURE = code_of(labels.STRUCTURE), code_of(labels.ABNORMAL)
+CORONARY_ARTERY = code_of(labels.CORONARY_ARTERY)
+CORONARY_REGIONS = (labels.CORONARY_ARTERY, *(a.region for a in labels.ARTERIES))
+"""Regions of segments that are parts of the coronary calcium."""
 ARTIFICIAL_INTELLIGENCE = Code("123110", "DCM", "Artificial Intelligence")
 
 HEART_SEGMENT, CALCIUM_SEGMENT = 1, 2

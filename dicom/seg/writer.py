@@ -13,6 +13,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from ...errors import InputUnreadable, MaskMismatch
 from ...imaging import Geometry
+from ...imaging.labels import Label, Labels
 from ...system.atomic import write_whole
 from ..derived import content_time_of, decimal, encoded_once, inherited, nameless, reference_to
 from ..files import read_slice
@@ -42,11 +43,12 @@ def write_segmentation(
     geometry: Geometry,
     heart: BoolArray,
     calcium: BoolArray,
+    parts: Sequence[Labels] = (),
     slices: Sequence[SliceRef] | None = None,
     algorithm_name: str = "deepcac2",
     algorithm_version: str,
 ) -> None:
-    """Write one BINARY DICOM SEG with the segments 1 heart and 2 coronary calcium.
+    """Write one BINARY DICOM SEG with the segments 1 heart and 2 coronary calcium, and `parts` from 3 on.
 
     Frames are those of the CT, each with a reference to its image (and frame, where the CT is an
     enhanced multi-frame file). Frames without a voxel of a segment are left out; a segment that is empty
@@ -63,6 +65,8 @@ def write_segmentation(
         geometry: Grid of the masks: the CT's own.
         heart: bool (z, y, x).
         calcium: bool (z, y, x), may overlap the heart.
+        parts: Further segments: each class that has a voxel, in order. Whoever looks for all coronary calcium
+            finds it in segment 2; those of arteries are parts of it.
         slices: The image of each slice z of the masks; `series.slices` by default.
         algorithm_name, algorithm_version: What made the masks.
 
@@ -75,6 +79,13 @@ def write_segmentation(
 
     refs = tuple(series.slices if slices is None else slices)
     masks = {"heart": np.asarray(heart, dtype=np.bool_), "calcium": np.asarray(calcium, dtype=np.bool_)}
+    found = [label for labels in parts for label in labels.classes if (labels.array == label.value).any()]
+    masks |= {
+        label.name: labels.array == label.value
+        for labels in parts
+        for label in labels.classes
+        if label in found
+    }
     _check_fit(geometry, masks, refs)
 
     planes = {name: np.flatnonzero(np.any(mask, axis=(1, 2))) for name, mask in masks.items()}
@@ -97,7 +108,7 @@ def write_segmentation(
         source_images=sources,
         pixel_array=pixels,
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=_descriptions(algorithm),
+        segment_descriptions=_descriptions(algorithm, found),
         series_instance_uid=generate_uid(entropy_srcs=[series.series_uid, algorithm_name, "SEG"]),
         series_number=SERIES_NUMBER,
         series_description="Heart and coronary calcium",
@@ -179,9 +190,19 @@ def _source_image(
     return image
 
 
-def _descriptions(algorithm: Any) -> list[Any]:
+def _descriptions(algorithm: Any, parts: Sequence[Label]) -> list[Any]:
     import highdicom as hd
 
+    described = [
+        (codes.HEART_SEGMENT, "Heart", codes.ANATOMICAL_STRUCTURE, codes.HEART, None, _COLORS["heart"]),
+        (codes.CALCIUM_SEGMENT, "Coronary calcium", codes.ABNORMAL_STRUCTURE, codes.CALCIUM,
+         [codes.CORONARY_ARTERY], _COLORS["calcium"]),
+    ]  # fmt: skip
+    for number, label in enumerate(parts, start=codes.CALCIUM_SEGMENT + 1):
+        said = ("Calcium, " if label.region in codes.CORONARY_REGIONS else "Not counted, ") + label.name
+        regions = None if label.region is None else [codes.code_of(label.region)]
+        kinds = codes.code_of(label.category), codes.code_of(label.kind)
+        described.append((number, said, *kinds, regions, label.colour))
     return [
         hd.seg.SegmentDescription(
             segment_number=number,
@@ -191,14 +212,10 @@ def _descriptions(algorithm: Any) -> list[Any]:
             algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=algorithm,
             anatomic_regions=regions,
-            display_color=hd.color.CIELabColor.from_rgb(*_COLORS[name]),
+            display_color=hd.color.CIELabColor.from_rgb(*colour),
         )
-        for number, name, label, category, code, regions in (
-            (codes.HEART_SEGMENT, "heart", "Heart", codes.ANATOMICAL_STRUCTURE, codes.HEART, None),
-            (codes.CALCIUM_SEGMENT, "calcium", "Coronary calcium", codes.ABNORMAL_STRUCTURE, codes.CALCIUM,
-             [codes.CORONARY_ARTERY]),
-        )
-    ]  # fmt: skip
+        for number, label, category, code, regions, colour in described
+    ]
 
 
 def _wipe_marks(segmentation: Dataset, numbers: Iterable[int]) -> None:

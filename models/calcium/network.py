@@ -10,7 +10,7 @@ Sizes are given here in array order (z, y, x); the paper writes them as x × y �
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,13 +19,16 @@ import torch
 
 from ...imaging import Geometry, Volume
 from ...imaging.crop import CANDIDATE_HU, WINDOW_HU, Patches, crop_grid
+from ...imaging.heart_position import heart_box, heart_depth, position
+from ...imaging.labels import Labels
 from ...imaging.masks import bounding_box
-from ...imaging.orientation import to_canonical
+from ...imaging.orientation import Canonical, to_canonical
 from ...imaging.resampling import resample, support
 from ...imaging.tiling import Corner, PatchAverage, corners_touching, majority, patch_corners
 from ..patchwise import PatchModel, batch_that_fits
 from ..unet3d import PublishedUNet, build_for, bytes_per_patch, turned
 from . import unet
+from .kinds import name_pieces
 
 if TYPE_CHECKING:
     from ...weights import WeightSet
@@ -156,15 +159,25 @@ class CalciumPrediction:
         mask: bool (z, y, x) on the CT's grid: probability ≥ 0.5, in lesions that are somewhere sure. Below
             the HU that `CalciumModel.predict` was given it may miss voxels of a dense run; from there on it
             is the dense run's.
+        names: Of a network that names what it sees: the mask's arteries and what else is bright in the
+            region, see `kinds.Named`; else empty.
         probability: float32 (z, y, x) on the CT's grid, or None when not asked for.
         patches_run: Patches that were sent through the network.
         patches_total: Patches of the crop.
     """
 
     mask: npt.NDArray[np.bool_]
-    probability: npt.NDArray[np.float32] | None
-    patches_run: int
-    patches_total: int
+    names: tuple[Labels, ...] = ()
+    probability: npt.NDArray[np.float32] | None = None
+    patches_run: int = 0
+    patches_total: int = 0
+
+
+def _whole(labels: Labels, ct: Canonical, box: tuple[slice, ...]) -> Labels:
+    """Labels of a part of a turned CT on the CT's own grid."""
+    whole = np.zeros(ct.array.shape, dtype=np.uint8)
+    whole[box] = labels.array
+    return replace(labels, array=np.ascontiguousarray(ct.undo(whole)))
 
 
 def _box(mask: npt.NDArray[np.bool_]) -> tuple[slice, slice, slice]:
@@ -177,10 +190,11 @@ def build_network(architecture: dict[str, Any]) -> torch.nn.Module:
 
     Args:
         architecture: Keyword arguments of `monai.networks.nets.UNet` (channels, strides,
-            num_res_units, norm, act).
+            num_res_units, norm, act), or of `unet.UNet`.
 
     Returns:
-        Network from (n, 1, 16, 64, 64) in [0, 1] to logits of the same shape.
+        Network from (n, 1, 16, 64, 64) in [0, 1] to logits of the same shape; for further channels and
+        answers see `unet.UNet`.
     """
     if unet.is_known(architecture):
         return unet.UNet(**architecture)
@@ -223,6 +237,20 @@ class CalciumModel(PatchModel):
         self.rescale_to = rescale_to
         self.window_hu = window_hu
         self.patches = patches or Patches()
+
+    def _place(
+        self, heart: npt.NDArray[np.bool_] | None, own: Geometry, turned: Geometry, grid: Geometry
+    ) -> torch.Tensor:
+        """Where in the heart each voxel of the crop lies, see `imaging.heart_position.position`.
+
+        Args:
+            heart: bool on the CT's grid `own`; `turned` is that grid in canonical orientation.
+        """
+        if heart is None:
+            raise ValueError("this network is told where in the heart it looks: give the heart's mask")
+        share = resample(to_canonical(heart.view(np.uint8), own).array, turned, grid, outside=0.0)
+        depth = heart_depth(share.numpy())
+        return torch.from_numpy(position(depth, heart_box(depth))).to(self.device)
 
     @classmethod
     def load(cls, weights: WeightSet, device: torch.device, *, half: bool = False) -> CalciumModel:
@@ -273,6 +301,7 @@ class CalciumModel(PatchModel):
         volume: Volume,
         heart_centre: tuple[float, float, float],
         *,
+        heart: npt.NDArray[np.bool_] | None = None,
         region: npt.NDArray[np.bool_] | None = None,
         peak: float = THRESHOLD,
         lowest_hu: int | None = CANDIDATE_HU,
@@ -289,12 +318,16 @@ class CalciumModel(PatchModel):
         Args:
             volume: The CT.
             heart_centre: Middle of the heart's box, LPS (x, y, z), mm; see `imaging.masks.box_centre`.
+            heart: bool (z, y, x) on the CT's grid, for networks that are told where in the heart they look.
             region: bool (z, y, x) on the CT's grid; calcium outside it is not looked for. None: the
                 whole crop, as in the paper.
             peak: See `sure_lesions`.
             lowest_hu: HU from which voxels may be counted, as a rule's ``threshold``; None: any voxel may,
                 and every patch of the crop is run.
             keep_probability: Return the probability too.
+
+        Raises:
+            ValueError: The network is told where in the heart it looks, and `heart` is not given.
         """
         # The network knows bodies one way round: head up, back down, as nnU-Net does the heart.
         ct = to_canonical(volume.hu, volume.geometry)
@@ -307,14 +340,19 @@ class CalciumModel(PatchModel):
         part = ct.geometry.part([slice(*s.indices(n)) for s, n in zip(box, ct.array.shape, strict=True)])
         bright = np.ones(part.shape, dtype=bool) if lowest_hu is None else ct.array[box] >= lowest_hu
         candidates = bright if wanted is None else bright & wanted[box]
+        able = candidates
         needed = support(candidates, part, grid)
+        names: tuple[Labels, ...] = ()
         mask = np.zeros(volume.hu.shape, dtype=bool)
         probability = None
         run: list[Corner] = []
         if lowest_hu is None or needed.any():
             hu = to_crop(ct.array, ct.geometry, grid, device=self.device)
             values = normalise(hu, rescale_to=self.rescale_to, window_hu=self.window_hu)
-            average = PatchAverage(values, corners, shape, self._probability)
+            if getattr(self.network, "placed", False):
+                values = torch.cat([values[None], self._place(heart, volume.geometry, ct.geometry, grid)])
+            kinds = getattr(self.network, "kinds", ())
+            average = PatchAverage(values, corners, shape, self._probability, len(kinds))
             if lowest_hu is None:
                 run = corners
             elif keep_probability:
@@ -339,12 +377,17 @@ class CalciumModel(PatchModel):
             whole = np.zeros(ct.array.shape, dtype=bool)
             whole[box] = sure_lesions(found, found & bright, low, peak)
             mask = np.ascontiguousarray(ct.undo(whole))
+            if average.kinds is not None:
+                shares = average.kinds.cpu().numpy()
+                named = name_pieces(shares, grid.halved(), part, found=whole[box], bright=able)
+                names = tuple(_whole(labels, ct, box) for labels in named)
             if keep_probability:
                 probability = np.ascontiguousarray(ct.undo(low))
         if probability is None and keep_probability:
             probability = np.zeros(volume.hu.shape, dtype=np.float32)
         return CalciumPrediction(
             mask=mask,
+            names=names,
             probability=probability,
             patches_run=len(run),
             patches_total=len(corners),

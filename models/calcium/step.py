@@ -9,6 +9,7 @@ import numpy as np
 
 from ...imaging.labels import calcium_labels
 from ...imaging.masks import box_centre, region_within
+from ...pipeline.arteries import ARTERIES, NOT_CORONARY
 from ...pipeline.case import Case
 from ...pipeline.domain import compare, stated
 from ...pipeline.facts import CALCIUM, CALCIUM_RUN, CT, EXCLUDED, HEART
@@ -88,12 +89,15 @@ class FindCalcium:
             prediction = self.model.predict(
                 volume,
                 box_centre(heart, volume.geometry),
+                heart=heart,
                 region=region_within(heart, volume.geometry, point.values["heart_margin_mm"]),
                 peak=point.values["peak_probability"],
                 lowest_hu=self.lowest_hu,
             )
             used |= {"patches_run": prediction.patches_run, "patches_total": prediction.patches_total}
             mask = prediction.mask
+            for fact, named in zip((ARTERIES, NOT_CORONARY), prediction.names, strict=False):
+                case = case.add(fact, named)
         case = case.noted(*point.findings).add(CALCIUM, calcium_labels(mask)).add(CALCIUM_RUN, used)
         return compare(stated(case, self.weights))
 
@@ -120,7 +124,7 @@ STEP = register(
         train=f"{__package__}.train",
         reads=lambda options: (CT, HEART),
         uses=(EXCLUDED,),
-        writes=(CALCIUM, CALCIUM_RUN),
+        writes=(CALCIUM, CALCIUM_RUN, ARTERIES, NOT_CORONARY),
         build=_build,
     )
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -31,7 +31,17 @@ from ...pipeline.chain import describe_device
 from ...reporting.evaluation import write_report
 from ...scoring import score
 from ...system.atomic import write_json
-from ...training.crops import CALCIUM, CropCache, CropRecipe, split_patients
+from ...training.crops import (
+    ARTERY,
+    CALCIUM,
+    KIND,
+    NEAR,
+    OTHER,
+    CropCache,
+    CropRecipe,
+    coronary,
+    split_patients,
+)
 from ...training.export import export_networks
 from ...training.loop import dice, run_steps
 from ...training.mining import find_mistakes, load_mistakes, save_mistakes
@@ -40,12 +50,17 @@ from ...training.recipe import Inputs
 from ...training.sources import INSERTED, SIMULATED, crop_origin, make_crops
 from ...training.trainer import LOSSES, StepsRecipe, Trainer, segmentation_loss
 from ...weights import WeightSet, resolve, stated_window
+from .kinds import KINDS
 from .network import CalciumModel, build_network
 
 log = logging.getLogger(__name__)
 
 PAPER_EPOCHS = 50
 """Length of the paper's training; DeepCAC2 paper."""
+_BRIGHT_HU = 110.0
+"""HU from which a voxel is asked what it is; below `CANDIDATE_HU`, as noise and interpolation move it."""
+_NOTHING_WEIGHS = 0.3
+"""Weight of nothing of all that among the kinds; chosen."""
 CROP_GEOMETRY = Geometry(shape=CROP_SHAPE, spacing=CROP_SPACING, origin=(0.0, 0.0, 0.0))
 """The crop's grid by itself: its middle is the heart's centre, so the predictor crops just this again."""
 
@@ -66,7 +81,8 @@ class CalciumRecipe(CropRecipe, PatchRecipe, StepsRecipe):
         loss: ``"dice"`` (binary Dice, DeepCAC2 paper) or ``"dice_ce"`` (plus binary cross-entropy).
         start: Name and hash of the weights that the training begins with; "": random ones. `train` sets it.
         amp: On a GPU mixed precision, float16 with gradient scaling; on a CPU it is float32 all the same.
-        architecture: Keyword arguments of MONAI's `UNet`.
+        architecture: Keyword arguments of MONAI's `UNet`, and of ours ``placed`` and ``kinds`` (`unet.UNet`).
+        kinds_share: Weight of the names of artery and kind in the loss.
         validation_patches: Most held-out patches that measure the Dice during training.
         validate_every: Steps between; validation also comes at the end.
     """
@@ -81,6 +97,7 @@ class CalciumRecipe(CropRecipe, PatchRecipe, StepsRecipe):
     start: str = ""
     amp: bool = False
     architecture: dict[str, Any]
+    kinds_share: float = 0.3
     validation_patches: int = 512
     validate_every: int = 200
     checkpoint_every: int = 100
@@ -103,6 +120,15 @@ class CalciumRecipe(CropRecipe, PatchRecipe, StepsRecipe):
             raise ValueError("mining_steps rise, and lie between 0 and steps; they need random patches")
         if not 0 <= self.validation_share <= 1:
             raise ValueError("validation_share is between 0 and 1")
+        if any(self.told.values()) and not self.named:
+            raise ValueError("an architecture with 'placed' or 'kinds' needs named crops: set named to true")
+        if (kinds := self.architecture.get("kinds")) and tuple(kinds) != KINDS:
+            raise ValueError(f"kinds are {list(KINDS)}")
+
+    @property
+    def told(self) -> dict[str, bool]:
+        """What the network is told or asked beside, see `training.patches.Batches`."""
+        return {name: bool(self.architecture.get(name)) for name in ("placed", "kinds")}
 
     def described(self) -> dict[str, Any]:
         """What a set's description says of its network."""
@@ -135,7 +161,7 @@ def train(recipe: CalciumRecipe, work: Path, inputs: Inputs) -> Path:
     total = recipe.steps or recipe.epochs * batches.steps_per_epoch
     trainer = make_trainer(recipe, total, device=inputs.device)
     if weights is not None:
-        trainer.network.load_state_dict(CalciumModel.load(weights, inputs.device).network.state_dict())
+        begin_with(trainer.network, CalciumModel.load(weights, inputs.device).network.state_dict())
     validate = partial(dice, trainer, *held_out_batches(recipe, cache, held_out))
     speed = run_steps(
         trainer,
@@ -183,12 +209,77 @@ def _beginning_with(weights: WeightSet, recipe: CalciumRecipe) -> CalciumRecipe:
             f"the weights {weights.name!r} are the published network, which is not trained here; name others "
             "with --start"
         )
-    if weights.metadata.get("architecture") != json.loads(json.dumps(recipe.architecture)):
+    own, theirs = (
+        {k: v for k, v in dict(a or {}).items() if k not in ("placed", "kinds")}
+        for a in (recipe.architecture, weights.metadata.get("architecture"))
+    )
+    if theirs != json.loads(json.dumps(own)):
         raise WeightsError(
             f"the weights {weights.name!r} are another network than the recipe's; copy 'architecture' from "
             f"{weights.path / 'weights.json'} into the recipe"
         )
     return replace(recipe, start=f"{weights.name}@{weights.hash[:12]}")
+
+
+def begin_with(network: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Give a network the weights of one that may lack its channels of the place, and its namer.
+
+    What it is told besides counts nothing at first, so that it answers as the other does.
+    """
+    own = network.state_dict()
+    for name, tensor in own.items():
+        if name not in state:
+            assert name.startswith("namer."), name
+        elif state[name].shape == tensor.shape:
+            tensor.copy_(state[name])
+        elif not name.startswith("namer."):
+            tensor.zero_()
+            tensor[:, : state[name].shape[1]] = state[name]
+    network.load_state_dict(own)
+
+
+def kinds_of(label: torch.Tensor) -> torch.Tensor:
+    """What lies in pairs of voxels along each axis, as numbers in `KINDS`; −1 where nobody knows.
+
+    Args:
+        label: uint8 (n, 1, z, y, x), see `training.crops.Crop`.
+
+    Returns:
+        int64 (n, z/2, y/2, x/2).
+    """
+    table = torch.full((256,), float(KINDS.index("other")))
+    table[[0, NEAR]] = 0
+    table[[CALCIUM, OTHER]] = -1
+    for value in range(1, 5):  # as in `labels.ARTERIES` and `truth.OTHERS`
+        table[ARTERY + value], table[KIND + value] = value, 4 + value
+    kinds = table[label.long()]
+    most = torch.nn.functional.max_pool3d(kinds, 2)
+    unknown = torch.nn.functional.max_pool3d((kinds < 0).float(), 2)
+    most[(most == 0) & (unknown > 0)] = -1
+    return most[:, 0].long()
+
+
+def named_loss(
+    recipe: CalciumRecipe, answer: Callable[..., Any], image: torch.Tensor, label: torch.Tensor
+) -> torch.Tensor:
+    """`segmentation_loss`, plus the recipe's share of the cross-entropy of artery and kind.
+
+    The second is asked for where something is labelled or bright; nothing of all that weighs less, as it is
+    most of what is bright.
+    """
+    logits, kinds = answer(image)
+    target = (label == CALCIUM) | ((label > ARTERY) & (label < KIND))
+    loss = segmentation_loss(recipe.loss, lambda _: logits, image, target)
+    wanted = kinds_of(label)
+    low, high = recipe.window_hu
+    bright = torch.nn.functional.max_pool3d(image[:, :1], 2)[:, 0] >= (_BRIGHT_HU - low) / (high - low)
+    wanted = torch.where(bright | (wanted > 0), wanted, -1)
+    weight = torch.ones(len(KINDS), device=kinds.device)
+    weight[0] = _NOTHING_WEIGHS
+    if (wanted >= 0).any():
+        named = torch.nn.functional.cross_entropy(kinds, wanted, weight, ignore_index=-1)
+        loss = loss + recipe.kinds_share * named
+    return loss
 
 
 def make_trainer(recipe: CalciumRecipe, total: int, *, device: torch.device) -> Trainer:
@@ -197,7 +288,7 @@ def make_trainer(recipe: CalciumRecipe, total: int, *, device: torch.device) -> 
     # On one core of an AMD EPYC 31 patches/s, 18 with the usual layout (the bundled network, float32).
     return Trainer(
         build_network(recipe.architecture),
-        partial(segmentation_loss, recipe.loss),
+        partial(named_loss, recipe) if recipe.told["kinds"] else partial(segmentation_loss, recipe.loss),
         recipe,
         total=total,
         device=device,
@@ -209,7 +300,7 @@ def make_trainer(recipe: CalciumRecipe, total: int, *, device: torch.device) -> 
 def make_batches(recipe: CalciumRecipe, cache: CropCache, crops: Sequence[int]) -> Batches:
     """The batches of a training, by the recipe's sampling."""
     kind = GridBatches if recipe.sampling == "grid" else RandomBatches
-    return kind(cache, crops, recipe)
+    return kind(cache, crops, recipe, **recipe.told)
 
 
 def held_out_batches(
@@ -218,7 +309,8 @@ def held_out_batches(
     """Fixed patches of the paper's grid that measure progress, and how many batches of them."""
     size = min(recipe.batch_size, _patches_of(cache, crops))
     same = {name: getattr(recipe, name) for name in ("near_share", "window_hu", "seed")}
-    batches = GridBatches(cache, crops, PatchRecipe(batch_size=size, **same))
+    of_grid = PatchRecipe(batch_size=size, **same)
+    batches = GridBatches(cache, crops, of_grid, placed=recipe.told["placed"])
     return batches, min(batches.steps_per_epoch, max(1, recipe.validation_patches // size))
 
 
@@ -237,7 +329,10 @@ def _mine(trainer: Trainer, batches: Batches, recipe: CalciumRecipe, work: Path,
         count = min(recipe.mining_crops, len(batches.crops))
         chosen = np.random.default_rng([recipe.seed, step, 3])
         crops = sorted(chosen.choice(batches.crops, count, replace=False).tolist())
-        save_mistakes(path, find_mistakes(trainer, batches.cache, crops, window_hu=recipe.window_hu))
+        found = find_mistakes(
+            trainer, batches.cache, crops, window_hu=recipe.window_hu, placed=recipe.told["placed"]
+        )
+        save_mistakes(path, found)
     if isinstance(batches, RandomBatches):
         batches.show(load_mistakes(path))
 
@@ -270,7 +365,8 @@ def evaluate_crops(
     for crop in crops:
         name, label = cache.names[crop], np.asarray(cache.label[crop])
         volume = Volume(hu=np.array(cache.hu[crop]), geometry=CROP_GEOMETRY)
-        found, truth = model.predict(volume, (x, y, z)).mask, label == CALCIUM
+        heart = np.asarray(cache.depth[crop]) > 0 if cache.depth else None
+        found, truth = model.predict(volume, (x, y, z), heart=heart).mask, coronary(label)
         scan = AnnotatedScan(name=name, volume=volume, heart=None, calcium=truth)
         near = found & (label > 0)
         prediction = Prediction(status="scored", calcium=near, score=score(volume, near).total)

@@ -1,9 +1,9 @@
-"""The 3D U-Net of the calcium network, with residual units.
+"""The 3D U-Net of the calcium network, with residual units, and its namer.
 
-The same network as MONAI's `UNet` (Kerfoot et al., "Left-Ventricle Quantification Using Residual U-Net",
-STACOM 2018), parameter for parameter and name for name, so that sets trained with either fit both, and a
-seed gives the same first weights. Written anew because MONAI loads all of itself, 7 s and 250 MB, before its
-first layer is there.
+But for the namer and the channels of the place it is the same network as MONAI's `UNet` (Kerfoot et al.,
+"Left-Ventricle Quantification Using Residual U-Net", STACOM 2018), parameter for parameter and name for name,
+so that sets trained with either fit both, and a seed gives the same first weights. Written anew because MONAI
+loads all of itself, 7 s and 250 MB, before its first layer is there.
 """
 
 from __future__ import annotations
@@ -14,8 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...imaging.heart_position import CHANNELS
+
 KERNEL = 3
 """Voxels along each axis of all convolutions but those that only change the number of channels."""
+
+_NAMER = 64
+"""Channels within the namer; chosen."""
 
 _NORMS = {"batch": nn.BatchNorm3d, "instance": nn.InstanceNorm3d}
 
@@ -23,7 +28,7 @@ _NORMS = {"batch": nn.BatchNorm3d, "instance": nn.InstanceNorm3d}
 def is_known(architecture: dict[str, Any]) -> bool:
     """Whether `UNet` takes these keyword arguments of MONAI's."""
     return (
-        architecture.keys() <= {"channels", "strides", "num_res_units", "norm"}
+        architecture.keys() <= {"channels", "strides", "num_res_units", "norm", "placed", "kinds"}
         and isinstance(norm := architecture.get("norm", "instance"), str)
         and norm.lower() in _NORMS
     )
@@ -39,6 +44,8 @@ class UNet(nn.Module):
         strides: Sequence[int],
         num_res_units: int = 0,
         norm: str = "instance",
+        placed: bool = False,
+        kinds: Sequence[str] = (),
     ) -> None:
         """Build the network.
 
@@ -47,28 +54,57 @@ class UNet(nn.Module):
             strides: From each level to the next, one fewer.
             num_res_units: Convolutions of a unit on the way down; 0: one, without a residual.
             norm: ``"batch"`` or ``"instance"``.
+            placed: Take the channels of `imaging.heart_position` beside the HU.
+            kinds: What a second answer, the namer's, tells apart, see `kinds.KINDS`; it looks at the
+                uppermost level, at half the voxels where `strides` begin with 2. Empty: there is none.
 
         Raises:
-            ValueError: `channels` and `strides` do not fit together.
+            ValueError: `channels` and `strides` do not fit together, or not with `kinds`.
         """
         super().__init__()
+        if kinds and strides[0] != 2:
+            raise ValueError(f"a network with kinds begins with a stride of 2, not {strides[0]}")
         if len(channels) < 2 or len(strides) < len(channels) - 1:
             raise ValueError(f"{len(channels)} levels need {len(channels) - 1} strides, not {len(strides)}")
         self._units, self._norm = num_res_units, _NORMS[norm.lower()]
-        self.model = self._level(1, 1, list(channels), list(strides), top=True)
+        self.placed, self.kinds = placed, tuple(kinds)
+        into = 1 + placed * CHANNELS
+        self.model = self._level(into, 1, list(channels), list(strides), top=True)
+        if kinds:
+            wide = channels[0] + (channels[0] if len(channels) > 2 else channels[1])
+            self.namer = nn.Sequential(
+                nn.Conv3d(wide + placed * CHANNELS, _NAMER, 1),
+                nn.PReLU(),
+                nn.Conv3d(_NAMER, _NAMER, 1),
+                nn.PReLU(),
+                nn.Conv3d(_NAMER, len(kinds), 1),
+            )
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits (n, 1, z, y, x) of values (n, 1, z, y, x); sizes that the strides divide."""
+    def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Logits (n, 1, z, y, x) of values (n, 1 or 5, z, y, x); sizes that the strides divide.
+
+        With a namer a tuple: these, and logits of the kinds at half the voxels, (n, kinds, z/2, y/2, x/2).
+        """
+        if self.kinds:
+            joined = self.model[1](self.model[0](x))
+            return self.model[2](joined), self.namer(self._told(joined, x))
         logits: torch.Tensor = self.model(x)
         return logits
 
+    def _told(self, joined: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """What the namer sees: the uppermost level, and where that lies."""
+        if not self.placed:
+            return joined
+        return torch.cat([joined, nn.functional.avg_pool3d(x[:, 1:], 2)], dim=1)
+
     def _level(
         self, into: int, out: int, channels: list[int], strides: list[int], *, top: bool = False
-    ) -> nn.Module:
+    ) -> nn.Sequential:
         """One level with all below it; these are made first, which fixes the order of random weights."""
         here, stride, *_ = channels[0], strides[0]
         if len(channels) > 2:
-            below, from_below = self._level(here, here, channels[1:], strides[1:]), here
+            below: nn.Module = self._level(here, here, channels[1:], strides[1:])
+            from_below = here
         else:
             below, from_below = self._down(here, channels[1], 1), channels[1]
         down = self._down(into, here, stride)

@@ -819,3 +819,59 @@ def test_claims_of_a_segmentation_have_an_end(small_seg: Path, tmp_path: Path) -
         else:
             with pytest.raises(InputUnreadable, match="more than a file of"):
                 segment_frames(tmp_path / "a.dcm")
+
+
+def test_classes_are_further_segments(tmp_path: Path, assert_valid: AssertValid) -> None:
+    """Heart and calcium stay 1 and 2; each class that occurs follows, and other readers find its voxels."""
+    from deepcac2.imaging.labels import ARTERIES, NOT_CORONARY, NOT_SURE, Labels
+
+    geometry = make_geometry()
+    series = write_ct(tmp_path / "ct", geometry)
+    rng = np.random.default_rng(7)
+    arteries = np.where(rng.random(SHAPE) < 0.03, rng.choice([2, 4, 5], SHAPE), 0).astype(np.uint8)
+    others = np.where((arteries == 0) & (rng.random(SHAPE) < 0.02), rng.choice([2, 6], SHAPE), 0).astype(
+        np.uint8
+    )
+    heart = np.zeros(SHAPE, dtype=bool)
+    heart[2:6, 5:25, 5:35] = True
+    path = tmp_path / "cac.seg.dcm"
+    write_segmentation(
+        path,
+        series=series,
+        geometry=geometry,
+        heart=heart,
+        calcium=arteries > 0,
+        parts=[
+            Labels(array=arteries, classes=(*ARTERIES, NOT_SURE)),
+            Labels(array=others, classes=NOT_CORONARY),
+        ],
+        algorithm_version="1",
+    )
+    assert_valid(path, "Segmentation")
+    seg = hd.seg.segread(path)
+    said = [
+        (s.segment_label, s.anatomic_regions[0].meaning if s.anatomic_regions else "")
+        for s in seg.SegmentSequence
+    ]
+    assert said == [
+        ("Heart", ""),
+        ("Coronary calcium", "Coronary artery"),
+        ("Calcium, LAD", "Left Anterior Descending Coronary Artery"),
+        ("Calcium, RCA", "Right Coronary Artery"),
+        ("Calcium, artery not sure", "Coronary artery"),
+        ("Not counted, aortic valve", "Aortic Valve"),
+        ("Not counted, perhaps coronary", "Heart"),
+    ]
+    uids = [ref.sop_instance_uid for ref in series.slices]
+    for number, array, value in (
+        (3, arteries, 2),
+        (4, arteries, 4),
+        (5, arteries, 5),
+        (6, others, 2),
+        (7, others, 6),
+    ):
+        frames = seg.get_pixels_by_source_instance(uids, segment_numbers=[number])[..., 0]
+        np.testing.assert_array_equal(frames > 0, array == value)
+    found = read_segmentation(path, geometry)
+    np.testing.assert_array_equal(found["calcium"], arteries > 0)
+    np.testing.assert_array_equal(found["heart"], heart)

@@ -20,6 +20,7 @@ from pydicom.sr.coding import Code
 from pydicom.uid import Comprehensive3DSRStorage
 
 from deepcac2.dicom import (
+    MeasuredArtery,
     MeasuredCalcium,
     MeasuredLesion,
     Series,
@@ -30,6 +31,7 @@ from deepcac2.dicom import (
 )
 from deepcac2.dicom import structured_report as module
 from deepcac2.errors import InputUnreadable, OutputUnwritable
+from deepcac2.imaging.labels import ARTERIES, NOT_SURE
 
 LESIONS = (
     MeasuredLesion(score=101.0625, volume_mm3=70.3, centre=(12.5, -34.25, 80.0)),
@@ -167,7 +169,34 @@ def test_highdicom_reads_what_was_measured(scan: Scan) -> None:
 
 
 POPULATION = "Hoff 2001, by age and sex"
+DIVIDED = replace(
+    MEASURED,
+    cac_drs=2,
+    territories=2,
+    arteries=tuple(
+        MeasuredArtery(label=label, score=score, volume_mm3=10.5, centre=(1.0, 2.0, float(score)))
+        for label, score in ((ARTERIES[1], 60), (ARTERIES[3], 40), (NOT_SURE, 1.4))
+    ),
+)
 GRADED = replace(MEASURED, cac_drs=2, percentile=(50, 75), population=POPULATION)
+
+
+def test_each_artery_is_a_group_with_its_site(scan: Scan) -> None:
+    content = hd.sr.srread(scan.write(DIVIDED)).content
+    calcium, _ = content.get_volumetric_roi_measurement_groups()
+    assert numbers(calcium)["122762"] == (2, "1")
+    groups = content.get_image_measurement_groups()
+    for group, artery in zip(groups, DIVIDED.arteries, strict=False):
+        assert group.tracking_identifier == f"Calcium, {artery.label.name}"
+        region = artery.label.region
+        assert region is not None
+        assert [s.value for s in group.finding_sites] == [Code(region.value, region.scheme, region.meaning)]
+        assert numbers(group) == {"450360000": (artery.score, "1"), "122660": (10.5, "mm3")}
+        (point,) = [i for i in items(group[0]) if i.ValueType == "SCOORD3D"]
+        assert tuple(point.GraphicData) == pytest.approx(artery.centre)
+    assert len(groups) == len(DIVIDED.arteries) + len(LESIONS)
+    uids = [group.tracking_uid for group in groups]
+    assert len(set(uids)) == len(uids)
 
 
 @pytest.mark.parametrize(
@@ -300,7 +329,13 @@ def test_numbers_have_the_digits_that_a_scan_can_repeat(scan: Scan) -> None:
 
 @pytest.mark.parametrize(
     "measured",
-    [MEASURED, NOTHING, GRADED, replace(MEASURED, mass_mg=15.25, threshold_hu=None, remarks=REMARKS)],
+    [
+        MEASURED,
+        NOTHING,
+        GRADED,
+        DIVIDED,
+        replace(MEASURED, mass_mg=15.25, threshold_hu=None, remarks=REMARKS),
+    ],
 )
 def test_other_programs_read_it(
     scan: Scan, measured: MeasuredCalcium, assert_valid, run_tool: Callable[..., str]
@@ -312,7 +347,8 @@ def test_other_programs_read_it(
     assert ("Agatston Score Threshold" in dump) == (measured.threshold_hu is not None)
     assert ("Calcium Mass" in dump) == (measured.mass_mg is not None)
     assert dump.count("Percentile Ranking of measurement") == (2 if measured is GRADED else 0)
-    assert (f'"{POPULATION}"' in dump, "CAC-DRS A2" in dump) == (measured is GRADED, measured is GRADED)
+    assert (f'"{POPULATION}"' in dump) == (measured is GRADED)
+    assert ("CAC-DRS A2" in dump) == (measured.cac_drs == 2)
     assert dump.count('"Lesion ') == len(measured.lesions)
     assert all(f'"Comment")="{text}"' in dump for text in measured.remarks)
     assert not any(line.startswith(("E:", "F:")) for line in dump.splitlines())
@@ -334,6 +370,8 @@ def test_other_programs_read_it(
         "Very low risk" if measured is NOTHING else "Moderate risk"
     )
     names = ["Heart"] if measured.heart_ml is not None else []
+    names += [f"Calcium, {artery.label.name}" for artery in measured.arteries]
+    assert ("Number of diseased vessel territories" in dump) == (measured is DIVIDED)
     names += [f"Lesion {n}" for n, _ in enumerate(measured.lesions, start=1)]
     assert [group["TrackingIdentifier"] for group in others] == names
 

@@ -16,7 +16,7 @@ from deepcac2.models.heart.network import HeartModel
 from deepcac2.simulation import heart_centroid, simulate_patient
 from deepcac2.simulation.anatomy import sample_anatomy
 from deepcac2.training import insertion
-from deepcac2.training.crops import CropRecipe
+from deepcac2.training.crops import ARTERY, CALCIUM, OTHER, CropRecipe, coronary, elsewhere
 from deepcac2.training.insertion import (
     Background,
     background_series,
@@ -64,7 +64,7 @@ def test_arteries_lie_inside_the_heart_near_its_surface(background):
 
 def test_noise_stays_and_what_is_far_from_a_lesion_is_untouched(background, monkeypatch):
     monkeypatch.setattr(insertion, "BLURRED_SHARE", 0.0)
-    hu, calcium, other = insert(background, 11)
+    hu, calcium, other, _ = insert(background, 11)
     assert calcium.any()
     assert not (calcium & other).any()
     added = hu - background.volume.hu
@@ -78,7 +78,7 @@ def test_noise_stays_and_what_is_far_from_a_lesion_is_untouched(background, monk
 
 def test_a_heart_drawn_without_calcium_gets_none(background, monkeypatch):
     monkeypatch.setattr(insertion, "WITH_CALCIUM", 0.0)
-    _, calcium, _ = insert(background, 11)
+    _, calcium, _, _ = insert(background, 11)
     assert not calcium.any()
 
 
@@ -128,3 +128,38 @@ def test_a_background_is_cut_to_the_surroundings_of_its_heart(background, shared
     assert make_background("x", background.volume, background.heart, series).kernel == "B"
     nameless = replace(series, kernel="")
     assert make_background("x", background.volume, background.heart, nameless).kernel == "STANDARD"
+
+
+def test_named_crops_say_which_artery(background: Background) -> None:
+    """The same crop as one without names, with arteries, kinds and depth instead of bare calcium."""
+    plain, named = (replace(CROP, simulator=2, named=n) for n in (False, True))
+    for seed in (4, 11):
+        hu, label = inserted_crop(background, seed, plain)
+        again, names, depth = inserted_crop(background, seed, named)
+        np.testing.assert_array_equal(hu, again)
+        np.testing.assert_array_equal(coronary(names), label == CALCIUM)
+        np.testing.assert_array_equal(elsewhere(names), label == OTHER)
+        known = names > ARTERY
+        assert known.sum() > 0.8 * (label == CALCIUM).sum()
+        assert set(np.unique(names[coronary(names)])) <= {CALCIUM, *(ARTERY + v for v in range(1, 5))}
+        near = label > 0
+        assert not near[depth < -75].any()  # 15 mm outside; near ends at 10
+        assert near[depth > 0].mean() > 0.99
+
+
+def test_the_truth_of_a_simulated_patient_goes_into_its_crop() -> None:
+    """Share by share: what a named crop calls an artery's is that artery's in the patient."""
+    from deepcac2.training.sources import simulated_crop
+
+    recipe = CropRecipe(simulator=2, named=True, label_threshold=0.25)
+    _, label, depth = simulated_crop(5, recipe)
+    patient = simulate_patient(5, version=2)
+    arteries = {v for v in np.unique(patient.arteries.array).tolist() if v}
+    found = {v - ARTERY for v in np.unique(label[coronary(label)]).tolist()}
+    assert found <= arteries
+    mm3 = 2.5 * 0.7 * 0.7
+    for value in arteries:
+        voxels = (patient.arteries.array == value).sum() * patient.volume.geometry.voxel_volume
+        if voxels > 100:
+            assert (label == ARTERY + value).sum() * mm3 == pytest.approx(voxels, rel=0.5)
+    assert (depth[coronary(label)] > -25).all()

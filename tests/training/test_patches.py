@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,11 +15,14 @@ import torch
 
 from deepcac2.errors import DiskFull, TrainingError
 from deepcac2.imaging.crop import CROP_SHAPE
+from deepcac2.imaging.heart_position import heart_depth, position
 from deepcac2.models.calcium.network import normalise
 from deepcac2.training.crops import (
+    ARTERY,
     BRIGHT,
     CALCIUM,
     GRID,
+    KIND,
     NEAR,
     OTHER,
     Crop,
@@ -30,7 +34,16 @@ from deepcac2.training.crops import (
     window_of,
 )
 from deepcac2.training.loop import prefetch
-from deepcac2.training.patches import Batches, GridBatches, Mistakes, PatchRecipe, Place, RandomBatches
+from deepcac2.training.patches import (
+    Batches,
+    GridBatches,
+    Mistakes,
+    PatchRecipe,
+    Place,
+    RandomBatches,
+    painted_outside,
+    without_fat,
+)
 
 CPU = torch.device("cpu")
 
@@ -333,3 +346,65 @@ def test_an_error_in_a_thread_reaches_the_training(cache: CropCache) -> None:
         next(stream)
     with pytest.raises(TrainingError, match="the fifth"):
         next(stream)
+
+
+def placed_cache(folder: Path) -> CropCache:
+    """One crop with names and depth: an RCA's lesion, a valve, and a heart of which the depth is known."""
+
+    def make() -> Crop:
+        hu, label = crop(3)
+        label[label == CALCIUM] = ARTERY + 4
+        label[20:24, 70:80, 70:80] = KIND + 2
+        heart = np.zeros(CROP_SHAPE, dtype=np.float32)
+        heart[15:45, 60:190, 60:190] = 1
+        return hu, label, heart_depth(heart)
+
+    source = CropSource(name="c", patient="p", make=make)
+    return build_cache([source], folder, settings={"named": True})
+
+
+def test_placed_batches_say_where_they_lie(tmp_path: Path) -> None:
+    cache = placed_cache(tmp_path)
+    recipe = PatchRecipe(batch_size=8, other_share=0.5, painted_share=0.5, seed=4)
+    batches = RandomBatches(cache, [0], recipe, placed=True, kinds=True)
+    image, label = batches.batch(0)
+    assert image.shape == (8, 5, 16, 64, 64)
+    values = set(label.unique().tolist())
+    assert {ARTERY + 4, KIND + 2} <= values <= {0, NEAR, ARTERY + 4, KIND + 2}
+    whole = position(np.asarray(cache.depth[0]), cache.boxes[0])
+    for k, (_, corner) in enumerate(batches.places(0)):
+        off = image[k, 1:].numpy() - whole[(slice(None), *window_of(corner))]
+        shift = off.reshape(4, -1)
+        assert np.ptp(shift, axis=1).max() < 1e-5  # one shift a patch and channel
+        assert np.abs(shift).max() < 0.5
+    bare, mask = RandomBatches(cache, [0], replace(recipe, painted_share=0.0)).batch(0)
+    assert bare.shape == (8, 1, 16, 64, 64)
+    assert set(mask.unique().tolist()) == {0, 1}
+
+
+def test_what_is_painted_lies_outside_and_spares_calcium(tmp_path: Path) -> None:
+    cache = placed_cache(tmp_path)
+    rng = np.random.default_rng(2)
+    hu, depth = (np.asarray(a[0][10:26, 30:94, 30:94]) for a in (cache.hu, cache.depth))
+    calcium = np.zeros(hu.shape, dtype=bool)
+    calcium[:, :20, :20] = True
+    changed = np.zeros(hu.shape, dtype=bool)
+    for _ in range(10):
+        out = painted_outside(hu.astype(np.float32), depth, calcium, rng)
+        changed |= out > hu + 50
+    assert changed.any()
+    assert not changed[calcium].any()
+    assert not changed[depth > 15].any()  # 3 mm inside
+
+
+def test_lean_patches_lose_fat_and_nothing_else() -> None:
+    rng = np.random.default_rng(1)
+    hu = np.full((16, 64, 64), -100, dtype=np.float32)
+    hu[:, :20], hu[:, 20:40] = 400, -800
+    turned = np.zeros(hu.shape, dtype=bool)
+    for _ in range(5):
+        out = without_fat(hu, rng)
+        assert (out[:, :40] == hu[:, :40]).all()
+        turned |= out != hu
+        assert 0 < (out[out != hu]).mean() < 70
+    assert turned[:, 40:].mean() > 0.8
