@@ -106,7 +106,7 @@ def user_folder() -> Path:
     return Path(base) / "deepcac2" / "weights"
 
 
-def bundle(source: Path, weights: Path = PACKAGE_FOLDER) -> WeightSet:
+def bundle(source: Path, weights: Path = PACKAGE_FOLDER, *, beside: str = "") -> WeightSet:
     """Make the set in `source` the bundled one of its role: copy its files, update the manifest.
 
     For maintainers, after training: run in a checkout, then commit ``weights/``. Name, hashes, and what the
@@ -116,15 +116,17 @@ def bundle(source: Path, weights: Path = PACKAGE_FOLDER) -> WeightSet:
     Args:
         source: Folder of a set.
         weights: Folder with ``manifest.json`` and the bundled sets.
+        beside: Folder in `weights` of a set that is bundled beside the default of its role; "": the default.
 
     Raises:
         WeightsMissing, WeightsError: `source` holds no set.
     """
     found = describe(source)
     content = json.loads((weights / MANIFEST.name).read_text(encoding="utf-8"))
-    row = next((e for e in content["sets"] if e["role"] == found.role and e.get("default")), None)
-    if row is None:  # the first of its role
-        row = {"name": found.name, "role": found.role, "folder": found.role, "default": True}
+    place = {"folder": beside} if beside else {"role": found.role, "default": True}
+    row = next((e for e in content["sets"] if place.items() <= e.items()), None)
+    if row is None:  # the first of its role, or beside it
+        row = {"name": found.name, "role": found.role, "folder": beside or found.role, "default": not beside}
         content["sets"].append(row)
     target = weights / row["folder"]
     target.mkdir(exist_ok=True)

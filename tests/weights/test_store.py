@@ -215,6 +215,20 @@ def test_bundling_copies_the_set_and_updates_the_manifest(calcium, tmp_path):
     assert rows["test"]["domain"] == {}  # not that of the set before
 
 
+def test_a_set_may_stand_beside_the_default(calcium, tmp_path):
+    """Twice into the same folder is one set; the default of its role stays."""
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    (weights / "manifest.json").write_text(MANIFEST.read_text())
+    before = json.loads(MANIFEST.read_text())["sets"]
+    for _ in range(2):
+        verify(bundle(calcium, weights, beside="calcium-test"))
+    rows = json.loads((weights / "manifest.json").read_text())["sets"]
+    assert rows[:-1] == before
+    row = {k: rows[-1][k] for k in ("name", "role", "folder", "default")}
+    assert row == {"name": "test", "role": "calcium", "folder": "calcium-test", "default": False}
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_any_role_can_have_another_default(tmp_path, role):
     """As an image gets that is built with other weights: one of each role, and the others stay."""
