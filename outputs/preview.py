@@ -174,13 +174,16 @@ def _legend(draw: Any, corner: tuple[int, int], case: Case, what: Shown, font: A
     x, y = corner
     classes = what.marked.classes
     lines = [(what.outline_name, HEART.colour)]
-    lines += [
-        (f"{what.marked_name if len(classes) == 1 else label.name} (below: projected)", label.colour)
-        for label in classes
-    ]
+    if len(classes) == 1:
+        lines += [(f"{what.marked_name} (below: projected)", classes[0].colour)]
+    else:
+        lines += [(label.name, label.colour) for label in classes]
     for text, colour in lines:
         draw.rectangle((x, y + 4, x + 10, y + 14), fill=colour)
         draw.text((x + 18, y), text, fill=colour, font=font)
+        y += 22
+    if len(classes) > 1:
+        draw.text((x + 18, y), "(below: projected)", fill=(190, 190, 190), font=font)
         y += 22
     if case.warnings:
         y += 8
