@@ -73,6 +73,8 @@ def name_pieces(
         shares = np.stack(
             [scipy.ndimage.map_coordinates(k, where, order=1, mode="nearest") for k in kinds], axis=1
         )
+        size = np.array(grid.shape)[:, None]
+        shares[((where < -0.5) | (where > size - 0.5)).any(axis=0)] = 0  # beyond the crop nothing is known
         pieces = np.asarray(cc3d.connected_components(mask[box], connectivity=26))
         piece = pieces[tuple(index.T)].astype(np.int64) - 1
         out[box][tuple(index.T)] = name(shares, piece, ct.voxel_volume)

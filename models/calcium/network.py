@@ -340,7 +340,8 @@ class CalciumModel(PatchModel):
         part = ct.geometry.part([slice(*s.indices(n)) for s, n in zip(box, ct.array.shape, strict=True)])
         bright = np.ones(part.shape, dtype=bool) if lowest_hu is None else ct.array[box] >= lowest_hu
         candidates = bright if wanted is None else bright & wanted[box]
-        able = candidates
+        # What may be named: of a rule that counts any voxel, too, no more than what is as bright as calcium.
+        able = candidates if lowest_hu is not None else candidates & (ct.array[box] >= CANDIDATE_HU)
         needed = support(candidates, part, grid)
         names: tuple[Labels, ...] = ()
         mask = np.zeros(volume.hu.shape, dtype=bool)

@@ -85,6 +85,15 @@ def test_what_is_not_counted_is_named_or_left() -> None:
     assert others.mask.sum() == 2 * 2 * 4 * 4  # neither bone nor speck
 
 
+def test_what_lies_beyond_the_crop_has_no_name() -> None:
+    inside, beyond = np.s_[4:6, 4:8, 4:8], np.s_[4:6, 4:8, 32:38]
+    crop = replace(HALF, shape=(10, 20, 14))
+    kinds = np.zeros((len(KINDS), *crop.shape), dtype=np.float32)
+    kinds[KINDS.index("aorta")] = 1
+    _, others = name_pieces(kinds, crop, GRID, found=NOTHING, bright=_mask(inside, beyond))
+    assert (others.where("aorta") == _mask(inside)).all()
+
+
 def test_kinds_are_those_of_the_truth() -> None:
     """The namer's numbers follow the values of arteries and of the simulator's other kinds."""
     assert [KINDS[4 + label.value] for label in OTHERS[:4]] == [
@@ -167,6 +176,7 @@ def test_a_dense_run_gives_the_same_mask(model: CalciumModel) -> None:
     dense = model.predict(volume, centre, heart=heart, region=heart, lowest_hu=None)
     bright = volume.hu >= 130
     assert (sparse.mask & bright == dense.mask & bright).all()
+    assert not (dense.names[1].mask & ~bright).any()
 
 
 def test_the_heart_must_be_given(model: CalciumModel) -> None:
