@@ -133,18 +133,18 @@ def test_a_background_is_cut_to_the_surroundings_of_its_heart(background, shared
 def test_named_crops_say_which_artery(background: Background) -> None:
     """The same crop as one without names, with arteries, kinds and depth instead of bare calcium."""
     plain, named = (replace(CROP, simulator=2, named=n) for n in (False, True))
-    for seed in (4, 11):
-        hu, label = inserted_crop(background, seed, plain)
-        again, names, depth = inserted_crop(background, seed, named)
-        np.testing.assert_array_equal(hu, again)
-        np.testing.assert_array_equal(coronary(names), label == CALCIUM)
-        np.testing.assert_array_equal(elsewhere(names), label == OTHER)
-        known = names > ARTERY
-        assert known.sum() > 0.8 * (label == CALCIUM).sum()
-        assert set(np.unique(names[coronary(names)])) <= {CALCIUM, *(ARTERY + v for v in range(1, 5))}
-        near = label > 0
-        assert not near[depth < -75].any()  # 15 mm outside; near ends at 10
-        assert near[depth > 0].mean() > 0.99
+    hu, label = inserted_crop(background, 11, plain)
+    again, names, depth = inserted_crop(background, 11, named)
+    assert (label == CALCIUM).any()
+    np.testing.assert_array_equal(hu, again)
+    np.testing.assert_array_equal(coronary(names), label == CALCIUM)
+    np.testing.assert_array_equal(elsewhere(names), label == OTHER)
+    known = names > ARTERY
+    assert known.sum() > 0.8 * (label == CALCIUM).sum()
+    assert set(np.unique(names[coronary(names)])) <= {CALCIUM, *(ARTERY + v for v in range(1, 5))}
+    near = label > 0
+    assert not near[depth < -75].any()  # 15 mm outside; near ends at 10
+    assert near[depth > 0].mean() > 0.99
 
 
 def test_the_truth_of_a_simulated_patient_goes_into_its_crop() -> None:
@@ -153,7 +153,10 @@ def test_the_truth_of_a_simulated_patient_goes_into_its_crop() -> None:
 
     recipe = CropRecipe(simulator=2, named=True, label_threshold=0.25)
     _, label, depth = simulated_crop(5, recipe)
-    patient = simulate_patient(5, version=2)
+    x, y, z = heart_centroid(5)
+    origin = (x - 79.5, y - 79.5, z - 66.75)
+    around = Geometry(shape=(90, 160, 160), spacing=(1.5, 1.0, 1.0), origin=origin)
+    patient = simulate_patient(5, version=2, geometry=around)
     arteries = {v for v in np.unique(patient.arteries.array).tolist() if v}
     found = {v - ARTERY for v in np.unique(label[coronary(label)]).tolist()}
     assert found <= arteries
