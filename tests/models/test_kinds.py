@@ -52,11 +52,13 @@ def test_a_lesion_is_divided_where_the_artery_changes() -> None:
     assert not others.mask.any()
 
 
-def test_a_small_part_joins_the_rest_of_its_lesion() -> None:
+@pytest.mark.parametrize(("first", "values"), [(13, {2}), (12, {1, 2})])
+def test_a_small_part_joins_the_rest_of_its_lesion(first: int, values: set[int]) -> None:
+    """Of the LM are 8 mm³, and 16 mm³, which is enough."""
     kinds = _shares(LM=np.s_[0:10, 0:20, 0:7], LAD=np.s_[0:10, 0:20, 7:20])
-    found = _mask(np.s_[4:6, 10:12, 13:30])  # of the LM 8 mm³
+    found = _mask(np.s_[4:6, 10:12, first:30])
     arteries, _ = name_pieces(kinds, HALF, GRID, found=found, bright=found)
-    assert set(np.unique(arteries.array[found])) == {2}
+    assert set(np.unique(arteries.array[found])) == values
 
 
 def test_an_artery_that_is_not_sure_says_so() -> None:
