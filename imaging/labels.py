@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -45,11 +45,6 @@ class Label:
     colour: tuple[int, int, int]
 
 
-def replaced(label: Label, *, name: str, value: int) -> Label:
-    """The class under another name and value."""
-    return replace(label, name=name, value=value)
-
-
 STRUCTURE = Concept(value="91723000", scheme="SCT", meaning="Anatomical Structure")
 ABNORMAL = Concept(value="49755003", scheme="SCT", meaning="Morphologically Abnormal Structure")
 CALCIFICATION = Concept(value="18115005", scheme="SCT", meaning="Pathologic calcification")
@@ -73,15 +68,15 @@ CALCIUM = Label(
 )
 """Codes: DICOM PS3.16 CID 7150 and 7151, SNOMED CT."""
 
+
+def calcification(name: str, value: int, code: str, meaning: str, colour: tuple[int, int, int]) -> Label:
+    """Calcium in a region: its code in SNOMED CT and what that means."""
+    region = Concept(value=code, scheme="SCT", meaning=meaning)
+    return Label(name=name, value=value, kind=CALCIFICATION, category=ABNORMAL, region=region, colour=colour)
+
+
 ARTERIES: tuple[Label, ...] = tuple(
-    Label(
-        name=name,
-        value=value,
-        kind=CALCIFICATION,
-        category=ABNORMAL,
-        region=Concept(value=code, scheme="SCT", meaning=meaning),
-        colour=colour,
-    )
+    calcification(name, value, code, meaning, colour)
     for value, (name, code, meaning, colour) in enumerate(
         (
             ("LM", "3227004", "Left Main Coronary Artery", (230, 159, 0)),
@@ -112,14 +107,7 @@ _ELSEWHERE = {
     "perhaps coronary": ("80891009", "Heart"),
 }
 NOT_CORONARY: tuple[Label, ...] = tuple(
-    Label(
-        name=name,
-        value=value,
-        kind=CALCIFICATION,
-        category=ABNORMAL,
-        region=Concept(value=code, scheme="SCT", meaning=meaning),
-        colour=colour,
-    )
+    calcification(name, value, code, meaning, colour)
     for value, ((name, (code, meaning)), colour) in enumerate(
         zip(
             _ELSEWHERE.items(),

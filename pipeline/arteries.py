@@ -7,7 +7,7 @@ the total is that of the calcium, of whatever artery. See docs/arteries.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -75,7 +75,7 @@ def coloured(case: Case) -> Labels | None:
         there = set(np.unique(what.array[mask]).tolist())
         said = "" if fact is ARTERIES else ", not counted"
         classes += [
-            labels.replaced(label, name=label.name + said, value=label.value + above)
+            replace(label, name=label.name + said, value=label.value + above)
             for label in what.classes
             if label.value in there
         ]

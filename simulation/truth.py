@@ -7,21 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ..imaging.labels import ABNORMAL, CALCIFICATION, Concept, Label, Labels
+from ..imaging.labels import Concept, Label, Labels, calcification
 from .specks import Speck
 
 _OBJECT = Concept(value="260787004", scheme="SCT", meaning="Physical object")
 
 
 def _calcium(name: str, value: int, code: str, meaning: str) -> Label:
-    return Label(
-        name=name,
-        value=value,
-        kind=CALCIFICATION,
-        category=ABNORMAL,
-        region=Concept(value=code, scheme="SCT", meaning=meaning),
-        colour=(120, 220, 120),
-    )
+    return calcification(name, value, code, meaning, (120, 220, 120))
 
 
 def _metal(name: str, value: int, code: str, meaning: str) -> Label:
