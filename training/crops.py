@@ -28,13 +28,18 @@ from .recipe import keep_to
 log = logging.getLogger(__name__)
 
 
+VERSION_SEEDS = 20_000
+"""How far apart the seeds of two versions of the simulator begin in a training."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CropRecipe:
     """Which crops a training is made of.
 
     Attributes:
         patients: Simulated patients beside the annotated scans, seeds from `first_seed` upwards.
-        simulator: Version of the simulator that draws them (`simulation.simulate_patient`).
+        simulators: Versions of the simulator (`simulation.simulate_patient`), each of which draws so many, of
+            seeds 20,000 above those of the version before; insertions are drawn by the first.
         hard_patients: Further simulated patients, each with something of `simulation.RARE`, which looks most
             like coronary calcium and is rare: the first such seeds from 10,000 above `first_seed` on.
         insertions: Crops made from each background by putting simulated calcium into a real heart
@@ -49,7 +54,7 @@ class CropRecipe:
 
     patients: int = 0
     first_seed: int = 100_000
-    simulator: int = 1
+    simulators: tuple[int, ...] = (1,)
     hard_patients: int = 0
     insertions: int = 0
     label_threshold: float = 0.5
@@ -58,10 +63,15 @@ class CropRecipe:
     named: bool = False
     seed: int = 1
 
+    def __post_init__(self) -> None:
+        if not self.simulators or len(set(self.simulators)) < len(self.simulators):
+            raise ValueError("simulators are one or more versions, each named once")
+
     @property
-    def seeds(self) -> range:
-        """Of the simulated patients, without the hard ones."""
-        return range(self.first_seed, self.first_seed + self.patients)
+    def seeds(self) -> dict[int, range]:
+        """Of the simulated patients by the simulator's version, without the hard ones."""
+        starts = {v: self.first_seed + i * VERSION_SEEDS for i, v in enumerate(self.simulators)}
+        return {version: range(start, start + self.patients) for version, start in starts.items()}
 
 
 Crop = tuple[npt.NDArray[Any], ...]

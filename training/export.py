@@ -23,15 +23,15 @@ RARE_PERCENT = 1.0
 """Percent of the patients at either end that do not stretch a range."""
 
 
-def simulated_domain(seeds: Sequence[int], version: int = 1) -> dict[str, Any]:
+def simulated_domain(seeds: Mapping[int, Sequence[int]]) -> dict[str, Any]:
     """The scans of simulated patients, as `Domain.to_dict` writes them; empty without patients.
 
     A kind of kernel that occurs with at least three names is stated as a kind (``soft`` or ``sharp``).
 
     Args:
-        seeds, version: Of the patients, and of the simulator.
+        seeds: Of the patients, by the version of the simulator.
     """
-    scans = [sample_acquisition(seed, version) for seed in seeds]
+    scans = [sample_acquisition(seed, version) for version, some in seeds.items() for seed in some]
     if not scans:
         return {}
     names = sorted({s.kernel for s in scans})
@@ -88,7 +88,7 @@ def export_networks(
         role=role,
         files=[f"{name}.safetensors" for name in networks],
         training={"recipe": asdict(recipe), "data": data},
-        domain=simulated_domain(crops.seeds, crops.simulator),
+        domain=simulated_domain(crops.seeds),
         **description,
     )
     return folder

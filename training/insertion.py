@@ -269,13 +269,13 @@ def inserted_crop(background: Background, seed: int, recipe: CropRecipe) -> Crop
     Args:
         background: The real heart.
         seed: Of the simulated patient whose calcium it gets.
-        recipe: Shift, label, margin and the simulator's version.
+        recipe: Shift, label, margin and the simulator's versions.
 
     Returns:
         HU and label, see `crops.Crop`.
     """
     rng = stream(seed, "turn")
-    hu, calcium, other, names = insert(background, seed, recipe.simulator)
+    hu, calcium, other, names = insert(background, seed, recipe.simulators[0])
     geometry = background.volume.geometry
     shift = rng.normal(0.0, recipe.centre_jitter_mm, 3)
     centre = np.add(box_centre(background.heart, geometry), shift)

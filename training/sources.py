@@ -103,11 +103,10 @@ def _shift(recipe: CropRecipe, *seed: int) -> npt.NDArray[np.float64]:
     return np.random.default_rng([*seed, 77]).normal(0.0, recipe.centre_jitter_mm, 3)
 
 
-def simulated_crop(seed: int, recipe: CropRecipe) -> Crop:
-    """Crop and label of one simulated patient; only the region around the heart is rendered."""
+def simulated_crop(version: int, seed: int, recipe: CropRecipe) -> Crop:
+    """Crop and label of one simulated patient; only the region around the heart is drawn."""
     from ..simulation import default_geometry, heart_centroid, simulate_patient
 
-    version = recipe.simulator
     shift = _shift(recipe, seed)
     margin_mm = 5.0 + CENTRE_APART_MM + float(np.abs(shift).max())
     drawn = region_around(default_geometry(seed, version=version), heart_centroid(seed), margin_mm)
@@ -184,7 +183,7 @@ def _inserted(recipe: CropRecipe, backgrounds: Sequence[Path], find_heart: FindH
     def make(number: int, seed: int) -> Crop:
         return inserted_crop(load(number), seed, recipe)
 
-    seeds = count(recipe.seeds.stop)
+    seeds = count(recipe.seeds[recipe.simulators[0]].stop)
     return [
         CropSource(name=f"{INSERTED}{name}-{i}", patient=name, make=partial(make, number, next(seeds)))
         for number, (name, _) in enumerate(found)
@@ -192,12 +191,12 @@ def _inserted(recipe: CropRecipe, backgrounds: Sequence[Path], find_heart: FindH
     ]
 
 
-def hard_seeds(recipe: CropRecipe) -> Iterator[int]:
-    """Seeds of the patients with something that is rare and hard to tell from coronary calcium."""
+def hard_seeds(recipe: CropRecipe, version: int) -> Iterator[int]:
+    """Seeds of a version's patients with something that is rare and hard to tell from coronary calcium."""
     from ..simulation import has_rare
 
-    seeds = count(recipe.first_seed + HARD_SEEDS)
-    return islice(filter(partial(has_rare, version=recipe.simulator), seeds), recipe.hard_patients)
+    seeds = count(recipe.seeds[version].start + HARD_SEEDS)
+    return islice(filter(partial(has_rare, version=version), seeds), recipe.hard_patients)
 
 
 def crop_sources(recipe: CropRecipe, inputs: Inputs) -> list[CropSource]:
@@ -208,8 +207,13 @@ def crop_sources(recipe: CropRecipe, inputs: Inputs) -> list[CropSource]:
     """
     find_heart = heart_finder(inputs.heart_weights, inputs.device)
     sources = [
-        CropSource(name=f"{SIMULATED}{s}", patient=f"{SIMULATED}{s}", make=partial(simulated_crop, s, recipe))
-        for s in chain(recipe.seeds, hard_seeds(recipe))
+        CropSource(
+            name=f"{SIMULATED}{s}",
+            patient=f"{SIMULATED}{s}",
+            make=partial(simulated_crop, version, s, recipe),
+        )
+        for version, seeds in recipe.seeds.items()
+        for s in chain(seeds, hard_seeds(recipe, version))
     ]
     for folder in inputs.data:
         for scan in annotated_sources(folder):
@@ -230,7 +234,9 @@ def crop_sources(recipe: CropRecipe, inputs: Inputs) -> list[CropSource]:
 
 def make_crops(recipe: CropRecipe, folder: Path, inputs: Inputs) -> CropCache:
     """Cut all crops of a training into `folder`, or go on cutting; see `crop_sources` and `build_cache`."""
-    settings = {k: getattr(recipe, k) for k in ("centre_jitter_mm", "label_threshold", "simulator")}
+    settings: dict[str, object] = {k: getattr(recipe, k) for k in ("centre_jitter_mm", "label_threshold")}
+    versions = list(recipe.simulators)
+    settings["simulator"] = versions[0] if len(versions) == 1 else versions
     if recipe.named:
         settings["named"] = True
     settings["heart_margin_mm"] = recipe.near_heart_mm  # its former name: older crops serve on
@@ -241,13 +247,16 @@ def make_crops(recipe: CropRecipe, folder: Path, inputs: Inputs) -> CropCache:
 
 def crop_origin(recipe: CropRecipe, cache: CropCache) -> str:
     """What the crops of a training show, in words."""
-    seeds = f"seeds {recipe.first_seed} to {recipe.seeds.stop - 1}"
+    ranges = recipe.seeds.values()
+    seeds = " and ".join(f"{r.start} to {r.stop - 1}" for r in ranges)
     inserted = sum(name.startswith(INSERTED) for name in cache.names)
     scans = inserted // max(recipe.insertions, 1)
     counts = {
-        f"simulated chests of this project ({seeds})": recipe.patients,
+        f"simulated chests of this project (seeds {seeds})": recipe.patients * len(ranges),
         f"insertions of simulated calcium into {scans} real scans without calcium": inserted,
-        "simulated chests with a stent, clips or calcified pericardium": recipe.hard_patients,
-        "annotated scans": len(cache.names) - recipe.patients - recipe.hard_patients - inserted,
+        "simulated chests with a stent, clips or calcified pericardium": recipe.hard_patients * len(ranges),
+        "annotated scans": len(cache.names)
+        - (recipe.patients + recipe.hard_patients) * len(ranges)
+        - inserted,
     }
     return ", ".join(f"{n} {what}" for what, n in counts.items() if n)

@@ -103,7 +103,8 @@ class CalciumRecipe(CropRecipe, PatchRecipe, StepsRecipe):
     checkpoint_every: int = 100
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        CropRecipe.__post_init__(self)
+        PatchRecipe.__post_init__(self)
         if self.loss not in LOSSES:
             raise ValueError(f"loss is 'dice' or 'dice_ce', not {self.loss!r}")
         if self.sampling not in ("grid", "random"):

@@ -160,11 +160,11 @@ def off_centre(label: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
 @pytest.mark.slow
 def test_the_heart_of_a_simulated_patient_lies_in_the_crop_as_at_inference() -> None:
     """Patient 31's box has its middle 8 and 7 mm off the centre of gravity along y and z."""
-    hu, label = simulated_crop(31, replace(TINY, near_heart_mm=0.0, centre_jitter_mm=0.0))
+    hu, label = simulated_crop(1, 31, replace(TINY, near_heart_mm=0.0, centre_jitter_mm=0.0))
     assert np.abs(off_centre(label)).max() < 1.5
     faces = [hu.take(i, axis=axis) for axis in range(3) for i in (0, -1)]
     assert all((face > -1024).any() for face in faces)  # all that the crop holds was drawn
-    _, shifted = simulated_crop(31, replace(TINY, near_heart_mm=0.0, centre_jitter_mm=6.0))
+    _, shifted = simulated_crop(1, 31, replace(TINY, near_heart_mm=0.0, centre_jitter_mm=6.0))
     shift = np.random.default_rng([31, 77]).normal(0.0, 6.0, 3)[::-1]
     np.testing.assert_allclose(off_centre(shifted), -shift, atol=2.5)
 
@@ -376,13 +376,32 @@ def test_the_window_of_a_recipe_is_that_of_its_set(work: Path, tmp_path: Path) -
 @pytest.mark.slow
 def test_hard_patients_have_what_is_rare() -> None:
     recipe = replace(TINY, patients=1, first_seed=500, hard_patients=2)
-    seeds = list(hard_seeds(recipe))
+    seeds = list(hard_seeds(recipe, 1))
     assert seeds == sorted(s for s in range(10_500, seeds[-1] + 1) if has_rare(s))
     named = [s.name for s in crop_sources(recipe, given())]
     assert named == ["simulated-500", *(f"simulated-{s}" for s in seeds)]
     for seed in seeds[:1]:
         grid = default_geometry(seed, size=64, slices=20)
         assert RARE & set(simulate_patient(seed, geometry=grid).facts["distractors"])
+
+
+def test_several_versions_of_the_simulator_draw_other_patients_each() -> None:
+    recipe = replace(TINY, patients=2, first_seed=500, hard_patients=1, simulators=(2, 1))
+    hard = [next(hard_seeds(recipe, version)) for version in (2, 1)]
+    assert has_rare(hard[0], version=2)
+    assert has_rare(hard[1], version=1)
+    sources = crop_sources(recipe, given())
+    assert [s.name for s in sources] == [
+        f"simulated-{s}" for s in (500, 501, hard[0], 20_500, 20_501, hard[1])
+    ]
+    label, of_2, of_1 = (
+        a[1] for a in (sources[3].make(), *(simulated_crop(v, 20_500, recipe) for v in (2, 1)))
+    )
+    assert np.array_equal(label, of_1)
+    assert not np.array_equal(label, of_2)
+    for wrong in ((), (1, 1)):
+        with pytest.raises(ValueError, match="each named once"):
+            replace(TINY, simulators=wrong)
 
 
 def test_other_recipes_and_other_scans_are_refused(scans: Path, work: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from deepcac2.weights.description import Domain
 
 def test_the_domain_holds_nearly_all_the_patients_it_came_from():
     seeds = range(500, 800)
-    domain = Domain.parse(simulated_domain(seeds))
+    domain = Domain.parse(simulated_domain({1: seeds}))
     assert domain is not None
     scans = [sample_acquisition(s) for s in seeds]
     for name, values in {
@@ -27,15 +27,15 @@ def test_the_domain_holds_nearly_all_the_patients_it_came_from():
 
 def test_few_kernels_are_named():
     seed = next(s for s in range(100) if sample_acquisition(s).kernel == "BONE")
-    assert simulated_domain([seed])["kernels"] == ["BONE"]
+    assert simulated_domain({1: [seed]})["kernels"] == ["BONE"]
 
 
 def test_no_patients_no_claim():
-    assert simulated_domain([]) == {}
+    assert simulated_domain({1: []}) == {}
 
 
 def test_the_domain_is_that_of_the_version_that_was_drawn() -> None:
     """The second version has fields from 150 mm (gated scans) on; the first begins at 280."""
-    fields = [simulated_domain(range(200), version)["field_of_view_mm"][0] for version in (1, 2)]
+    fields = [simulated_domain({version: range(200)})["field_of_view_mm"][0] for version in (1, 2)]
     assert fields[0] > 250
     assert fields[1] < 200

@@ -132,7 +132,7 @@ def test_a_background_is_cut_to_the_surroundings_of_its_heart(background, shared
 
 def test_named_crops_say_which_artery(background: Background) -> None:
     """The same crop as one without names, with arteries, kinds and depth instead of bare calcium."""
-    plain, named = (replace(CROP, simulator=2, named=n) for n in (False, True))
+    plain, named = (replace(CROP, simulators=(2,), named=n) for n in (False, True))
     hu, label = inserted_crop(background, 11, plain)
     again, names, depth = inserted_crop(background, 11, named)
     assert (label == CALCIUM).any()
@@ -151,8 +151,8 @@ def test_the_truth_of_a_simulated_patient_goes_into_its_crop() -> None:
     """Share by share: what a named crop calls an artery's is that artery's in the patient."""
     from deepcac2.training.sources import simulated_crop
 
-    recipe = CropRecipe(simulator=2, named=True, label_threshold=0.25)
-    _, label, depth = simulated_crop(5, recipe)
+    recipe = CropRecipe(simulators=(2,), named=True, label_threshold=0.25)
+    _, label, depth = simulated_crop(2, 5, recipe)
     x, y, z = heart_centroid(5)
     origin = (x - 79.5, y - 79.5, z - 66.75)
     around = Geometry(shape=(90, 160, 160), spacing=(1.5, 1.0, 1.0), origin=origin)
