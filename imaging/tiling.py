@@ -125,13 +125,20 @@ class PatchAverage:
         self.kinds = torch.zeros((kinds, *half), dtype=torch.float32, device=volume.device) if kinds else None
 
     def add(
-        self, corners: list[Corner], *, batch_size: int, wanted: npt.NDArray[np.bool_] | None = None
+        self,
+        corners: list[Corner],
+        *,
+        batch_size: int,
+        wanted: npt.NDArray[np.bool_] | None = None,
+        named: npt.NDArray[np.bool_] | None = None,
     ) -> None:
         """Run these patches, `batch_size` at a time; none of them twice.
 
         Args:
             wanted: bool (z, y, x): what the average is asked for; each patch holds some of it. Elsewhere, it
                 may go without what these patches say. None: all.
+            named: bool (z/2, y/2, x/2): where the second answer is asked for; `predict` is given that of
+                each patch. None: everywhere.
         """
         for i in range(0, len(corners), batch_size):
             windows = [self._window(c) for c in corners[i : i + batch_size]]
@@ -140,15 +147,15 @@ class PatchAverage:
                 patches = patches[:, None]
             if wanted is None:
                 boxes = [tuple(slice(0, n) for n in self._patch)] * len(windows)
-                found = self._predict(patches)
+                asked = [] if named is None else [np.stack([named[_half(w)] for w in windows])]
+                found = self._predict(patches, *asked)
             else:
                 boxes = [bounding_box(wanted[w]) for w in windows]
                 found = self._predict(patches, boxes)
             if self.kinds is not None:
                 found, kinds = found
-                for window, named in zip(windows, kinds, strict=True):
-                    z, y, x = (slice(s.start // 2, s.stop // 2) for s in window)
-                    self.kinds[..., z, y, x] += named
+                for window, answer in zip(windows, kinds, strict=True):
+                    self.kinds[(..., *_half(window))] += answer
             for window, box, values in zip(windows, boxes, found[:, 0].float(), strict=True):
                 self._total[window][box] += values[box]
                 self._missing[window][box] -= 1
@@ -178,3 +185,8 @@ class PatchAverage:
 
     def _window(self, corner: Corner) -> tuple[slice, ...]:
         return tuple(slice(i, i + p) for i, p in zip(corner, self._patch, strict=True))
+
+
+def _half(window: tuple[slice, ...]) -> tuple[slice, ...]:
+    """A patch's window on the grid of half the voxels."""
+    return tuple(slice(s.start // 2, s.stop // 2) for s in window)

@@ -54,8 +54,12 @@ def name_pieces(
 ) -> Named:
     """Name what was found, part by part, and the other bright pieces, piece by piece.
 
+    Parts and pieces are of voxels that are bright; what is not, at a lesion's edge, is named as the nearest
+    bright voxel of what was found.
+
     Args:
-        kinds: float32 (10, z, y, x), probabilities of `KINDS`; summed over patches will do.
+        kinds: float32 (10, z, y, x), probabilities of `KINDS`; summed over patches will do. Only what
+            `imaging.resampling.support` says of `bright` is read.
         grid: Its grid: the crop's, with voxels twice as wide along each axis.
         ct: Grid of the masks, parallel to it.
         found: bool (z, y, x), coronary calcium.
@@ -63,7 +67,7 @@ def name_pieces(
     """
     arteries = np.zeros(ct.shape, dtype=np.uint8)
     others = np.zeros(ct.shape, dtype=np.uint8)
-    for mask, out, name in ((found, arteries, _arteries), (bright & ~found, others, _others)):
+    for mask, out, name in ((found & bright, arteries, _arteries), (bright & ~found, others, _others)):
         if not mask.any():
             continue
         box = bounding_box(mask)
@@ -78,6 +82,16 @@ def name_pieces(
         pieces = np.asarray(cc3d.connected_components(mask[box], connectivity=26))
         piece = pieces[tuple(index.T)].astype(np.int64) - 1
         out[box][tuple(index.T)] = name(shares, piece, ct.voxel_volume)
+    if (edge := found & ~bright).any():
+        box = bounding_box(found)
+        edge, part = edge[box], arteries[box]
+        if part.any():
+            nearest = scipy.ndimage.distance_transform_edt(
+                part == 0, sampling=ct.spacing, return_distances=False, return_indices=True
+            )
+            part[edge] = part[tuple(nearest[:, edge])]
+        else:
+            part[edge] = NOT_SURE.value
     return Named(
         arteries=Labels(array=arteries, classes=(*ARTERIES, NOT_SURE)),
         others=Labels(array=others, classes=NOT_CORONARY),

@@ -11,7 +11,7 @@ Sizes are given here in array order (z, y, x); the paper writes them as x Ã— y Ã
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -296,6 +296,12 @@ class CalciumModel(PatchModel):
             half=half,
         )
 
+    def folded(self) -> Self:
+        """This model with a network that cannot be trained on, and is faster; see `unet.fold_norms`."""
+        if isinstance(self.network, unet.UNet):
+            unet.fold_norms(self.network)
+        return self
+
     def predict(
         self,
         volume: Volume,
@@ -354,6 +360,7 @@ class CalciumModel(PatchModel):
                 values = torch.cat([values[None], self._place(heart, volume.geometry, ct.geometry, grid)])
             kinds = getattr(self.network, "kinds", ())
             average = PatchAverage(values, corners, shape, self._probability, len(kinds))
+            named = support(able, part, grid.halved()) if kinds else None
             if lowest_hu is None:
                 run = corners
             elif keep_probability:
@@ -363,13 +370,13 @@ class CalciumModel(PatchModel):
             self._expect(len(run))
             # A network that can answer for parts of a patch is asked for no more than can matter.
             parts = isinstance(self.network, PublishedUNet) and lowest_hu is not None
-            average.add(run, batch_size=self.batch_size, wanted=needed if parts else None)
+            average.add(run, batch_size=self.batch_size, wanted=needed if parts else None, named=named)
             if not (lowest_hu is None or keep_probability):
                 candidates = candidates & (to_ct(average.high(), grid, part) >= THRESHOLD - _ROUNDING)
                 needed = support(candidates, part, grid)
                 rest = [c for c in corners_touching(corners, shape, needed) if c not in run]
                 self._expect(len(rest), more=True)
-                average.add(rest, batch_size=self.batch_size, wanted=needed if parts else None)
+                average.add(rest, batch_size=self.batch_size, wanted=needed if parts else None, named=named)
                 run = [*run, *rest]
             low = to_ct(average.low(), grid, part)
             found = low >= THRESHOLD
@@ -380,8 +387,8 @@ class CalciumModel(PatchModel):
             mask = np.ascontiguousarray(ct.undo(whole))
             if average.kinds is not None:
                 shares = average.kinds.cpu().numpy()
-                named = name_pieces(shares, grid.halved(), part, found=whole[box], bright=able)
-                names = tuple(_whole(labels, ct, box) for labels in named)
+                pieces = name_pieces(shares, grid.halved(), part, found=whole[box], bright=able)
+                names = tuple(_whole(labels, ct, box) for labels in pieces)
             if keep_probability:
                 probability = np.ascontiguousarray(ct.undo(low))
         if probability is None and keep_probability:

@@ -107,7 +107,7 @@ def _build(options: DeepCACRunnerOptions, context: Context) -> FindCalcium:
 
     weights, device = context.network()
     return FindCalcium(
-        model=CalciumModel.load(weights, device, half=options.half_precision),
+        model=CalciumModel.load(weights, device, half=options.half_precision).folded(),
         weights=weights,
         heart_margin_mm=options.heart_margin_mm,
         peak_probability=options.peak_probability,

@@ -11,8 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ...imaging.heart_position import CHANNELS
 
@@ -80,16 +83,31 @@ class UNet(nn.Module):
                 nn.Conv3d(_NAMER, len(kinds), 1),
             )
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, x: torch.Tensor, asked: npt.NDArray[np.bool_] | None = None
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Logits (n, 1, z, y, x) of values (n, 1 or 5, z, y, x); sizes that the strides divide.
 
         With a namer a tuple: these, and logits of the kinds at half the voxels, (n, kinds, z/2, y/2, x/2).
+
+        Args:
+            asked: bool (n, z/2, y/2, x/2), where the namer is asked; elsewhere its logits are 0. None:
+                everywhere.
         """
-        if self.kinds:
-            joined = self.model[1](self.model[0](x))
-            return self.model[2](joined), self.namer(self._told(joined, x))
-        logits: torch.Tensor = self.model(x)
-        return logits
+        if not self.kinds:
+            logits: torch.Tensor = self.model(x)
+            return logits
+        joined = self.model[1](self.model[0](x))
+        told = self._told(joined, x)
+        if asked is None:
+            return self.model[2](joined), self.namer(told)
+        # It looks at each voxel by itself, and few matter: rows of voxels in place of a volume.
+        n, z, y, xs = np.nonzero(asked)
+        kinds = told.new_zeros((len(told), len(self.kinds), *told.shape[2:]))
+        if len(n):
+            rows = told[n, :, z, y, xs].T[None, :, :, None, None]
+            kinds[n, :, z, y, xs] = self.namer(rows)[0, :, :, 0, 0].T
+        return self.model[2](joined), kinds
 
     def _told(self, joined: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """What the namer sees: the uppermost level, and where that lies."""
@@ -128,9 +146,8 @@ class UNet(nn.Module):
         """A convolution, followed by norm and PReLU unless it stands `alone`."""
         layers = nn.Sequential()
         if up:
-            layer: nn.Module = nn.ConvTranspose3d(
-                into, out, KERNEL, stride, padding=KERNEL // 2, output_padding=stride - 1
-            )
+            kind = _Doubling if out == 1 and stride == 2 else nn.ConvTranspose3d
+            layer: nn.Module = kind(into, out, KERNEL, stride, padding=KERNEL // 2, output_padding=stride - 1)
         else:
             layer = nn.Conv3d(into, out, KERNEL, stride, padding=KERNEL // 2)
         layers.add_module("conv", layer)
@@ -140,6 +157,44 @@ class UNet(nn.Module):
             after.add_module("A", nn.PReLU())
             layers.add_module("adn", after)
         return layers
+
+
+def fold_norms(network: nn.Module) -> None:
+    """Put what batch norms do into the convolutions before them, in place: a network that is not trained on.
+
+    Answers differ by rounding. Norms of an instance depend on it, and stay.
+    """
+    network.eval()
+    for layers in network.modules():
+        convolution, after = getattr(layers, "conv", None), getattr(layers, "adn", None)
+        if after is not None and isinstance(after.N, nn.BatchNorm3d):
+            transposed = isinstance(convolution, nn.ConvTranspose3d)
+            layers.conv = fuse_conv_bn_eval(convolution, after.N, transpose=transposed)
+            after.N = nn.Identity()
+
+
+class _Doubling(nn.ConvTranspose3d):
+    """A transposed convolution to one channel of twice the voxels along each axis.
+
+    Where nothing is trained it is an ordinary one, whose eight channels are the eight voxels that come of
+    each: along an axis voxel 2i has weight 1 of voxel i, and voxel 2i + 1 weight 2 of it and weight 0 of the
+    next. On one core of an AMD EPYC 1.6 ms a patch in place of 3.6; answers differ by rounding.
+    """
+
+    def forward(self, x: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
+        if self.training or output_size is not None:
+            return super().forward(x, output_size)
+        weight = self.weight[:, 0]
+        for axis in (1, 2, 3):
+            first, second, third = weight.unbind(axis)
+            even = torch.stack([second, torch.zeros_like(second)], axis)
+            weight = torch.stack([even, torch.stack([third, first], axis)], -1)
+        into, n, (z, y, xs) = len(weight), len(x), x.shape[2:]
+        kernel = weight.permute(4, 5, 6, 0, 1, 2, 3).reshape(8, into, 2, 2, 2)
+        assert self.bias is not None
+        pairs = nn.functional.conv3d(x, kernel, self.bias.expand(8), padding=1)[:, :, 1:, 1:, 1:]
+        pairs = pairs.reshape(n, 2, 2, 2, z, y, xs).permute(0, 4, 1, 5, 2, 6, 3)
+        return pairs.reshape(n, 1, 2 * z, 2 * y, 2 * xs)
 
 
 class _Residual(nn.Module):

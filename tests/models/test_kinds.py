@@ -69,6 +69,32 @@ def test_an_artery_that_is_not_sure_says_so() -> None:
     assert set(np.unique(arteries.array[found])) == {NOT_SURE.value}
 
 
+def test_the_edge_of_a_lesion_is_named_as_the_nearest_bright_voxel() -> None:
+    """Nothing is read from the namer at its own place, where it was not asked."""
+    kinds = _shares(LM=np.s_[0:10, 0:20, 0:10], LAD=np.s_[0:10, 0:20, 10:20])
+    found, bright = _mask(np.s_[4:8, 10:14, 8:32]), _mask(np.s_[4:8, 10:14, 12:30])
+    kinds[:, :, :, 15:] = kinds[:, :, :, :6] = 0
+    arteries, others = name_pieces(kinds, HALF, GRID, found=found, bright=bright)
+    assert set(np.unique(arteries.array[4:8, 10:14, 8:19])) == {1}
+    assert set(np.unique(arteries.array[4:8, 10:14, 21:32])) == {2}
+    assert (arteries.mask == found).all()
+    assert not others.mask.any()
+    arteries, _ = name_pieces(kinds, HALF, GRID, found=found, bright=NOTHING)
+    assert (arteries.where(NOT_SURE.name) == found).all()
+
+
+def test_the_namer_is_asked_where_it_matters(model: CalciumModel) -> None:
+    """Everywhere or at a few voxels: those have the same answer."""
+    x = torch.rand((2, 5, 8, 16, 16), generator=torch.Generator().manual_seed(4))
+    asked = np.random.default_rng(4).random((2, 4, 8, 8)) < 0.2
+    with torch.inference_mode():
+        (mask, all_of_it), (same, some) = model.network(x), model.network(x, asked)
+    assert (mask == same).all()
+    where = torch.from_numpy(asked)[:, None].expand_as(all_of_it)
+    torch.testing.assert_close(some[where], all_of_it[where])
+    assert (some[~where] == 0).all()
+
+
 def test_what_is_not_counted_is_named_or_left() -> None:
     valve, bone, thread, speck = (
         np.s_[4:6, 4:8, 4:8],
