@@ -155,7 +155,8 @@ class PatchAverage:
             if self.kinds is not None:
                 found, kinds = found
                 for window, answer in zip(windows, kinds, strict=True):
-                    self.kinds[(..., *_half(window))] += answer
+                    z, y, x = _half(window)
+                    self.kinds[..., z, y, x] += answer
             for window, box, values in zip(windows, boxes, found[:, 0].float(), strict=True):
                 self._total[window][box] += values[box]
                 self._missing[window][box] -= 1

@@ -166,10 +166,11 @@ def fold_norms(network: nn.Module) -> None:
     """
     network.eval()
     for layers in network.modules():
-        convolution, after = getattr(layers, "conv", None), getattr(layers, "adn", None)
-        if after is not None and isinstance(after.N, nn.BatchNorm3d):
-            transposed = isinstance(convolution, nn.ConvTranspose3d)
-            layers.conv = fuse_conv_bn_eval(convolution, after.N, transpose=transposed)
+        layer, after = getattr(layers, "conv", None), getattr(layers, "adn", None)
+        if isinstance(after, nn.Sequential) and isinstance(norm := after[0], nn.BatchNorm3d):
+            assert isinstance(layer, nn.Conv3d | nn.ConvTranspose3d)
+            transposed = isinstance(layer, nn.ConvTranspose3d)
+            layers.conv = fuse_conv_bn_eval(layer, norm, transpose=transposed)
             after.N = nn.Identity()
 
 
