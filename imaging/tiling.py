@@ -12,6 +12,7 @@ import torch
 from .masks import bounding_box
 
 Corner = tuple[int, int, int]
+Window = tuple[slice, ...]
 
 
 def axis_starts(size: int, patch: int, step: int) -> list[int]:
@@ -43,18 +44,30 @@ def corners_touching(
     corners: list[Corner], patch: tuple[int, int, int], wanted: npt.NDArray[np.bool_]
 ) -> list[Corner]:
     """The corners whose patch holds at least one true voxel of `wanted` (bool (z, y, x))."""
-    table = np.zeros(tuple(n + 1 for n in wanted.shape), dtype=np.int64)
-    table[1:, 1:, 1:] = wanted.cumsum(0, dtype=np.int64).cumsum(1).cumsum(2)
-    pz, py, px = patch
+    if not corners:
+        return []
+    cells, windows = _cells(corners, patch, wanted)
+    return [corner for corner, window in zip(corners, windows, strict=True) if cells[window].any()]
 
-    def count(z: int, y: int, x: int) -> int:
-        a, b, c = z + pz, y + py, x + px
-        return int(
-            table[a, b, c] - table[z, b, c] - table[a, y, c] - table[a, b, x]
-            + table[z, y, c] + table[z, b, x] + table[a, y, x] - table[z, y, x]
-        )  # fmt: skip
 
-    return [corner for corner in corners if count(*corner) > 0]
+def _cells(
+    corners: list[Corner], patch: tuple[int, int, int], wanted: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.bool_], list[Window]]:
+    """Which cells hold a wanted voxel, and of which cells each patch is made.
+
+    Cells are what lies between two edges along each axis, where patches begin or end.
+    """
+    starts = [sorted(set(c)) for c in zip(*corners, strict=True)]
+    edges = [sorted({*s, *(i + p for i in s)}) for s, p in zip(starts, patch, strict=True)]
+    cells = wanted[tuple(slice(e[-1]) for e in edges)]
+    for axis, edge in enumerate(edges):
+        cells = np.logical_or.reduceat(cells, edge[:-1], axis=axis)
+    number = [{edge: i for i, edge in enumerate(e)} for e in edges]
+    windows = [
+        tuple(slice(n[i], n[i + p]) for n, i, p in zip(number, corner, patch, strict=True))
+        for corner in corners
+    ]
+    return cells, windows
 
 
 def majority(
@@ -70,16 +83,10 @@ def majority(
         wanted: bool (z, y, x).
     """
     starts = [sorted(set(c)) for c in zip(*corners, strict=True)]
-    edges = [sorted({*s, *(i + p for i in s)}) for s, p in zip(starts, patch, strict=True)]
-    cells = wanted
-    for axis, edge in enumerate(edges):  # between two edges no patch begins or ends
-        cells = np.logical_or.reduceat(cells, edge[:-1], axis=axis)
-    groups: dict[Corner, list[tuple[Corner, tuple[slice, ...]]]] = {}
+    cells, windows = _cells(corners, patch, wanted)
+    groups: dict[Corner, list[tuple[Corner, Window]]] = {}
     cover = np.zeros(cells.shape, dtype=np.int64)
-    for corner in corners:
-        window = tuple(
-            slice(e.index(i), e.index(i + p)) for e, i, p in zip(edges, corner, patch, strict=True)
-        )
+    for corner, window in zip(corners, windows, strict=True):
         cover[window] += 1
         z, y, x = (s.index(i) % 2 for s, i in zip(starts, corner, strict=True))
         groups.setdefault((z, y, x), []).append((corner, window))
@@ -184,10 +191,10 @@ class PatchAverage:
             cover *= along.reshape(shape)
         return cover
 
-    def _window(self, corner: Corner) -> tuple[slice, ...]:
+    def _window(self, corner: Corner) -> Window:
         return tuple(slice(i, i + p) for i, p in zip(corner, self._patch, strict=True))
 
 
-def _half(window: tuple[slice, ...]) -> tuple[slice, ...]:
+def _half(window: Window) -> Window:
     """A patch's window on the grid of half the voxels."""
     return tuple(slice(s.start // 2, s.stop // 2) for s in window)

@@ -98,15 +98,17 @@ class UNet(nn.Module):
             logits: torch.Tensor = self.model(x)
             return logits
         joined = self.model[1](self.model[0](x))
-        told = self._told(joined, x)
         if asked is None:
-            return self.model[2](joined), self.namer(told)
+            return self.model[2](joined), self.namer(self._told(joined, x))
         # It looks at each voxel by itself, and few matter: rows of voxels in place of a volume.
-        n, z, y, xs = np.nonzero(asked)
-        kinds = told.new_zeros((len(told), len(self.kinds), *told.shape[2:]))
-        if len(n):
-            rows = told[n, :, z, y, xs].T[None, :, :, None, None]
-            kinds[n, :, z, y, xs] = self.namer(rows)[0, :, :, 0, 0].T
+        where = np.nonzero(asked)
+        kinds = joined.new_zeros((len(x), len(self.kinds), *joined.shape[2:]))
+        if len(where[0]):
+            n, z, y, xs = where
+            blocks = x.unfold(2, 2, 2).unfold(3, 2, 2).unfold(4, 2, 2)[n, :, z, y, xs]
+            rows = self._told(joined[n, :, z, y, xs][:, :, None, None, None], blocks)
+            answer = self.namer(rows[:, :, 0, 0, 0].T[None, :, :, None, None])
+            kinds[n, :, z, y, xs] = answer[0, :, :, 0, 0].T
         return self.model[2](joined), kinds
 
     def _told(self, joined: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
