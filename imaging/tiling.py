@@ -70,6 +70,15 @@ def _cells(
     return cells, windows
 
 
+def around(corners: list[Corner], patch: tuple[int, int, int], shape: tuple[int, int, int]) -> Window:
+    """The box of all these patches and two voxels around it, within a volume of `shape`; even starts."""
+    low, high = np.min(corners, axis=0), np.max(corners, axis=0) + patch
+    return tuple(
+        slice(max(int(a) - 2, 0) // 2 * 2, min(int(b) + 2, n))
+        for a, b, n in zip(low, high, shape, strict=True)
+    )
+
+
 def majority(
     corners: list[Corner], patch: tuple[int, int, int], wanted: npt.NDArray[np.bool_]
 ) -> list[Corner]:
@@ -104,13 +113,15 @@ class PatchAverage:
     """The average of what is predicted for overlapping patches, as far as they have been run.
 
     Args:
-        volume: float (z, y, x), or (channels, z, y, x).
-        corners: All patches of the volume, as `patch_corners` gives them.
+        volume: float (z, y, x), or (channels, z, y, x): the whole that the corners belong to, or a part.
+        corners: All patches of the whole, as `patch_corners` gives them.
         patch: Their shape.
         predict: From (n, 1, *patch) to (n, 1, *patch), values in [0, 1]; where only parts of the patches
             are asked for, it is given these, too, a slice along each axis.
         kinds: Channels of a second answer, at half the patch's voxels along each axis, which `predict` then
             gives beside the first; 0: there is none.
+        start: First voxel of the part, (z, y, x), even numbers where there are `kinds`. The average is that
+            of the part; corners stay those of the whole.
 
     Attributes:
         kinds: float32 (kinds, z/2, y/2, x/2): the second answers, summed over patches; None: there is none.
@@ -123,8 +134,9 @@ class PatchAverage:
         patch: tuple[int, int, int],
         predict: Callable[..., Any],
         kinds: int = 0,
+        start: Corner = (0, 0, 0),
     ) -> None:
-        self._volume, self._patch, self._predict = volume, patch, predict
+        self._volume, self._patch, self._predict, self._start = volume, patch, predict, start
         self._total = torch.zeros(volume.shape[-3:], dtype=torch.float32, device=volume.device)
         self._cover = self._covering(corners)
         self._missing = self._cover.clone()
@@ -139,7 +151,7 @@ class PatchAverage:
         wanted: npt.NDArray[np.bool_] | None = None,
         named: npt.NDArray[np.bool_] | None = None,
     ) -> None:
-        """Run these patches, `batch_size` at a time; none of them twice.
+        """Run these patches, `batch_size` at a time; none of them twice, all within the volume.
 
         Args:
             wanted: bool (z, y, x): what the average is asked for; each patch holds some of it. Elsewhere, it
@@ -184,15 +196,16 @@ class PatchAverage:
         cover = torch.ones_like(self._total)
         for axis, (size, length) in enumerate(zip(self._total.shape, self._patch, strict=True)):
             along = torch.zeros(size, dtype=torch.float32, device=cover.device)
-            for start in {corner[axis] for corner in corners}:
-                along[start : start + length] += 1
+            for start in {corner[axis] - self._start[axis] for corner in corners}:
+                along[max(start, 0) : max(start + length, 0)] += 1
             shape = [1, 1, 1]
             shape[axis] = size
             cover *= along.reshape(shape)
         return cover
 
     def _window(self, corner: Corner) -> Window:
-        return tuple(slice(i, i + p) for i, p in zip(corner, self._patch, strict=True))
+        first = [i - s for i, s in zip(corner, self._start, strict=True)]
+        return tuple(slice(i, i + p) for i, p in zip(first, self._patch, strict=True))
 
 
 def _half(window: Window) -> Window:

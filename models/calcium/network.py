@@ -24,7 +24,7 @@ from ...imaging.labels import Labels
 from ...imaging.masks import bounding_box
 from ...imaging.orientation import Canonical, to_canonical
 from ...imaging.resampling import resample, support
-from ...imaging.tiling import Corner, PatchAverage, corners_touching, majority, patch_corners
+from ...imaging.tiling import Corner, PatchAverage, around, corners_touching, majority, patch_corners
 from ..patchwise import PatchModel, batch_that_fits
 from ..unet3d import PublishedUNet, build_for, bytes_per_patch, turned
 from . import unet
@@ -239,9 +239,14 @@ class CalciumModel(PatchModel):
         self.patches = patches or Patches()
 
     def _place(
-        self, heart: npt.NDArray[np.bool_] | None, own: Geometry, turned: Geometry, grid: Geometry
+        self,
+        heart: npt.NDArray[np.bool_] | None,
+        own: Geometry,
+        turned: Geometry,
+        grid: Geometry,
+        part: tuple[slice, ...],
     ) -> torch.Tensor:
-        """Where in the heart each voxel of the crop lies, see `imaging.heart_position.position`.
+        """Where in the heart each voxel of a part of the crop lies, see `imaging.heart_position.position`.
 
         Args:
             heart: bool on the CT's grid `own`; `turned` is that grid in canonical orientation.
@@ -250,7 +255,8 @@ class CalciumModel(PatchModel):
             raise ValueError("this network is told where in the heart it looks: give the heart's mask")
         share = resample(to_canonical(heart.view(np.uint8), own).array, turned, grid, outside=0.0)
         depth = heart_depth(share.numpy())
-        return torch.from_numpy(position(depth, heart_box(depth))).to(self.device)
+        corner = (part[0].start, part[1].start, part[2].start)
+        return torch.from_numpy(position(depth[part], heart_box(depth), corner)).to(self.device)
 
     @classmethod
     def load(cls, weights: WeightSet, device: torch.device, *, half: bool = False) -> CalciumModel:
@@ -338,7 +344,7 @@ class CalciumModel(PatchModel):
         # The network knows bodies one way round: head up, back down, as nnU-Net does the heart.
         ct = to_canonical(volume.hu, volume.geometry)
         wanted = None if region is None else to_canonical(region, volume.geometry).array
-        grid = crop_grid(ct.geometry, heart_centre, self.patches.crop_shape)
+        crop = crop_grid(ct.geometry, heart_centre, self.patches.crop_shape)
         shape = self.patches.patch_shape
         corners = patch_corners(self.patches.crop_shape, shape, self.patches.patch_step)
         # What the region leaves of the CT is all that is looked at when the result is brought back.
@@ -348,35 +354,39 @@ class CalciumModel(PatchModel):
         candidates = bright if wanted is None else bright & wanted[box]
         # What may be named: of a rule that counts any voxel, too, no more than what is as bright as calcium.
         able = candidates if lowest_hu is not None else candidates & (ct.array[box] >= CANDIDATE_HU)
-        needed = support(candidates, part, grid)
+        needed = support(candidates, part, crop)
         names: tuple[Labels, ...] = ()
         mask = np.zeros(volume.hu.shape, dtype=bool)
         probability = None
         run: list[Corner] = []
-        if lowest_hu is None or needed.any():
+        touching = corners if lowest_hu is None else corners_touching(corners, shape, needed)
+        if touching:
+            # Nothing is made of the crop but what these patches see, unless its own extremes are asked for.
+            seen = around(corners if self.rescale_to == "crop" else touching, shape, crop.shape)
+            grid = crop.part(seen)
             hu = to_crop(ct.array, ct.geometry, grid, device=self.device)
             values = normalise(hu, rescale_to=self.rescale_to, window_hu=self.window_hu)
             if getattr(self.network, "placed", False):
-                values = torch.cat([values[None], self._place(heart, volume.geometry, ct.geometry, grid)])
+                place = self._place(heart, volume.geometry, ct.geometry, crop, seen)
+                values = torch.cat([values[None], place])
             kinds = getattr(self.network, "kinds", ())
-            average = PatchAverage(values, corners, shape, self._probability, len(kinds))
+            start = (seen[0].start, seen[1].start, seen[2].start)
+            average = PatchAverage(values, corners, shape, self._probability, len(kinds), start)
             named = support(able, part, grid.halved()) if kinds else None
-            if lowest_hu is None:
-                run = corners
-            elif keep_probability:
-                run = corners_touching(corners, shape, needed)
-            else:
-                run = majority(corners, shape, needed)
+            every = lowest_hu is None or keep_probability
+            run = touching if every else majority(corners, shape, needed)
             self._expect(len(run))
             # A network that can answer for parts of a patch is asked for no more than can matter.
             parts = isinstance(self.network, PublishedUNet) and lowest_hu is not None
-            average.add(run, batch_size=self.batch_size, wanted=needed if parts else None, named=named)
-            if not (lowest_hu is None or keep_probability):
+            wanted_here = needed[seen] if parts else None
+            average.add(run, batch_size=self.batch_size, wanted=wanted_here, named=named)
+            if not every:
                 candidates = candidates & (to_ct(average.high(), grid, part) >= THRESHOLD - _ROUNDING)
-                needed = support(candidates, part, grid)
+                needed = support(candidates, part, crop)
                 rest = [c for c in corners_touching(corners, shape, needed) if c not in run]
                 self._expect(len(rest), more=True)
-                average.add(rest, batch_size=self.batch_size, wanted=needed if parts else None, named=named)
+                wanted_here = needed[seen] if parts else None
+                average.add(rest, batch_size=self.batch_size, wanted=wanted_here, named=named)
                 run = [*run, *rest]
             low = to_ct(average.low(), grid, part)
             found = low >= THRESHOLD

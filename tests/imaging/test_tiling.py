@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from deepcac2.imaging.tiling import PatchAverage, axis_starts, corners_touching, majority, patch_corners
+from deepcac2.imaging.tiling import (
+    PatchAverage,
+    around,
+    axis_starts,
+    corners_touching,
+    majority,
+    patch_corners,
+)
 
 
 def test_patches_cover_the_paper_crop() -> None:
@@ -51,6 +58,24 @@ def test_average_equals_monai_sliding_window() -> None:
     theirs = sliding_window_inference(volume[None, None], patch, 5, predict, overlap=0.5)[0, 0]
     torch.testing.assert_close(average.low(), theirs, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(average.high(), average.low())
+
+
+def test_a_part_of_the_volume_gives_that_part_of_the_average() -> None:
+    torch.manual_seed(1)
+    volume, patch = torch.rand(14, 20, 18), (4, 8, 8)
+    corners = patch_corners((14, 20, 18), patch, (2, 4, 4))
+    wanted = np.zeros(volume.shape, dtype=bool)
+    wanted[6:8, 9, 10:14] = True
+    run = corners_touching(corners, patch, wanted)
+    box = around(run, patch, (14, 20, 18))
+    assert [(s.start, s.stop) for s in box] == [(2, 12), (2, 18), (2, 18)]
+    whole = PatchAverage(volume, corners, patch, lambda x: x * x)
+    part = PatchAverage(volume[box], corners, patch, lambda x: x * x, start=(2, 2, 2))
+    for average in (whole, part):
+        average.add(run, batch_size=4)
+    torch.testing.assert_close(part.low(), whole.low()[box])
+    torch.testing.assert_close(part.high(), whole.high()[box])
+    torch.testing.assert_close(part.low()[wanted[box]], volume[wanted] ** 2)
 
 
 def test_what_has_been_run_bounds_the_average() -> None:
