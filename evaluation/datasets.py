@@ -255,7 +255,7 @@ def mapped_series(folder: Path, allow: Collection[str] = ()) -> list[MappedSerie
             series = ()
         if len(series) != 1:
             raise TrainingError(
-                f"{home / 'ct'} holds {len(series)} DICOM series, not one; put the CT that {path} labels there"
+                f"{home / 'ct'} holds {len(series)} DICOM series, not one; put the CT of {path} there"
             )
         name = folder.name if home == folder else home.relative_to(folder).as_posix()
         found.append(MappedSeries(name=name, path=path, series=series[0]))
@@ -281,8 +281,8 @@ def _load_mapped(one: MappedSeries) -> AnnotatedScan:
     if strange := sorted(set(np.unique(values).tolist()) - {0, *CALCIUM_VALUES}):
         known = ", ".join(f"{value} {words}" for value, (words, _) in CALCIUM_VALUES.items())
         raise TrainingError(
-            f"{one.path} holds the values {', '.join(map(str, strange[:5]))}, which mean nothing; write 0 for "
-            f"everything else, or {known}"
+            f"{one.path} holds the values {', '.join(map(str, strange[:5]))}, which mean nothing; give each "
+            f"voxel one of {known}, or 0"
         )
     arteries, others = (_classes(values, classes) for classes in (ARTERIES, OTHERS))
     return AnnotatedScan(
@@ -309,9 +309,7 @@ def _classes(values: npt.NDArray[Any], classes: tuple[Label, ...]) -> Labels:
 # DICOM
 
 
-def _dicom(
-    folder: Path, allow: Collection[str], mapped: Sequence[MappedSeries]
-) -> Iterator[AnnotatedSource]:
+def _dicom(folder: Path, allow: Collection[str], mapped: Sequence[MappedSeries]) -> Iterator[AnnotatedSource]:
     try:
         discovery = discover(folder, allow=allow)
     except NoDicomFound:
