@@ -22,9 +22,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="compare results with annotated scans",
         description="Compare the output of 'run' with annotated scans, simulated or real; or, with --data, "
         "run the same stages on annotated scans in memory. Heart: Dice, surface distance, centre. Calcium: "
-        "Dice, lesions found, false lesions; where the truth names them, found by artery, and wrongly counted "
-        "by kind. Score: correlation, agreement, risk groups. With bootstrap intervals, by kernel, noise, "
-        "thickness, tube voltage and artery. Scans that were not scored are counted and listed.",
+        "Dice, lesions found, false lesions; where the truth names them, what was found in each artery, and "
+        "what was wrongly counted. Score: correlation, agreement, risk groups. With bootstrap intervals, by "
+        "kernel, noise, thickness, tube voltage and artery. Scans that were not scored are counted and "
+        "listed.",
     )
     parser.add_argument(
         "results", metavar="RESULTS", nargs="?", type=Path, help="output folder of 'deepcac2 run'"
@@ -155,5 +156,5 @@ def _in_words(evaluation: Evaluation, summary: Summary) -> list[str]:
     for wrong in summary.wrong:
         label = f"wrongly counted, {wrong.kind}"
         most = f"; most in {wrong.where}: {wrong.most:.1f}" if wrong.where else ""
-        lines.append(f"{label:30s} {wrong.score.value:8.1f}  points a scan{most}")
+        lines.append(f"{label:30s} {wrong.score.value or 0:8.1f}  points a scan{most}")
     return lines

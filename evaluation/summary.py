@@ -14,14 +14,13 @@ from ..imaging.labels import ARTERIES, NOT_SURE
 from ..stats.agreement import Agreement, Estimate, Statistic, agreement, bootstrap, mean, median, rate, ratio
 from .by_name import UNLABELLED
 from .cases import CaseResult, Evaluation, TrueLesion
-from .datasets import OTHERS
 
 SIZES_MM3 = (5.0, 20.0, 100.0)
 """Limits of the lesion sizes, mm³; chosen: a few voxels, small, moderate, large."""
 NOISE_HU = (15.0, 25.0, 40.0)
 """Limits of the noise strata, HU; chosen around 20 HU, the usual aim of a calcium scan."""
 THICKNESS_MM = (1.5, 3.5)
-"""Limits of the slice thickness strata, mm; chosen: about 1 mm, usual for a chest or a calcium scan, and 5 mm."""
+"""Limits of the slice thickness strata, mm; chosen: around 1 mm, around 2.5 and 3 mm, 5 mm."""
 ARTERY_STRATA = ("thickness", "kernel type")
 """Of `STRATA`, those by which the calcium found in each artery is told."""
 
@@ -317,10 +316,9 @@ def _wrong(cases: Sequence[CaseResult]) -> list[WrongRate]:
     judged = [c for c in cases if c.wrong is not None]
     of_kind = [{w.kind: w for w in c.wrong or ()} for c in judged]
     rows = []
-    for kind in (*(label.name for label in OTHERS), UNLABELLED):
+    kinds = dict.fromkeys(w.kind for c in judged for w in c.wrong or ())
+    for kind in sorted(kinds, key=lambda k: (k == UNLABELLED, k)):
         own = [found[kind] for found in of_kind if kind in found]
-        if not own:
-            continue
         points = [found[kind].score if kind in found else 0.0 for found in of_kind]
         most = int(np.argmax(points))
         labelled = None if kind == UNLABELLED else sum(w.labelled or 0 for w in own)

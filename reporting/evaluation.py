@@ -301,8 +301,8 @@ def _wrongly_counted(rates: Sequence[WrongRate]) -> list[str]:
     return [
         "### Wrongly counted",
         f"What counts in the prediction and is not coronary by the truth, in {rates[0].score.n} scans whose "
-        "truth says what else is calcified. A piece of the predicted mask has its weight as a whole, and each "
-        "kind the share of its voxels; at the edge of a true lesion, voxels beyond its label are unlabelled.",
+        "truth says what else is calcified. A piece of the predicted mask has its weight as a whole, and "
+        "each kind the share of its voxels; voxels beyond the label of a true lesion are unlabelled.",
         table(heading, rows),
     ]
 
