@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy.ndimage
 
 from ..imaging import Volume
 from ..imaging.crop import CANDIDATE_HU
@@ -21,8 +22,9 @@ ARTERY_REACH_MM = 10.0
 """A lesion belongs to the artery of the nearest simulated plaque, at most this far from the plaque's middle;
 chosen: half the length of a long plaque."""
 
-UNLABELLED = "unlabelled"
-"""Kind of what was counted where the truth has no label."""
+UNLABELLED, EDGE = "unlabelled", "unlabelled edge"
+"""Kinds of what was counted where the truth has no label: anywhere, and in voxels that touch (26 neighbours)
+coronary calcium or what is not sure, whose ends are a matter of opinion."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +50,8 @@ class WronglyCounted:
     """What counts in the prediction though the truth says, or leaves it, that it is not coronary.
 
     Attributes:
-        kind: As the truth names it, or `UNLABELLED`.
-        labelled: Voxels ≥ 130 HU that the truth gives this kind; None of what is unlabelled.
+        kind: As the truth names it, or `UNLABELLED` or `EDGE`.
+        labelled: Voxels ≥ 130 HU that the truth gives this kind; None of what has no label.
         voxels: Of the prediction that count by its rule.
         score: Their share of the predicted score, see `scoring.score_by_class`.
     """
@@ -133,6 +135,7 @@ def wrongly_counted(
     others: Labels,
     counted: BoolArray,
     *,
+    unsure: BoolArray | None = None,
     rule: str | Rule = "agatston",
     slice_thickness: float | None = None,
 ) -> tuple[WronglyCounted, ...]:
@@ -143,15 +146,20 @@ def wrongly_counted(
         true: bool (z, y, x), coronary calcium.
         others: What the truth names of the rest.
         counted: bool (z, y, x), what counts of the predicted mask by the rule.
+        unsure: bool (z, y, x), what the truth is not sure about; nothing of it is counted.
         rule, slice_thickness: As of `scoring.score`.
 
     Returns:
-        The kinds that the truth has here, in the order of the classes, and `UNLABELLED`.
+        The kinds that the truth has here, in the order of the classes, and `EDGE` and `UNLABELLED`.
     """
-    left = others.classes[-1].value + 1
-    kinds = (*others.classes, replace(CALCIUM, name=UNLABELLED, value=left))
-    array = np.where(others.mask, others.array, np.uint8(left))
-    coronary = replace(CALCIUM, value=left + 1)
+    last = others.classes[-1].value
+    names = (EDGE, UNLABELLED, CALCIUM.name)
+    *left, coronary = (replace(CALCIUM, name=name, value=last + i) for i, name in enumerate(names, start=1))
+    kinds = (*others.classes, *left)
+    core = true if unsure is None else true | unsure
+    edge = scipy.ndimage.maximum_filter(core.view(np.uint8), size=3) > 0
+    array = np.where(edge, np.uint8(left[0].value), np.uint8(left[1].value))
+    array[others.mask] = others.array[others.mask]
     array[true] = coronary.value
     array[~counted] = 0
     parts = score_by_class(
@@ -165,7 +173,7 @@ def wrongly_counted(
     for label in kinds:
         part = parts[label.name]
         labelled = None
-        if label.name != UNLABELLED:
+        if label in others.classes:
             labelled = int(((others.array == label.value) & dense).sum())
         voxels = round(part.volume_mm3 / volume.geometry.voxel_volume)
         if labelled is None or labelled or voxels:

@@ -540,8 +540,15 @@ def _calcium(scan: AnnotatedScan, prediction: Prediction, facts: Mapping[str, An
     if arteries is not None:
         found["arteries"] = by_artery(volume, arteries, ours, prediction.arteries)
     if scan.others is not None:
-        how: dict[str, Any] = {"rule": prediction.rule or "agatston", "slice_thickness": _thickness(scan)}
-        found["wrong"] = wrongly_counted(volume, true, scan.others, counted[1], **how)
+        found["wrong"] = wrongly_counted(
+            volume,
+            true,
+            scan.others,
+            counted[1],
+            unsure=scan.unsure,
+            rule=prediction.rule or "agatston",
+            slice_thickness=_thickness(scan),
+        )
     return found
 
 

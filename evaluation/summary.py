@@ -12,7 +12,7 @@ import numpy as np
 
 from ..imaging.labels import ARTERIES, NOT_SURE
 from ..stats.agreement import Agreement, Estimate, Statistic, agreement, bootstrap, mean, median, rate, ratio
-from .by_name import UNLABELLED
+from .by_name import EDGE, UNLABELLED
 from .cases import CaseResult, Evaluation, TrueLesion
 
 SIZES_MM3 = (5.0, 20.0, 100.0)
@@ -91,8 +91,8 @@ class WrongRate:
 
     Attributes:
         kind: As of `WronglyCounted`.
-        scans: In whose truth it is labelled; of what is unlabelled, all.
-        labelled: Voxels ≥ 130 HU that are labelled so; None of what is unlabelled.
+        scans: In whose truth it is labelled; of what has no label, all.
+        labelled: Voxels ≥ 130 HU that are labelled so; None of what has no label.
         voxels: Wrongly counted.
         score: Points of the score a scan, the mean of all scans.
         most: Points in the scan that has most.
@@ -317,15 +317,15 @@ def _wrong(cases: Sequence[CaseResult]) -> list[WrongRate]:
     of_kind = [{w.kind: w for w in c.wrong or ()} for c in judged]
     rows = []
     kinds = dict.fromkeys(w.kind for c in judged for w in c.wrong or ())
-    for kind in sorted(kinds, key=lambda k: (k == UNLABELLED, k)):
+    for kind in sorted(kinds, key=lambda k: (k in (EDGE, UNLABELLED), k)):
         own = [found[kind] for found in of_kind if kind in found]
         points = [found[kind].score if kind in found else 0.0 for found in of_kind]
         most = int(np.argmax(points))
-        labelled = None if kind == UNLABELLED else sum(w.labelled or 0 for w in own)
+        labelled = None if kind in (EDGE, UNLABELLED) else sum(w.labelled or 0 for w in own)
         rows.append(
             WrongRate(
                 kind=kind,
-                scans=len(own) if labelled is None else sum(bool(w.labelled) for w in own),
+                scans=len(judged) if labelled is None else sum(bool(w.labelled) for w in own),
                 labelled=labelled,
                 voxels=sum(w.voxels for w in own),
                 score=bootstrap(mean, points, patients=[c.patient for c in judged]),

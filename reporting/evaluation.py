@@ -164,7 +164,7 @@ def markdown(
         plain(note),
         _about(evaluation),
         "## Heart",
-        _statistics(summary, _HEART),
+        _statistics(summary, _HEART) if summary.statistics["heart_dice_mean"].n else "No heart is annotated.",
         picture("dice", "Dice of heart and calcium, by kernel type"),
         "## Calcium",
         _statistics(summary, _CALCIUM),
@@ -302,7 +302,7 @@ def _wrongly_counted(rates: Sequence[WrongRate]) -> list[str]:
         "### Wrongly counted",
         f"What counts in the prediction and is not coronary by the truth, in {rates[0].score.n} scans whose "
         "truth says what else is calcified. A piece of the predicted mask has its weight as a whole, and "
-        "each kind the share of its voxels; voxels beyond the label of a true lesion are unlabelled.",
+        "each kind the share of its voxels. An unlabelled edge touches coronary calcium or what is not sure.",
         table(heading, rows),
     ]
 
@@ -418,7 +418,7 @@ def _csv(cases: Sequence[CaseResult]) -> str:
         counts = [len(case.lesions), found, len(case.false_lesions or ())] if judged else ["", "", ""]
         of_artery = {a.artery: (a.voxels, a.found) for a in case.arteries}
         of_kind = {w.kind: (w.voxels, w.score) for w in case.wrong or ()}
-        by_name = [n for a in arteries for n in of_artery.get(a, ("", ""))]
+        by_name: list[Any] = [n for a in arteries for n in of_artery.get(a, ("", ""))]
         by_name += [n for k in kinds for n in of_kind.get(k, ("", ""))]
         writer.writerow([*map(_cell, row), *counts, *by_name])
     return buffer.getvalue()
