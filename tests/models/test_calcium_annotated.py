@@ -98,13 +98,13 @@ def test_held_out_crops_are_judged_without_what_is_not_sure(tmp_path: Path) -> N
 def test_three_steps_on_two_annotated_scans(tmp_path: Path) -> None:
     """Simulated chests as somebody else would hand them over: a CT in ct/ and a label map beside it."""
     values = {}
-    for seed in (3, 5):
+    for seed in (3, 4):
         grid = default_geometry(seed, size=256, slices=90)
         patient = simulate_patient(seed, geometry=grid)
         label = patient.arteries.array.copy()
         for kind, value in ((1, 13), (2, 11), (3, 12)):
             label[patient.others.array == kind] = value
-        label[patient.others.array > 3] = 255
+        label[patient.arteries.where("LAD")] = 255
         home = tmp_path / "data" / f"scan{seed}"
         write_series(patient, home / "ct")
         write_image(home / "calcium.nrrd", label, grid)
@@ -113,9 +113,9 @@ def test_three_steps_on_two_annotated_scans(tmp_path: Path) -> None:
     weights = train(NAMED, tmp_path / "work", inputs)
     found = [np.load(p) for p in sorted((tmp_path / "work" / "crops").glob("*.label.npy"))]
     for label, (_, given) in zip(found, sorted(values.items()), strict=True):
-        arteries = {ARTERY + v for v in np.unique(given) if 1 <= v <= 4 and (given == v).sum() > 20}
-        assert arteries <= set(np.unique(label)) - {CALCIUM}
-        assert (label == UNSURE).any() == (given == 255).any()
+        assert {3, 4, 255} <= set(np.unique(given))
+        assert {ARTERY + 3, ARTERY + 4, UNSURE} <= set(np.unique(label))
+        assert not {CALCIUM, ARTERY + 2} & set(np.unique(label))
     with (tmp_path / "work" / "log.csv").open() as handle:
         assert [row["step"] for row in csv.DictReader(handle)] == ["1", "2", "3"]
     described = resolve(weights, "calcium").metadata
