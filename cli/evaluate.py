@@ -22,9 +22,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="compare results with annotated scans",
         description="Compare the output of 'run' with annotated scans, simulated or real; or, with --data, "
         "run the same stages on annotated scans in memory. Heart: Dice, surface distance, centre. Calcium: "
-        "Dice, lesions found, false lesions. Score: correlation, agreement, risk groups. With bootstrap "
-        "intervals, by kernel, noise, thickness, tube voltage and artery. Scans that were not scored are "
-        "counted and listed.",
+        "Dice, lesions found, false lesions; where the truth names them, what was found in each artery, and "
+        "what was wrongly counted. Score: correlation, agreement, risk groups. With bootstrap intervals, by "
+        "kernel, noise, thickness, tube voltage and artery. Scans that were not scored are counted and "
+        "listed.",
     )
     parser.add_argument(
         "results", metavar="RESULTS", nargs="?", type=Path, help="output folder of 'deepcac2 run'"
@@ -34,7 +35,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="TRUTH",
         nargs="?",
         type=Path,
-        help="folder with the CT series and their DICOM SEGs, as 'deepcac2 simulate' writes them or others",
+        help="folder with the CT series and their DICOM SEGs, as 'deepcac2 simulate' writes them or others, "
+        "or with the CT in ct/ and beside it its labels, calcium.nrrd",
     )
     parser.add_argument(
         "--report", type=Path, metavar="DIR", help="write a report with figures (HTML, Markdown, CSV, JSON)"
@@ -48,7 +50,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         type=Path,
         metavar="FOLDER",
         help="annotated scans instead of RESULTS and TRUTH: DICOM with SEG, nnU-Net's layout, or folders "
-        "with image*.nrrd and mask*.nrrd",
+        "with image*.nrrd and mask*.nrrd, or with ct/ and calcium.nrrd",
     )
     memory.add_argument("--workflow", metavar="NAME|FILE", help="workflow (default: default)")
     memory.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
@@ -147,4 +149,12 @@ def _in_words(evaluation: Evaluation, summary: Summary) -> list[str]:
         if estimate.low is not None:
             text += f"  [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
         lines.append(f"{text}  n = {estimate.n}")
+    for rate in summary.arteries:
+        if not rate.by:
+            share = rate.found / rate.voxels
+            lines.append(f"{rate.artery + ', voxels found':30s} {share:8.3f}  {rate.found} of {rate.voxels}")
+    for wrong in summary.wrong:
+        label = f"wrongly counted, {wrong.kind}"
+        most = f"; most in {wrong.where}: {wrong.most:.1f}" if wrong.where else ""
+        lines.append(f"{label:30s} {wrong.score.value or 0:8.1f}  points a scan{most}")
     return lines

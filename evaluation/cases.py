@@ -21,7 +21,7 @@ from ..dicom import Series, discover, read_segmentation, safe_name
 from ..dicom.discovery import files_under
 from ..dicom.gates import is_sharp_kernel
 from ..dicom.seg.codes import SEGMENTATION_SOP_CLASSES
-from ..dicom.seg.reader import is_segmentation, referenced_series
+from ..dicom.seg.reader import is_segmentation, read_arteries, referenced_series
 from ..errors import (
     InputError,
     NoDicomFound,
@@ -30,9 +30,11 @@ from ..errors import (
     WorkflowError,
 )
 from ..imaging import Geometry, Volume
+from ..imaging.labels import ARTERIES as ARTERY_LABELS
 from ..imaging.labels import Labels
 from ..imaging.masks import box_centre
 from ..imaging.noise import noise_sd
+from ..pipeline.arteries import ARTERIES, BY_CLASS
 from ..pipeline.case import Case, Fact
 from ..pipeline.chain import Chain, build_chain
 from ..pipeline.facts import CALCIUM, CT, DOMAIN, HEART, SCORE
@@ -43,7 +45,8 @@ from ..scoring import CalciumScore, Rule, risk_group, score
 from ..scoring.lesions import lesion_voxels
 from ..system.foreign import foreign, read_json
 from ..weights import load_manifest, resolve
-from .datasets import AnnotatedScan, AnnotatedSource, annotated_sources
+from .by_name import TrueArtery, WronglyCounted, arteries_by_plaques, by_artery, wrongly_counted
+from .datasets import AnnotatedScan, AnnotatedSource, annotated_sources, mapped_series
 from .metrics import centre_distance, dice, hausdorff_95
 
 if TYPE_CHECKING:
@@ -59,9 +62,7 @@ STATUSES = ("scored", "rejected", "failed", "missing", "unreadable")
 """Of a case: the first three as in a run's table; ``missing``: the run knows no such series;
 ``unreadable``: the annotation cannot be used."""
 
-ARTERY_REACH_MM = 10.0
-"""A lesion belongs to the artery of the nearest simulated plaque, at most this far from the plaque's middle;
-chosen: half the length of a long plaque."""
+_AIR_HU = -1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,7 @@ class TrueLesion:
     """One lesion of the truth: counted voxels that touch over 26 neighbours.
 
     Attributes:
-        artery: ``"LM"``, ``"LAD"``, ``"LCX"``, ``"RCA"`` where the simulation says so, else "".
+        artery: ``"LM"``, ``"LAD"``, ``"LCX"``, ``"RCA"`` where the truth says so, else "".
         volume_mm3: Of its counted voxels.
         max_hu: Its highest HU.
         found: Whether the predicted calcium mask holds at least one of its voxels.
@@ -85,6 +86,8 @@ class TrueLesion:
 class CaseResult:
     """One scan against the truth. What was not annotated, or not reached, is None.
 
+    Voxels that the truth labels not sure are in none of its numbers of calcium and score.
+
     Attributes:
         name: Of the case, for reports. May be a PatientID.
         patient: Whose scan it is; cases of one patient are resampled together.
@@ -99,6 +102,8 @@ class CaseResult:
         score, true_score: Agatston scores by the same rule; group, true_group: 0 to 3.
         lesions: Of the truth.
         false_lesions: Volume, mm³, of each predicted lesion that shares no voxel with the true mask.
+        arteries: Calcium found by artery, where the truth names arteries.
+        wrong: What was wrongly counted, by kind, where the truth names what is not coronary.
         warnings: Codes, of the prediction.
         off_domain: In what the scan is unlike those that the weights were trained on (`pipeline.domain`).
     """
@@ -129,6 +134,8 @@ class CaseResult:
     true_group: int | None = None
     lesions: tuple[TrueLesion, ...] = ()
     false_lesions: tuple[float, ...] | None = None
+    arteries: tuple[TrueArtery, ...] = ()
+    wrong: tuple[WronglyCounted, ...] | None = None
     warnings: tuple[str, ...] = ()
     off_domain: tuple[str, ...] | None = None
 
@@ -169,6 +176,7 @@ class Prediction:
     Attributes:
         status, reason: As in `CaseResult`; without masks unless ``"scored"``.
         heart, calcium: bool (z, y, x) on the scan's grid.
+        arteries: The calcium by artery; None where no arteries are named.
         score: Agatston score by `rule`; None without one.
         warnings: Codes.
         off_domain: As in `CaseResult`.
@@ -178,6 +186,7 @@ class Prediction:
     reason: str = ""
     heart: BoolArray | None = None
     calcium: BoolArray | None = None
+    arteries: Labels | None = None
     score: float | None = None
     rule: Rule | None = None
     warnings: tuple[str, ...] = ()
@@ -308,13 +317,15 @@ class _StoredResults:
         content = read_details(folder)
         if content["status"] != "scored" or volume is None:
             return Prediction(status=content["status"], reason=content.get("reason", ""))
-        masks = read_segmentation(self._segmentation(folder, content), volume.geometry)
+        path = self._segmentation(folder, content)
+        masks = read_segmentation(path, volume.geometry)
         rule = Rule.from_parameters(content["score"]["parameters"])
         self.rule = rule.name
         return Prediction(
             status="scored",
             heart=masks.get("heart"),
             calcium=masks.get("calcium"),
+            arteries=read_arteries(path, volume.geometry) if BY_CLASS.section in content else None,
             score=float(content["score"]["total"]),
             rule=rule,
             warnings=tuple(w["code"] for w in content.get("warnings", ())),
@@ -353,6 +364,7 @@ class _InMemory:
             status="scored",
             heart=_mask(case, HEART),
             calcium=_mask(case, CALCIUM),
+            arteries=case.get(ARTERIES),
             score=None if found is None else found.total,
             rule=None if found is None else Rule.from_parameters(found.parameters),
             warnings=tuple(f.code for f in case.warnings),
@@ -422,6 +434,7 @@ def compared(
 ) -> CaseResult:
     """The case `base` with what a prediction found and how far it agrees with the annotation; `facts` are
     those of the simulation, if it was one."""
+    scan, prediction = _where_sure(scan, prediction)
     true: dict[str, Any] = {}
     if scan.calcium is not None:
         truth = _score(scan, scan.calcium, prediction.rule)
@@ -438,10 +451,31 @@ def compared(
     return replace(base, **true, **_heart(scan, prediction), **_calcium(scan, prediction, facts))
 
 
+def _where_sure(scan: AnnotatedScan, prediction: Prediction) -> tuple[AnnotatedScan, Prediction]:
+    """Truth and prediction without the voxels that are labelled not sure, and the score of what is left.
+
+    They become air in the CT, too, so that no rule which takes whole pieces of it gets them back.
+    """
+    if scan.unsure is None or not scan.unsure.any():
+        return scan, prediction
+    sure = ~scan.unsure
+    hu = np.where(sure, scan.volume.hu, np.int16(_AIR_HU))
+    calcium = None if scan.calcium is None else scan.calcium & sure
+    scan = replace(scan, volume=replace(scan.volume, hu=hu), calcium=calcium)
+    if prediction.calcium is not None:
+        found = prediction.calcium & sure
+        total = None if prediction.score is None else _score(scan, found, prediction.rule).total
+        prediction = replace(prediction, calcium=found, score=total)
+    return scan, prediction
+
+
 def _score(scan: AnnotatedScan, mask: BoolArray, rule: Rule | None) -> CalciumScore:
     """A mask of a scan by the rule of the prediction, else the default one."""
-    thickness = None if scan.series is None else scan.series.slice_thickness
-    return score(scan.volume, mask, rule=rule or "agatston", slice_thickness=thickness)
+    return score(scan.volume, mask, rule=rule or "agatston", slice_thickness=_thickness(scan))
+
+
+def _thickness(scan: AnnotatedScan) -> float | None:
+    return None if scan.series is None else scan.series.slice_thickness
 
 
 def _described(base: CaseResult, series: Series, facts: Mapping[str, Any]) -> CaseResult:
@@ -492,36 +526,53 @@ def _calcium(scan: AnnotatedScan, prediction: Prediction, facts: Mapping[str, An
     if true is None or ours is None or prediction.score is None:
         return {}
     counted = [_score(scan, mask, prediction.rule).counted for mask in (true, ours)]
-    return {
+    arteries = scan.arteries
+    if arteries is None:
+        arteries = arteries_by_plaques(volume, true, facts.get("lesions", ()))
+    found: dict[str, Any] = {
         "calcium_dice": dice(true, ours),
         "counted_dice": dice(*counted),
         "score": prediction.score,
         "group": int(risk_group(prediction.score)),
-        "lesions": true_lesions(volume, true, ours, facts.get("lesions", ())),
+        "lesions": true_lesions(volume, true, ours, arteries),
         "false_lesions": false_lesions(volume, true, ours),
     }
+    if arteries is not None:
+        found["arteries"] = by_artery(volume, arteries, ours, prediction.arteries)
+    if scan.others is not None:
+        found["wrong"] = wrongly_counted(
+            volume,
+            true,
+            scan.others,
+            counted[1],
+            unsure=scan.unsure,
+            rule=prediction.rule or "agatston",
+            slice_thickness=_thickness(scan),
+        )
+    return found
 
 
 def true_lesions(
-    volume: Volume, true: BoolArray, ours: BoolArray, plaques: Collection[Mapping[str, Any]] = ()
+    volume: Volume, true: BoolArray, ours: BoolArray, arteries: Labels | None = None
 ) -> tuple[TrueLesion, ...]:
     """The lesions of the true mask, and which of them were found.
 
     A lesion: voxels of the mask that count by the rule `agatston` (≥ 130 HU, pieces of at least 1 mm² in
     their slice) and touch over 26 neighbours. Found: at least one of its voxels lies in the predicted mask.
+    Its artery is that of most of its voxels that have one.
 
     Args:
         volume: The CT.
         true, ours: bool (z, y, x).
-        plaques: Of the simulation: ``artery`` and ``centre_lps`` (mm) of each.
+        arteries: Classes `labels.ARTERIES`, where the truth names them.
     """
     index, lesion = lesion_voxels(volume, true)
     hits = np.bincount(lesion, weights=ours[tuple(index.T)])
     hu = volume.hu[tuple(index.T)]
-    points = volume.geometry.to_lps(index.astype(np.float64))
+    artery = np.zeros(len(index), np.uint8) if arteries is None else arteries.array[tuple(index.T)]
     return tuple(
         TrueLesion(
-            artery=_artery(points[lesion == k], plaques),
+            artery=_most(artery[lesion == k]),
             volume_mm3=round(float((lesion == k).sum()) * volume.geometry.voxel_volume, 3),
             max_hu=int(hu[lesion == k].max()),
             found=bool(hits[k] > 0),
@@ -530,14 +581,10 @@ def true_lesions(
     )
 
 
-def _artery(points: npt.NDArray[np.float64], plaques: Collection[Mapping[str, Any]]) -> str:
-    """Artery of the plaque whose middle lies nearest to any of the points (n, 3), LPS mm."""
-    nearest, best = "", ARTERY_REACH_MM
-    for plaque in plaques:
-        distance = float(np.linalg.norm(points - np.asarray(plaque["centre_lps"]), axis=1).min())
-        if distance <= best:
-            nearest, best = str(plaque["artery"]), distance
-    return nearest
+def _most(artery: npt.NDArray[np.uint8]) -> str:
+    """The artery that most voxels have that have one, "" where none has; of equals the first."""
+    voxels = [int((artery == label.value).sum()) for label in ARTERY_LABELS]
+    return ARTERY_LABELS[int(np.argmax(voxels))].name if any(voxels) else ""
 
 
 def false_lesions(volume: Volume, true: BoolArray, ours: BoolArray) -> tuple[float, ...]:
@@ -555,6 +602,10 @@ def _left_out(
     truth: Path, judged: Collection[str], predictor: Predictor, known: Mapping[str, dict[str, Any]]
 ) -> Iterator[CaseResult]:
     """The annotated series whose CT is rejected or absent: counted, never dropped."""
+    for one in mapped_series(truth, predictor.allow):
+        if one.series.rejection is not None:
+            case = CaseResult(name=one.name, patient=one.series.patient_id or one.name)
+            yield _not_read(_described(case, one.series, {}), one.series, predictor)
     try:
         series = {s.series_uid: s for s in discover(truth, allow=predictor.allow).series}
     except NoDicomFound:
@@ -571,12 +622,16 @@ def _left_out(
         if uid not in series:
             yield replace(case, status="unreadable", reason="its CT is not in the folder")
             continue
-        prediction = predictor.predict(ct, None)
-        if prediction.status == "scored":  # with another version's gates
-            reason = "" if ct.rejection is None else ct.rejection.message
-            yield replace(case, status="unreadable", reason=f"its CT was not read for the truth: {reason}")
-        else:
-            yield replace(case, status=prediction.status, reason=prediction.reason)
+        yield _not_read(case, ct, predictor)
+
+
+def _not_read(case: CaseResult, ct: Series, predictor: Predictor) -> CaseResult:
+    """The case of a CT that was not read for the truth."""
+    prediction = predictor.predict(ct, None)
+    if prediction.status == "scored":  # with another version's gates
+        reason = "" if ct.rejection is None else ct.rejection.message
+        return replace(case, status="unreadable", reason=f"its CT was not read for the truth: {reason}")
+    return replace(case, status=prediction.status, reason=prediction.reason)
 
 
 def to_dict(evaluation: Evaluation) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Annotated scans: chest CTs with masks of the heart, of coronary calcium, or of both, from three layouts.
+"""Annotated scans: chest CTs with masks of the heart, of coronary calcium, or of both, from four layouts.
 
 `annotated_sources` finds them, cheaply; each can then be read::
 
@@ -11,6 +11,10 @@
 
     DATA/CASE/image*.nrrd                label map: 1 heart, 2 other dense structures, 3 coronary calcium
     DATA/CASE/mask*.nrrd                 (DeepCAC v1 example data)
+
+    DATA/.../ct/*.dcm                    DICOM CT series and beside its folder a label map on its grid, with
+    DATA/.../calcium.nrrd                the values of `CALCIUM_VALUES`: arteries, what else is calcified,
+                                         and what is not sure and left out of every count
 
 A folder may hold several of them.
 """
@@ -29,11 +33,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ..dicom import Series, discover, read_series
+from ..dicom.discovery import files_under
 from ..dicom.seg.codes import SEGMENTATION_SOP_CLASSES
-from ..dicom.seg.reader import read_segmentation, referenced_series
+from ..dicom.seg.reader import read_arteries, read_segmentation, referenced_series
 from ..errors import InputError, NoDicomFound, SeriesError, TrainingError
 from ..imaging import Volume
 from ..imaging.files import read_image, volume_from_image
+from ..imaging.labels import ARTERIES, NOT_CORONARY, Label, Labels
+from ..imaging.nrrd import on_grid, read_nrrd_labels
 from ..system.foreign import foreign, read_json
 
 log = logging.getLogger(__name__)
@@ -48,6 +55,27 @@ CALCIUM_NAMES = frozenset({"calcium", "cac", "coronary calcium", "coronary arter
 NRRD_HEART, NRRD_CALCIUM = (1, 3), (3,)
 """Labels of the DeepCAC v1 example data: the heart is 1 and the calcium in it, 3."""
 
+CALCIUM_MAP = "calcium.nrrd"
+"""Name of a label map with `CALCIUM_VALUES`."""
+OTHERS: tuple[Label, ...] = tuple(
+    label for label in NOT_CORONARY if label.name in ("aorta", "aortic valve", "mitral annulus")
+)
+"""What such a map says of calcium that is not coronary."""
+CALCIUM_VALUES: dict[int, tuple[str, Label | None]] = {
+    **{label.value: (label.name, label) for label in ARTERIES},
+    **{
+        value: (words, next(label for label in OTHERS if label.name == name))
+        for value, words, name in (
+            (11, "aortic valve or root", "aortic valve"),
+            (12, "mitral valve or annulus", "mitral annulus"),
+            (13, "aortic wall", "aorta"),
+        )
+    },
+    255: ("not sure", None),
+}
+"""Value in a `CALCIUM_MAP` to what it means, in words and as a class; 0 is everything else, read and found to
+be no calcium of these."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotatedScan:
@@ -59,6 +87,9 @@ class AnnotatedScan:
         heart: bool (z, y, x) on ``volume.geometry``, coronary calcium included; None: not annotated.
         calcium: bool (z, y, x), coronary calcium; all false: there is none; None: not annotated.
         series: The DICOM series, or None where the scan is an image file.
+        arteries: ``calcium`` by artery, classes `labels.ARTERIES`, as far as that is known; None: not at all.
+        others: Calcium that is known not to be coronary, classes `OTHERS`; None: that was not annotated.
+        unsure: bool (z, y, x): nobody can say what it is; left out of every count. None: nowhere.
     """
 
     name: str
@@ -66,6 +97,9 @@ class AnnotatedScan:
     heart: BoolArray | None
     calcium: BoolArray | None
     series: Series | None = None
+    arteries: Labels | None = None
+    others: Labels | None = None
+    unsure: BoolArray | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,16 +132,17 @@ def annotated_sources(folder: Path, *, allow: Collection[str] = ()) -> list[Anno
         Sorted by layout and name; names are unique.
 
     Raises:
-        TrainingError: No annotated scan, an image or label without its other half, two cases of one name, or
-            labels of unknown names.
+        TrainingError: No annotated scan, an image or label without its other half, two cases of one name,
+            two annotations of one series by different means, or labels of unknown names.
     """
     if not folder.is_dir():
         raise TrainingError(f"{folder} is not a folder; give one with annotated scans (docs/training.md)")
-    found = [*_nnunet(folder), *_nrrd(folder), *_dicom(folder, allow)]
+    mapped = mapped_series(folder, allow)
+    found = [*_nnunet(folder), *_nrrd(folder), *_mapped(mapped), *_dicom(folder, allow, mapped)]
     if not found:
         raise TrainingError(
             f"{folder} holds no annotated scan; expected imagesTr/ and labelsTr/ with dataset.json, DICOM CT "
-            "with DICOM SEG, or folders with image*.nrrd and mask*.nrrd"
+            f"with DICOM SEG, folders with image*.nrrd and mask*.nrrd, or with ct/ and {CALCIUM_MAP}"
         )
     seen: set[str] = set()
     for source in found:
@@ -187,10 +222,94 @@ def _image_source(
     return AnnotatedSource(name=name, patient=name.split("/")[0], load=load)
 
 
+# DICOM with a label map
+
+
+@dataclass(frozen=True, kw_only=True)
+class MappedSeries:
+    """A CT series with a `CALCIUM_MAP`, which may be one that a gate rejects.
+
+    Attributes:
+        name: As of `AnnotatedScan`.
+        path: The map.
+        series: The CT.
+    """
+
+    name: str
+    path: Path
+    series: Series
+
+
+def mapped_series(folder: Path, allow: Collection[str] = ()) -> list[MappedSeries]:
+    """The label maps below a folder, each with the CT series in ``ct/`` beside it.
+
+    Raises:
+        TrainingError: There is not just one series.
+    """
+    found = []
+    for path in sorted(path for path in files_under(folder) if path.name == CALCIUM_MAP):
+        home = path.parent
+        try:
+            series = discover(home / "ct", allow=allow).series
+        except InputError:
+            series = ()
+        if len(series) != 1:
+            raise TrainingError(
+                f"{home / 'ct'} holds {len(series)} DICOM series, not one; put the CT of {path} there"
+            )
+        name = folder.name if home == folder else home.relative_to(folder).as_posix()
+        found.append(MappedSeries(name=name, path=path, series=series[0]))
+    return found
+
+
+def _mapped(found: Sequence[MappedSeries]) -> Iterator[AnnotatedSource]:
+    for one in found:
+        if one.series.rejection:
+            log.warning("%s is left out: %s", one.name, one.series.rejection.message)
+        else:
+            patient = one.series.patient_id or one.name
+            yield AnnotatedSource(name=one.name, patient=patient, load=partial(_load_mapped, one))
+
+
+def _load_mapped(one: MappedSeries) -> AnnotatedScan:
+    try:
+        volume = read_series(one.series).volume
+        stored, grid = read_nrrd_labels(one.path)
+        values = on_grid(stored, grid, volume.geometry, what=str(one.path))
+    except (InputError, SeriesError) as error:
+        raise TrainingError(f"{one.name} cannot be used: {error}; or take it out of the folder") from error
+    if strange := sorted(set(np.unique(values).tolist()) - {0, *CALCIUM_VALUES}):
+        known = ", ".join(f"{value} {words}" for value, (words, _) in CALCIUM_VALUES.items())
+        raise TrainingError(
+            f"{one.path} holds the values {', '.join(map(str, strange[:5]))}, which mean nothing; give each "
+            f"voxel one of {known}, or 0"
+        )
+    arteries, others = (_classes(values, classes) for classes in (ARTERIES, OTHERS))
+    return AnnotatedScan(
+        name=one.name,
+        volume=volume,
+        heart=None,
+        calcium=arteries.mask,
+        series=one.series,
+        arteries=arteries,
+        others=others,
+        unsure=values == next(value for value, (_, label) in CALCIUM_VALUES.items() if label is None),
+    )
+
+
+def _classes(values: npt.NDArray[Any], classes: tuple[Label, ...]) -> Labels:
+    """The part of a label map that these classes are."""
+    array = np.zeros(values.shape, dtype=np.uint8)
+    for value, (_, label) in CALCIUM_VALUES.items():
+        if label in classes:
+            array[values == value] = label.value
+    return Labels(array=array, classes=classes)
+
+
 # DICOM
 
 
-def _dicom(folder: Path, allow: Collection[str]) -> Iterator[AnnotatedSource]:
+def _dicom(folder: Path, allow: Collection[str], mapped: Sequence[MappedSeries]) -> Iterator[AnnotatedSource]:
     try:
         discovery = discover(folder, allow=allow)
     except NoDicomFound:
@@ -212,6 +331,10 @@ def _dicom(folder: Path, allow: Collection[str]) -> Iterator[AnnotatedSource]:
         name = folder.name if home == folder else home.relative_to(folder).as_posix()
         if homes[home] > 1:
             name = f"{name}/{paths[0].name.split('.')[0]}"
+        if both := [one for one in mapped if one.series.series_uid == uid]:
+            raise TrainingError(
+                f"{both[0].path} and {paths[0]} annotate the same series; take one of them out of the folder"
+            )
         if ct.rejection:
             log.warning("%s is left out: %s", name, ct.rejection.message)
         else:
@@ -223,7 +346,9 @@ def _load_dicom(name: str, series: Series, segs: Sequence[Path]) -> AnnotatedSca
     try:
         volume = read_series(series).volume
         masks: dict[str, BoolArray] = {}
+        arteries: Labels | None = None
         for path in segs:
+            arteries = _joined(arteries, read_arteries(path, volume.geometry))
             for kind, mask in read_segmentation(path, volume.geometry).items():
                 masks[kind] = masks[kind] | mask if kind in masks else mask
     except (InputError, SeriesError) as error:
@@ -231,4 +356,15 @@ def _load_dicom(name: str, series: Series, segs: Sequence[Path]) -> AnnotatedSca
     heart, calcium = masks.get("heart"), masks.get("calcium")
     if heart is not None and calcium is not None:
         heart = heart | calcium
-    return AnnotatedScan(name=name, volume=volume, heart=heart, calcium=calcium, series=series)
+    return AnnotatedScan(
+        name=name, volume=volume, heart=heart, calcium=calcium, series=series, arteries=arteries
+    )
+
+
+def _joined(first: Labels | None, second: Labels | None) -> Labels | None:
+    """The arteries that several SEGs name; what one says goes where those before say nothing."""
+    if second is None:
+        return first
+    known = np.zeros_like(second.array) if first is None else first.array
+    said = np.where(second.array <= len(ARTERIES), second.array, 0)
+    return Labels(array=np.where(known > 0, known, said), classes=ARTERIES)

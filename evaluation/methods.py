@@ -106,6 +106,8 @@ def run_method(method: str, data: Path, device: str, allow: Sequence[str] = ()) 
         if scan.series is None or scan.calcium is None:
             log.warning("%s is left out: it is no DICOM, or its calcium is not annotated", scan.name)
             continue
+        if scan.unsure is not None and scan.unsure.any():
+            log.warning("%s: what is labelled not sure counts here; 'evaluate' leaves it out", scan.name)
         calcium = scan.calcium
         truth = score(scan.volume, calcium)
         if not number:  # the first run of a network is slow

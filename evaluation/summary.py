@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -9,15 +10,19 @@ from typing import Any
 
 import numpy as np
 
+from ..imaging.labels import ARTERIES, NOT_SURE
 from ..stats.agreement import Agreement, Estimate, Statistic, agreement, bootstrap, mean, median, rate, ratio
+from .by_name import EDGE, UNLABELLED
 from .cases import CaseResult, Evaluation, TrueLesion
 
 SIZES_MM3 = (5.0, 20.0, 100.0)
 """Limits of the lesion sizes, mm³; chosen: a few voxels, small, moderate, large."""
 NOISE_HU = (15.0, 25.0, 40.0)
 """Limits of the noise strata, HU; chosen around 20 HU, the usual aim of a calcium scan."""
-THICKNESS_MM = (1.5, 2.5)
-"""Limits of the slice thickness strata, mm; chosen."""
+THICKNESS_MM = (1.5, 3.5)
+"""Limits of the slice thickness strata, mm; chosen: around 1 mm, around 2.5 and 3 mm, 5 mm."""
+ARTERY_STRATA = ("thickness", "kernel type")
+"""Of `STRATA`, those by which the calcium found in each artery is told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +59,56 @@ class LesionRate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ArteryRate:
+    """How much of an artery's true calcium was found, in voxels ≥ 130 HU, and what it was called.
+
+    Attributes:
+        by, value: A property of the scans and its value, see `ARTERY_STRATA`; "" of all.
+        artery: Which.
+        scans: That have some.
+        found, voxels: Voxels found, of all true ones.
+        recall: found / voxels, whole patients resampled.
+        named: Of those found in scans whose prediction names arteries, how many.
+        right, other, not_sure: Their shares that got the right artery, another one, and none.
+    """
+
+    by: str
+    value: str
+    artery: str
+    scans: int
+    found: int
+    voxels: int
+    recall: Estimate
+    named: int
+    right: float | None
+    other: float | None
+    not_sure: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrongRate:
+    """What was wrongly counted of a kind, over all scans whose truth names what is not coronary.
+
+    Attributes:
+        kind: As of `WronglyCounted`.
+        scans: In whose truth it is labelled; of what has no label, all.
+        labelled: Voxels ≥ 130 HU that are labelled so; None of what has no label.
+        voxels: Wrongly counted.
+        score: Points of the score a scan, the mean of all scans.
+        most: Points in the scan that has most.
+        where: That scan's name; "" where none has any.
+    """
+
+    kind: str
+    scans: int
+    labelled: int | None
+    voxels: int
+    score: Estimate
+    most: float
+    where: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Summary:
     """What an evaluation amounts to; only scored cases go in, each statistic says how many.
 
@@ -66,12 +121,16 @@ class Summary:
         strata: By kernel, noise, thickness, tube voltage and whether the scan lies in the domain of the
             weights, where cases differ in them.
         lesions: By artery where it is known, and by size.
+        arteries: Calcium found by artery, where truths name arteries: of all, and by `ARTERY_STRATA`.
+        wrong: What was wrongly counted, by kind, where truths name kinds.
     """
 
     statistics: Mapping[str, Estimate]
     agreement: Agreement
     strata: tuple[Stratum, ...]
     lesions: tuple[LesionRate, ...]
+    arteries: tuple[ArteryRate, ...] = ()
+    wrong: tuple[WrongRate, ...] = ()
 
 
 def summarise(evaluation: Evaluation) -> Summary:
@@ -83,6 +142,8 @@ def summarise(evaluation: Evaluation) -> Summary:
         agreement=scores,
         strata=tuple(_strata(cases)),
         lesions=tuple(_lesions(cases)),
+        arteries=tuple(_arteries(cases)),
+        wrong=tuple(_wrong(cases)),
     )
 
 
@@ -168,12 +229,16 @@ _ORDER = {
 }
 
 
+def _parted(cases: Sequence[CaseResult], by: str) -> list[tuple[str, list[CaseResult]]]:
+    """The cases by the value of one of `STRATA`, in order; nothing where all are alike."""
+    values = sorted({STRATA[by](c) for c in cases}, key=lambda v: (_ORDER.get(v, 0), v))
+    return [(v, [c for c in cases if STRATA[by](c) == v]) for v in values] if len(values) > 1 else []
+
+
 def _strata(cases: Sequence[CaseResult]) -> list[Stratum]:
     found = []
-    for by, value_of in STRATA.items():
-        values = sorted({value_of(c) for c in cases}, key=lambda v: (_ORDER.get(v, 0), v))
-        for value in values if len(values) > 1 else ():
-            own = [c for c in cases if value_of(c) == value]
+    for by in STRATA:
+        for value, own in _parted(cases, by):
             statistics = {**_masks(own), **_agreement(own).estimates}
             found.append(Stratum(by=by, value=value, n=len(own), statistics=statistics))
     return found
@@ -211,6 +276,66 @@ def _lesion_rate(
     )
 
 
+def _arteries(cases: Sequence[CaseResult]) -> list[ArteryRate]:
+    parts = [("", "", list(cases))]
+    parts += [(by, value, own) for by in ARTERY_STRATA for value, own in _parted(cases, by)]
+    there = {a.artery for c in cases for a in c.arteries}
+    names = [label.name for label in ARTERIES if label.name in there]
+    rows = (_artery_rate(by, value, own, name) for by, value, own in parts for name in names)
+    return [row for row in rows if row is not None]
+
+
+def _artery_rate(by: str, value: str, cases: Sequence[CaseResult], artery: str) -> ArteryRate | None:
+    """None where no case has calcium in the artery."""
+    own = [(a, c.patient) for c in cases for a in c.arteries if a.artery == artery]
+    if not own:
+        return None
+    found, voxels = [a.found for a, _ in own], [a.voxels for a, _ in own]
+    called: Counter[str] = Counter()
+    for a, _ in own:
+        called.update(a.named or {})
+    named = called.total()
+    right, unsure = called[artery], called[NOT_SURE.name]
+    shares = [n / named if named else None for n in (right, named - right - unsure, unsure)]
+    return ArteryRate(
+        by=by,
+        value=value,
+        artery=artery,
+        scans=len(own),
+        found=sum(found),
+        voxels=sum(voxels),
+        recall=bootstrap(ratio, found, voxels, patients=[patient for _, patient in own]),
+        named=named,
+        right=shares[0],
+        other=shares[1],
+        not_sure=shares[2],
+    )
+
+
+def _wrong(cases: Sequence[CaseResult]) -> list[WrongRate]:
+    judged = [c for c in cases if c.wrong is not None]
+    of_kind = [{w.kind: w for w in c.wrong or ()} for c in judged]
+    rows = []
+    kinds = dict.fromkeys(w.kind for c in judged for w in c.wrong or ())
+    for kind in sorted(kinds, key=lambda k: (k in (EDGE, UNLABELLED), k)):
+        own = [found[kind] for found in of_kind if kind in found]
+        points = [found[kind].score if kind in found else 0.0 for found in of_kind]
+        most = int(np.argmax(points))
+        labelled = None if kind in (EDGE, UNLABELLED) else sum(w.labelled or 0 for w in own)
+        rows.append(
+            WrongRate(
+                kind=kind,
+                scans=len(judged) if labelled is None else sum(bool(w.labelled) for w in own),
+                labelled=labelled,
+                voxels=sum(w.voxels for w in own),
+                score=bootstrap(mean, points, patients=[c.patient for c in judged]),
+                most=points[most],
+                where=judged[most].name if points[most] > 0 else "",
+            )
+        )
+    return rows
+
+
 def to_dict(summary: Summary) -> dict[str, Any]:
     """JSON types only."""
     return {
@@ -218,4 +343,6 @@ def to_dict(summary: Summary) -> dict[str, Any]:
         "confusion": summary.agreement.confusion.tolist(),
         "strata": [asdict(s) for s in summary.strata],
         "lesions": [asdict(row) for row in summary.lesions],
+        "arteries": [asdict(row) for row in summary.arteries],
+        "wrong": [asdict(row) for row in summary.wrong],
     }

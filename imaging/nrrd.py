@@ -1,4 +1,4 @@
-"""Masks as NRRD files that come from elsewhere: taken only where their header says all that is needed.
+"""Masks and label maps as NRRD files of others: taken only where their header says all that is needed.
 
 SimpleITK reads a header that says nothing of space or directions as if it said 1 mm, at right angles, from
 the origin. Where a mask lies in a patient must not be made up, so the header is looked at first
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ from .scan_files import MAX_CELLS, MAX_NRRD_HEADER, MOST_PACKED, RIGHT_ANGLE_TOL
 from .volume import Geometry
 
 BoolArray = npt.NDArray[np.bool_]
+T = TypeVar("T", bound=np.generic)
 
 _SPACES = frozenset(
     ("left-posterior-superior", "right-anterior-superior", "left-anterior-superior", "lps", "ras", "las")
@@ -42,15 +44,34 @@ def read_nrrd_mask(path: Path, *, what: str = "") -> tuple[BoolArray, Geometry]:
     """A binary mask, and where its voxels lie.
 
     Args:
-        path: The file, ``.nrrd``, with its voxels in it.
-        what: What it is called in messages; "": its path.
+        path, what: As of `read_nrrd_labels`.
 
     Returns:
         bool (z, y, x), in the file's own voxel order: where it is not 0; and its geometry.
 
     Raises:
-        InputUnreadable: It is no NRRD, its header leaves open where its voxels lie, they lie in another file,
-            are cut off, or have several values.
+        InputUnreadable: As `read_nrrd_labels`, or its voxels have several values.
+    """
+    array, geometry = read_nrrd_labels(path, what=what)
+    with foreign(what or str(path)):
+        if len(values := np.unique(array[array != 0])) > 1:
+            raise ValueError(f"it holds the values {', '.join(map(str, values[:5]))}, a mask has one")
+    return array != 0, geometry
+
+
+def read_nrrd_labels(path: Path, *, what: str = "") -> tuple[npt.NDArray[np.integer[Any]], Geometry]:
+    """A label map, and where its voxels lie.
+
+    Args:
+        path: The file, ``.nrrd``, with its voxels in it.
+        what: What it is called in messages; "": its path.
+
+    Returns:
+        Whole numbers (z, y, x), in the file's own voxel order; and its geometry.
+
+    Raises:
+        InputUnreadable: It is no NRRD, its header leaves open where its voxels lie, they lie in another file
+            or are cut off.
     """
     what = what or str(path)
     fields = _header(path, what)
@@ -58,19 +79,16 @@ def read_nrrd_mask(path: Path, *, what: str = "") -> tuple[BoolArray, Geometry]:
         _check(fields, path.stat().st_size)
     with foreign(what):
         try:
-            array, geometry = read_image(path)
+            return read_image(path)
         except InputError as error:  # whose message names a path, which may be a temporary one
             raise ValueError("its voxels are cut off or damaged") from error
-        if len(values := np.unique(array[array != 0])) > 1:
-            raise ValueError(f"it holds the values {', '.join(map(str, values[:5]))}, a mask has one")
-        return array != 0, geometry
 
 
-def on_grid(mask: BoolArray, geometry: Geometry, grid: Geometry, *, what: str) -> BoolArray:
+def on_grid(mask: npt.NDArray[T], geometry: Geometry, grid: Geometry, *, what: str) -> npt.NDArray[T]:
     """A mask on another grid of the same voxels, whose axes may run another way; nothing is resampled.
 
     Args:
-        mask: bool (z, y, x) on `geometry`.
+        mask: (z, y, x) on `geometry`, of any type: a label map will do.
         grid: Of the CT.
         what: The mask, for the message.
 

@@ -14,7 +14,7 @@ from .. import __version__
 from ..evaluation import cases as cases_of
 from ..evaluation import summary as summary_of
 from ..evaluation.cases import STATUSES, CaseResult, Evaluation
-from ..evaluation.summary import Stratum, Summary
+from ..evaluation.summary import ArteryRate, Stratum, Summary, WrongRate
 from ..stats.agreement import MIN_PATIENTS, N_RESAMPLES, group_names
 from ..system.atomic import write_json, write_whole
 from .evaluation_figures import figures
@@ -164,7 +164,7 @@ def markdown(
         plain(note),
         _about(evaluation),
         "## Heart",
-        _statistics(summary, _HEART),
+        _statistics(summary, _HEART) if summary.statistics["heart_dice_mean"].n else "No heart is annotated.",
         picture("dice", "Dice of heart and calcium, by kernel type"),
         "## Calcium",
         _statistics(summary, _CALCIUM),
@@ -174,6 +174,8 @@ def markdown(
         "of its.",
         _lesions(summary),
         picture("lesions", "Lesions found, by artery and volume"),
+        *_by_artery(summary.arteries),
+        *_wrongly_counted(summary.wrong),
         "## Score",
         f"Agatston scores of true and predicted mask by the same rule, `{evaluation.rule or 'none'}`.",
         _statistics(summary, _SCORE),
@@ -250,6 +252,59 @@ def _lesions(summary: Summary) -> str:
         for row in summary.lesions
     ]
     return table(["by", "", "found", "95 % interval of the share"], rows) if rows else ""
+
+
+def _by_artery(rates: Sequence[ArteryRate]) -> list[str]:
+    """Voxels found by artery, of all scans and of their parts, and what the found ones were called."""
+    if not rates:
+        return []
+    names = list(dict.fromkeys(r.artery for r in rates))
+    rows = []
+    for by, value in dict.fromkeys((r.by, r.value) for r in rates):
+        cells = {r.artery: _share(r) for r in rates if (r.by, r.value) == (by, value)}
+        rows.append([by or "all scans", plain(value), *(cells.get(name, "") for name in names)])
+    parts = [
+        "### By artery",
+        "Share of the voxels of at least 130 HU that the truth gives an artery and the predicted mask holds; "
+        "in brackets its interval, and the voxels found of all.",
+        table(["by", "", *names], rows),
+    ]
+    called = [r for r in rates if not r.by and r.named]
+    if called:
+        shares = [[number(x, 3) for x in (r.right, r.other, r.not_sure)] for r in called]
+        rows = [[r.artery, str(r.named), *cells] for r, cells in zip(called, shares, strict=True)]
+        parts += [
+            "What the voxels found were called:",
+            table(["true artery", "voxels found", "the right artery", "another one", "not sure"], rows),
+        ]
+    return parts
+
+
+def _share(rate: ArteryRate) -> str:
+    between = interval(rate.recall, 2)
+    return (
+        f"{number(rate.recall.value, 3)} ({between + '; ' if between else ''}{rate.found} of {rate.voxels})"
+    )
+
+
+def _wrongly_counted(rates: Sequence[WrongRate]) -> list[str]:
+    if not rates:
+        return []
+    rows = []
+    for r in rates:
+        voxels = str(r.voxels) if r.labelled is None else f"{r.voxels} of {r.labelled}"
+        most = f"{number(r.most, 1)} ({plain(r.where)})" if r.where else number(r.most, 1)
+        rows.append(
+            [plain(r.kind), str(r.scans), voxels, number(r.score.value, 2), interval(r.score, 2), most]
+        )
+    heading = ["", "scans with it", "voxels counted", "points a scan", "95 % interval", "most in a scan"]
+    return [
+        "### Wrongly counted",
+        f"What counts in the prediction and is not coronary by the truth, in {rates[0].score.n} scans whose "
+        "truth says what else is calcified. A piece of the predicted mask has its weight as a whole, and "
+        "each kind the share of its voxels. An unlabelled edge touches coronary calcium or what is not sure.",
+        table(heading, rows),
+    ]
 
 
 def _confusion(summary: Summary) -> str:
@@ -344,18 +399,28 @@ def _intervals(summary: Summary) -> str:
 
 
 def _csv(cases: Sequence[CaseResult]) -> str:
-    """One row a case; lists become counts or words joined by ``;``."""
-    names = [f.name for f in fields(CaseResult) if f.name not in ("lesions", "false_lesions")]
+    """One row a case; lists become counts or words joined by ``;``, what is told by name further columns."""
+    lists = ("lesions", "false_lesions", "arteries", "wrong")
+    names = [f.name for f in fields(CaseResult) if f.name not in lists]
+    arteries = sorted({a.artery for c in cases for a in c.arteries})
+    kinds = sorted({w.kind for c in cases for w in c.wrong or ()})
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer)
-    writer.writerow([*names, "true_lesions", "found_lesions", "false_lesions"])
+    heading = [*names, "true_lesions", "found_lesions", "false_lesions"]
+    heading += [f"{what}_voxels_{a.lower()}" for a in arteries for what in ("true", "found")]
+    heading += [f"wrong_{what}_{k.replace(' ', '_')}" for k in kinds for what in ("voxels", "score")]
+    writer.writerow(heading)
     for case in cases:
         content = asdict(case)
         row: list[Any] = [";".join(v) if isinstance(v := content[n], tuple) else v for n in names]
         judged = case.false_lesions is not None
         found = sum(x.found for x in case.lesions)
         counts = [len(case.lesions), found, len(case.false_lesions or ())] if judged else ["", "", ""]
-        writer.writerow([*map(_cell, row), *counts])
+        of_artery = {a.artery: (a.voxels, a.found) for a in case.arteries}
+        of_kind = {w.kind: (w.voxels, w.score) for w in case.wrong or ()}
+        by_name: list[Any] = [n for a in arteries for n in of_artery.get(a, ("", ""))]
+        by_name += [n for k in kinds for n in of_kind.get(k, ("", ""))]
+        writer.writerow([*map(_cell, row), *counts, *by_name])
     return buffer.getvalue()
 
 

@@ -54,8 +54,8 @@ def figures(evaluation: Evaluation, summary: Summary) -> dict[str, bytes]:
         drawn["bland-altman"] = bland_altman_figure(
             points, summary.statistics, reference="true", predicted="predicted"
         )
-    if any(c.heart_dice is not None or c.counted_dice is not None for c in evaluation.scored):
-        drawn["dice"] = _dice(evaluation.scored)
+    if dices := _dices(evaluation.scored):
+        drawn["dice"] = _dice(dices)
     if summary.lesions:
         drawn["lesions"] = _lesions(summary.lesions)
     return drawn
@@ -83,18 +83,29 @@ def _points(cases: Sequence[CaseResult]) -> list[Points]:
     return groups
 
 
-def _dice(cases: Sequence[CaseResult]) -> bytes:
-    figure = Figure(figsize=(8.4, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
+Dices = tuple[str, list[CaseResult], Callable[[CaseResult], float]]
+"""Of what, the cases that have it, and its Dice in a case."""
+
+
+def _dices(cases: Sequence[CaseResult]) -> list[Dices]:
+    """Of heart and calcium, where there is something to draw."""
     hearts = [c for c in cases if c.heart_dice is not None]
     calcium = [c for c in cases if c.counted_dice is not None and c.true_score]
-    _strip(left, hearts, lambda c: c.heart_dice or 0.0)
-    _strip(right, calcium, lambda c: c.counted_dice or 0.0)
-    panel(left, f"heart (n = {len(hearts)})", "", "Dice")
-    panel(right, f"counted calcium, where there is any (n = {len(calcium)})", "", "Dice")
-    low = min((c.heart_dice or 0.0 for c in hearts), default=0.0)
-    left.set_ylim(max(0.0, np.floor(min(low, 0.89) * 20 - 0.5) / 20), 1)
-    right.set_ylim(0, 1)
+    parts: list[Dices] = [
+        ("heart", hearts, lambda c: c.heart_dice or 0.0),
+        ("counted calcium, where there is any", calcium, lambda c: c.counted_dice or 0.0),
+    ]
+    return [part for part in parts if part[1]]
+
+
+def _dice(parts: Sequence[Dices]) -> bytes:
+    figure = Figure(figsize=(4.2 * len(parts), 3.8), layout="constrained")
+    panels: Any = figure.subplots(1, len(parts), squeeze=False)[0]
+    for axes, (name, cases, value) in zip(panels, parts, strict=True):
+        _strip(axes, cases, value)
+        panel(axes, f"{name} (n = {len(cases)})", "", "Dice")
+        low = min(value(c) for c in cases) if name == "heart" else 0.0
+        axes.set_ylim(max(0.0, np.floor(min(low, 0.89) * 20 - 0.5) / 20), 1)
     return png(figure)
 
 

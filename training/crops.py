@@ -76,7 +76,8 @@ class CropRecipe:
 
 Crop = tuple[npt.NDArray[Any], ...]
 """int16 HU and uint8 label, both (58, 256, 256): 2 in the heart or near it, of that 1 coronary calcium and
-4 calcium or metal which is known to be something else; 0 the rest. Of named crops int8 `heart_depth`, too."""
+4 calcium or metal which is known to be something else; 5 what nobody is sure about, in the heart or not; 0
+the rest. Of named crops int8 `heart_depth`, too."""
 
 CALCIUM, NEAR = 1, 2
 """Values of the label; as kinds of patches: holds calcium; no calcium, but ≥ 130 HU in or near the heart."""
@@ -84,6 +85,8 @@ BRIGHT = 3
 """Kind of a patch that holds neither, but something ≥ 130 HU elsewhere. 0 is the kind of all the others."""
 OTHER = 4
 """Value of the label: in or near the heart, but not coronary. Its patches are of kind `NEAR` or `CALCIUM`."""
+UNSURE = 5
+"""Value of the label: annotated as not sure. It takes no part in a loss and is never a mistake."""
 ARTERY, KIND = 10, 20
 """Added to the values of `labels.ARTERIES` and of `truth.OTHERS` where crops are `CropRecipe.named`: their
 labels have these values instead of `CALCIUM` and `OTHER` where artery or kind are known."""
@@ -126,6 +129,7 @@ def composed_label(
     near: npt.NDArray[np.bool_],
     calcium: npt.NDArray[np.bool_],
     other: npt.NDArray[np.bool_] | None = None,
+    unsure: npt.NDArray[np.bool_] | None = None,
     names: Named = (),
 ) -> npt.NDArray[np.uint8]:
     """The label of a crop, see `Crop`: coronary calcium over what is known to be something else.
@@ -135,6 +139,7 @@ def composed_label(
         near: The heart and what is near it; outside of it nothing else is marked.
         calcium: Coronary calcium.
         other: Known not to be coronary; None where that is not known.
+        unsure: Annotated as not sure: whatever voxel it touches is, unless that is labelled otherwise.
         names: Arteries and kinds; the largest share of a voxel names it.
     """
     label = (read(near) >= 0.5).astype(np.uint8) * np.uint8(NEAR)
@@ -148,6 +153,8 @@ def composed_label(
         more = (beside if value > KIND else calcified) & (share > most)
         most[more] = share[more]
         label[more] = value
+    if unsure is not None:
+        label[(read(unsure) > 0) & ~coronary(label) & ~elsewhere(label)] = UNSURE
     return label
 
 
@@ -199,9 +206,9 @@ def patch_kinds(hu: npt.NDArray[np.int16], label: npt.NDArray[np.uint8]) -> npt.
     """The kind of each patch of `GRID`, uint8 (343,).
 
     The filter: a patch without any voxel ≥ 130 HU and without calcium is of kind 0 and never trained on,
-    since at inference such a patch is not shown to the network.
+    since at inference such a patch is not shown to the network. What is not sure is as if it were not there.
     """
-    bright = hu >= CANDIDATE_HU
+    bright = (hu >= CANDIDATE_HU) & (label != UNSURE)
     kinds = np.zeros(len(GRID), dtype=np.uint8)
     for i, corner in enumerate(GRID):
         box = window_of(corner)

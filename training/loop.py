@@ -18,7 +18,7 @@ import torch
 
 from ..pipeline.chain import describe_device
 from ..system.gpu import GpuMeter
-from .crops import CropCache
+from .crops import UNSURE, CropCache
 from .monitor import RunLog, Speed
 from .trainer import Checkpoint, StepsRecipe, Trainer
 
@@ -73,14 +73,18 @@ def prefetch(
 
 @torch.inference_mode()
 def dice(trainer: Trainer, batches: HasBatches, steps: int) -> float:
-    """Dice of a segmentation network over the first `steps` batches, without mixed precision."""
+    """Dice of a segmentation network over the first `steps` batches, without mixed precision.
+
+    Voxels that are `UNSURE` are left out.
+    """
     trainer.network.eval()
     overlap = torch.zeros((), dtype=torch.float64, device=trainer.device)
     both = torch.zeros_like(overlap)
     for image, label in prefetch(batches, range(steps), device=trainer.device):
-        mask = trainer.logits(image) >= 0
-        overlap += (mask & (label > 0)).sum()
-        both += mask.sum() + label.sum()
+        sure = label != UNSURE
+        mask, truth = (trainer.logits(image) >= 0) & sure, (label > 0) & sure
+        overlap += (mask & truth).sum()
+        both += mask.sum() + truth.sum()
     trainer.network.train()
     return float(2 * overlap / both) if both else 1.0
 

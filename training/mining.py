@@ -22,7 +22,7 @@ from ..errors import TrainingError
 from ..imaging.crop import CANDIDATE_HU, CROP_SHAPE, PATCH_SHAPE, WINDOW_HU
 from ..imaging.tiling import Corner
 from ..system.atomic import write_whole
-from .crops import GRID, CropCache, coronary, window_of
+from .crops import GRID, UNSURE, CropCache, coronary, window_of
 from .patches import Mistakes, Voxels, as_input
 from .trainer import Trainer
 
@@ -51,6 +51,8 @@ def find_mistakes(
 ) -> Mistakes:
     """Where a network in training is wrong on `crops`, in voxels ≥ 130 HU in or near the heart.
 
+    Where the label is not sure it is not wrong.
+
     Args:
         trainer: With the network; it stays as it is.
         cache: All crops.
@@ -63,7 +65,7 @@ def find_mistakes(
     trainer.network.eval()
     for crop in crops:
         hu, label = np.asarray(cache.hu[crop]), np.asarray(cache.label[crop])
-        near = (hu >= CANDIDATE_HU) & (label > 0)
+        near = (hu >= CANDIDATE_HU) & (label > 0) & (label != UNSURE)
         place = partial(cache.place, crop) if placed else None
         found = _found(trainer, hu, near, window_hu, place)
         calcium = coronary(label)

@@ -28,6 +28,7 @@ from .crops import (
     GRID,
     NEAR,
     OTHER,
+    UNSURE,
     CropCache,
     CropRecipe,
     coronary,
@@ -226,7 +227,7 @@ class Batches(ABC):
 
         Returns:
             float32 (n, 1, 16, 64, 64) in [0, 1], beside it the channels of the place, and uint8 labels
-            (n, 1, 16, 64, 64), 1 = calcium, or with kinds as in crops.
+            (n, 1, 16, 64, 64), 1 = calcium and `UNSURE`, or with kinds as in crops.
         """
         rng = np.random.default_rng([self.recipe.seed, step, 2])
         places = self.places(step)
@@ -246,7 +247,7 @@ class Batches(ABC):
                 shift = rng.normal(0.0, PLACE_JITTER).astype(np.float32)
                 image[k, 1:] = self.cache.place(crop, corner) + shift[:, None, None, None]
         if not self.kinds:
-            label = coronary(label).view(np.uint8)
+            label = np.where(label == UNSURE, label, coronary(label).view(np.uint8))
         return torch.from_numpy(image), torch.from_numpy(label)
 
 

@@ -65,6 +65,7 @@ def crop_of(
     recipe: CropRecipe,
     *,
     other: npt.NDArray[np.bool_] | None = None,
+    unsure: npt.NDArray[np.bool_] | None = None,
     names: Named = (),
 ) -> Crop:
     """The networks' view of a patient and its label, on the crop grid around `centre` (LPS mm).
@@ -72,6 +73,7 @@ def crop_of(
     Args:
         volume, heart, calcium: In any orientation; masks bool (z, y, x) on the volume's grid.
         other: Calcium and metal that is known not to be coronary, where that is known.
+        unsure: What the annotation is not sure about.
         names: Arteries and kinds, for crops that are `named`.
     """
     ct = to_canonical(volume.hu, volume.geometry)
@@ -83,7 +85,7 @@ def crop_of(
         return resample(turned, ct.geometry, grid, outside=0.0).numpy()
 
     near = dilated(heart, volume.geometry, recipe.near_heart_mm)
-    label = composed_label(read, recipe, near=near, calcium=calcium, other=other, names=names)
+    label = composed_label(read, recipe, near=near, calcium=calcium, other=other, unsure=unsure, names=names)
     return (hu, label, heart_depth(read(heart))) if recipe.named else (hu, label)
 
 
@@ -151,6 +153,8 @@ def heart_finder(weights: str, device: torch.device) -> FindHeart:
 def annotated_crop(source: AnnotatedSource, recipe: CropRecipe, find_heart: FindHeart) -> Crop:
     """Crop and label of one annotated scan, around the middle of its heart as at inference.
 
+    What it names becomes names of a crop that is `named`.
+
     Raises:
         TrainingError: Calcium is not annotated, there is no heart, or the scan cannot be read.
     """
@@ -167,7 +171,17 @@ def annotated_crop(source: AnnotatedSource, recipe: CropRecipe, find_heart: Find
         )
     shift = _shift(recipe, recipe.seed, zlib.crc32(scan.name.encode()))
     centre = np.add(box_centre(heart, scan.volume.geometry), shift)
-    return crop_of(scan.volume, heart, scan.calcium, centre, recipe)
+    known = [(x, group) for x, group in ((scan.arteries, ARTERY), (scan.others, KIND)) if x is not None]
+    return crop_of(
+        scan.volume,
+        heart,
+        scan.calcium,
+        centre,
+        recipe,
+        other=None if scan.others is None else scan.others.mask,
+        unsure=scan.unsure,
+        names=[one for x, group in known for one in named(x, group)] if recipe.named else (),
+    )
 
 
 def _inserted(recipe: CropRecipe, backgrounds: Sequence[Path], find_heart: FindHeart) -> list[CropSource]:

@@ -15,7 +15,7 @@ import torch
 
 from ..errors import TrainingError
 from ..system.atomic import write_whole
-from .crops import CropCache
+from .crops import UNSURE, CropCache
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +49,23 @@ def binary_dice_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor
     return 1 - (2 * overlap + 1) / (probability.sum() + target.sum() + 1)
 
 
+_SURELY_NOT = -100.0
+"""Logit of what is surely no calcium: where none is the target, it costs nothing."""
+
+
 def segmentation_loss(
     kind: str, answer: Callable[..., torch.Tensor], image: torch.Tensor, label: torch.Tensor
 ) -> torch.Tensor:
-    """``"dice"``: `binary_dice_loss`; ``"dice_ce"``: plus binary cross-entropy."""
-    logits, target = answer(image), label.float()
+    """``"dice"``: `binary_dice_loss`; ``"dice_ce"``: plus binary cross-entropy.
+
+    Args:
+        kind: Which.
+        answer: Gives logits for `image`.
+        label: Of the same shape: 1 calcium, 0 none, `UNSURE` where whatever is answered costs nothing.
+    """
+    unsure = label == UNSURE
+    logits = answer(image).masked_fill(unsure, _SURELY_NOT)
+    target = label.float().masked_fill(unsure, 0.0)
     dice = binary_dice_loss(logits, target)
     if kind == "dice":
         return dice

@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
 from ...imaging import labels
-from ...imaging.labels import Concept
+from ...imaging.labels import Concept, Label
 
 
 def code_of(concept: Concept) -> Code:
@@ -88,6 +88,22 @@ def kind_of(item: Dataset) -> str | None:
     coronary = "cac" in said or bool(said & _CALCIUM_WORDS and said & _CORONARY_WORDS)
     by_label = coronary and said <= _CALCIUM_WORDS | _CORONARY_WORDS | _WORDS_BESIDE | {"cac"}
     return "calcium" if by_label or (calcified and regions & _CORONARY_CODES) else None
+
+
+def artery_of(item: Dataset) -> Label | None:
+    """The artery of a segment that is coronary calcium, by the code of its region; `labels.NOT_SURE` by its
+    label, as we write it; None where the segment is of no one artery.
+
+    Args:
+        item: Of SegmentSequence.
+    """
+    if kind_of(item) != "calcium":
+        return None
+    regions = _codes(item, "AnatomicRegionSequence")
+    of = [a for a in labels.ARTERIES if a.region is not None and a.region.value in regions]
+    if len(of) == 1:
+        return of[0]
+    return labels.NOT_SURE if str(item.get("SegmentLabel", "")) == labels.NOT_SURE.name else None
 
 
 def is_near(item: Dataset) -> bool:

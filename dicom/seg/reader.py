@@ -20,12 +20,13 @@ from pydicom.dataset import Dataset
 
 from ...errors import InputError, InputUnreadable, MaskMismatch
 from ...imaging import Geometry
+from ...imaging.labels import ARTERIES, NOT_SURE, Labels
 from ...system.foreign import foreign
 from ...system.nearest import listed
 from ..files import DERIVED, Upto, placed, read_slice
 from ..headers import first_item, quiet_pydicom
 from ..series import SliceRef
-from .codes import SEGMENTATION_SOP_CLASSES, is_near, kind_of
+from .codes import SEGMENTATION_SOP_CLASSES, artery_of, is_near, kind_of
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +99,30 @@ def read_segmentation(path: Path, geometry: Geometry) -> dict[str, BoolArray]:
     """
     with open_segmentation(path) as seg:
         return seg.masks(geometry)
+
+
+def read_arteries(path: Path, geometry: Geometry) -> Labels | None:
+    """The calcium of a DICOM SEG by artery, on a given grid, where it has segments of single arteries.
+
+    Args:
+        path, geometry: As of `read_segmentation`.
+
+    Returns:
+        Classes `labels.ARTERIES` and `labels.NOT_SURE`; None where the file names none of them.
+
+    Raises:
+        InputUnreadable, MaskMismatch: As `read_segmentation`.
+    """
+    with open_segmentation(path) as seg:
+        arteries = {int(item.SegmentNumber): label for item in seg.segments if (label := artery_of(item))}
+        if not arteries:
+            return None
+        array = np.zeros(geometry.shape, dtype=np.uint8)
+        named = {number: label.name for number, label in arteries.items()}
+        values = {label.name: label.value for label in arteries.values()}
+        for name, mask in seg.joined(geometry, named).items():
+            array[mask] = values[name]
+        return Labels(array=array, classes=(*ARTERIES, NOT_SURE))
 
 
 def is_segmentation(path: Path) -> bool:
@@ -199,7 +224,7 @@ class Segmentation:
 
     def masks(self, geometry: Geometry) -> dict[str, BoolArray]:
         """See `read_segmentation`."""
-        ds, kinds = self.dataset, self.kinds
+        kinds = self.kinds
         if not kinds:
             raise InputError(
                 f"{self.what} holds no segment that is known as the heart or as coronary calcium (it holds: "
@@ -209,6 +234,11 @@ class Segmentation:
         if unclear := [item for item in self.segments if kind_of(item) is None and is_near(item)]:
             said = "as neither codes nor label say that it is the whole heart or coronary calcium"
             log.warning("%s: left out, %s: %s", self.path.name, said, _labels(unclear))
+        return self.joined(geometry, kinds)
+
+    def joined(self, geometry: Geometry, kinds: Mapping[int, str]) -> dict[str, BoolArray]:
+        """bool (z, y, x) on a grid by name of `kinds`, SegmentNumber to name; segments of one name joined."""
+        ds = self.dataset
         masks = {kind: np.zeros(geometry.shape, dtype=np.bool_) for kind in sorted(set(kinds.values()))}
         pixels, minimum = self.pixels(), 1
         if ds.get("SegmentationType") == "FRACTIONAL":

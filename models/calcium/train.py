@@ -37,6 +37,7 @@ from ...training.crops import (
     KIND,
     NEAR,
     OTHER,
+    UNSURE,
     CropCache,
     CropRecipe,
     coronary,
@@ -250,7 +251,7 @@ def kinds_of(label: torch.Tensor) -> torch.Tensor:
     """
     table = torch.full((256,), float(KINDS.index("other")))
     table[[0, NEAR]] = 0
-    table[[CALCIUM, OTHER]] = -1
+    table[[CALCIUM, OTHER, UNSURE]] = -1
     for value in range(1, 5):  # as in `labels.ARTERIES` and `truth.OTHERS`
         table[ARTERY + value], table[KIND + value] = value, 4 + value
     kinds = table[label.long()]
@@ -269,7 +270,8 @@ def named_loss(
     most of what is bright.
     """
     logits, kinds = answer(image)
-    target = (label == CALCIUM) | ((label > ARTERY) & (label < KIND))
+    target = ((label == CALCIUM) | ((label > ARTERY) & (label < KIND))).to(label.dtype)
+    target = torch.where(label == UNSURE, label, target)
     loss = segmentation_loss(recipe.loss, lambda _: logits, image, target)
     wanted = kinds_of(label)
     low, high = recipe.window_hu
@@ -355,7 +357,7 @@ def evaluate_crops(
 ) -> dict[str, Any]:
     """Run the predictor over held-out crops, compare with their labels, and write the report into `folder`.
 
-    Calcium counts in the heart and near it, as at inference.
+    Calcium counts in the heart and near it, as at inference, and nowhere that the label is not sure.
 
     Returns:
         What to say in the weights' description: means over the crops, JSON types; what cannot be said is left
@@ -368,13 +370,14 @@ def evaluate_crops(
         volume = Volume(hu=np.array(cache.hu[crop]), geometry=CROP_GEOMETRY)
         heart = np.asarray(cache.depth[crop]) > 0 if cache.depth else None
         found, truth = model.predict(volume, (x, y, z), heart=heart).mask, coronary(label)
-        scan = AnnotatedScan(name=name, volume=volume, heart=None, calcium=truth)
+        unsure = label == UNSURE
+        scan = AnnotatedScan(name=name, volume=volume, heart=None, calcium=truth, unsure=unsure)
         near = found & (label > 0)
         prediction = Prediction(status="scored", calcium=near, score=score(volume, near).total)
         drawn = name.startswith((SIMULATED, INSERTED))
         case = CaseResult(name=name, patient=str(cache.patients[crop]), simulated=drawn)
         cases.append(compared(case, scan, prediction))
-        whole.append(metrics.dice(found, truth))
+        whole.append(metrics.dice(found & ~unsure, truth))
     evaluation = Evaluation(cases=tuple(cases), rule="agatston")
     note = (
         "Measured at the end of training on patients that it never saw, by the predictor that runs use, on "

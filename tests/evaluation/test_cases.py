@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from deepcac2.dicom import discover, read_segmentation, read_series, write_segmentation
 from deepcac2.errors import InputError
+from deepcac2.evaluation.by_name import arteries_by_plaques
 from deepcac2.evaluation.cases import (
     evaluate_results,
     evaluate_scans,
@@ -234,7 +235,9 @@ def test_lesions_by_hand() -> None:
         {"artery": "LAD", "centre_lps": [2.0, 2.0, 3.0]},
         {"artery": "RCA", "centre_lps": [21.0, 22.0, 12.0]},
     ]
-    found = sorted(true_lesions(volume, true, ours, plaques), key=lambda x: x.max_hu)
+    found = sorted(
+        true_lesions(volume, true, ours, arteries_by_plaques(volume, true, plaques)), key=lambda x: x.max_hu
+    )
     assert [(x.max_hu, x.volume_mm3, x.found) for x in found] == [
         (150, 27.0, True),
         (300, 24.0, True),
