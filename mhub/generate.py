@@ -34,9 +34,8 @@ SAMPLE = "1.3.6.1.4.1.14519.5.2.1.6279.6001.154677396354641350280013275227"
 IDS = {NAME: "0c96ecd5-a4ee-4ee6-b328-c3aa9679d712", "deepcac2": "e96ef7dd-251a-4b60-bad0-2157c935b0b9"}
 CODE_DATE = "2026-11-29"
 # When a bundled set got its present tensors.
-WEIGHTS_DATES = {"deepcac2-heart-4": "2026-11-21", "deepcac2-calcium-5": "2026-11-22"}
-# Scans by what the description of a set says of its training; a simulated patient is drawn once. The later
-# 300 of the calcium network are among its first 900.
+WEIGHTS_DATES = {"deepcac2-heart-4": "2026-11-21", "deepcac2-calcium-7": "2026-11-30"}
+# Scans by what the description of a set says of its training; a simulated patient is drawn once.
 TRAINED_ON = {
     "heart": {
         "240 simulated chest CTs": 240,
@@ -45,9 +44,13 @@ TRAINED_ON = {
     },
     "calcium": {
         "First 900 simulated chest CTs": 900,
+        "200 with a stent": 200,
         "three real chest CTs": 3,
-        "then 300 of these chests": 0,
-        "200 simulated chests with a stent": 200,
+        "then 150 simulated chest CTs of version 2": 150,
+        "20 with such things": 20,
+        "four real chest CTs": 1,
+        "150 simulated chest CTs of version 1": 150,
+        "20 more with such things": 20,
     },
 }
 
