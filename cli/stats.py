@@ -58,9 +58,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     report = actions.add_parser(
         "report",
         help="one page about a results table",
-        description="What was scored and what not and why, scores by group and kernel, change between "
-        "visits, agreement between kernels of one study; and where a clinical table is named, survival "
-        "(--time and --event) and the percentile by age, sex and ethnicity (--ethnicity).",
+        description="What was scored and what not and why, scores by group, kernel and artery, change "
+        "between visits, agreement between kernels of one study; and where a clinical table is named, "
+        "survival (--time and --event) and the percentile by age, sex and ethnicity (--ethnicity).",
     )
     _add_survival(report, needed=False)
     report.add_argument(
@@ -205,6 +205,7 @@ def run_report(args: argparse.Namespace) -> int:
     """One page about a cohort."""
     from ..pipeline.results import COLUMNS
     from ..reporting.statistics import cohort_page, survival_parts
+    from ..stats.arteries import by_artery
     from ..stats.longitudinal import kernel_pairs, progression
     from ..stats.percentiles import by_ethnicity
     from ..stats.scans import scored
@@ -235,6 +236,7 @@ def run_report(args: argparse.Namespace) -> int:
         pairs,
         survival=survival,
         percentiles=percentiles,
+        arteries=by_artery(scans),
         cuts=args.cuts,
         title=args.title,
     )

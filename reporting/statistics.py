@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from .. import __version__
 from ..scoring.grades import CHEST_CT_GRADES, SCORE_CLASSES
 from ..stats.agreement import RISK_CUTS, Agreement, group_names, grouped
+from ..stats.arteries import ByArtery
 from ..stats.columns import AgreementStudy
 from ..stats.longitudinal import KernelPair, Progression
 from ..stats.percentiles import Percentiles
@@ -20,7 +21,7 @@ from ..stats.scans import Scans
 from ..stats.survival import Cohort, Survival
 from ..stats.tables import Flow
 from .agreement_figures import agreement_figures
-from .cohort_sections import percentile_section
+from .cohort_sections import artery_section, percentile_section
 from .page import flow_table, interval, number, plain, table
 from .plots import BLUE, Points, panel, png, scatter
 from .survival_figures import p_value, survival_figures
@@ -139,6 +140,7 @@ def cohort_page(
     *,
     survival: Page | None = None,
     percentiles: Percentiles | None = None,
+    arteries: ByArtery | None = None,
     cuts: Sequence[float] = RISK_CUTS,
     title: str = "",
 ) -> Page:
@@ -151,6 +153,7 @@ def cohort_page(
         pairs: Of `kernel_pairs`.
         survival: Of `survival_parts`.
         percentiles: Of `stats.percentiles.by_ethnicity`.
+        arteries: Of `stats.arteries.by_artery`.
     """
     frame = scans.frame
     scores = frame["agatston_score"].to_numpy(dtype=float)
@@ -176,6 +179,10 @@ def cohort_page(
     ]
     if percentiles is not None:
         parts.append(percentile_section(percentiles))
+    if arteries is not None:
+        text, figures = artery_section(arteries)
+        parts.append(text)
+        pictures.update(figures)
     parts += ["## Change over time", _change(followed)]
     if followed is not None:
         pictures["change"] = _change_figure(followed)

@@ -40,6 +40,11 @@ _CORONARY_CODES = frozenset(
 )
 """Coronary artery, left main, left anterior descending, left circumflex and right coronary artery; of the
 first, as of the two above, the code of SNOMED RT too."""
+_PART_REGIONS = frozenset(
+    label.region.value
+    for label in (*labels.ARTERIES, labels.NOT_SURE, *labels.NOT_CORONARY)
+    if label.region is not None
+)
 _GENERAL_CODES = frozenset(
     {
         *("85756007", "T-D0050"),  # tissue
@@ -88,6 +93,18 @@ def kind_of(item: Dataset) -> str | None:
     coronary = "cac" in said or bool(said & _CALCIUM_WORDS and said & _CORONARY_WORDS)
     by_label = coronary and said <= _CALCIUM_WORDS | _CORONARY_WORDS | _WORDS_BESIDE | {"cac"}
     return "calcium" if by_label or (calcified and regions & _CORONARY_CODES) else None
+
+
+def is_part(item: Dataset) -> bool:
+    """Whether a segment is one of those that our SEGs have from 3 on: calcium of an artery, or what was not
+    counted, by its codes.
+
+    Args:
+        item: Of SegmentSequence.
+    """
+    types = _codes(item, "SegmentedPropertyTypeCodeSequence")
+    regions = _codes(item, "AnatomicRegionSequence")
+    return types == {CALCIUM.value} and len(regions) == 1 and regions <= _PART_REGIONS
 
 
 def is_near(item: Dataset) -> bool:
