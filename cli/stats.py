@@ -59,8 +59,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "report",
         help="one page about a results table",
         description="What was scored and what not and why, scores by group, kernel and artery, change "
-        "between visits, agreement between kernels of one study; and where a clinical table is named, "
-        "survival (--time and --event) and the percentile by age, sex and ethnicity (--ethnicity).",
+        "between visits, agreement between kernels and thicknesses of one study; and where a clinical table "
+        "is named, survival (--time and --event) and the percentile by age, sex and ethnicity (--ethnicity).",
     )
     _add_survival(report, needed=False)
     report.add_argument(
@@ -203,11 +203,13 @@ def run_survival(args: argparse.Namespace) -> int:
 
 def run_report(args: argparse.Namespace) -> int:
     """One page about a cohort."""
+    from ..dicom.gates import is_sharp_kernel
     from ..pipeline.results import COLUMNS
     from ..reporting.statistics import cohort_page, survival_parts
     from ..stats.arteries import by_artery
     from ..stats.longitudinal import kernel_pairs, progression
     from ..stats.percentiles import by_ethnicity
+    from ..stats.reconstructions import reconstructions
     from ..stats.scans import scored
     from ..stats.survival import analyse
     from ..stats.tables import read_table
@@ -237,6 +239,7 @@ def run_report(args: argparse.Namespace) -> int:
         survival=survival,
         percentiles=percentiles,
         arteries=by_artery(scans),
+        reconstructed=reconstructions(scans, sharp=is_sharp_kernel, cuts=args.cuts),
         cuts=args.cuts,
         title=args.title,
     )

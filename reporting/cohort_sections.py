@@ -7,10 +7,12 @@ from collections import Counter
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from ..stats.agreement import Estimate
 from ..stats.arteries import MOST_ARTERIES, ByArtery, Site
 from ..stats.percentiles import Percentiles, in_order
-from .page import flow_table, number, plain, table
-from .plots import BLUE, GREY, ORANGE, panel, png
+from ..stats.reconstructions import Difference, Reconstructions
+from .page import flow_table, interval, number, plain, table
+from .plots import BLUE, GREY, ORANGE, Points, bland_altman_figure, panel, png
 
 
 def percentile_section(found: Percentiles) -> str:
@@ -98,3 +100,50 @@ def _artery_figure(found: ByArtery) -> bytes:
     right.xaxis.set_minor_formatter(NullFormatter())
     panel(right, "score of these: quartiles, median (orange)", "Agatston score", "")
     return png(figure)
+
+
+def reconstruction_section(found: Reconstructions) -> tuple[str, dict[str, bytes]]:
+    """What kernel and thickness do to the score; with its figure."""
+    heading = [
+        "kernels",
+        "slices",
+        "pairs",
+        "studies",
+        "median difference",
+        "95 % interval",
+        "limits of agreement",
+        "another group",
+    ]
+    parts = [
+        "## One acquisition, several reconstructions",
+        flow_table([found.flow]),
+        "Every two series of a study that differ in kernel or thickness. The first of two is the one with "
+        "the soft kernel, of two alike the one with the thicker slices, then the one whose kernel comes "
+        "first by name; differences are the second's score − the first's. Studies are told apart by their "
+        "StudyInstanceUID: the table has no frame of reference, so where a study holds two acquisitions, "
+        "these are compared as well.",
+        table(heading, map(_difference_row, (found.everything, *found.kinds))),
+    ]
+    if found.left:
+        parts.append(f"{found.left} pairs are of kinds with fewer than five.")
+    parts.append("![Reconstructions](figures/reconstructions.png)")
+    return "\n\n".join(parts), {"reconstructions": _reconstruction_figure(found.everything)}
+
+
+def _difference_row(of: Difference) -> list[str]:
+    limits = "–" if of.limits is None else " to ".join(number(limit, 1) for limit in of.limits)
+    other = f"{of.regrouped} ({of.regrouped / of.n:.1%})"
+    return [of.kernels, of.thickness, str(of.n), str(of.studies), number(of.median.value, 1),
+            interval(of.median, 1), limits, other]  # fmt: skip
+
+
+def _reconstruction_figure(of: Difference) -> bytes:
+    low, high = of.limits or (None, None)
+    middle = None if low is None or high is None else (low + high) / 2
+    lines = {"mean_difference": middle, "lower_limit": low, "upper_limit": high}
+    return bland_altman_figure(
+        [Points(reference=of.scores[:, 0], predicted=of.scores[:, 1])],
+        {name: Estimate(value=value, n=of.n) for name, value in lines.items()},
+        reference="first",
+        predicted="second",
+    )

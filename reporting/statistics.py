@@ -17,11 +17,12 @@ from ..stats.arteries import ByArtery
 from ..stats.columns import AgreementStudy
 from ..stats.longitudinal import KernelPair, Progression
 from ..stats.percentiles import Percentiles
+from ..stats.reconstructions import Reconstructions
 from ..stats.scans import Scans
 from ..stats.survival import Cohort, Survival
 from ..stats.tables import Flow
 from .agreement_figures import agreement_figures
-from .cohort_sections import artery_section, percentile_section
+from .cohort_sections import artery_section, percentile_section, reconstruction_section
 from .page import flow_table, interval, number, plain, table
 from .plots import BLUE, Points, panel, png, scatter
 from .survival_figures import p_value, survival_figures
@@ -141,6 +142,7 @@ def cohort_page(
     survival: Page | None = None,
     percentiles: Percentiles | None = None,
     arteries: ByArtery | None = None,
+    reconstructed: Reconstructions | None = None,
     cuts: Sequence[float] = RISK_CUTS,
     title: str = "",
 ) -> Page:
@@ -154,6 +156,7 @@ def cohort_page(
         survival: Of `survival_parts`.
         percentiles: Of `stats.percentiles.by_ethnicity`.
         arteries: Of `stats.arteries.by_artery`.
+        reconstructed: Of `stats.reconstructions.reconstructions`.
     """
     frame = scans.frame
     scores = frame["agatston_score"].to_numpy(dtype=float)
@@ -188,6 +191,10 @@ def cohort_page(
         pictures["change"] = _change_figure(followed)
         parts.append("![Change](figures/change.png)")
     parts += ["## One study, two kernels", _kernels(pairs)]
+    if reconstructed is not None:
+        text, figures = reconstruction_section(reconstructed)
+        parts.append(text)
+        pictures.update(figures)
     if survival is not None:
         parts += ["## Survival", survival[0]]
         pictures.update(survival[1])
