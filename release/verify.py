@@ -19,7 +19,7 @@ import numpy.typing as npt
 from ..dicom import Series, discover, read_segmentation, read_series
 from ..dicom.files import Upto
 from ..dicom.names import safe_name
-from ..dicom.seg.codes import is_part, kind_of
+from ..dicom.seg.codes import kind_of, part_of
 from ..dicom.seg.reader import Segmentation, open_segmentation
 from ..errors import DeepCACError, InputError, InputUnreadable
 from ..imaging import Geometry
@@ -522,7 +522,7 @@ def _by_class(seg: Segmentation) -> bool:
     numbers = [int(item.SegmentNumber) for item in seg.segments]
     first = [kind_of(item) for item in seg.segments[:2]]
     in_order = numbers == [*range(1, len(numbers) + 1)]
-    return in_order and first == ["heart", "calcium"] and all(map(is_part, seg.segments[2:]))
+    return in_order and first == ["heart", "calcium"] and all(map(part_of, seg.segments[2:]))
 
 
 def _check_arteries(table: Path, problems: _Problems) -> None:

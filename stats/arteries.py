@@ -115,8 +115,8 @@ def by_artery(scans: Scans) -> ByArtery | None:
 
 def _finite(column: pd.Series[str]) -> npt.NDArray[np.float64]:
     """The finite numbers in a column of text."""
-    values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
-    return values[np.isfinite(values)]
+    values: npt.NDArray[np.float64] = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
+    return np.asarray(values[np.isfinite(values)])
 
 
 def _site(name: str, scores: npt.NDArray[np.float64]) -> Site:

@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
 from ...imaging import labels
-from ...imaging.labels import Concept
+from ...imaging.labels import Concept, Label
 
 
 def code_of(concept: Concept) -> Code:
@@ -40,11 +40,6 @@ _CORONARY_CODES = frozenset(
 )
 """Coronary artery, left main, left anterior descending, left circumflex and right coronary artery; of the
 first, as of the two above, the code of SNOMED RT too."""
-_PART_REGIONS = frozenset(
-    label.region.value
-    for label in (*labels.ARTERIES, labels.NOT_SURE, *labels.NOT_CORONARY)
-    if label.region is not None
-)
 _GENERAL_CODES = frozenset(
     {
         *("85756007", "T-D0050"),  # tissue
@@ -95,16 +90,26 @@ def kind_of(item: Dataset) -> str | None:
     return "calcium" if by_label or (calcified and regions & _CORONARY_CODES) else None
 
 
-def is_part(item: Dataset) -> bool:
-    """Whether a segment is one of those that our SEGs have from 3 on: calcium of an artery, or what was not
-    counted, by its codes.
+def part_label(label: Label) -> str:
+    """The label of a segment with calcium of an artery, or with what was not counted."""
+    return ("Calcium, " if label.region in CORONARY_REGIONS else "Not counted, ") + label.name
+
+
+_PARTS = {part_label(label): label for label in (*labels.ARTERIES, labels.NOT_SURE, *labels.NOT_CORONARY)}
+"""What our SEGs have from segment 3 on, by its label."""
+
+
+def part_of(item: Dataset) -> Label | None:
+    """The class of a segment that our SEGs have from 3 on, by its label and its codes; None of others.
 
     Args:
         item: Of SegmentSequence.
     """
-    types = _codes(item, "SegmentedPropertyTypeCodeSequence")
-    regions = _codes(item, "AnatomicRegionSequence")
-    return types == {CALCIUM.value} and len(regions) == 1 and regions <= _PART_REGIONS
+    label = _PARTS.get(str(item.get("SegmentLabel", "")))
+    if label is None or label.region is None:
+        return None
+    same = _codes(item, "AnatomicRegionSequence") == {label.region.value}
+    return label if same and _codes(item, "SegmentedPropertyTypeCodeSequence") == {CALCIUM.value} else None
 
 
 def is_near(item: Dataset) -> bool:
