@@ -283,7 +283,9 @@ def _named(details: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     by_class = details.get(BY_CLASS.section)
     for fact in (ARTERIES, NOT_CORONARY):
         parts = by_class.get(fact.name) if isinstance(by_class, dict) else None
-        for label in fact.image.classes if fact.image and isinstance(parts, dict) else ():
+        if fact.image is None or not isinstance(parts, dict):
+            continue
+        for label in fact.image.classes:
             part = parts.get(label.name)
             if not isinstance(part, dict):
                 continue
