@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from ..reporting.statistics import Page
 
 
+PERCENTILES_FILE = "percentiles.csv"
+"""Beside the page of a cohort: each scan with its percentiles."""
+
+
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
     parser = subparsers.add_parser(
@@ -54,10 +58,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     report = actions.add_parser(
         "report",
         help="one page about a results table",
-        description="What was scored and what not and why, scores by group and kernel, change between "
-        "visits, agreement between kernels of one study; and survival, where a clinical table is named.",
+        description="What was scored and what not and why, scores by group, kernel and artery, change "
+        "between visits, agreement between kernels and thicknesses of one study; and where a clinical table "
+        "is named, survival (--time and --event) and the percentile by age, sex and ethnicity (--ethnicity).",
     )
     _add_survival(report, needed=False)
+    report.add_argument(
+        "--ethnicity",
+        metavar="COLUMN",
+        help="column of the clinical table: white, chinese, black or hispanic, for the percentile by MESA",
+    )
     _add_common(report, needed=True)
     report.set_defaults(run=run_report)
 
@@ -93,7 +103,10 @@ def _add_survival(parser: argparse.ArgumentParser, *, needed: bool = True) -> No
         parser.add_argument("clinical", metavar="CLINICAL", type=Path, help="table with one row a person")
     else:
         parser.add_argument(
-            "--clinical", metavar="TABLE", type=Path, help="table with one row a person, for survival"
+            "--clinical",
+            metavar="TABLE",
+            type=Path,
+            help="table with one row a person, for survival and percentile",
         )
     parser.add_argument("--time", metavar="COLUMN", required=needed, help="time to event or end of follow-up")
     parser.add_argument(
@@ -190,31 +203,49 @@ def run_survival(args: argparse.Namespace) -> int:
 
 def run_report(args: argparse.Namespace) -> int:
     """One page about a cohort."""
+    from ..dicom.gates import is_sharp_kernel
     from ..pipeline.results import COLUMNS
     from ..reporting.statistics import cohort_page, survival_parts
+    from ..stats.arteries import by_artery
     from ..stats.longitudinal import kernel_pairs, progression
+    from ..stats.percentiles import by_ethnicity
+    from ..stats.reconstructions import reconstructions
     from ..stats.scans import scored
     from ..stats.survival import analyse
     from ..stats.tables import read_table
 
-    given = [n for n in ("time", "event", "covariates", "unit") if getattr(args, n)]
+    given = [n for n in ("time", "event", "covariates", "unit", "ethnicity") if getattr(args, n)]
     if args.clinical is None and given:
         raise InputError(f"--{given[0]} goes with --clinical TABLE")
-    if args.clinical is not None and not (args.time and args.event):
-        raise InputError("--clinical needs --time COLUMN and --event COLUMN")
+    if args.clinical is not None and given != ["ethnicity"] and not (args.time and args.event):
+        raise InputError("--clinical needs --time COLUMN and --event COLUMN, or --ethnicity COLUMN")
     results = read_table(args.results, only=COLUMNS)
     scans = scored(results)
-    survival = None
-    if args.clinical is not None:
+    survival = percentiles = None
+    if args.time:
         cohort = _cohort(args, results)
         survival = survival_parts(cohort, analyse(cohort), unit=args.unit)
+    if args.ethnicity:
+        clinical = read_table(args.clinical, needed=[args.patient, args.ethnicity], only=())
+        percentiles = by_ethnicity(scans, clinical, ethnicity=args.ethnicity, patient=args.patient)
     followed = progression(scans, cuts=args.cuts)
     pairs = kernel_pairs(scans, cuts=args.cuts)
     say(*scans.flow.lines())
-    _write(
-        args,
-        cohort_page(results, scans, followed, pairs, survival=survival, cuts=args.cuts, title=args.title),
+    page = cohort_page(
+        results,
+        scans,
+        followed,
+        pairs,
+        survival=survival,
+        percentiles=percentiles,
+        arteries=by_artery(scans),
+        reconstructed=reconstructions(scans, sharp=is_sharp_kernel, cuts=args.cuts),
+        cuts=args.cuts,
+        title=args.title,
     )
+    if percentiles is not None:
+        _write_rows(args.report / PERCENTILES_FILE, percentiles.frame)
+    _write(args, page)
     return 0
 
 
@@ -232,6 +263,14 @@ def _cohort(args: argparse.Namespace, results: pd.DataFrame) -> Any:
         patient=args.patient,
         cuts=args.cuts,
     )
+
+
+def _write_rows(path: Path, frame: pd.DataFrame) -> None:
+    """A table as CSV, safe for spreadsheets, as `pipeline.results.write_csv` writes that of a run."""
+    from ..pipeline.results import no_formula
+    from ..system.atomic import write_whole
+
+    write_whole(path, frame.map(no_formula).to_csv(index=False, lineterminator="\n").encode())
 
 
 def _write(args: argparse.Namespace, page: Page) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from threading import Lock
 from typing import Any
@@ -18,6 +20,7 @@ from ..dicom.reading import read_series
 from ..dicom.seg.reader import SegmentFrames, read_segmentation, segment_frames
 from ..dicom.series import SAME_POSITION_MM, Series, SliceRef, slice_positions
 from ..errors import DeepCACError
+from ..imaging.labels import ARTERIES, CALCIUM, NOT_CORONARY, NOT_SURE, Label
 from ..imaging.orientation import to_canonical
 from ..outputs.preview import plane_picture
 from ..scoring import Rule, score
@@ -53,7 +56,8 @@ class _Cases:
 
     @foreign(*_NO_SLICES)
     def overview(self, request: Request) -> Response:
-        """How many slices there are, those with counted calcium, and the best to begin with."""
+        """How many slices there are, those with counted calcium, the best to begin with, and what calcium
+        has a name in its SEG."""
         row, ct = self._case(request)
         details = self._store.details(row)
         slices, counted = slices_of(ct, details), _counted(details)
@@ -63,12 +67,21 @@ class _Cases:
             hearts = [z for z, ref in enumerate(slices) if frames and "heart" in frames.kinds(ref)]
             first = hearts[len(hearts) // 2] if hearts else len(slices) // 2
         return JSONResponse(
-            {"count": len(slices), "counted": sorted(z for z in counted if z < len(slices)), "first": first}
+            {
+                "count": len(slices),
+                "counted": sorted(z for z in counted if z < len(slices)),
+                "first": first,
+                "classes": [label.name for label in frames.classes] if frames else [],
+            }
         )
 
     @foreign(*_NO_SLICES)
     def picture(self, request: Request) -> Response:
-        """One slice, seen from the feet, the front up; with ``overlay=1`` the heart's outline and calcium."""
+        """One slice, seen from the feet, the front up; with ``overlay=1`` the heart's outline and calcium.
+
+        Where the SEG names calcium, that has the colours of its classes, and what was not counted is shown
+        as well.
+        """
         row, ct = self._case(request)
         slices = slices_of(ct, self._store.details(row))
         asked = request.path_params["index"]
@@ -85,8 +98,10 @@ class _Cases:
         hu, geometry = volume.hu, volume.geometry
         heart = calcium = np.zeros(hu.shape, dtype=np.bool_)
         frames = self._frames_of(row)
+        named: list[tuple[Label, npt.NDArray[np.bool_]]] = []
         if request.query_params.get("overlay") == "1" and frames is not None and frames.shape == hu.shape[1:]:
             masks, details = frames.masks(ref), self._store.details(row)
+            named = frames.named(ref)
             heart = masks["heart"][None]
             if details.get("score") is None:  # of an exclusion: what it left over
                 calcium = masks["calcium"][None]
@@ -94,11 +109,12 @@ class _Cases:
                 with self._one_by_one:
                     bits = self._counted_of(row)[[int(asked)]]
                 calcium = np.unpackbits(bits, axis=-1, count=hu.shape[2]).astype(np.bool_)
+        marked = _coloured(calcium[0], named)[None]
         turned = to_canonical(hu, geometry)
         if turned.order[0] == 0:  # axial, as all that is scored
-            heart, calcium = to_canonical(heart, geometry).array, to_canonical(calcium, geometry).array
+            heart, marked = to_canonical(heart, geometry).array, to_canonical(marked, geometry).array
             hu, geometry = turned.array, turned.geometry
-        image = plane_picture(hu[0], heart[0], calcium[0], geometry.spacing[1:], _SIDE)
+        image = plane_picture(hu[0], heart[0], marked[0], geometry.spacing[1:], _SIDE, classes=_CLASSES)
         buffer = io.BytesIO()
         image.save(buffer, format="PNG")
         return Response(
@@ -151,6 +167,26 @@ class _Cases:
                 404, f"CT and SEG score {found.total:.1f}, the results say {said['total']:.1f}: run again"
             )
         return np.packbits(found.counted, axis=-1)
+
+
+_NAMED = (*ARTERIES, NOT_SURE, *NOT_CORONARY)
+_CLASSES = (CALCIUM, *(replace(label, value=value) for value, label in enumerate(_NAMED, start=2)))
+"""What a slice may show: calcium without a name, then by artery, then what was not counted."""
+
+
+def _coloured(
+    calcium: npt.NDArray[np.bool_], named: Sequence[tuple[Label, npt.NDArray[np.bool_]]]
+) -> npt.NDArray[np.uint8]:
+    """Values of `_CLASSES` (rows, columns): what counted, by its name where it has one, and what did not.
+
+    Args:
+        calcium: bool (rows, columns): what counted.
+        named: Of an image, see `SegmentFrames.named`; of an artery only what counted is shown.
+    """
+    array = calcium.astype(np.uint8)
+    for label, mask in named:
+        array[mask if label in NOT_CORONARY else mask & calcium] = 2 + _NAMED.index(label)
+    return array
 
 
 def slices_of(ct: StoredSeries, details: dict[str, Any]) -> tuple[SliceRef, ...]:

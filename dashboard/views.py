@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import InputUnreadable
 from ..outputs.preview import PREVIEW
+from ..pipeline.arteries import ARTERIES, BY_CLASS, NOT_CORONARY
 from ..pipeline.gates import gates
 from ..pipeline.places import DETAILS_NAME
 from ..pipeline.results import MEANINGS, no_formula, series_folder
@@ -245,8 +246,8 @@ def case(results: Results, folder: Path, row: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         ``row``; ``details`` (of ``details.json``, None where there is none; its copy of the row is left out);
-        ``steps``, see `_of_steps`; ``meanings`` of its codes; ``preview``: whether there is a picture;
-        ``others``: the other series of the patient.
+        ``steps``, see `_of_steps`; ``named``, see `_named`; ``meanings`` of its codes; ``preview``: whether
+        there is a picture; ``others``: the other series of the patient.
     """
     try:
         details = read_details(place_of(folder, row, DETAILS_NAME), folder)
@@ -267,10 +268,36 @@ def case(results: Results, folder: Path, row: dict[str, Any]) -> dict[str, Any]:
         "clinical": {column.name: row[column.name] for column in results.clinical.columns},
         "details": details,
         "steps": list(_of_steps(row, details or {})),
+        "named": list(_named(details or {})),
         "meanings": {code: meaning(code) for code in codes if meaning(code)},
         "preview": picture(folder, row) is not None,
         "others": others,
     }
+
+
+def _named(details: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Calcium by artery, and what was not counted by what it is; nothing where the weights name nothing.
+
+    ``name``, ``counted``, ``score``, ``there``: whether there is any, and the ``colour`` of all pictures.
+    """
+    by_class = details.get(BY_CLASS.section)
+    for fact in (ARTERIES, NOT_CORONARY):
+        parts = by_class.get(fact.name) if isinstance(by_class, dict) else None
+        if fact.image is None or not isinstance(parts, dict):
+            continue
+        for label in fact.image.classes:
+            part = parts.get(label.name)
+            if not isinstance(part, dict):
+                continue
+            score, volume = part.get("score"), part.get("volume_mm3")
+            if isinstance(score, (int, float)) and isinstance(volume, (int, float)):
+                yield {
+                    "name": label.name,
+                    "counted": fact is ARTERIES,
+                    "score": score,
+                    "there": score > 0 or volume > 0,
+                    "colour": "#{:02x}{:02x}{:02x}".format(*label.colour),
+                }
 
 
 def _of_steps(row: Mapping[str, Any], details: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

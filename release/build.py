@@ -192,11 +192,13 @@ def build_release(
     if not unfinished:
         _check_finished(selected, results)
     rows = series = known = 0
+    named = False
     for row in read_parquet(table):
         rows += 1
         known += bool(row.series_uid)
         if row.status == "scored":
             series += 1
+            named |= row.score_unsure is not None
             if row.agatston_score is None:
                 raise InputError(
                     f"series {row.series_uid} in {results} has no score of the calcium network: a release is "
@@ -235,7 +237,7 @@ def build_release(
             if current is None:
                 current = begin()
                 if len(parts) == 1:
-                    current.add(README, io.BytesIO(_readme(series, rows, selected).encode()))
+                    current.add(README, io.BytesIO(_readme(series, rows, selected, named).encode()))
                     content = json_bytes(None if selected is None else asdict(selected))
                     current.add(SELECTION, io.BytesIO(content))
                     for uid in () if selected is None else selected.missing_series:
@@ -273,7 +275,14 @@ def _check_finished(selected: Selected | None, results: Path) -> None:
         )
 
 
-def _readme(series: int, rows: int, selected: Selected | None) -> str:
+def _readme(series: int, rows: int, selected: Selected | None, named: bool) -> str:
+    by_class = "; from 3 on calcium by artery, and what was not counted by kind" if named else ""
+    last = "PatientIDs that no folder can be named after are escaped (`%XX`)."
+    if named:
+        last = (
+            "The columns `score_lm` to `score_unsure` of the table are what each artery has of the score, "
+            f"and add up to it; the other `score_…` are of what was not counted.\n\n{last}"
+        )
     said = _UNKNOWN if selected is None else selected.sentence()
     if selected is None or selected.missing:
         said = f"**This release is not of a finished run. {said}**"
@@ -286,14 +295,14 @@ scored. Made with deepcac2 {__version__}. Research use only, not a medical devic
 
 | file | what |
 | --- | --- |
-| `<PatientID>/<SeriesInstanceUID>/{SEG_NAME}` | DICOM SEG: 1 heart, 2 coronary calcium |
+| `<PatientID>/<SeriesInstanceUID>/{SEG_NAME}` | DICOM SEG: 1 heart, 2 coronary calcium{by_class} |
 | `<PatientID>/<SeriesInstanceUID>/{REPORT.file}` | predicted Agatston score, risk group, SeriesInstanceUID |
 | `{PARQUET}` | one row for each series |
 | `{DICTIONARY}` | what the columns of the table mean |
 | `{SELECTION}` | how many series were selected and what became of them; those that are missing |
 | `{MANIFEST}` | size and SHA-256 of every file of this zip file; `{MISSING}`: a series that is not in it |
 
-PatientIDs that no folder can be named after are escaped (`%XX`). Check: `deepcac2 release verify FILE.zip`.
+{last} Check: `deepcac2 release verify FILE.zip`.
 """
 
 
@@ -315,9 +324,12 @@ _PLACE = re.compile(r"(?P<place>[^/]+/[^/]+)/(?P<name>[^/]+)")
 _NRRD_PLACE = re.compile(
     rf"(?P<place>[^/]+)/(?:(?:nrrd/)?(?P<name>m?{re.escape(NRRD_NAME)})|{re.escape(REPORT.file)})"
 )
-LARGEST = {SEG_NAME: 1 << 30, NRRD_NAME: 1 << 30, MAPPED_NAME: 1 << 30, REPORT.file: 1 << 20}
-"""Bytes of a series' files that are read at most; chosen: a SEG of 1,000 slices of 512² has 70 MB, a report
-200 bytes."""
+LARGEST = {
+    **dict.fromkeys((SEG_NAME, NRRD_NAME, MAPPED_NAME, PARQUET), 1 << 30),
+    REPORT.file: 1 << 20,
+}
+"""Bytes of a series' files and of the table that are read at most; chosen: a SEG of 1,000 slices of 512² has
+70 MB, a report 200 bytes, a table of 130,000 rows 30 MB."""
 _LARGEST_OTHER = 1 << 30
 _MOST_MANIFEST = 256 << 20
 """Bytes of a manifest that are read at most; chosen: that of 127,776 scans has 50 MB."""
@@ -375,6 +387,7 @@ class Release:
             than one that names nothing.
         selected: Which series it is of; None: it does not say.
         missing: SeriesInstanceUIDs that the manifest calls missing.
+        table: The table of a run, where it is its output folder and has one; that of a release is in `other`.
         broken: What cannot be read or trusted: the place and why.
 
     Args:
@@ -391,6 +404,7 @@ class Release:
         self._folded: dict[str, str] = {}
         self.manifest: dict[str, tuple[int, str]] | None = None
         self.missing: list[str] = []
+        self.table: Path | None = None
         self.broken: list[tuple[str, str]] = []
         self.selected: Selected | None = None
         for path in paths:
@@ -421,6 +435,11 @@ class Release:
         self._stack.close()
 
     def _add_folder(self, folder: Path) -> None:
+        if (folder / PARQUET).exists():
+            try:
+                self.table = regular_inside(folder / PARQUET, folder)
+            except InputUnreadable as error:
+                self.broken.append((PARQUET, str(error)))
         for path in sorted(p for pattern in ("*", "*/*", "*/*/*") for p in folder.glob(pattern)):
             name = path.relative_to(folder).as_posix()
             in_place = _NRRD_PLACE.fullmatch(name) or (path.name in FILES and _PLACE.fullmatch(name))

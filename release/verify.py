@@ -19,14 +19,16 @@ import numpy.typing as npt
 from ..dicom import Series, discover, read_segmentation, read_series
 from ..dicom.files import Upto
 from ..dicom.names import safe_name
-from ..dicom.seg.reader import open_segmentation
+from ..dicom.seg.codes import kind_of, part_of
+from ..dicom.seg.reader import Segmentation, open_segmentation
 from ..errors import DeepCACError, InputError, InputUnreadable
 from ..imaging import Geometry
 from ..imaging.nrrd import on_grid, read_nrrd_mask
 from ..outputs.report import REPORT
 from ..pipeline.places import PARQUET, patient_folder
 from ..scoring import RULES, risk_group, score, whole_pieces
-from ..system.foreign import parse_json
+from ..stats.arteries import SHARES
+from ..system.foreign import foreign, parse_json
 from .build import (
     DICTIONARY,
     FILES,
@@ -56,6 +58,7 @@ SAME_SHARE = 1e-4
 
 OURS = frozenset({SELECTION, PARQUET, DICTIONARY})
 """Files that a release of `build_release` has beside its series, and the published one has not."""
+_ROWS_AT_ONCE = 5000
 _DIFFERS = "differs from the manifest"
 _SHOWN = 300
 """Characters of a place and of a message in the summary at most; names may have 65,535."""
@@ -67,7 +70,7 @@ class Problem:
 
     Attributes:
         code: What kind of thing: ``structure``, ``missing``, ``checksum``, ``report``, ``risk-group``,
-            ``seg``, ``ct``, ``score``.
+            ``seg``, ``ct``, ``score``, ``arteries``.
         place: File or series.
         message: One sentence.
     """
@@ -146,11 +149,18 @@ def verify(
         problems.note("structure", place, message)
     _check_selection(release, problems)
     _check_manifest(release, problems)
+    if release.table is not None:
+        _check_arteries(release.table, problems)
     scans = None if ct is None else discover(ct)
     checker = _Checker(release, problems)
     with_ct = 0
     of_run = None
     for name in release.other:
+        if name == PARQUET:
+            with checker.file(name) as table:
+                if table is not None:
+                    _check_arteries(table, problems)
+            continue
         content = checker.content(name, keep=name == REPORT.file)
         of_run = content if name == REPORT.file else of_run
     reports: dict[str, dict[str, Any]] = {}
@@ -483,7 +493,7 @@ def _seg(place: str, paths: Mapping[str, Path | None], problems: _Problems) -> _
         with open_segmentation(path, what=SEG_NAME, upto=Upto.PLACE) as seg:
             ds = seg.dataset
             segments = [str(item.get("SegmentLabel", "")) for item in seg.segments]
-            if len(segments) != 2:
+            if len(segments) != 2 and not _by_class(seg):
                 listed = ", ".join(segments) or "none"
                 wrong(f"has the segments {listed} instead of heart and coronary calcium")
             frames = int(ds.get("NumberOfFrames", 0) or 0)
@@ -504,6 +514,61 @@ def _seg(place: str, paths: Mapping[str, Path | None], problems: _Problems) -> _
     except InputUnreadable as error:
         wrong(str(error))
         return None
+
+
+def _by_class(seg: Segmentation) -> bool:
+    """Whether a SEG has heart and calcium as its first two segments, and beside them calcium by artery and
+    what was not counted, as ours have where the weights name it."""
+    numbers = [int(item.SegmentNumber) for item in seg.segments]
+    first = [kind_of(item) for item in seg.segments[:2]]
+    in_order = numbers == [*range(1, len(numbers) + 1)]
+    return in_order and first == ["heart", "calcium"] and all(map(part_of, seg.segments[2:]))
+
+
+def _check_arteries(table: Path, problems: _Problems) -> None:
+    """Whether what each artery has of a score adds up to it, in the table of a run or release.
+
+    Rows without names and rules that round (`scoring.score_by_class`) are left out; so is a table without
+    these columns.
+    """
+    try:
+        with foreign(PARQUET):
+            wrong = list(_not_adding_up(table))
+    except InputUnreadable as error:
+        problems.note("structure", PARQUET, str(error))
+        return
+    for uid, total, stored in wrong:
+        problems.note("arteries", uid, f"its arteries add up to {total:.4f}, the score is {stored:g}")
+
+
+def _not_adding_up(table: Path) -> Iterator[tuple[str, float, float]]:
+    """Series, sum of the arteries, and score, where these two differ.
+
+    The table may be anybody's: texts stay in their dictionary, where a long one that every row has is held
+    once, and numbers must be numbers.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    texts, values = ("series_uid", "rule"), ("agatston_score", *SHARES)
+    exact = {name for name, rule in RULES.items() if not (rule.round_total or rule.round_lesions)}
+    with table.open("rb") as opened:
+        file = parquet.ParquetFile(opened, read_dictionary=[*texts])
+        schema = file.schema_arrow
+        if not {*texts, *values} <= set(schema.names):
+            return
+        for name in values:
+            if not pa.types.is_floating(schema.field(name).type):
+                raise ValueError(f"{name} holds no numbers")
+        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[*texts, *values]):
+            uids, rules = (batch.column(name) for name in texts)
+            known = [code for code, rule in enumerate(rules.dictionary) if rule.as_py() in exact]
+            numbers = np.stack([batch.column(n).to_numpy(zero_copy_only=False) for n in values])
+            judged = np.isin(rules.indices.fill_null(-1), known) & np.isfinite(numbers).all(axis=0)
+            for row in np.flatnonzero(judged):
+                stored, *parts = numbers[:, row].tolist()
+                if not _same(total := math.fsum(parts), stored):
+                    yield str(uids[row].as_py()), total, stored
 
 
 def _scores(place: str, found: _Masks, scan: Series, problems: _Problems) -> Iterator[tuple[str, float]]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..stats.agreement import Estimate
+from ..stats.tables import Flow
 from ..system.atomic import write_whole
 
 
@@ -37,6 +38,16 @@ def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table of cells that are Markdown already."""
     lines = [heading, ["---"] * len(heading), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def flow_table(flows: Iterable[Flow]) -> str:
+    """Who is in and who was left out, as a Markdown table."""
+    rows = []
+    for flow in flows:
+        rows.append([f"{flow.what} in all", "", str(flow.start)])
+        rows += [[plain(s.reason), f"−{s.rows}", str(s.left)] for s in flow.steps]
+        rows.append([f"**{flow.what} used**", "", f"**{flow.left}**"])
+    return table(["", "left out", "left"], rows)
 
 
 _STYLE = """

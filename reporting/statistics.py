@@ -13,13 +13,17 @@ from matplotlib.figure import Figure
 from .. import __version__
 from ..scoring.grades import CHEST_CT_GRADES, SCORE_CLASSES
 from ..stats.agreement import RISK_CUTS, Agreement, group_names, grouped
+from ..stats.arteries import ByArtery
 from ..stats.columns import AgreementStudy
 from ..stats.longitudinal import KernelPair, Progression
+from ..stats.percentiles import Percentiles
+from ..stats.reconstructions import Reconstructions
 from ..stats.scans import Scans
 from ..stats.survival import Cohort, Survival
 from ..stats.tables import Flow
 from .agreement_figures import agreement_figures
-from .page import interval, number, plain, table
+from .cohort_sections import artery_section, percentile_section, reconstruction_section
+from .page import flow_table, interval, number, plain, table
 from .plots import BLUE, Points, panel, png, scatter
 from .survival_figures import p_value, survival_figures
 
@@ -136,6 +140,9 @@ def cohort_page(
     pairs: Sequence[KernelPair],
     *,
     survival: Page | None = None,
+    percentiles: Percentiles | None = None,
+    arteries: ByArtery | None = None,
+    reconstructed: Reconstructions | None = None,
     cuts: Sequence[float] = RISK_CUTS,
     title: str = "",
 ) -> Page:
@@ -147,6 +154,9 @@ def cohort_page(
         followed: Of `progression`.
         pairs: Of `kernel_pairs`.
         survival: Of `survival_parts`.
+        percentiles: Of `stats.percentiles.by_ethnicity`.
+        arteries: Of `stats.arteries.by_artery`.
+        reconstructed: Of `stats.reconstructions.reconstructions`.
     """
     frame = scans.frame
     scores = frame["agatston_score"].to_numpy(dtype=float)
@@ -169,13 +179,22 @@ def cohort_page(
         "![Distribution](figures/distribution.png)",
         _grades(frame),
         _by_kernel(frame, group),
-        "## Change over time",
-        _change(followed),
     ]
+    if percentiles is not None:
+        parts.append(percentile_section(percentiles))
+    if arteries is not None:
+        text, figures = artery_section(arteries)
+        parts.append(text)
+        pictures.update(figures)
+    parts += ["## Change over time", _change(followed)]
     if followed is not None:
         pictures["change"] = _change_figure(followed)
         parts.append("![Change](figures/change.png)")
     parts += ["## One study, two kernels", _kernels(pairs)]
+    if reconstructed is not None:
+        text, figures = reconstruction_section(reconstructed)
+        parts.append(text)
+        pictures.update(figures)
     if survival is not None:
         parts += ["## Survival", survival[0]]
         pictures.update(survival[1])
@@ -183,16 +202,7 @@ def cohort_page(
 
 
 def _flows(flows: Iterable[Flow]) -> str:
-    return "## Who is in\n\n" + _flow_table(flows)
-
-
-def _flow_table(flows: Iterable[Flow]) -> str:
-    rows = []
-    for flow in flows:
-        rows.append([f"{flow.what} in all", "", str(flow.start)])
-        rows += [[plain(s.reason), f"−{s.rows}", str(s.left)] for s in flow.steps]
-        rows.append([f"**{flow.what} used**", "", f"**{flow.left}**"])
-    return table(["", "left out", "left"], rows)
+    return "## Who is in\n\n" + flow_table(flows)
 
 
 def _matrix(counts: npt.NDArray[np.int64], names: Sequence[str], rows: str, columns: str) -> str:
@@ -271,7 +281,7 @@ def _change(followed: Progression | None) -> str:
     )
     return "\n\n".join(
         [
-            _flow_table([followed.flow]),
+            flow_table([followed.flow]),
             text,
             table(["", "value", "95 % interval", "n"], rows),
             _matrix(followed.transitions, followed.names, "before", "after"),

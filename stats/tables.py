@@ -229,13 +229,17 @@ def yes_no(frame: pd.DataFrame, name: str, table: str) -> pd.Series[float]:
     text = frame[name].str.strip().str.lower()
     answers = text.map({**dict.fromkeys(_YES, 1.0), **dict.fromkeys(_NO, 0.0)}).astype(float)
     if (answers.isna() & (text != "")).any():
-        found = sorted(set(frame[name].str.strip()) - {""})
-        named = ", ".join(map(repr, found[:_NAMED])) + (", …" if len(found) > _NAMED else "")
         raise InputError(
-            f"{table}: {name} holds {named}; write 0 and 1, false and true, or no and yes, and leave empty "
-            "what is not known"
+            f"{table}: {name} holds {different(frame[name])}; write 0 and 1, false and true, or no and yes, "
+            "and leave empty what is not known"
         )
     return answers
+
+
+def different(column: pd.Series[str]) -> str:
+    """The different values of a column of text, the first few, for an error; ``nothing`` of an empty one."""
+    found = sorted(set(column.str.strip()) - {""})
+    return (", ".join(map(repr, found[:_NAMED])) or "nothing") + (", …" if len(found) > _NAMED else "")
 
 
 def numbers(

@@ -55,10 +55,13 @@ function pictures(found, about, base) {
   const { row, preview } = found;
   const parts = [];
   if (preview) {
+    const coloured = found.named.length ? "calcium in the colours below" : "counted calcium in red";
     parts.push(h("a", { href: `${base}/preview.png`, target: "_blank" },
-      h("img", { class: "preview", src: `${base}/preview.png`, alt: "Slices with the largest lesions, outline of the heart in blue, counted calcium in red" })));
+      h("img", { class: "preview", src: `${base}/preview.png`, alt: `Slices with the largest lesions, outline of the heart in blue, ${coloured}` })));
   }
-  if (about.slices) parts.push(slider(base));
+  const colours = (preview || about.slices) && found.named.length ? legend(found.named) : null;
+  if (about.slices) parts.push(slider(base, colours));
+  if (colours) parts.push(colours);
   const missing = [];
   if (!about.slices) missing.push(["Slice by slice: start the dashboard with ", h("code", {}, "--ct FOLDER"), ". "]);
   if (!about.viewer) missing.push(["Viewer: get its files with ", h("code", {}, "make viewer"), " in the checkout, and start with ", h("code", {}, "--ct FOLDER"), "."]);
@@ -67,10 +70,23 @@ function pictures(found, about, base) {
   return panel("Pictures", ...parts);
 }
 
+/** The colours of calcium by artery and of what was not counted, each with its score. */
+function legend(named) {
+  const rows = (counted) => named.filter((one) => one.counted === counted).map((one) => {
+    const swatch = h("span", { class: "swatch", "aria-hidden": "true" });
+    swatch.style.backgroundColor = one.colour;
+    return h("li", { "data-class": one.name, hidden: !one.there }, swatch, one.name, h("span", { class: "num" }, number(one.score)));
+  });
+  return h("div", { class: "legend" },
+    h("div", {}, h("h4", {}, "Counted, with its score"), h("ul", { class: "plain" }, rows(true))),
+    h("div", {}, h("h4", {}, "Not counted, with the score it would have"), h("ul", { class: "plain" }, rows(false))));
+}
+
 /** The slices one by one, drawn by the server; the keys ← → move through them. */
-function slider(base) {
+function slider(base, colours) {
   const box = h("div", { class: "slices" });
-  get(`${base}/slices`).then(({ count: n, counted, first }) => {
+  get(`${base}/slices`).then(({ count: n, counted, first, classes }) => {
+    for (const row of colours?.querySelectorAll("li") ?? []) row.hidden &&= !classes.includes(row.dataset.class);
     const image = h("img", { class: "slice", alt: "" });
     const range = h("input", { type: "range", min: "0", max: String(n - 1), id: "slice" });
     range.value = String(first);

@@ -90,9 +90,31 @@ def kind_of(item: Dataset) -> str | None:
     return "calcium" if by_label or (calcified and regions & _CORONARY_CODES) else None
 
 
+def part_label(label: Label) -> str:
+    """The label of a segment with calcium of an artery, or with what was not counted."""
+    return ("Calcium, " if label.region in CORONARY_REGIONS else "Not counted, ") + label.name
+
+
+_PARTS = {part_label(label): label for label in (*labels.ARTERIES, labels.NOT_SURE, *labels.NOT_CORONARY)}
+"""What our SEGs have from segment 3 on, by its label."""
+
+
+def part_of(item: Dataset) -> Label | None:
+    """The class of a segment that our SEGs have from 3 on, by its label and its codes; None of others.
+
+    Args:
+        item: Of SegmentSequence.
+    """
+    label = _PARTS.get(str(item.get("SegmentLabel", "")))
+    if label is None or label.region is None:
+        return None
+    same = _codes(item, "AnatomicRegionSequence") == {label.region.value}
+    return label if same and _codes(item, "SegmentedPropertyTypeCodeSequence") == {CALCIUM.value} else None
+
+
 def artery_of(item: Dataset) -> Label | None:
-    """The artery of a segment that is coronary calcium, by the code of its region; `labels.NOT_SURE` by its
-    label, as we write it; None where the segment is of no one artery.
+    """The artery of a segment that is coronary calcium, by the code of its region; `labels.NOT_SURE` as we
+    write it; None where the segment is of no one artery.
 
     Args:
         item: Of SegmentSequence.
@@ -103,7 +125,7 @@ def artery_of(item: Dataset) -> Label | None:
     of = [a for a in labels.ARTERIES if a.region is not None and a.region.value in regions]
     if len(of) == 1:
         return of[0]
-    return labels.NOT_SURE if str(item.get("SegmentLabel", "")) == labels.NOT_SURE.name else None
+    return labels.NOT_SURE if part_of(item) == labels.NOT_SURE else None
 
 
 def is_near(item: Dataset) -> bool:

@@ -20,13 +20,13 @@ from pydicom.dataset import Dataset
 
 from ...errors import InputError, InputUnreadable, MaskMismatch
 from ...imaging import Geometry
-from ...imaging.labels import ARTERIES, NOT_SURE, Labels
+from ...imaging.labels import ARTERIES, NOT_SURE, Label, Labels
 from ...system.foreign import foreign
 from ...system.nearest import listed
 from ..files import DERIVED, Upto, placed, read_slice
 from ..headers import first_item, quiet_pydicom
 from ..series import SliceRef
-from .codes import SEGMENTATION_SOP_CLASSES, artery_of, is_near, kind_of
+from .codes import SEGMENTATION_SOP_CLASSES, artery_of, is_near, kind_of, part_of
 
 log = logging.getLogger(__name__)
 
@@ -231,7 +231,8 @@ class Segmentation:
                 f"{_labels(self.segments) or 'none'}): give another SEG, or name its segments 'Heart' and "
                 "'Coronary calcium'"
             )
-        if unclear := [item for item in self.segments if kind_of(item) is None and is_near(item)]:
+        others = [item for item in self.segments if kind_of(item) is None and part_of(item) is None]
+        if unclear := [item for item in others if is_near(item)]:
             said = "as neither codes nor label say that it is the whole heart or coronary calcium"
             log.warning("%s: left out, %s: %s", self.path.name, said, _labels(unclear))
         return self.joined(geometry, kinds)
@@ -334,12 +335,16 @@ class SegmentFrames:
         shape: (rows, columns).
         offset: Of the pixel data in the file, bytes.
         frames: By image: the kind, ``"heart"`` or ``"calcium"``, and the number of each frame on it, from 0.
+        parts: Likewise of the frames of `classes`.
+        classes: Calcium by artery and what was not counted, in the order of their segments; () without names.
     """
 
     path: Path
     shape: tuple[int, int]
     offset: int
     frames: Mapping[Image, Sequence[tuple[str, int]]] = field(repr=False)
+    parts: Mapping[Image, Sequence[tuple[Label, int]]] = field(repr=False)
+    classes: tuple[Label, ...] = ()
 
     def kinds(self, ref: SliceRef) -> set[str]:
         """What there is a frame of on an image of the CT."""
@@ -358,18 +363,34 @@ class SegmentFrames:
             InputUnreadable: The file has gone or is cut short.
         """
         found = {kind: np.zeros(self.shape, dtype=np.bool_) for kind in ("heart", "calcium")}
-        count = self.shape[0] * self.shape[1]
-        with foreign(str(self.path), advice="write the SEG again"):
-            for kind, number in self._frames(ref):
-                first, last = number * count, (number + 1) * count
-                begin, end = first // 8, -(-last // 8)
-                packed = np.fromfile(self.path, np.uint8, end - begin, offset=self.offset + begin)
-                bits = np.unpackbits(packed, bitorder="little")[first % 8 :][:count]
-                found[kind] |= bits.reshape(self.shape).astype(np.bool_)
+        for kind, number in self._frames(ref):
+            found[kind] |= self._mask(number)
         return found
 
+    def named(self, ref: SliceRef) -> list[tuple[Label, BoolArray]]:
+        """Those of `classes` that have a frame on an image of the CT, bool (rows, columns) each.
+
+        Raises:
+            InputUnreadable: The file has gone or is cut short.
+        """
+        return [(label, self._mask(number)) for label, number in self.parts.get(_image(ref), ())]
+
+    def _mask(self, number: int) -> BoolArray:
+        """A frame, bool (rows, columns)."""
+        count = self.shape[0] * self.shape[1]
+        first, last = number * count, (number + 1) * count
+        begin, end = first // 8, -(-last // 8)
+        with foreign(str(self.path), advice="write the SEG again"):
+            packed = np.fromfile(self.path, np.uint8, end - begin, offset=self.offset + begin)
+            bits = np.unpackbits(packed, bitorder="little")[first % 8 :][:count]
+            return bits.reshape(self.shape).astype(np.bool_)
+
     def _frames(self, ref: SliceRef) -> Sequence[tuple[str, int]]:
-        return self.frames.get((ref.sop_instance_uid, 1 if ref.frame is None else ref.frame + 1), ())
+        return self.frames.get(_image(ref), ())
+
+
+def _image(ref: SliceRef) -> Image:
+    return ref.sop_instance_uid, 1 if ref.frame is None else ref.frame + 1
 
 
 def segment_frames(path: Path) -> SegmentFrames:
@@ -383,7 +404,18 @@ def segment_frames(path: Path) -> SegmentFrames:
         if ds.get("BitsAllocated") != 1 or place is None:
             raise InputUnreadable(f"{path} is not BINARY or is compressed: give the SEG that the run wrote")
         frames: dict[Image, list[tuple[str, int]]] = defaultdict(list)
+        parts: dict[Image, list[tuple[Label, int]]] = defaultdict(list)
+        named = {int(item.SegmentNumber): label for item in seg.segments if (label := part_of(item))}
         for index, (number, image) in enumerate(seg.places):
             if number in seg.kinds:
                 frames[image].append((seg.kinds[number], index))
-        return SegmentFrames(path=path, shape=(ds.Rows, ds.Columns), offset=place[0], frames=frames)
+            if number in named:
+                parts[image].append((named[number], index))
+        return SegmentFrames(
+            path=path,
+            shape=(ds.Rows, ds.Columns),
+            offset=place[0],
+            frames=frames,
+            parts=parts,
+            classes=tuple(named.values()),
+        )

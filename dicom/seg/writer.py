@@ -199,10 +199,9 @@ def _descriptions(algorithm: Any, parts: Sequence[Label]) -> list[Any]:
          [codes.CORONARY_ARTERY], _COLORS["calcium"]),
     ]  # fmt: skip
     for number, label in enumerate(parts, start=codes.CALCIUM_SEGMENT + 1):
-        said = ("Calcium, " if label.region in codes.CORONARY_REGIONS else "Not counted, ") + label.name
         regions = None if label.region is None else [codes.code_of(label.region)]
         kinds = codes.code_of(label.category), codes.code_of(label.kind)
-        described.append((number, said, *kinds, regions, label.colour))
+        described.append((number, codes.part_label(label), *kinds, regions, label.colour))
     return [
         hd.seg.SegmentDescription(
             segment_number=number,

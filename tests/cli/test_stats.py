@@ -84,3 +84,29 @@ def _error(capsys: pytest.CaptureFixture[str], command: list[str]) -> str:
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     return error
+
+
+def test_percentile_by_ethnicity(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Beside the page a row a scan; survival is not asked for, and what it needs is not either."""
+    head = (
+        "patient_id,study_uid,series_uid,status,agatston_score,study_date,kernel,n_slices,patient_age,"
+        "patient_sex,percentile"
+    )
+    rows = ["=a,s1,1.1,scored,106,20000102,C,90,80,F,50-75", "b,s2,1.2,scored,10,20000102,C,90,60,M,<25"]
+    results = write(tmp_path / "results.csv", head, rows)
+    clinical = write(tmp_path / "clinical.csv", "pid,origin", ["=a,White", "b,Samoan"])
+    page = tmp_path / "page"
+    command = ["stats", "report", results, "--report", str(page), "--ethnicity", "origin"]
+    assert "--ethnicity goes with --clinical" in _error(capsys, command)
+    command += ["--clinical", clinical, "--patient", "pid"]
+    assert "--clinical needs --time" in _error(capsys, [*command, "--covariates", "age"])
+    assert main(command) == 0
+    assert "## Percentile by ethnicity" in (page / "report.md").read_text(encoding="utf-8")
+    assert (page / "percentiles.csv").read_text(encoding="utf-8").splitlines() == [
+        "patient_id,series_uid,patient_age,patient_sex,ethnicity,agatston_score,percentile,percentile_mesa",
+        "'=a,1.1,80,F,white,106.0,50-75,50-75",
+    ]
+    plain = tmp_path / "plain"
+    assert main(["stats", "report", results, "--report", str(plain)]) == 0
+    assert "ethnicity" not in (plain / "report.md").read_text(encoding="utf-8")
+    assert not (plain / "percentiles.csv").exists()

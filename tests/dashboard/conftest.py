@@ -118,6 +118,88 @@ def viewer_case(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Vi
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class NamedCase:
+    """`ViewerCase` once more, of weights that name what they see.
+
+    Attributes:
+        results: The folder.
+        arteries, others: uint8 (z, y, x): values of the classes of calcium and of what was not counted.
+        counted: bool (z, y, x).
+        scores: By column of the table.
+    """
+
+    results: Path
+    arteries: npt.NDArray[np.uint8] = field(repr=False)
+    others: npt.NDArray[np.uint8] = field(repr=False)
+    counted: npt.NDArray[np.bool_] = field(repr=False)
+    scores: dict[str, float]
+
+
+@pytest.fixture(scope="session")
+def named_case(viewer_case: ViewerCase, tmp_path_factory: pytest.TempPathFactory) -> NamedCase:
+    """The true calcium, the upper slices LAD's, the lower ones RCA's right of a line and not sure left of it;
+    bone of the aorta, and three voxels of the pericardium too small to have a score."""
+    from deepcac2.dicom import discover, read_series, write_segmentation
+    from deepcac2.imaging import labels
+    from deepcac2.imaging.labels import Labels
+    from deepcac2.outputs.preview import PREVIEW, preview
+    from deepcac2.pipeline import Case
+    from deepcac2.pipeline.arteries import ARTERIES, COLUMNS, NOT_CORONARY
+    from deepcac2.pipeline.details import details
+    from deepcac2.pipeline.facts import CALCIUM, CALCIUM_RUN, CT, HEART, SCORE
+    from deepcac2.pipeline.places import DETAILS_NAME
+    from deepcac2.pipeline.results import result_row, write_parquet
+    from deepcac2.pipeline.scoring import ScoreCalcium
+    from deepcac2.system.atomic import write_json
+
+    results = tmp_path_factory.mktemp("named")
+    series = next(s for s in discover(viewer_case.ct).series if s.series_uid == viewer_case.series)
+    reading = read_series(series)
+    hu, masks = reading.volume.hu, viewer_case.masks
+    arteries, others = (np.zeros(hu.shape, np.uint8) for _ in range(2))
+    z, y, x = np.nonzero(masks["calcium"])
+    upper, left = z > np.median(z), x > np.median(x)
+    arteries[z, y, x] = np.where(upper, 2, np.where(left, labels.NOT_SURE.value, 4))
+    bright = np.argwhere((hu >= 130) & ~masks["calcium"])
+    most = np.bincount(bright[:, 0]).argmax()
+    others[tuple(bright[bright[:, 0] == most][:300].T)] = 1
+    quiet = np.argwhere((hu[most] < 100) & ~masks["heart"][most])[0]
+    others[most, quiet[0], quiet[1]] = 4
+    facts = {
+        CT: reading.volume,
+        HEART: labels.heart_labels(masks["heart"]),
+        CALCIUM: labels.calcium_labels(masks["calcium"]),
+        CALCIUM_RUN: {},
+        ARTERIES: Labels(array=arteries, classes=(*labels.ARTERIES, labels.NOT_SURE)),
+        NOT_CORONARY: Labels(array=others, classes=labels.NOT_CORONARY),
+    }
+    case = ScoreCalcium()(Case(series=series, facts=facts))
+    row = result_row(case, folder=f"{series.patient_id}/{series.series_uid}")
+    folder = results / row.folder
+    write_segmentation(
+        folder / "cac.seg.dcm",
+        series=series,
+        geometry=reading.volume.geometry,
+        slices=reading.slices,
+        algorithm_version="0",
+        parts=[case[ARTERIES], case[NOT_CORONARY]],
+        **masks,
+    )
+    write_json(folder / DETAILS_NAME, details(case, {}) | {"outputs": ["cac.seg.dcm"]})
+    picture = preview(case)
+    assert picture is not None
+    (folder / PREVIEW.file).write_bytes(picture)
+    write_parquet(results / "results.parquet", [row])
+    return NamedCase(
+        results=results,
+        arteries=arteries,
+        others=others,
+        counted=case[SCORE].counted,
+        scores={column.name: getattr(row, column.name) for column in COLUMNS},
+    )
+
+
 def _name(ds: Dataset) -> None:
     """Give a data set what it must not show: at the top, in a sequence, and in private elements."""
     ds.PatientName, ds.PatientBirthDate, ds.ReferringPhysicianName = SECRETS[:3]

@@ -17,6 +17,7 @@ import uvicorn
 
 from deepcac2.dashboard.app import create_app
 from deepcac2.dashboard.fetch import VEGA, VENDOR
+from deepcac2.imaging.labels import ARTERIES, NOT_CORONARY, NOT_SURE
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, which is not here")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -244,6 +245,45 @@ def test_a_result_that_needs_a_caution_is_marked(site: Site, page: Any, table: p
     other = next(r for r in table.itertuples() if r.status == "scored" and not r.caution)
     site.open(page, f"/case/{other.series_uid}")
     assert page.locator(".mark, .caution").count() == 0
+
+
+def test_the_colours_of_arteries_are_named_with_their_scores(
+    named_case: Any, viewer_case: Any, browser: Any, tmp_path: Path
+) -> None:
+    """What is there, in the order of the table and the colours of the pictures; what has no score is known
+    from the SEG alone."""
+    site = Site(named_case.results, ct=viewer_case.ct, vendor=tmp_path)
+    try:
+        page = browser.new_page(viewport={"width": 1280, "height": 1400})
+        site.watch(page)
+        site.open(page, f"/case/{viewer_case.series}")
+        page.wait_for_selector(".slices img[src]")
+        settle(page)
+        rows = page.locator(".legend li:visible")
+        shown = [text.split("\n") for text in rows.all_inner_texts()]
+        wanted = {"LAD": "lad", "RCA": "rca", "artery not sure": "unsure", "aorta": "aorta"}
+        assert [name for name, _ in shown] == [*wanted, "pericardium"]
+        for name, score in shown[:-1]:
+            expected = named_case.scores[f"score_{wanted[name]}"]
+            assert float(score.replace(",", "")) == pytest.approx(expected, abs=0.06)
+        assert shown[-1][1] == "0"
+        colours = rows.locator(".swatch").evaluate_all(
+            "all => all.map(e => getComputedStyle(e).backgroundColor)"
+        )
+        labels = {label.name: label.colour for label in (*ARTERIES, NOT_SURE, *NOT_CORONARY)}
+        assert colours == [f"rgb{labels[name]}" for name, _ in shown]
+        assert len(set(colours)) == len(colours)
+        assert "colours below" in page.locator("img.preview").get_attribute("alt")
+        page.close()
+        assert site.said == []
+    finally:
+        site.stop()
+
+
+def test_a_case_without_names_has_no_legend(site: Site, page: Any, table: pd.DataFrame) -> None:
+    site.open(page, f"/case/{table[table.patient_id == 'SIM-0003'].series_uid.iloc[0]}")
+    assert page.locator(".legend").count() == 0
+    assert "counted calcium in red" in page.locator("img.preview").get_attribute("alt")
 
 
 def test_from_the_table_to_a_case_and_back(site: Site, page: Any) -> None:

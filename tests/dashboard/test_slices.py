@@ -21,6 +21,7 @@ from deepcac2.dashboard.slices import slices_of
 from deepcac2.dashboard.store import Row, StoredSeries
 from deepcac2.dicom import discover, read_series
 from deepcac2.dicom.seg.reader import segment_frames
+from deepcac2.imaging.labels import ARTERIES, CALCIUM, NOT_CORONARY, NOT_SURE
 from deepcac2.scoring import Rule, score
 
 
@@ -155,3 +156,32 @@ def test_refusals(served: str, viewer_case: Any, path: str, status: int) -> None
         read(f"{served}/api/cases/{path.format(series=viewer_case.series)}")
     assert caught.value.code == status
     assert len(caught.value.read()) < 120
+
+
+def test_arteries_and_what_was_not_counted_have_their_colours(
+    named_case: Any, viewer_case: Any, viewer_app: Any, serve: Any
+) -> None:
+    """Each colour is where its class is, and of an artery where it counted; together that is everything."""
+    case = replace(viewer_case, results=named_case.results)
+    base = f"{serve(viewer_app(case))}/api/cases/{viewer_case.series}/slices"
+    assert json.loads(read(base))["classes"] == ["LAD", "RCA", "artery not sure", "aorta", "pericardium"]
+    named = {
+        **{
+            label: (named_case.arteries == label.value) & named_case.counted
+            for label in (*ARTERIES, NOT_SURE)
+        },
+        **{label: named_case.others == label.value for label in NOT_CORONARY},
+    }
+    named = {label: mask for label, mask in named.items() if mask.any()}
+    assert {label.name for label in named} == {"LAD", "RCA", "artery not sure", "aorta", "pericardium"}
+    for z in {int(mask.sum(axis=(1, 2)).argmax()) for mask in named.values()}:
+        plain, marked = picture(f"{base}/{z}.png"), picture(f"{base}/{z}.png?overlay=1")
+        changed = (plain != marked).any(axis=-1)  # some colours are greys, as a CT has
+        assert not (marked == CALCIUM.colour).all(axis=-1).any()
+        for label, mask in named.items():
+            enlarged = Image.fromarray(mask[z].astype(np.uint8)).resize(
+                marked.shape[1::-1], Image.Resampling.NEAREST
+            )
+            there, coloured = np.asarray(enlarged) > 0, (marked == label.colour).all(axis=-1)
+            assert coloured[there].all(), label.name
+            assert not (coloured & changed & ~there).any(), label.name

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pydicom
 import pytest
 
@@ -20,10 +21,14 @@ from deepcac2.batch.run import Means, run_folder
 from deepcac2.cli.main import main
 from deepcac2.dicom import Series, discover, read_series, write_segmentation
 from deepcac2.errors import InputError, InputUnreadable
-from deepcac2.imaging import Volume
+from deepcac2.imaging import Volume, labels
+from deepcac2.imaging.labels import Labels
 from deepcac2.outputs.report import REPORT
-from deepcac2.pipeline import Workflow
-from deepcac2.pipeline.results import read_parquet, write_parquet
+from deepcac2.pipeline import Case, Workflow
+from deepcac2.pipeline.arteries import ARTERIES, NOT_CORONARY
+from deepcac2.pipeline.facts import CALCIUM, CALCIUM_RUN, CT
+from deepcac2.pipeline.results import ResultRow, read_parquet, result_row, write_parquet
+from deepcac2.pipeline.scoring import ScoreCalcium
 from deepcac2.release.build import (
     FILES,
     MANIFEST,
@@ -204,6 +209,112 @@ def test_verify_names_the_rule_that_made_the_scores(
     assert found.problems == ()
     assert found.with_ct == 1
     assert found.rule == rule
+
+
+@pytest.fixture
+def named(fine: tuple[Series, Volume, np.ndarray], tmp_path: Path) -> tuple[Path, ResultRow]:
+    """The results of one series whose weights name its calcium, and its row of the table."""
+    series, volume, mask = fine
+    arteries, others = (np.zeros(mask.shape, np.uint8) for _ in range(2))
+    arteries[mask] = 2
+    arteries[mask & (np.arange(mask.shape[2]) > mask.shape[2] // 2)] = labels.NOT_SURE.value
+    others[5, 5:9, 5:9] = 1
+    facts = {
+        CT: volume, CALCIUM: labels.calcium_labels(mask), CALCIUM_RUN: {},
+        ARTERIES: Labels(array=arteries, classes=(*labels.ARTERIES, labels.NOT_SURE)),
+        NOT_CORONARY: Labels(array=others, classes=labels.NOT_CORONARY),
+    }  # fmt: skip
+    case = ScoreCalcium()(Case(series=series, facts=facts))
+    run = tmp_path / "run"
+    row = result_row(case, folder=f"{series.patient_id}/{series.series_uid}")
+    write_segmentation(
+        run / row.folder / SEG_NAME, series=series, geometry=volume.geometry, heart=mask, calcium=mask,
+        parts=[case[ARTERIES], case[NOT_CORONARY]], algorithm_version="0",
+    )  # fmt: skip
+    values = (row.agatston_score, row.risk_group, series.series_uid)
+    (run / row.folder / REPORT.file).write_text(json.dumps(dict(zip(KEYS, values, strict=True))))
+    write_parquet(run / "results.parquet", [row])
+    return run, row
+
+
+def test_a_release_by_artery(named: tuple[Path, ResultRow], tmp_path: Path) -> None:
+    """The columns are carried, the SEG has more than two segments, and the arteries add up to the score."""
+    run, row = named
+    assert 0 < row.score_lad < row.agatston_score
+    build_release(run, tmp_path / "a.zip", unfinished=True)
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        readme = archive.read("README.md").decode()
+        (tmp_path / "t.parquet").write_bytes(archive.read("results.parquet"))
+    assert "2 coronary calcium; from 3 on calcium by artery" in readme
+    assert "`score_lm` to `score_unsure`" in readme
+    assert list(read_parquet(tmp_path / "t.parquet")) == [row]
+    with Release(run) as release:
+        assert verify(release).problems == ()
+    with Release(tmp_path / "a.zip") as release:
+        found = verify(release)
+    assert [p.code for p in found.problems] == ["structure"]  # nobody knows what was selected
+    assert found.checksums == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "wrong"),
+    [
+        ({"score_rca": 0.5}, True),
+        ({"score_unsure": 0.0}, True),
+        ({"agatston_score": 0.0}, True),
+        ({"score_rca": 0.5, "rule": "deepcac2"}, False),  # its sum is rounded, its arteries are not
+        ({"score_rca": None}, False),
+        ({"score_aorta": 99.0}, False),  # no part of the score
+    ],
+)
+def test_arteries_that_do_not_add_up_are_found(
+    named: tuple[Path, ResultRow], tmp_path: Path, changes: dict[str, Any], wrong: bool
+) -> None:
+    run, row = named
+    write_parquet(run / "results.parquet", [row, replace(row, **changes)])
+    with Release(run) as release:
+        problems = verify(release).problems
+    assert [(p.code, p.place) for p in problems] == [("arteries", row.series_uid)] * wrong
+    assert not wrong or "add up to" in problems[0].message
+
+
+def test_a_table_that_is_none_is_found_and_an_older_one_is_not(named: tuple[Path, ResultRow]) -> None:
+    run, row = named
+    table = pd.DataFrame([vars(row)])
+    for content, says in (
+        (table.assign(score_rca="0.5"), "score_rca holds no numbers"),
+        (table.assign(rule=1), "cannot be read"),
+        (table.drop(columns="score_rca").assign(score_lad=9.0), ""),
+    ):
+        content.to_parquet(run / "results.parquet")
+        with Release(run) as release:
+            problems = verify(release).problems
+        assert [p.code for p in problems] == ["structure"] * bool(says)
+        assert not says or says in problems[0].message
+    (run / "results.parquet").write_bytes(b"PAR1 and no more")
+    with Release(run) as release:
+        (problem,) = verify(release).problems
+    assert (problem.code, problem.place) == ("structure", "results.parquet")
+
+
+def test_segments_that_are_no_part_of_the_calcium_are_found(
+    named: tuple[Path, ResultRow], tmp_path: Path
+) -> None:
+    run, row = named
+    path = run / row.folder / SEG_NAME
+    whole = path.read_bytes()
+    for edit in (
+        lambda items: items[2].AnatomicRegionSequence[0].update({"CodeValue": "10200004"}),  # liver
+        lambda items: items[3].update({"SegmentNumber": 9}),
+        lambda items: items[0].SegmentedPropertyTypeCodeSequence[0].update({"CodeValue": "10200004"}),
+    ):
+        ds = pydicom.dcmread(io.BytesIO(whole))
+        edit(ds.SegmentSequence)
+        ds.save_as(path)
+        with Release(run) as release:
+            (problem,) = verify(release).problems
+        assert problem.code == "seg"
+        assert "instead of heart and coronary calcium" in problem.message
 
 
 Change = Callable[[dict[str, bytes], str], None]
