@@ -405,7 +405,7 @@ def test_in_memory_as_stored(simulated: Path, tmp_path: Path) -> None:
     home.mkdir(parents=True)
     (home / "ct").symlink_to(simulated / "SIM-0003" / "ct")
     write_image(home / "calcium.nrrd", values, grid)
-    workflow = Workflow.load("default").with_options("DeepCACRunner", weights="deepcac2-calcium-6")
+    workflow = Workflow.load("default")
     run_folder(home / "ct", tmp_path / "results", workflow=workflow, means=Means())
     memory = evaluate_scans(tmp_path / "truth", workflow=workflow, device=torch.device("cpu"))
     assert memory == evaluate_results(tmp_path / "results", tmp_path / "truth")
