@@ -257,12 +257,12 @@ def test_the_cards_numbers_are_those_of_the_evaluation(path: str) -> None:
     assert entries["Risk group, kappa, linear"] == report["κ, linear weights"]
     assert entries["Score above 0, sensitivity"] == report["score > 0: sensitivity"]
     assert entries["Score above 0, specificity"] == report["score > 0: specificity"]
-    assert report["scans with a truth"] == "60 of 60 patients: 56 scored, 4 rejected"
+    assert report["scans with a truth"] == "60 of 60 patients: 50 scored, 10 rejected"
     assert card["summary"]["data"]["evaluation"]["vol_samples"] == 60
     text = card["info"]["analyses"]["text"]
     for role in ("heart", "calcium"):
         assert report[f"{role} weights"].split()[0] in text
-    assert "on 60 simulated scans, of which 56 were scored and 4 rejected" in text
+    assert "on 60 simulated scans, of which 50 were scored and 10 rejected" in text
 
 
 def test_the_cards_weights_are_the_bundled_ones() -> None:
@@ -277,11 +277,14 @@ def test_the_cards_weights_are_the_bundled_ones() -> None:
         assert f"network, {described['name']}," in card["info"]["training"]["text"]
         measured |= entry["measured"]
     report = statistics()
-    scans = "60 unseen simulated patients (seeds 9001 to 9060, 0.6 to 5 mm), 4 rejected for metal"
+    scans = (
+        "60 unseen simulated patients (30 of each version, seeds 9101 to 9130 and 9201 to 9230), "
+        "10 rejected (8 for metal)"
+    )
     assert f"{measured[f'{scans}, score: Spearman']:.3f}" == report["Spearman's ρ"]
     assert f"{measured['ICC(2,1)']:.3f}" == report["ICC(2,1)"]
     assert f"{measured['risk group: kappa, linear']:.3f}" == report["κ, linear weights"]
     assert (
-        f"{measured['score > 0: sensitivity (38 patients with calcium)']:.3f}"
+        f"{measured['score > 0: sensitivity (42 patients with calcium)']:.3f}"
         == report["score > 0: sensitivity"]
     )
