@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .resampling import centred_grid
 from .volume import Geometry
 
 CROP_SPACING = (2.5, 0.7, 0.7)
@@ -51,5 +50,7 @@ def crop_grid(
         heart_centre: Middle of the heart's box, LPS (x, y, z), mm.
         shape: Voxels of the crop (z, y, x).
     """
+    from .resampling import centred_grid  # loads torch
+
     x, y, z = (float(c) for c in heart_centre)
     return centred_grid(ct, (x, y, z), CROP_SPACING, shape)

@@ -159,8 +159,10 @@ def test_the_bundled_weights_answer_the_same_with_and_without_skipping() -> None
     centre = heart_centroid(5)
     grid = centred_grid(default_geometry(5), centre, (2.5, 0.9, 0.9), (32, 120, 120))
     patient = simulate_patient(5, geometry=grid)
-    early = model.predict(patient.volume, centre, region=patient.heart)
-    dense = model.predict(patient.volume, centre, region=patient.heart, lowest_hu=None)
+    early, dense = (
+        model.predict(patient.volume, centre, heart=patient.heart, region=patient.heart, lowest_hu=lowest)
+        for lowest in (130, None)
+    )
     assert early.patches_run < dense.patches_run
     counted = patient.heart & (patient.volume.hu >= 130)
     np.testing.assert_array_equal(early.mask[counted], dense.mask[counted])

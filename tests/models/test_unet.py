@@ -9,10 +9,9 @@ import torch
 
 from deepcac2.models.calcium.network import build_network
 from deepcac2.models.calcium.unet import UNet, _Doubling, fold_norms, is_known
-from deepcac2.weights import resolve
 
 ARCHITECTURES: list[dict[str, Any]] = [
-    resolve("bundled", "calcium").metadata["architecture"],
+    {"channels": [16, 32, 64, 128], "strides": [2, 2, 2], "num_res_units": 2, "norm": "batch"},
     {"channels": [4, 8], "strides": [2]},
     {"channels": [4, 8, 16], "strides": [2, 1], "num_res_units": 1, "norm": "BATCH"},
     {"channels": [4, 8, 16], "strides": [1, 2], "num_res_units": 3, "norm": "instance"},
