@@ -8,7 +8,7 @@ of `deepcac2 run` (`evaluate_results`), or what the same stages find now, in mem
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -37,6 +37,7 @@ from ..imaging.noise import noise_sd
 from ..pipeline.arteries import ARTERIES, BY_CLASS
 from ..pipeline.case import Case, Fact
 from ..pipeline.chain import Chain, build_chain
+from ..pipeline.doubt import DOUBT
 from ..pipeline.facts import CALCIUM, CT, DOMAIN, HEART, SCORE
 from ..pipeline.places import DETAILS_NAME, series_folder
 from ..pipeline.run import read_details
@@ -83,6 +84,19 @@ class TrueLesion:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CountedLesion:
+    """One lesion of the prediction.
+
+    Attributes:
+        certainty: How sure the network was where it was surest, percent.
+        true: Whether it shares a voxel with the true mask.
+    """
+
+    certainty: int
+    true: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class CaseResult:
     """One scan against the truth. What was not annotated, or not reached, is None.
 
@@ -102,6 +116,8 @@ class CaseResult:
         score, true_score: Agatston scores by the same rule; group, true_group: 0 to 3.
         lesions: Of the truth.
         false_lesions: Volume, mm³, of each predicted lesion that shares no voxel with the true mask.
+        counted: Lesions of the prediction, where it says how sure it was of each.
+        interval: Between which scores the prediction says that the true one lies, [from, to].
         arteries: Calcium found by artery, where the truth names arteries.
         wrong: What was wrongly counted, by kind, where the truth names what is not coronary.
         warnings: Codes, of the prediction.
@@ -134,6 +150,8 @@ class CaseResult:
     true_group: int | None = None
     lesions: tuple[TrueLesion, ...] = ()
     false_lesions: tuple[float, ...] | None = None
+    counted: tuple[CountedLesion, ...] | None = None
+    interval: tuple[float, float] | None = None
     arteries: tuple[TrueArtery, ...] = ()
     wrong: tuple[WronglyCounted, ...] | None = None
     warnings: tuple[str, ...] = ()
@@ -178,6 +196,8 @@ class Prediction:
         heart, calcium: bool (z, y, x) on the scan's grid.
         arteries: The calcium by artery; None where no arteries are named.
         score: Agatston score by `rule`; None without one.
+        certainty: Of its lesions in their order, percent; None where it does not say.
+        interval: As in `CaseResult`.
         warnings: Codes.
         off_domain: As in `CaseResult`.
     """
@@ -189,6 +209,8 @@ class Prediction:
     arteries: Labels | None = None
     score: float | None = None
     rule: Rule | None = None
+    certainty: tuple[int, ...] | None = None
+    interval: tuple[float, float] | None = None
     warnings: tuple[str, ...] = ()
     off_domain: tuple[str, ...] | None = None
 
@@ -328,6 +350,8 @@ class _StoredResults:
             arteries=read_arteries(path, volume.geometry) if BY_CLASS.section in content else None,
             score=float(content["score"]["total"]),
             rule=rule,
+            certainty=_certainties(lesion.get("certainty") for lesion in content["score"]["lesions"]),
+            interval=_interval(content.get(DOUBT.section)),
             warnings=tuple(w["code"] for w in content.get("warnings", ())),
             off_domain=_outside(content.get("domain")),
         )
@@ -367,9 +391,21 @@ class _InMemory:
             arteries=case.get(ARTERIES),
             score=None if found is None else found.total,
             rule=None if found is None else Rule.from_parameters(found.parameters),
+            certainty=None if found is None else _certainties(x.certainty for x in found.lesions),
+            interval=_interval(case.get(DOUBT)),
             warnings=tuple(f.code for f in case.warnings),
             off_domain=_outside(case.get(DOMAIN)),
         )
+
+
+def _certainties(of_lesions: Iterable[int | None]) -> tuple[int, ...] | None:
+    known = tuple(of_lesions)
+    return tuple(c for c in known if c is not None) if None not in known else None
+
+
+def _interval(doubt: Mapping[str, Any] | None) -> tuple[float, float] | None:
+    interval = (doubt or {}).get("interval")
+    return None if interval is None else (float(interval["score"][0]), float(interval["score"][1]))
 
 
 def _mask(case: Case, fact: Fact[Labels]) -> BoolArray | None:
@@ -465,13 +501,20 @@ def _where_sure(scan: AnnotatedScan, prediction: Prediction) -> tuple[AnnotatedS
     if prediction.calcium is not None:
         found = prediction.calcium & sure
         total = None if prediction.score is None else _score(scan, found, prediction.rule).total
-        prediction = replace(prediction, calcium=found, score=total)
+        # its lesions are others now, and the interval was that of the whole
+        prediction = replace(prediction, calcium=found, score=total, certainty=None, interval=None)
     return scan, prediction
 
 
-def _score(scan: AnnotatedScan, mask: BoolArray, rule: Rule | None) -> CalciumScore:
-    """A mask of a scan by the rule of the prediction, else the default one."""
-    return score(scan.volume, mask, rule=rule or "agatston", slice_thickness=_thickness(scan))
+def _score(
+    scan: AnnotatedScan,
+    mask: BoolArray,
+    rule: Rule | None,
+    certainty: npt.NDArray[np.uint8] | None = None,
+) -> CalciumScore:
+    """A mask of a scan by the rule of the prediction, else the default one; see `score` for the rest."""
+    thickness = _thickness(scan)
+    return score(scan.volume, mask, rule=rule or "agatston", slice_thickness=thickness, certainty=certainty)
 
 
 def _thickness(scan: AnnotatedScan) -> float | None:
@@ -525,7 +568,9 @@ def _calcium(scan: AnnotatedScan, prediction: Prediction, facts: Mapping[str, An
     true, ours, volume = scan.calcium, prediction.calcium, scan.volume
     if true is None or ours is None or prediction.score is None:
         return {}
-    counted = [_score(scan, mask, prediction.rule).counted for mask in (true, ours)]
+    # what touches the truth is "certain" of it
+    scores = [_score(scan, mask, prediction.rule, true.view(np.uint8)) for mask in (true, ours)]
+    counted = [found.counted for found in scores]
     arteries = scan.arteries
     if arteries is None:
         arteries = arteries_by_plaques(volume, true, facts.get("lesions", ()))
@@ -536,7 +581,13 @@ def _calcium(scan: AnnotatedScan, prediction: Prediction, facts: Mapping[str, An
         "group": int(risk_group(prediction.score)),
         "lesions": true_lesions(volume, true, ours, arteries),
         "false_lesions": false_lesions(volume, true, ours),
+        "interval": prediction.interval,
     }
+    if prediction.certainty is not None:
+        found["counted"] = tuple(
+            CountedLesion(certainty=percent, true=bool(lesion.certainty))
+            for percent, lesion in zip(prediction.certainty, scores[1].lesions, strict=True)
+        )
     if arteries is not None:
         found["arteries"] = by_artery(volume, arteries, ours, prediction.arteries)
     if scan.others is not None:

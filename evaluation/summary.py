@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 
 from ..imaging.labels import ARTERIES, NOT_SURE
+from ..pipeline.doubt import Interval
 from ..stats.agreement import Agreement, Estimate, Statistic, agreement, bootstrap, mean, median, rate, ratio
+from ..system.codec import to_plain
 from .by_name import EDGE, UNLABELLED
 from .cases import CaseResult, Evaluation, TrueLesion
+from .doubt import SureRate, coverage, measured_interval, sure_rates
 
 SIZES_MM3 = (5.0, 20.0, 100.0)
 """Limits of the lesion sizes, mm³; chosen: a few voxels, small, moderate, large."""
@@ -116,13 +119,16 @@ class Summary:
         statistics: ``heart_dice_mean``, ``_median``, ``_min``; ``heart_hd95_median``, ``_max``, mm;
             ``centre_error_median``, ``_max``, mm; ``crop_error_median``, ``_max``, mm;
             ``calcium_dice_mean`` and ``counted_dice_mean`` (scans with true calcium only);
-            ``lesion_sensitivity``; ``false_lesions_per_scan``; and all of `stats.agreement`.
+            ``lesion_sensitivity``; ``false_lesions_per_scan``; ``interval_coverage``: see `doubt.coverage`;
+            and all of `stats.agreement`.
         agreement: Of the scores.
         strata: By kernel, noise, thickness, tube voltage and whether the scan lies in the domain of the
             weights, where cases differ in them.
         lesions: By artery where it is known, and by size.
         arteries: Calcium found by artery, where truths name arteries: of all, and by `ARTERY_STRATA`.
         wrong: What was wrongly counted, by kind, where truths name kinds.
+        sure: Counted lesions by the network's certainty, where it says it.
+        interval: That holds for the scores of these scans; None of too few.
     """
 
     statistics: Mapping[str, Estimate]
@@ -131,6 +137,8 @@ class Summary:
     lesions: tuple[LesionRate, ...]
     arteries: tuple[ArteryRate, ...] = ()
     wrong: tuple[WrongRate, ...] = ()
+    sure: tuple[SureRate, ...] = ()
+    interval: Interval | None = None
 
 
 def summarise(evaluation: Evaluation) -> Summary:
@@ -138,12 +146,14 @@ def summarise(evaluation: Evaluation) -> Summary:
     cases = evaluation.scored
     scores = _agreement(cases)
     return Summary(
-        statistics={**_masks(cases), **scores.estimates},
+        statistics={**_masks(cases), **scores.estimates, "interval_coverage": coverage(cases)},
         agreement=scores,
         strata=tuple(_strata(cases)),
         lesions=tuple(_lesions(cases)),
         arteries=tuple(_arteries(cases)),
         wrong=tuple(_wrong(cases)),
+        sure=sure_rates(cases),
+        interval=measured_interval(cases, rule=evaluation.rule, measured_on=f"{len(cases)} scans"),
     )
 
 
@@ -345,4 +355,6 @@ def to_dict(summary: Summary) -> dict[str, Any]:
         "lesions": [asdict(row) for row in summary.lesions],
         "arteries": [asdict(row) for row in summary.arteries],
         "wrong": [asdict(row) for row in summary.wrong],
+        "sure": [asdict(row) for row in summary.sure],
+        "interval": to_plain(summary.interval),
     }

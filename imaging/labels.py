@@ -121,6 +121,19 @@ NOT_CORONARY: tuple[Label, ...] = tuple(
 CORONARY = NOT_CORONARY[-1]
 """Taken for an artery's by its name, but not for calcium surely enough to count."""
 
+SURENESS: tuple[Label, ...] = tuple(
+    Label(
+        name=f"at least {percent} %",
+        value=percent,
+        kind=CALCIFICATION,
+        category=ABNORMAL,
+        region=CORONARY_ARTERY,
+        colour=(255, 255 - 2 * percent, 60),
+    )
+    for percent in (50, 60, 70, 80, 90, 95, 98, 99)
+)
+"""How sure a network is of a voxel of coronary calcium, in steps; the value is the percentage reached."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Labels:

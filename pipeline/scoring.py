@@ -20,6 +20,8 @@ from .arteries import ARTERIES, BY_CLASS, NOT_CORONARY, coloured, divided
 from .arteries import COLUMNS as ARTERY_COLUMNS
 from .case import Case
 from .cautions import zero_findings
+from .doubt import CERTAINTY, DOUBT, certainty_of, doubted
+from .doubt import COLUMNS as DOUBT_COLUMNS
 from .facts import CALCIUM, CALCIUM_RUN, CT, HEART, SCORE
 from .grades import COLUMNS as GRADE_COLUMNS
 from .grades import GRADES, graded, in_words
@@ -125,9 +127,11 @@ class ScoreCalcium:
             slice_thickness=case.series.slice_thickness,
             calibration_factor=self.calibration_factor,
             kvp=case.series.kvp,
+            certainty=certainty_of(case),
         )
         zero = zero_findings(case, "a score of 0") if result.total == 0 else ()
-        return graded(divided(case.add(SCORE, result), rule=self.rule)).noted(*zero)
+        scored = divided(case.add(SCORE, result), rule=self.rule)
+        return graded(doubted(scored, rule=self.rule)).noted(*zero)
 
 
 def check_voltage(case: Case, rule: str) -> tuple[Finding, ...]:
@@ -194,8 +198,8 @@ CALCULATOR = register(
         options=AGSCalculatorOptions,
         phase="compute",
         reads=lambda options: (CT, CALCIUM),
-        uses=(ARTERIES, NOT_CORONARY),
-        writes=(SCORE, GRADES, BY_CLASS),
+        uses=(ARTERIES, NOT_CORONARY, CERTAINTY),
+        writes=(SCORE, GRADES, BY_CLASS, DOUBT),
         build=_build,
         shows=_shows,
         counts_from=lambda options: find_rule(options.rule).counts_from,
@@ -252,6 +256,7 @@ CALCULATOR = register(
             ),
             *GRADE_COLUMNS,
             *ARTERY_COLUMNS,
+            *DOUBT_COLUMNS,
         ),
         values=(
             Value(

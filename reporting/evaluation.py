@@ -181,6 +181,7 @@ def markdown(
         _statistics(summary, _SCORE),
         picture("scores", "Predicted against true score; right: up to 300"),
         picture("bland-altman", "Bland-Altman plot of the scores"),
+        *_doubt(summary),
         "## Risk groups",
         _statistics(summary, _GROUPS),
         _confusion(summary),
@@ -307,6 +308,23 @@ def _wrongly_counted(rates: Sequence[WrongRate]) -> list[str]:
     ]
 
 
+def _doubt(summary: Summary) -> list[str]:
+    parts = []
+    covered = summary.statistics.get("interval_coverage")
+    if covered is not None and covered.n:
+        between = interval(covered, 2)
+        parts.append(
+            f"The true score lies in the interval that was given with the score in "
+            f"{number(covered.value, 3)} ({between}) of {covered.n} scans; scans unlike the training data "
+            "get none."
+        )
+    if summary.sure:
+        rows = [[f"{r.certainty} %", f"{r.true} of {r.lesions}", interval(r.share, 2)] for r in summary.sure]
+        heading = ["certainty of the network", "lesions that are calcium", "95 % interval of the share"]
+        parts += ["Counted lesions by how sure the network was where it was surest:", table(heading, rows)]
+    return ["### How sure", *parts] if parts else []
+
+
 def _confusion(summary: Summary) -> str:
     names = group_names()
     rows = [[f"true: {names[i]}", *map(str, row)] for i, row in enumerate(summary.agreement.confusion)]
@@ -400,13 +418,13 @@ def _intervals(summary: Summary) -> str:
 
 def _csv(cases: Sequence[CaseResult]) -> str:
     """One row a case; lists become counts or words joined by ``;``, what is told by name further columns."""
-    lists = ("lesions", "false_lesions", "arteries", "wrong")
+    lists = ("lesions", "false_lesions", "counted", "interval", "arteries", "wrong")
     names = [f.name for f in fields(CaseResult) if f.name not in lists]
     arteries = sorted({a.artery for c in cases for a in c.arteries})
     kinds = sorted({w.kind for c in cases for w in c.wrong or ()})
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer)
-    heading = [*names, "true_lesions", "found_lesions", "false_lesions"]
+    heading = [*names, "score_low", "score_high", "true_lesions", "found_lesions", "false_lesions"]
     heading += [f"{what}_voxels_{a.lower()}" for a in arteries for what in ("true", "found")]
     heading += [f"wrong_{what}_{k.replace(' ', '_')}" for k in kinds for what in ("voxels", "score")]
     writer.writerow(heading)
@@ -420,7 +438,7 @@ def _csv(cases: Sequence[CaseResult]) -> str:
         of_kind = {w.kind: (w.voxels, w.score) for w in case.wrong or ()}
         by_name: list[Any] = [n for a in arteries for n in of_artery.get(a, ("", ""))]
         by_name += [n for k in kinds for n in of_kind.get(k, ("", ""))]
-        writer.writerow([*map(_cell, row), *counts, *by_name])
+        writer.writerow([*map(_cell, row), *(case.interval or ("", "")), *counts, *by_name])
     return buffer.getvalue()
 
 

@@ -27,6 +27,7 @@ def score(
     slice_thickness: float | None = None,
     calibration_factor: float | None = None,
     kvp: float | None = None,
+    certainty: npt.NDArray[np.uint8] | None = None,
 ) -> CalciumScore:
     """Agatston score of the calcium in `mask`, by `rule`.
 
@@ -49,12 +50,14 @@ def score(
         slice_thickness: SliceThickness of the header, mm; only rules that divide it by 3 mm need it.
         calibration_factor: mg of calcium per mm³ and HU, of the scanner and protocol; gives the mass.
         kvp: Tube voltage, kV; only rules that go by it need it.
+        certainty: uint8 (z, y, x), percent: how sure a network is of each voxel. It changes no score; each
+            lesion gets the highest of its voxels.
 
     Returns:
         The score with volume, mass, lesions and the mask of what counted.
 
     Raises:
-        MaskMismatch: `mask` has another shape than the CT.
+        MaskMismatch: `mask` or `certainty` has another shape than the CT.
         InputError: `mask` is not bool; the rule is unknown, needs a slice thickness that is not given, or has
             no weights for the tube voltage;
             a thickness or calibration factor is not a positive number.
@@ -75,7 +78,11 @@ def score(
     _check_positive("calibration factor", calibration_factor)
     chosen, factor, pieces, contributions = weighed(volume, mask, rule, slice_thickness, kvp)
     geometry = volume.geometry
-    lesions, total = _lesions(volume, chosen, pieces, contributions)
+    if certainty is not None and certainty.shape != volume.hu.shape:
+        raise MaskMismatch(
+            f"The certainty has shape {certainty.shape} and the CT {volume.hu.shape} (z, y, x)"
+        )
+    lesions, total = _lesions(volume, chosen, pieces, contributions, certainty)
     if chosen.round_total:
         in_order = np.cumsum(contributions[pieces.published_order()])
         total = float(np.rint(in_order[-1])) if len(in_order) else 0.0
@@ -322,13 +329,20 @@ def _weights(maximum: _IntArray, rule: Rule) -> _IntArray:
 
 
 def _lesions(
-    volume: Volume, rule: Rule, pieces: Pieces, contributions: npt.NDArray[np.floating[Any]]
+    volume: Volume,
+    rule: Rule,
+    pieces: Pieces,
+    contributions: npt.NDArray[np.floating[Any]],
+    certainty: npt.NDArray[np.uint8] | None,
 ) -> tuple[tuple[Lesion, ...], float]:
     """The lesion table, highest score first, and the total."""
     geometry = volume.geometry
     n = np.bincount(pieces.lesion)
     highest = _maximum(pieces.hu, pieces.lesion)
     mean = np.bincount(pieces.lesion, weights=pieces.hu) / n
+    sure = None
+    if certainty is not None:
+        sure = _maximum(certainty[tuple(pieces.index.T)].astype(np.int64), pieces.lesion)
     centroid = np.stack(
         [np.bincount(pieces.lesion, weights=pieces.index[:, i]) / n for i in range(3)], axis=1
     )
@@ -362,6 +376,7 @@ def _lesions(
             centroid_index=(float(centroid[k, 0]), float(centroid[k, 1]), float(centroid[k, 2])),
             centroid_lps=(float(centroid_lps[k, 0]), float(centroid_lps[k, 1]), float(centroid_lps[k, 2])),
             parts=tuple(members[k]),
+            certainty=None if sure is None else int(sure[k]),
         )
         for rank, k in enumerate(np.argsort(-scores, kind="stable"), start=1)
     )

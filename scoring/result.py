@@ -91,6 +91,7 @@ class Lesion:
         centroid_index: Centre of its voxels as fractional index (z, y, x).
         centroid_lps: The same in the patient, LPS mm (x, y, z).
         parts: The pieces that were weighted, by slice.
+        certainty: How sure the network was where it was surest, percent; None where nobody said.
     """
 
     index: int
@@ -105,6 +106,7 @@ class Lesion:
     centroid_index: tuple[float, float, float]
     centroid_lps: tuple[float, float, float]
     parts: tuple[LesionPart, ...] = field(repr=False)
+    certainty: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

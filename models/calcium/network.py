@@ -20,7 +20,7 @@ import torch
 from ...imaging import Geometry, Volume
 from ...imaging.crop import CANDIDATE_HU, WINDOW_HU, Patches, crop_grid
 from ...imaging.heart_position import heart_box, heart_depth, position
-from ...imaging.labels import Labels
+from ...imaging.labels import SURENESS, Labels
 from ...imaging.masks import bounding_box
 from ...imaging.orientation import Canonical, to_canonical
 from ...imaging.resampling import resample, support
@@ -151,6 +151,20 @@ def sure_lesions(
     return result
 
 
+def sureness(probability: npt.NDArray[np.float32], where: npt.NDArray[np.bool_]) -> Labels:
+    """How sure a network is, in the steps of `imaging.labels.SURENESS`, each the percentage that is reached.
+
+    Args:
+        probability: float32 (z, y, x), 0 to 1.
+        where: bool, of what it is asked; elsewhere, and below the first step, nothing is said.
+    """
+    steps = np.array([0, *(label.value for label in SURENESS)], dtype=np.uint8)
+    reached = np.searchsorted(steps[1:] / 100.0, probability[where], side="right")
+    array = np.zeros(where.shape, dtype=np.uint8)
+    array[where] = steps[reached]
+    return Labels(array=array, classes=SURENESS)
+
+
 @dataclass(frozen=True, kw_only=True)
 class CalciumPrediction:
     """What the calcium model found.
@@ -159,6 +173,8 @@ class CalciumPrediction:
         mask: bool (z, y, x) on the CT's grid: probability ≥ 0.5, in lesions that are somewhere sure. Below
             the HU that `CalciumModel.predict` was given it may miss voxels of a dense run; from there on it
             is the dense run's.
+        sure: How sure the network is of the voxels that can count by their HU and reach a probability of 0.5,
+            also of those in lesions of which it is nowhere sure enough, see `sureness`.
         names: Of a network that names what it sees: the mask's arteries and what else is bright in the
             region, see `kinds.Named`; else empty.
         probability: float32 (z, y, x) on the CT's grid, or None when not asked for.
@@ -167,6 +183,7 @@ class CalciumPrediction:
     """
 
     mask: npt.NDArray[np.bool_]
+    sure: Labels
     names: tuple[Labels, ...] = ()
     probability: npt.NDArray[np.float32] | None = None
     patches_run: int = 0
@@ -357,6 +374,7 @@ class CalciumModel(PatchModel):
         needed = support(candidates, part, crop)
         names: tuple[Labels, ...] = ()
         mask = np.zeros(volume.hu.shape, dtype=bool)
+        sure = Labels(array=np.zeros(volume.hu.shape, dtype=np.uint8), classes=SURENESS)
         probability = None
         run: list[Corner] = []
         touching = corners if lowest_hu is None else corners_touching(corners, shape, needed)
@@ -395,6 +413,7 @@ class CalciumModel(PatchModel):
             whole = np.zeros(ct.array.shape, dtype=bool)
             whole[box] = sure_lesions(found, found & bright, low, peak)
             mask = np.ascontiguousarray(ct.undo(whole))
+            sure = _whole(sureness(low, found & bright), ct, box)
             if average.kinds is not None:
                 shares = average.kinds.cpu().numpy()
                 pieces = name_pieces(shares, grid.halved(), part, found=whole[box], bright=able)
@@ -405,6 +424,7 @@ class CalciumModel(PatchModel):
             probability = np.zeros(volume.hu.shape, dtype=np.float32)
         return CalciumPrediction(
             mask=mask,
+            sure=sure,
             names=names,
             probability=probability,
             patches_run=len(run),

@@ -12,9 +12,12 @@ from ...imaging.masks import box_centre, region_within
 from ...pipeline.arteries import ARTERIES, NOT_CORONARY
 from ...pipeline.case import Case
 from ...pipeline.domain import compare, stated
+from ...pipeline.doubt import CERTAINTY, Interval, StatedDoubt
 from ...pipeline.facts import CALCIUM, CALCIUM_RUN, CT, EXCLUDED, HEART
 from ...pipeline.operating import OperatingPoint, check_margin, operating_point
 from ...pipeline.step import Context, Step, register
+from ...system.codec import to_plain
+from ...weights import numbers
 
 if TYPE_CHECKING:
     from ...weights import WeightSet
@@ -67,12 +70,17 @@ class FindCalcium:
 
     def __post_init__(self) -> None:
         """Raises `WeightsError` where the set's numbers cannot be read: before the first series."""
-        self._point()
+        self._interval(self._point())
 
     def _point(self) -> OperatingPoint:
         return operating_point(
             self.weights, heart_margin_mm=self.heart_margin_mm, peak_probability=self.peak_probability
         )
+
+    def _interval(self, point: OperatingPoint) -> Interval | None:
+        """The interval of scores that the set states, where it is used as it was tuned."""
+        stated = numbers(self.weights, StatedDoubt).interval
+        return stated if set(point.facts["from"].values()) == {"weights"} else None
 
     def __call__(self, case: Case) -> Case:
         volume, heart = case[CT], case[HEART].mask
@@ -81,6 +89,7 @@ class FindCalcium:
             "exact_from_hu": self.lowest_hu,
             "window_hu": list(self.model.window_hu),
             **point.facts,
+            "interval": to_plain(self._interval(point)),
         }
         if case.get(EXCLUDED):
             used |= {"patches_run": 0, "patches_total": 0}
@@ -96,6 +105,7 @@ class FindCalcium:
             )
             used |= {"patches_run": prediction.patches_run, "patches_total": prediction.patches_total}
             mask = prediction.mask
+            case = case.add(CERTAINTY, prediction.sure)
             for fact, named in zip((ARTERIES, NOT_CORONARY), prediction.names, strict=False):
                 case = case.add(fact, named)
         case = case.noted(*point.findings).add(CALCIUM, calcium_labels(mask)).add(CALCIUM_RUN, used)
@@ -124,7 +134,7 @@ STEP = register(
         train=f"{__package__}.train",
         reads=lambda options: (CT, HEART),
         uses=(EXCLUDED,),
-        writes=(CALCIUM, CALCIUM_RUN, ARTERIES, NOT_CORONARY),
+        writes=(CALCIUM, CALCIUM_RUN, CERTAINTY, ARTERIES, NOT_CORONARY),
         build=_build,
     )
 )

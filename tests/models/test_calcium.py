@@ -186,6 +186,11 @@ def test_unsure_lesions_go_whole_and_sure_ones_stay_whole(model: CalciumModel, l
     found = model.predict(volume, middle(volume), peak=limit, lowest_hu=lowest)
     np.testing.assert_array_equal(found.mask & counts, sure)
     assert not (found.mask & ~dense.mask).any()
+    # How sure it is of each voxel is told of lesions that went, too.
+    reached = [max(s for s in (50, 60, 70, 80, 90, 95, 98, 99) if p >= s / 100) for p in peaks]
+    told = [int(found.sure.array[lesions == k].max()) for k in range(1, n + 1)]
+    assert told == reached
+    np.testing.assert_array_equal(found.sure.mask, counted)
 
 
 def test_the_peak_of_a_lesion_is_enough_if_it_is_just_reached() -> None:
