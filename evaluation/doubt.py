@@ -62,7 +62,8 @@ def measured_interval(
     Each end leaves out (1 - level) / 2 of scans like these, as far as their number allows that to be said.
 
     Args:
-        cases: Scored ones count, of scans unlike the training data none (they get no interval).
+        cases: Scored ones count; they should be like those that the calcium network was trained on, as others
+            get no interval.
         rule, measured_on, level, offset: As in `Interval`.
 
     Returns:
@@ -72,11 +73,7 @@ def measured_interval(
         [1] Lei et al., Distribution-free predictive inference for regression. JASA 2018;113:1094,
             doi:10.1080/01621459.2017.1307116.
     """
-    known = [
-        (c.true_score, c.score)
-        for c in cases
-        if c.score is not None and c.true_score is not None and not c.off_domain
-    ]
+    known = [(c.true_score, c.score) for c in cases if c.score is not None and c.true_score is not None]
     ratios = np.sort([np.log((true + offset) / (ours + offset)) for true, ours in known])
     outside = int((len(ratios) + 1) * (1 - level) / 2 + 1e-9)
     if outside < 1:

@@ -115,8 +115,8 @@ def _interval(case: Case, rule: str) -> dict[str, Any]:
         why = "none was measured for these weights as they are used here"
     elif rule != stated.rule:
         why = f"it was measured for the rule {stated.rule}"
-    elif outside := case.get(DOMAIN, {}).get("outside"):
-        why = f"the scan is unlike those that it was measured on: {', '.join(outside)}"
+    elif outside := [t for t, who in case.get(DOMAIN, {}).get("outside", {}).items() if "calcium" in who]:
+        why = f"the scan is unlike those that the calcium network was trained on: {', '.join(outside)}"
     if stated is None or why:
         return {"interval": None, "no_interval": why}
     low, high = stated.around(case[SCORE].total)

@@ -225,7 +225,7 @@ def register(step: Step[O]) -> Step[O]:
 def load_all() -> None:
     """Import every module that registers something."""
     root = __package__.rpartition(".")[0]
-    names = [f"{__package__}.{name}" for name in ("reading", "scoring", "mapping")]
+    names = [f"{__package__}.{name}" for name in ("reading", "scoring", "mapping", "harmonised")]
     models = importlib.import_module(f"{root}.models")
     names += sorted(f"{root}.models.{m.name}.step" for m in pkgutil.iter_modules(models.__path__) if m.ispkg)
     outputs = importlib.import_module(f"{root}.outputs")

@@ -50,14 +50,6 @@ def test_of_too_few_scans_there_is_none() -> None:
     assert measured_interval(_scans(19, 4), rule="agatston", measured_on="drawn") is not None
 
 
-def test_scans_unlike_the_training_data_measure_nothing() -> None:
-    odd = [replace(c, score=10000.0, off_domain=("noise",)) for c in _scans(50, 5)]
-    cases = _scans(50, 6)
-    assert measured_interval([*cases, *odd], rule="agatston", measured_on="d") == measured_interval(
-        cases, rule="agatston", measured_on="d"
-    )
-
-
 def test_coverage_counts_ends_as_inside_and_scans_without_an_interval_not_at_all() -> None:
     (case,) = _scans(1, 7)
     true = case.true_score or 0.0
