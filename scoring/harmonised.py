@@ -8,6 +8,7 @@ slices or a soft kernel have lost nothing brings back: such scans stay as they a
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -20,18 +21,18 @@ from ..imaging.masks import bounding_box
 SLAB_MM = 3.0
 """Thickness to which slices are averaged, mm; Agatston et al., J Am Coll Cardiol 1990;15:827."""
 SOFTENING_MM = 0.7
-"""Standard deviation of the blur within a slice for sharp kernels, mm; see docs/scoring.md, "Harmonised"."""
-REACH_MM = 1.5
-"""How far beyond its mask a lesion may reach within a slice once it is blurred, mm; about twice the blur."""
+"""Standard deviation of the blur within a slice for sharp kernels, mm; measured, see docs/scoring.md."""
+REACH_MM = 1.0
+"""How far beyond its mask a lesion may reach within a slice once it is blurred, mm; measured there."""
 
 
 def slices_averaged(increment: float) -> int:
-    """How many slices become one: what comes nearest to `SLAB_MM`, at least 1.
+    """How many slices become one: as many as `SLAB_MM` holds, at least 1.
 
-    >>> [slices_averaged(mm) for mm in (0.5, 0.625, 1.0, 1.25, 2.0, 2.5, 5.0)]
+    >>> [slices_averaged(mm) for mm in (0.5, 0.6, 1.0, 1.25, 1.5, 2.0, 5.0)]
     [6, 5, 3, 2, 2, 1, 1]
     """
-    return max(1, round(SLAB_MM / increment))
+    return max(1, math.floor(SLAB_MM / increment * (1 + 1e-6)))
 
 
 def harmonised(
