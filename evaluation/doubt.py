@@ -13,7 +13,7 @@ from .cases import CaseResult
 
 LEVEL = 0.9
 """Share of scans whose true score an interval shall hold."""
-OFFSET = 10.0
+OFFSET = 20.0
 """Points added to both scores before their ratio is taken; chosen: above it errors grow with the score."""
 
 

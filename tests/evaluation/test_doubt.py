@@ -40,7 +40,7 @@ def test_an_interval_holds_for_other_scans() -> None:
 def test_each_end_leaves_out_the_share_that_conformal_prediction_says() -> None:
     cases = _scans(199, 3)
     interval = measured_interval(cases, rule="agatston", measured_on="drawn")
-    ratios = sorted(np.log((c.true_score + 10) / (c.score + 10)) for c in cases)  # type: ignore[operator]
+    ratios = sorted(np.log((c.true_score + 20) / (c.score + 20)) for c in cases)  # type: ignore[operator]
     assert interval is not None
     assert (interval.lowest, interval.highest) == pytest.approx((ratios[9], ratios[-10]))
 
