@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..errors import DeviceError
+from ..errors import DeviceError, SeriesFailed
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +96,9 @@ class PatchModel:
         Args:
             patches: float32 (n, 1, …).
             more: What the network is given beside each patch.
+
+        Raises:
+            SeriesFailed: It answers with something that is no number.
         """
         found: list[Any] = []
         done = 0
@@ -126,8 +129,21 @@ class PatchModel:
             logits = self.network(patches, *more)
         if isinstance(logits, tuple):
             logits, kinds = logits
-            return torch.sigmoid(logits.float()), torch.softmax(kinds.float(), dim=1)
-        return torch.sigmoid(logits.float())
+            return self._known(torch.sigmoid(logits.float())), torch.softmax(kinds.float(), dim=1)
+        return self._known(torch.sigmoid(logits.float()))
+
+    def _known(self, probability: torch.Tensor) -> torch.Tensor:
+        """Probabilities that are numbers: what is none lies above no threshold, and would be no calcium.
+
+        Raises:
+            SeriesFailed: ``not-finite``.
+        """
+        if probability.isnan().any():
+            less = "leave half_precision out" if self._half else "its weights are damaged or too large"
+            raise SeriesFailed(
+                f"the network's answer is no number (NaN) for a part of this scan: {less}", code="not-finite"
+            )
+        return probability
 
     def _shrink(self, tried: int) -> None:
         """Go on with half of as many patches at once as did not fit."""
