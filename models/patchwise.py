@@ -13,11 +13,12 @@ from typing import Any
 import torch
 
 from ..errors import DeviceError, SeriesFailed
+from ..system.progress import tell
 
 log = logging.getLogger(__name__)
 
 TELL_SECONDS = 10.0
-"""Least time between two lines of the log that say how far a series is; of a faster one there is none."""
+"""Least time between two lines that say how far a series is; of a faster one there is none."""
 CPU_ROOM = 0.6e9
 """Bytes that a batch may take on a CPU, so that a worker stays within its budget (docs/architecture.md)."""
 CPU_MOST, GPU_MOST = 8, 64
@@ -163,4 +164,4 @@ class PatchModel:
             return
         self._told = now
         left = (now - self._began) / self._done * (self._expected - self._done)
-        log.info("%d of %d patches, about %.0f s left", self._done, self._expected, left)
+        tell(f"{self._done} of {self._expected} patches, about {left:.0f} s left")

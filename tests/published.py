@@ -1,4 +1,4 @@
-"""The published DeepCAC2 written out from its description, to judge the package by: it shares nothing with it.
+"""The published DeepCAC2 written out from its description, to judge the package by; they share nothing.
 
 Random tensors under the names of the published network, that network as plain functions, and its scores.
 """

@@ -60,8 +60,8 @@ class Quirks:
 THRESHOLD = 0.5
 """Mean probability above which a voxel is calcium."""
 _ROUNDING = 1e-5
-"""How far below the threshold the highest mean that a voxel may still get must lie for its last patches not to be
-asked: the network's answers are good for 1e-6."""
+"""How far below the threshold the highest mean that a voxel may still get must lie for its last patches not
+to be asked: the network's answers are good for 1e-6."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +71,8 @@ class PublishedPrediction:
     Attributes:
         mask: bool (z, y, x) on the CT's grid.
         patches_run: Patches that were sent through the network.
-        patches_counted: Patches that the mean is over: those that were run, and those that could not change it
-            any more.
+        patches_counted: Patches that the mean is over: those that were run, and those that could not move it
+            across the threshold any more.
         patches_total: Patches of the crop.
     """
 

@@ -1,8 +1,8 @@
 """The published DeepCAC2 against TorchIO itself, with which its authors resample and crop.
 
-Written from the facts of their implementation. Network, resampling, crop, patches and score share nothing with
-the package, and the CT goes through files, as there. Weights are random; the last bias makes about 1 % of the
-voxels that the network sees calcium.
+Written from the facts of their implementation. Network, resampling, crop, patches and score share nothing
+with the package, and the CT goes through files, as there. Weights are random; the last bias makes about 1 %
+of the voxels that the network sees calcium.
 """
 
 from __future__ import annotations
