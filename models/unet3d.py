@@ -196,8 +196,8 @@ def fold_norms(network: PublishedUNet) -> None:
         if isinstance(module, Block):
             first, norm, _, second, other, _ = module.conv
             module.conv = nn.Sequential(
-                fuse_conv_bn_eval(first, norm), nn.ReLU(inplace=True),  # type: ignore[type-var]
-                fuse_conv_bn_eval(second, other), nn.ReLU(inplace=True),  # type: ignore[type-var]
+                fuse_conv_bn_eval(first, norm), nn.ReLU(inplace=True),  # type: ignore[type-var, arg-type]
+                fuse_conv_bn_eval(second, other), nn.ReLU(inplace=True),  # type: ignore[type-var, arg-type]
             )  # fmt: skip
             module.requires_grad_(False)
 
