@@ -287,8 +287,8 @@ def test_real_chests_are_those_of_torchio(
 @pytest.mark.slow
 def test_full_widths_are_those_of_torchio(published: ModuleType, tmp_path: Path, shared_data: Path) -> None:
     """The published widths, 90.3 M parameters. The heart is two opposite corners of one, so that few patches
-    hold some: of one corner four, of the other none, since the last positions are never run. It takes 2.1 GB of
-    memory and 50 s of a core."""
+    hold some: of one corner four, of the other none, since the last positions are never run. It takes 2.1 GB
+    of memory and 50 s of a core."""
     volume, _ = real_chest(shared_data / "chest" / "LIDC-IDRI-0306")
     heart = np.zeros(volume.hu.shape, dtype=bool)
     for sign in (-1, 1):
