@@ -227,7 +227,7 @@ def tilted(degrees: float) -> np.ndarray:
 CHESTS = {
     # seed, spacing (z, y, x), axes (z, y, x), what of the heart's box is left at the end of each axis
     "uneven": (3, (1.7, 1.1, 1.35), AXIAL, (1.0, 1.0, 1.0)),
-    "oblique": (4, (2.2, 1.13, 1.17), tilted(17), (1.0, 1.0, 1.0)),
+    "oblique": (4, (2.1, 1.13, 1.17), tilted(17), (1.0, 1.0, 1.0)),
     "feet first, prone, heart at the border": (
         5, (1.25, 1.3, 1.3), ((0, 0, -1), (0, -1, 0), (1, 0, 0)), (0.6, 0.7, 0.8)
     ),
