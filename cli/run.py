@@ -143,6 +143,7 @@ def run(args: argparse.Namespace) -> int:
     from ..pipeline.run import check_folders
     from ..pipeline.workflow import Workflow
     from ..stats.tables import selected_series
+    from ..system.progress import followed
 
     check_folders(args.input, args.output)
     if args.ray:
@@ -161,7 +162,7 @@ def run(args: argparse.Namespace) -> int:
     )
     with quiet_libraries(), log_file(args.output, "run") as log_path:
         watcher = _Watcher(quiet=args.quiet, as_json=args.json_progress)
-        with watcher, _stoppable(watcher) as running:
+        with watcher, followed(log_path, watcher.say), _stoppable(watcher) as running:
             summary = run_folder(
                 args.input,
                 args.output,

@@ -391,7 +391,12 @@ def _nifti_header(file: IO[bytes], name: str) -> ScanHeader:
     if not np.isfinite([slope, intercept]).all():
         raise InputError("its scl_slope or scl_inter is no number: what its values mean is not known")
     if slope == 0:  # nifti1.h: then there is no scaling
-        slope, intercept = 1.0, 0.0
+        if intercept != 0:
+            raise InputError(
+                f"its scl_slope is 0, which means that nothing is added, and its scl_inter is {intercept:g}: "
+                "programs disagree on such values; save it again from the DICOM"
+            )
+        slope = 1.0
     shape = sizes[:3]
     geometry = _nifti_grid(values, shape)
     return ScanHeader(

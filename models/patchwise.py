@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
-from ..errors import DeviceError
+from ..errors import DeviceError, SeriesFailed
+from ..system.progress import tell
 
 log = logging.getLogger(__name__)
 
 TELL_SECONDS = 10.0
-"""Least time between two lines of the log that say how far a series is; of a faster one there is none."""
+"""Least time between two lines that say how far a series is; of a faster one there is none."""
 CPU_ROOM = 0.6e9
 """Bytes that a batch may take on a CPU, so that a worker stays within its budget (docs/architecture.md)."""
 CPU_MOST, GPU_MOST = 8, 64
@@ -96,6 +97,9 @@ class PatchModel:
         Args:
             patches: float32 (n, 1, …).
             more: What the network is given beside each patch.
+
+        Raises:
+            SeriesFailed: It answers with something that is no number.
         """
         found: list[Any] = []
         done = 0
@@ -126,8 +130,21 @@ class PatchModel:
             logits = self.network(patches, *more)
         if isinstance(logits, tuple):
             logits, kinds = logits
-            return torch.sigmoid(logits.float()), torch.softmax(kinds.float(), dim=1)
-        return torch.sigmoid(logits.float())
+            return self._known(torch.sigmoid(logits.float())), torch.softmax(kinds.float(), dim=1)
+        return self._known(torch.sigmoid(logits.float()))
+
+    def _known(self, probability: torch.Tensor) -> torch.Tensor:
+        """Probabilities that are numbers: what is none lies above no threshold, and would be no calcium.
+
+        Raises:
+            SeriesFailed: ``not-finite``.
+        """
+        if probability.isnan().any():
+            less = "leave half_precision out" if self._half else "its weights are damaged or too large"
+            raise SeriesFailed(
+                f"the network's answer is no number (NaN) for a part of this scan: {less}", code="not-finite"
+            )
+        return probability
 
     def _shrink(self, tried: int) -> None:
         """Go on with half of as many patches at once as did not fit."""
@@ -147,4 +164,4 @@ class PatchModel:
             return
         self._told = now
         left = (now - self._began) / self._done * (self._expected - self._done)
-        log.info("%d of %d patches, about %.0f s left", self._done, self._expected, left)
+        tell(f"{self._done} of {self._expected} patches, about {left:.0f} s left")

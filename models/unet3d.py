@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 PUBLISHED_WIDTHS = (64, 128, 256, 512, 1024)
 """Channels of the four levels and of the bottleneck of the published weights: 90.3 million parameters."""
@@ -184,6 +185,21 @@ def build(tensors: Mapping[str, torch.Tensor]) -> PublishedUNet:
     network.load_state_dict(own, assign=True)
     network.requires_grad_(False)
     return network.eval()
+
+
+def fold_norms(network: PublishedUNet) -> None:
+    """Put each normalisation into the convolution before it: the same answer to rounding, up to a tenth sooner.
+
+    The network then holds other tensors than the published ones.
+    """
+    for module in network.modules():
+        if isinstance(module, Block):
+            first, norm, _, second, other, _ = module.conv
+            module.conv = nn.Sequential(
+                fuse_conv_bn_eval(first, norm), nn.ReLU(inplace=True),  # type: ignore[type-var, arg-type]
+                fuse_conv_bn_eval(second, other), nn.ReLU(inplace=True),  # type: ignore[type-var, arg-type]
+            )  # fmt: skip
+            module.requires_grad_(False)
 
 
 def build_for(patch: Sequence[int], tensors: Mapping[str, torch.Tensor]) -> PublishedUNet:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -428,6 +429,9 @@ def _report(place: str, data: bytes | None, problems: _Problems) -> _Stored | No
     except InputUnreadable as error:
         wrong(str(error))
         return None
+    if twice := _said_twice(data):
+        wrong(f"{REPORT.file} says twice: {', '.join(twice)}; programs disagree on which of them counts")
+        return None
     known = isinstance(content, dict) and set(content) - {PATIENT}
     if not known or known not in (set(KEYS), {*KEYS, *MAPPED_KEYS}):
         names = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
@@ -450,7 +454,7 @@ def _report(place: str, data: bytes | None, problems: _Problems) -> _Stored | No
         if not number or not math.isfinite(value) or value < 0:
             wrong(f"the {prefix}score is {value!r}")
             return None
-        if group not in _groups(value):
+        if type(group) is not int or group not in _groups(value):  # true is 1, and no group
             right = _groups(value)[0]
             problems.note(
                 "risk-group", place, f"{prefix}risk group {group!r}, for a score of {value:g} it is {right}"
@@ -463,6 +467,19 @@ def _report(place: str, data: bytes | None, problems: _Problems) -> _Stored | No
         patient=patient,
         content=content,
     )
+
+
+def _said_twice(data: bytes) -> list[str]:
+    """Keys that an object of a JSON text, read before, has more than once; a reader takes the last."""
+    found: list[str] = []
+
+    def look(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        return dict(pairs)
+
+    with suppress(RecursionError):
+        json.loads(data, object_pairs_hook=look)
+    return found
 
 
 def _nrrd(place: str, paths: Mapping[str, Path | None], problems: _Problems) -> _Masks | None:

@@ -106,8 +106,17 @@ def _check_network(tensors: Mapping[str, torch.Tensor]) -> Shape:
     for name in [*(wanted.keys() - tensors.keys()), *(tensors.keys() - wanted.keys())]:
         raise ValueError(f"{name:.60} is {'missing' if name in wanted else 'none of its tensors'}")
     for name, shape in wanted.items():
-        if tuple(tensors[name].shape) != shape:
-            raise ValueError(f"{name} has the shape {tuple(tensors[name].shape)} and not {shape}")
+        found = tensors[name]
+        if tuple(found.shape) != shape:
+            raise ValueError(f"{name} has the shape {tuple(found.shape)} and not {shape}")
+        if name.endswith("num_batches_tracked"):
+            continue
+        if not found.is_floating_point():
+            raise ValueError(f"{name} holds {found.dtype} and no fractions")
+        if not found.float().isfinite().all():
+            raise ValueError(f"{name} holds values that are no finite numbers")
+        if name.endswith("running_var") and (found < 0).any():
+            raise ValueError(f"{name} holds a variance below 0")
     return widths
 
 

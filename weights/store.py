@@ -203,7 +203,8 @@ def load_tensors(weights: WeightSet, name: str) -> dict[str, torch.Tensor]:
 
     Raises:
         WeightsMissing, WeightsAltered: As `verify`.
-        WeightsUnsupported: Not safetensors.
+        WeightsUnsupported: Not safetensors, or with values that are no finite numbers: a network with these
+            says of no voxel that it is calcium, and a score of 0 would look like a result.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -213,9 +214,14 @@ def load_tensors(weights: WeightSet, name: str) -> dict[str, torch.Tensor]:
             f"{weights.path / name} is no .safetensors file; only safetensors are loaded"
         )
     try:
-        return load(_read(weights, name))
+        tensors = load(_read(weights, name))
     except SafetensorError as error:
         raise WeightsUnsupported(f"{weights.path / name} is not valid safetensors: {error}") from error
+    if wrong := next((n for n, t in tensors.items() if not t.isfinite().all()), None):
+        raise WeightsUnsupported(
+            f"{weights.path / name}: {wrong:.60} holds values that are no finite numbers; get the set again"
+        )
+    return tensors
 
 
 def _read(weights: WeightSet, name: str) -> bytes:

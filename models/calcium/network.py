@@ -26,7 +26,7 @@ from ...imaging.orientation import Canonical, to_canonical
 from ...imaging.resampling import resample, support
 from ...imaging.tiling import Corner, PatchAverage, around, corners_touching, majority, patch_corners
 from ..patchwise import PatchModel, batch_that_fits
-from ..unet3d import PublishedUNet, build_for, bytes_per_patch, turned
+from ..unet3d import PublishedUNet, build_for, bytes_per_patch, fold_norms, turned
 from . import unet
 from .kinds import name_pieces
 
@@ -323,6 +323,8 @@ class CalciumModel(PatchModel):
         """This model with a network that cannot be trained on, and is faster; see `unet.fold_norms`."""
         if isinstance(self.network, unet.UNet):
             unet.fold_norms(self.network)
+        elif isinstance(self.network, PublishedUNet):
+            fold_norms(self.network)
         return self
 
     def predict(

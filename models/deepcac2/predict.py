@@ -17,9 +17,9 @@ import torch
 from ...imaging import Volume
 from ...imaging.crop import CROP_SPACING, WINDOW_HU, Patches
 from ...imaging.masks import bounding_box
-from ...imaging.tiling import Corner, axis_starts, corners_touching
+from ...imaging.tiling import Corner, axis_starts, corners_touching, majority
 from ..patchwise import PatchModel, batch_that_fits
-from ..unet3d import build_for, bytes_per_patch
+from ..unet3d import PublishedUNet, build_for, bytes_per_patch, fold_norms
 from .grids import Floats, Grid, Triple, crop_begin, is_inside, linear, nearest, positions
 
 if TYPE_CHECKING:
@@ -59,6 +59,9 @@ class Quirks:
 
 THRESHOLD = 0.5
 """Mean probability above which a voxel is calcium."""
+_ROUNDING = 1e-5
+"""How far below the threshold the highest mean that a voxel may still get must lie for its last patches not
+to be asked: the network's answers are good for 1e-6."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +71,14 @@ class PublishedPrediction:
     Attributes:
         mask: bool (z, y, x) on the CT's grid.
         patches_run: Patches that were sent through the network.
+        patches_counted: Patches that the mean is over: those that were run, and those that could not move it
+            across the threshold any more.
         patches_total: Patches of the crop.
     """
 
     mask: Bools
     patches_run: int
+    patches_counted: int
     patches_total: int
 
 
@@ -135,6 +141,7 @@ class PublishedModel(PatchModel):
         patches = numbers(weights, Patches)
         with as_described(weights, "published DeepCAC2 network"):
             network = build_for(patches.patch_shape, tensors)
+            fold_norms(network)
         return cls(
             network,
             device=device,
@@ -161,7 +168,9 @@ class PublishedModel(PatchModel):
         corners = self._corners()
         nothing = np.zeros(volume.hu.shape, dtype=bool)
         if box is None:
-            return PublishedPrediction(mask=nothing, patches_run=0, patches_total=len(corners))
+            return PublishedPrediction(
+                mask=nothing, patches_run=0, patches_counted=0, patches_total=len(corners)
+            )
         begin = np.array(
             [
                 crop_begin(b.start, b.stop, n) if quirks.whole_voxel_crop else (b.start + b.stop - n) / 2
@@ -170,13 +179,14 @@ class PublishedModel(PatchModel):
         )
         at = _crop_positions(ct, full, begin, self.crop)
         hu = _sampled(volume.hu.T, at, quirks)
-        run = corners
+        counted = corners
         if quirks.patches_by_heart:
-            run = corners_touching(corners, self.patch, _label(heart.T, at, quirks.labels))
-        mean = self._mean(self._normalised(hu), run)
+            counted = corners_touching(corners, self.patch, _label(heart.T, at, quirks.labels))
+        mean, run = self._mean(self._normalised(hu), counted)
         return PublishedPrediction(
             mask=self._brought_back(mean, begin, full, ct),
-            patches_run=len(run),
+            patches_run=run,
+            patches_counted=len(counted),
             patches_total=len(corners),
         )
 
@@ -201,24 +211,60 @@ class PublishedModel(PatchModel):
         low, high = values.min(), values.max()
         return (values - low) / (high - low)
 
-    @torch.inference_mode()
-    def _mean(self, values: torch.Tensor, corners: list[Corner]) -> Floats:
-        """Mean probability of the patches that cover a voxel, 0 where none does: float64 (x, y, z)."""
+    def _mean(self, values: torch.Tensor, corners: list[Corner]) -> tuple[Floats, int]:
+        """Mean probability of the patches that cover a voxel, 0 where none does: float64 (x, y, z).
+
+        At first just more than half of the patches over each voxel are run. Where the mean stays below the
+        threshold whatever the others would say, they are not asked: what is returned there is less than the
+        mean, on the same side of the threshold. A mean that is to be read between voxels is always whole.
+
+        Returns:
+            The mean, and how many patches were run.
+        """
         total = torch.zeros(values.shape, dtype=torch.float64, device=self.device)
         cover = torch.zeros(values.shape, dtype=torch.float64, device=self.device)
-        size = self.batch_size
-        self._expect(len(corners))
+        for window in map(self._window, corners):
+            cover[window] += 1
+        missing = cover.clone()
+        cover.clamp_(min=1)
+        every = np.ones(values.shape, dtype=bool)
+        taken = set(majority(corners, self.patch, every) if self.quirks.labels == "nearest" else corners)
+        first, rest = ([c for c in corners if (c in taken) is which] for which in (True, False))
+        self._expect(len(first))
+        self._add(total, missing, values, first, every)
+        open_still = ((total + missing) / cover > THRESHOLD - _ROUNDING) & (total / cover <= THRESHOLD)
+        undecided = (open_still & (missing > 0)).cpu().numpy()
+        rest = corners_touching(rest, self.patch, undecided)
+        self._expect(len(rest), more=True)
+        self._add(total, missing, values, rest, undecided)
+        mean: Floats = (total / cover).cpu().numpy()
+        return mean, len(first) + len(rest)
+
+    @torch.inference_mode()
+    def _add(
+        self, total: torch.Tensor, missing: torch.Tensor, values: torch.Tensor, corners: list[Corner],
+        wanted: Bools,
+    ) -> None:  # fmt: skip
+        """Run patches, and add what they say to the total, of each as far as it holds something wanted.
+
+        Args:
+            total, missing: float64 (x, y, z): what was said so far, and patches that say something yet.
+            values: What the patches are taken from, of that shape.
+            wanted: bool (x, y, z); every patch holds some.
+        """
+        in_parts = isinstance(self.network, PublishedUNet) and not wanted.all()
+        size = self.batch_size  # which may shrink on the way
         for i in range(0, len(corners), size):
-            windows = [
-                tuple(slice(c, c + p) for c, p in zip(corner, self.patch, strict=True))
-                for corner in corners[i : i + size]
-            ]
-            found = self._probability(torch.stack([values[window] for window in windows])[:, None])[:, 0]
-            for window, probability in zip(windows, found, strict=True):
-                total[window] += probability
-                cover[window] += 1
-        mean: Floats = (total / cover.clamp_(min=1)).cpu().numpy()
-        return mean
+            windows = [self._window(corner) for corner in corners[i : i + size]]
+            patches = torch.stack([values[window] for window in windows])[:, None]
+            boxes = [bounding_box(wanted[window]) for window in windows]
+            found = self._probability(patches, *([boxes] if in_parts else []))[:, 0]
+            for window, box, probability in zip(windows, boxes, found, strict=True):
+                total[window][box] += probability[box]
+                missing[window][box] -= 1
+
+    def _window(self, corner: Corner) -> tuple[slice, ...]:
+        return tuple(slice(c, c + p) for c, p in zip(corner, self.patch, strict=True))
 
     def _brought_back(self, mean: Floats, begin: Floats, full: Grid, ct: Grid) -> Bools:
         """The calcium on the CT's grid: bool (z, y, x)."""

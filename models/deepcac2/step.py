@@ -79,10 +79,12 @@ class FindPublishedCalcium:
     def __call__(self, case: Case) -> Case:
         volume, heart = case[CT], case[HEART].mask
         if case.get(EXCLUDED):
-            mask, run, total = np.zeros_like(heart), 0, 0
+            mask, run, counted, total = np.zeros_like(heart), 0, 0, 0
         else:
             found = self.model.predict(volume, heart)
-            mask, run, total = found.mask, found.patches_run, found.patches_total
+            mask, run, counted, total = (
+                found.mask, found.patches_run, found.patches_counted, found.patches_total
+            )  # fmt: skip
             region = region_within(heart, volume.geometry, self.heart_margin_mm)
             if region is not None:
                 mask = mask & region
@@ -93,6 +95,7 @@ class FindPublishedCalcium:
             "window_hu": list(self.model.window_hu),
             "heart_margin_mm": self.heart_margin_mm if math.isfinite(self.heart_margin_mm) else None,
             "patches_run": run,
+            "patches_counted": counted,
             "patches_total": total,
         }
         case = case.add(CALCIUM, calcium_labels(mask)).add(CALCIUM_RUN, used)

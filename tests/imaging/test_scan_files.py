@@ -178,6 +178,7 @@ DOUBTFUL: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "colours": ("a.nii", lambda: nifti(dtype=[(c, "u1") for c in "RGB"]), "type 128"),
     "complex": ("a.nii", lambda: nifti(dtype=np.complex64), "type 32"),
     "slope": ("a.nii", patched((112, "f", float("nan"))), "scl_slope"),
+    "no slope and an intercept": ("a.nii", patched((112, "2f", 0.0, -1024.0)), "programs disagree"),
     "NIfTI-2": ("a.nii", patched((0, "i", 540)), "NIfTI-2"),
     "header of a pair": ("a.nii", patched((344, "4s", b"ni1\0")), ".hdr and .img"),
     "huge": ("a.nii", patched((42, "3h", 4000, 4000, 4000)), "more than any CT"),

@@ -26,7 +26,7 @@ from deepcac2.imaging.labels import heart_labels
 from deepcac2.imaging.masks import dilated
 from deepcac2.models.deepcac2.predict import PublishedModel, Quirks
 from deepcac2.models.deepcac2.step import DeepCAC2RunnerOptions
-from deepcac2.models.unet3d import PUBLISHED_WIDTHS, PublishedUNet, build, widths_of
+from deepcac2.models.unet3d import PUBLISHED_WIDTHS, PublishedUNet, build, fold_norms, widths_of
 from deepcac2.pipeline.case import Case
 from deepcac2.pipeline.chain import build_stage
 from deepcac2.pipeline.facts import CALCIUM, CALCIUM_RUN, CT, DOMAIN, HEART
@@ -72,11 +72,16 @@ def test_the_network_is_the_one_described(widths: tuple[int, ...], published: Mo
     tensors = published.random_tensors(widths)
     network = build(tensors)
     assert not network.training
+    described = published.Described(tensors)
     n = 2 ** (len(widths) - 1)
     patches = torch.rand(2, 1, 2 * n, n, n, generator=torch.Generator().manual_seed(1))
     found = network(patches)
     assert found.shape == patches.shape
     torch.testing.assert_close(found, slow_network(patches, tensors, len(widths) - 1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found, described(patches), rtol=1e-4, atol=1e-4)
+    fold_norms(network)
+    assert not [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm3d)]
+    torch.testing.assert_close(network(patches), found, rtol=1e-4, atol=1e-4)
 
 
 def test_its_tensors_have_the_published_names_and_shapes(published: ModuleType) -> None:
@@ -276,7 +281,7 @@ def test_the_mask_is_the_published_one(name: str, network: torch.nn.Module) -> N
     found = model_of(network).predict(volume, heart)
     assert 0.02 < expected.mean() < 0.6
     np.testing.assert_array_equal(found.mask, expected)
-    assert 0 < found.patches_run <= found.patches_total == 4 * 3 * 5
+    assert 0 < found.patches_run <= found.patches_counted <= found.patches_total == 4 * 3 * 5
 
 
 class Answers(torch.nn.Module):
@@ -309,10 +314,10 @@ def test_the_last_position_is_never_run_and_only_patches_with_heart_are() -> Non
     expected = np.zeros(heart.shape, bool)
     expected[:12, :20, :16] = True  # z from 12, y from 20 and x from 16 on never
     np.testing.assert_array_equal(found.mask, expected)
-    assert found.patches_run == 5 * 4 * 3
+    assert found.patches_counted == 5 * 4 * 3
     to_the_border = model_of(Answers(1.0), last_patches=True).predict(volume, heart)
     assert to_the_border.mask.all()
-    assert to_the_border.patches_run == 6 * 5 * 4
+    assert to_the_border.patches_counted == 6 * 5 * 4
 
     corners = np.zeros(heart.shape, bool)  # the box is the same: two opposite voxels
     corners[0, 0, 0] = corners[-1, -1, -1] = True
@@ -321,7 +326,25 @@ def test_the_last_position_is_never_run_and_only_patches_with_heart_are() -> Non
     expected[:4, :8, :8] = True
     np.testing.assert_array_equal(found.mask, expected)
     assert found.patches_run == 1
-    assert model_of(Answers(1.0), patches_by_heart=False).predict(volume, corners).patches_run == 60
+    assert model_of(Answers(1.0), patches_by_heart=False).predict(volume, corners).patches_counted == 60
+
+
+@pytest.mark.parametrize("name", ["larger than the crop", "oblique"])
+@pytest.mark.parametrize("shift", [-4.0, -1.5, 2.0])
+def test_patches_that_cannot_change_the_mask_are_not_run(
+    name: str, shift: float, published: ModuleType
+) -> None:
+    """A network that finds little, some, or nearly everything: of the last patches few are asked."""
+    volume, heart = case_of(name)
+    network = balanced(published.random_tensors((3, 5, 4), seed=3))
+    with torch.no_grad():
+        network.final_conv.bias += shift
+    model = model_of(network)
+    found = model.predict(volume, heart)
+    np.testing.assert_array_equal(found.mask, slow_published(volume, heart, network, SIZES))
+    assert 0 < found.patches_run < found.patches_counted
+    everything = model_of(network, labels="linear").predict(volume, heart)  # reads the mean itself
+    assert everything.patches_run == everything.patches_counted
 
 
 def test_a_mean_of_exactly_one_half_is_no_calcium() -> None:

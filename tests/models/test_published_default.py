@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from scipy import ndimage
 
 from deepcac2.dicom import Series
-from deepcac2.errors import DeviceError, WeightsError, WeightsUnsupported
+from deepcac2.errors import DeviceError, SeriesFailed, WeightsError, WeightsUnsupported
 from deepcac2.imaging import Geometry, Volume
 from deepcac2.imaging.crop import Patches
 from deepcac2.imaging.labels import heart_labels
@@ -264,6 +264,26 @@ def test_no_training_begins_with_it(converted: WeightSet, tmp_path: Path) -> Non
     recipe = CalciumRecipe(name="more", steps=1, architecture=dict(converted.metadata["architecture"]))
     with pytest.raises(WeightsError, match="is not trained here; name others with --start"):
         train(recipe, tmp_path, Inputs(device=CPU, start=str(converted.path)))
+
+
+def test_what_is_no_number_is_no_result(
+    tensors: dict[str, torch.Tensor], converted: WeightSet, tmp_path: Path
+) -> None:
+    """It lies above no threshold: the score would be 0."""
+    damaged = {**tensors, "final_conv.bias": torch.tensor([float("nan")])}
+    weights = rewritten(converted, tmp_path / "nan", damaged)
+    inner = ("bottleneck.conv.0.weight", "bottleneck.conv.3.weight")
+    huge = {**tensors, **{name: torch.full_like(tensors[name], 3e38) for name in inner}}
+    too_large = rewritten(converted, tmp_path / "huge", huge)
+    volume, heart = chest(1, (3.0, 1.1, 0.9))
+    for kind in (CalciumModel, PublishedModel):
+        with pytest.raises(WeightsUnsupported, match=r"final_conv\.bias holds values that are no finite"):
+            kind.load(weights, CPU)
+    with pytest.raises(SeriesFailed, match="is no number") as caught:
+        PublishedModel.load(too_large, CPU).predict(volume, heart)
+    assert caught.value.code == "not-finite"
+    with pytest.raises(SeriesFailed, match="is no number"):
+        run_default(too_large, volume, heart)
 
 
 def test_sixteen_bits_are_for_gpus(converted: WeightSet) -> None:

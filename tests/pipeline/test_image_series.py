@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import nibabel as nib
 import numpy as np
@@ -370,16 +371,23 @@ def test_inspect_lists_files(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main(["inspect", str(tmp_path), "--index", str(tmp_path / "index.parquet")]) == 0
 
 
+CHESTS = ("CIP-64x64", "Lung_Dx-A0001-B", "Lung_Dx-A0001-L", "Lung_Dx-A0002", "LIDC-IDRI-0306")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("scan", ["CIP-64x64", "Lung_Dx-A0001-B", "Lung_Dx-A0001-L", "LIDC-IDRI-0306"])
-def test_the_real_chests(shared_data: Path, tmp_path: Path, scan: str) -> None:
-    """Their masks and score are those of the DICOM, by voxel."""
+@pytest.mark.parametrize("workflow", ["default", "deepcac2"])
+@pytest.mark.parametrize("scan", CHESTS)
+def test_the_real_chests(
+    shared_data: Path, tmp_path: Path, published: ModuleType, scan: str, workflow: str
+) -> None:
+    """Their masks and score are those of the DICOM, by voxel; of `deepcac2` with a small random network."""
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
     (folder / "dicom").symlink_to(shared_data / "chest" / scan)
     converted(shared_data / "chest" / scan, folder / "P.nii.gz")
-    command = ["run", str(folder), str(out), "--keep", "nifti", "--allow", "coarse-pixels"]
-    assert main(command) == 0
+    name = workflow if workflow == "default" else str(published.workflow_file(tmp_path, workflow))
+    command = ["run", str(folder), str(out), "--keep", "nifti", "--workflow", name]
+    assert main([*command, "--allow", "coarse-pixels", "--allow", "too-thick"]) == 0
     rows = rows_of(out)
     image = rows.pop("P.nii.gz")
     (dicom,) = rows.values()

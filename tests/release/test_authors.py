@@ -305,6 +305,20 @@ def test_a_group_is_that_of_the_score_or_of_its_whole_number(
     assert [code for code, _ in said(verified(folder))] == ([] if right else ["risk-group"])
 
 
+def test_a_report_says_everything_once_and_a_group_is_a_number(
+    write: Write, chests: list[Chest], tmp_path: Path
+) -> None:
+    folder = write(tmp_path / "r")
+    change(folder, chests[0], Predicted_Agatston_Score=50, Predicted_Risk_Group=True)  # which equals 1
+    assert said(verified(folder)) == [("risk-group", "risk group True, for a score of 50 it is 1")]
+    change(folder, chests[0], Predicted_Risk_Group=1)
+    assert said(verified(folder)) == []
+    path = folder / chests[0].place / REPORT
+    path.write_text(path.read_text().replace("{", '{"Predicted Agatston Score": 400,', 1))
+    messages = [message for _, message in said(verified(folder))]
+    assert f"{REPORT} says twice: Predicted Agatston Score; programs disagree" in messages[0]
+
+
 def test_with_the_ct_a_group_is_as_the_rule_rounds(
     write: Write, ct: Path, chests: list[Chest], tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -246,15 +247,39 @@ def test_nothing_below_130_ever_counts(hu: int, rule: str) -> None:
 # --- the published DeepCAC2, with every rounding ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(200))
-def test_the_published_score_is_met_to_the_last_digit(seed: int) -> None:
+def published_case(seed: int) -> tuple[Volume, np.ndarray, tuple[float, ...]]:
     """With few pieces halves before the last rounding are common: 0.5 mm³ and the like."""
     rng = np.random.default_rng(7000 + seed)
     shape = (int(rng.integers(1, 9)), int(rng.integers(4, 24)), int(rng.integers(4, 24)))
     hu = rng.normal(150, 130, shape).round().astype(np.int16)
     mask = ndimage.gaussian_filter(rng.normal(size=shape), (0, 1, 1)) > rng.uniform(0, 0.5)
     spacing = tuple(float(s) for s in rng.choice([0.5, 0.625, 0.703125, 0.75, 1.0, 1.5, 2.5, 3.0], 3))
-    volume = make_volume(hu, spacing)
+    return make_volume(hu, spacing), mask, spacing
+
+
+def test_the_table_of_the_documentation_is_true() -> None:
+    """Of 200 random masks, how many scores of each rule are the published ones, and how many groups."""
+    found = {rule: [0, 0, 0, 0] for rule in RULES}
+    for seed in range(200):
+        volume, mask, spacing = published_case(seed)
+        plain = slow_deepcac2(volume.hu, mask, spacing)[0]
+        mapped = slow_deepcac2(volume.hu, slow_mapped(volume.hu, mask), spacing)[0]
+        for rule, counts in found.items():
+            ours = score(volume, mask, rule=rule, slice_thickness=spacing[0])
+            for i, total in enumerate((plain, mapped)):
+                group = 0 if total == 0 else 1 if total <= 100 else 2 if total <= 300 else 3
+                counts[2 * i] += ours.total == total
+                counts[2 * i + 1] += ours.risk_group == group
+    assert found["deepcac2"][:2] == found["deepcac2-mapped"][2:] == [200, 200]
+    page = (Path(__file__).parents[2] / "docs" / "scoring.md").read_text(encoding="utf-8")
+    for rule, counts in found.items():
+        assert f"| `{rule}` | {' | '.join(map(str, counts))} |" in page
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_the_published_score_is_met_to_the_last_digit(seed: int) -> None:
+    volume, mask, spacing = published_case(seed)
+    hu = volume.hu
     for rule, counted in (("deepcac2", mask), ("deepcac2-mapped", slow_mapped(hu, mask))):
         result = score(volume, mask, rule=rule)
         assert (result.total, result.n_counted) == slow_deepcac2(hu, counted, spacing)

@@ -66,6 +66,10 @@ def test_what_is_another_network_is_refused(tensors, tmp_path):
         "has the shape": {**tensors, bias: torch.zeros(7)},
         "no tensors downs": {"a": torch.zeros(1)},
         "is no tensor": {**tensors, bias: "text"},
+        "no fractions": {**tensors, bias: torch.zeros_like(tensors[bias], dtype=torch.int64)},
+        "no finite numbers": {**tensors, bias: torch.full_like(tensors[bias], float("nan"))},
+        "are no finite": {**tensors, bias: torch.full_like(tensors[bias], 1e300, dtype=torch.float64)},
+        "below 0": {**tensors, "downs.0.conv.1.running_var": torch.tensor([0.5, -1e-9])},
         "conv.0.weight": {k: v for k, v in tensors.items() if not k.startswith("downs.0.")},
     }
     for says, state in others.items():
