@@ -116,7 +116,8 @@ def write_table(path: Path, count: int) -> None:
         for name in ("patient_id", "study_uid", "series_uid", "folder")
     )
     copies = -(-count // MADE)
-    with duckdb.connect(config={"memory_limit": "1GB"}) as database:
+    settings = {"memory_limit": "1GB", "temp_directory": str(path.parent / "spill")}
+    with duckdb.connect(config=settings) as database:
         database.execute(
             f"COPY (SELECT * EXCLUDE (copy) REPLACE ({named}) FROM '{few}', range({copies}) AS c(copy) "
             f"ORDER BY copy LIMIT {count}) TO '{path}' (FORMAT parquet, COMPRESSION zstd)"
