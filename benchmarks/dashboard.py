@@ -1,10 +1,13 @@
 """Measure the dashboard on a table as long as a whole release: start, first page, filters, charts, memory.
 
-Usage: ``python benchmarks/dashboard.py [--rows 130000] [--repeat 5] [--keep FOLDER]``
+Usage: ``python benchmarks/dashboard.py [--rows 130000] [--repeat 5] [--keep FOLDER] [--stats]``
 
 Writes a synthetic ``results.parquet`` (three visits a patient, two kernels a visit, scores spread as among
 smokers), starts `deepcac2 dashboard` on it in a process of its own, asks it over HTTP as the page does, and
-prints a table: the median and the longest answer, and the memory of the server. Nothing is asserted.
+prints a table: the median and the longest answer, the processor time that the server took for it (which a
+busy machine does not change much), and the memory of the server. Nothing is asserted. Of more than 130,000
+rows, the further ones are copies with patients and UIDs of their own. With ``--stats``, `deepcac2 stats
+report` is run over the table as well.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -94,6 +98,33 @@ def rows(count: int, seed: int = SEED) -> Iterator[ResultRow]:
                 )
 
 
+MADE = 130_000
+"""Rows that are made one by one."""
+
+
+def write_table(path: Path, count: int) -> None:
+    """Write so many rows; those beyond `MADE` are copies under other names."""
+    write_parquet(path, rows(min(count, MADE)))
+    if count <= MADE:
+        return
+    import duckdb
+
+    few = path.with_name("few.parquet")
+    path.rename(few)
+    named = ", ".join(
+        f"CASE WHEN copy = 0 THEN {name} ELSE {name} || '.' || copy END AS {name}"
+        for name in ("patient_id", "study_uid", "series_uid", "folder")
+    )
+    copies = -(-count // MADE)
+    settings = {"memory_limit": "1GB", "temp_directory": str(path.parent / "spill")}
+    with duckdb.connect(config=settings) as database:
+        database.execute(
+            f"COPY (SELECT * EXCLUDE (copy) REPLACE ({named}) FROM '{few}', range({copies}) AS c(copy) "
+            f"ORDER BY copy LIMIT {count}) TO '{path}' (FORMAT parquet, COMPRESSION zstd)"
+        )
+    few.unlink()
+
+
 REQUESTS = {
     "page of the table": "/api/cases?status=scored",
     "last page": "/api/cases?status=scored&page=100000",
@@ -135,9 +166,27 @@ def memory_mb(pid: int) -> tuple[int, int]:
     return round(found["VmRSS"] / 1024), round(found["VmHWM"] / 1024)
 
 
-def line(name: str, seconds: list[float], unit: float = 1000) -> None:
-    median, longest = statistics.median(seconds) * unit, max(seconds) * unit
-    print(f"| {name} | {median:.0f} | {longest:.0f} |", flush=True)
+def processor(pid: int) -> float:
+    """Seconds of processor time that a process has taken, with all its threads and ended children."""
+    ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]
+    return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+
+
+def line(name: str, seconds: list[float], taken: float | None = None) -> None:
+    median, longest = statistics.median(seconds) * 1000, max(seconds) * 1000
+    own = "" if taken is None else f"{taken / len(seconds) * 1000:.0f}"
+    print(f"| {name} | {median:.0f} | {longest:.0f} | {own} |", flush=True)
+
+
+def stats(table: Path) -> None:
+    """Run `deepcac2 stats report` over the table, and print time and memory."""
+    command = [sys.executable, "-m", "deepcac2", "stats", "report", str(table), "--report"]
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    with tempfile.TemporaryDirectory() as page:
+        subprocess.run([*command, page], check=True, stdout=subprocess.DEVNULL)
+    after, took = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - started
+    own = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(f"\nstats report: {took:.0f} s, {own:.0f} s of processor, {after.ru_maxrss / 1024:.0f} MB at most")
 
 
 def main() -> int:
@@ -147,12 +196,16 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=130_000, help="default: %(default)s")
     parser.add_argument("--repeat", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--keep", type=Path, help="write the table here and leave it there")
+    parser.add_argument("--stats", action="store_true", help="run 'deepcac2 stats report', too")
     arguments = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.keep or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        write_parquet(folder / PARQUET, rows(arguments.rows))
+        if not (folder / PARQUET).is_file():
+            write_table(folder / PARQUET, arguments.rows)
+        if arguments.stats:
+            stats(folder / PARQUET)
         started = time.perf_counter()
         command = [sys.executable, "-m", "deepcac2", "dashboard", str(folder), "--port", "0"]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
@@ -166,20 +219,24 @@ def main() -> int:
                     time.sleep(0.02)
             start = time.perf_counter() - started
             begin, _ = memory_mb(server.pid)
+            before = processor(server.pid)
             first = [ask(address + path) for path in ("/", "/api/about", "/api/cases?status=scored")]
             first += [ask(f"{address}/api/facets?status=scored"), ask(f"{address}/api/charts?status=scored")]
             print(f"{os.cpu_count()} cores, {arguments.rows} rows, {arguments.repeat} times each\n")
-            print("| what | median, ms | longest, ms |\n|---|---|---|")
-            line("start of the server", [start])
-            line("first page, one request after another", [sum(first)])
+            print("| what | median, ms | longest, ms | processor, ms |\n|---|---|---|---|")
+            line("start of the server", [start], before)
+            line("first page, one request after another", [sum(first)], processor(server.pid) - before)
             for name, path in REQUESTS.items():
-                line(name, [ask(address + path) for _ in range(arguments.repeat)])
+                before = processor(server.pid)
+                took = [ask(address + path) for _ in range(arguments.repeat)]
+                line(name, took, processor(server.pid) - before)
             for name, query in FILTERS.items():
+                before = processor(server.pid)
                 took = [
                     sum(ask(f"{address}/api/{what}?{query}") for what in ("cases", "facets", "charts"))
                     for _ in range(arguments.repeat)
                 ]
-                line(f"filter: {name} (table, counts and charts)", took)
+                line(f"filter: {name} (table, counts and charts)", took, processor(server.pid) - before)
             body = json.dumps({"sql": "SELECT kernel, avg(agatston_score) FROM results GROUP BY 1"}).encode()
             request = urllib.request.Request(
                 f"{address}/api/sql", body, headers={"Content-Type": "application/json"}

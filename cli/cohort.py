@@ -18,11 +18,28 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     actions = parser.add_subparsers(title="what to do", metavar="ACTION", required=True)
     select = actions.add_parser(
         "select",
-        help="judge every series of a header index",
-        description="Write a table of all series of a header index: selected or not, and why not.",
+        help="judge every series of a header index, or of a collection of the Imaging Data Commons",
+        description="Write a table of all series: selected or not, and why not.",
     )
     select.add_argument(
-        "index", metavar="INDEX", type=Path, help="file of 'deepcac2 inspect IN --index FILE'"
+        "index",
+        metavar="INDEX",
+        type=Path,
+        nargs="?",
+        help="file of 'deepcac2 inspect IN --index FILE'; leave it out with --idc",
+    )
+    select.add_argument(
+        "--idc",
+        type=Path,
+        nargs="?",
+        const=Path(),
+        metavar="FOLDER",
+        help="judge a collection by the tables of the Imaging Data Commons: FOLDER with idc_index.parquet "
+        "and, where they are there, ct_index.parquet and volume_geometry_index.parquet; without FOLDER what "
+        "the package idc-index-data holds",
+    )
+    select.add_argument(
+        "--collection", default="nlst", metavar="NAME", help="with --idc (default: %(default)s)"
     )
     select.add_argument("-o", "--output", metavar="CSV", type=Path, required=True, help="table to write")
     select.add_argument(
@@ -33,12 +50,20 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "download",
         help="fetch selected series from the Imaging Data Commons",
         description="Download the series that a table selects (needs the internet and idc-index). "
-        "What is there already is not fetched again.",
+        "What is there whole, by number of files, bytes and sum, is not fetched again.",
     )
     download.add_argument(
         "table", metavar="TABLE", type=Path, help="table of 'cohort select' or 'cohort query'"
     )
     download.add_argument("folder", metavar="FOLDER", type=Path)
+    download.add_argument(
+        "--idc", type=Path, metavar="FOLDER", help="with idc_index.parquet (default: that of idc-index-data)"
+    )
+    download.add_argument(
+        "--verify",
+        action="store_true",
+        help="read what is there, too, and fetch again what has changed since it was downloaded",
+    )
     download.set_defaults(run=run_download, goes_on=True)
     query = actions.add_parser(
         "query",
@@ -56,15 +81,27 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run_select(args: argparse.Namespace) -> int:
     """Select, and say how many were left out by what."""
-    from ..cohort.selection import RULES, select
+    from ..cohort.idc import find_tables
+    from ..cohort.selection import RULES, select, select_idc
     from ..errors import InputError
 
     if args.rule not in RULES:
         raise InputError(f"there is no rule {args.rule!r}; there are {', '.join(RULES)}")
-    found = select(args.index, RULES[args.rule], args.output)
-    lines = [f"{found.series} series in {args.index}"]
-    lines += [f"  − {n}: {code}" for code, n in found.reasons.items()]
+    if (args.index is None) == (args.idc is None):
+        raise InputError("give a header index, or --idc")
+    rule = RULES[args.rule]
+    if args.idc is None:
+        found, source = select(args.index, rule, args.output), str(args.index)
+    else:
+        tables = find_tables(None if args.idc == Path() else args.idc)
+        found = select_idc(tables, rule, args.output, collection=args.collection)
+        source = f"the collection {args.collection} in {tables.main}"
+    lines = [f"{found.series} series of {found.everybody} persons in {source}"]
+    for code, n in found.reasons.items():
+        series, persons = found.left[code]
+        lines.append(f"  − {n}: {code} (left: {series} of {persons})")
     lines.append(f"  = {found.selected} selected, of {found.persons} persons: {args.output}")
+    lines += [f"  not asked, as no table here says it: {c.code} ({c.sentence})" for c in found.unjudged]
     say(*lines)
     return 0
 
@@ -72,11 +109,18 @@ def run_select(args: argparse.Namespace) -> int:
 def run_download(args: argparse.Namespace) -> int:
     """Download what a table selects."""
     from ..cohort.download import download
+    from ..cohort.idc import find_tables
     from ..stats.tables import selected_series
 
     uids = sorted(selected_series(args.table))
-    download(uids, args.folder, watch=lambda n, total: say(f"{n} of {total} series"))
-    say(f"{len(uids)} series: {args.folder}")
+    asked = download(
+        uids,
+        args.folder,
+        tables=find_tables(args.idc),
+        verify=args.verify,
+        watch=lambda n, total: say(f"{n} of {total} series"),
+    )
+    say(f"{len(uids)} series, {asked} of them fetched now: {args.folder}")
     return 0
 
 

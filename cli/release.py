@@ -62,6 +62,18 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     compare.add_argument("first", metavar="A", type=Path)
     compare.add_argument("second", metavar="B", type=Path)
     compare.add_argument("--most", metavar="N", type=int, default=20, help="series to list (default: 20)")
+    compare.add_argument(
+        "--facts",
+        metavar="TABLE",
+        type=Path,
+        help="table of a run or of 'cohort select': compare by kernel, maker and thickness, too",
+    )
+    compare.add_argument(
+        "--worklist", metavar="CSV", type=Path, help="write the series that differ most, to be looked at"
+    )
+    compare.add_argument(
+        "--worst", metavar="N", type=int, default=100, help="series in the work list (default: 100)"
+    )
     compare.add_argument("--json", action="store_true", help="print everything as JSON")
     compare.set_defaults(run=run_compare)
 
@@ -105,12 +117,17 @@ def run_compare(args: argparse.Namespace) -> int:
     """Compare two releases."""
     from ..release.build import Release
     from ..release.compare import SEGMENTS, compare, to_dict
+    from ..release.strata import read_facts, strata, worst, write_worklist
     from ..reporting.statistics import agreement_rows, summary_lines
 
     with Release(args.first) as first, Release(args.second) as second:
         found = compare(first, second, watch=counter("series"))
+    facts = {} if args.facts is None else read_facts(args.facts)
+    kinds = strata(found, facts)
+    if args.worklist is not None:
+        write_worklist(args.worklist, worst(found, args.worst), facts)
     if args.json:
-        say_json(to_dict(found))
+        say_json({**to_dict(found), "strata": [vars(s) for s in kinds]})
         return 0
     lines = [
         f"{len(found.pairs)} series in both, {len(found.only_first)} only in {args.first}, "
@@ -121,6 +138,14 @@ def run_compare(args: argparse.Namespace) -> int:
         lines.append(f"Dice of {segment}: " + ("–" if mean is None else f"{mean:.4f}") + f" (mean of {n})")
     if found.scores is not None:
         lines += summary_lines(agreement_rows(found.scores))
+    for s in kinds:
+        if args.facts is None and s.by != "group":
+            continue
+        agreed = "–" if s.kappa is None else f"{s.kappa:.3f}"
+        lines.append(
+            f"  {s.by} {s.value}: {s.n} series, mean difference {s.mean_difference:+.1f}, median size "
+            f"{s.median_absolute:.1f}, same group {s.same_group:.1%}, linear kappa {agreed}"
+        )
     differ = [
         p for p in found.pairs if p.difference or p.note or any(d not in (None, 1.0) for d in p.dice.values())
     ]
@@ -129,5 +154,7 @@ def run_compare(args: argparse.Namespace) -> int:
         dice = ", ".join(f"{s} {'–' if d is None else f'{d:.3f}'}" for s, d in p.dice.items())
         scores = " and ".join("none" if s is None else f"{s:.1f}" for s in (p.first, p.second))
         lines.append(f"  {p.place}: score {scores}; Dice {dice}" + (f"; {p.note}" if p.note else ""))
+    if args.worklist is not None:
+        lines.append(f"work list: {args.worklist}")
     say(*lines)
     return 0

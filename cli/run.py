@@ -94,6 +94,21 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_choices(parser)
     add_patient_from(parser)
     parser.add_argument(
+        "--heart-from",
+        type=Path,
+        metavar="PATH",
+        help="take the heart from here and not from the network: a folder (or one file) with DICOM SEGs that "
+        "refer to the series, or NIfTI or NRRD masks named after it (docs/hearts.md)",
+    )
+    parser.add_argument(
+        "--heart-segments",
+        default="",
+        metavar="LIST",
+        help="with --heart-from, what is the heart, separated by commas and joined: codes or labels of "
+        "segments, file names without ending, values of a label map, or chambers, the five parts of "
+        "TotalSegmentator 1 (default: what is known as the whole heart)",
+    )
+    parser.add_argument(
         "--keep",
         action="append",
         default=[],
@@ -152,7 +167,7 @@ def run(args: argparse.Namespace) -> int:
         check_ray(args.ray)
     shard = None if args.shard is None else Shard.parse(args.shard)
     workflow = Workflow.combine([Workflow.load(name) for name in args.workflow.split(",")])
-    workflow = chosen_workflow(args, workflow)
+    workflow = chosen_workflow(args, _with_hearts(args, workflow))
     means = Means(
         devices=() if args.ray else find_devices(args.devices),
         prefetch=args.prefetch,
@@ -184,6 +199,21 @@ def run(args: argparse.Namespace) -> int:
         note(f"{summary.left} series left; the same command goes on where this one stopped")
         return 130
     return 1 if summary.count("failed") else 0
+
+
+def _with_hearts(args: argparse.Namespace, workflow: Workflow) -> Workflow:
+    """The workflow with what ``--heart-from`` asks for."""
+    from ..errors import InputError, WorkflowError
+    from ..pipeline.facts import HEART
+
+    segments = [name.strip() for name in args.heart_segments.split(",") if name.strip()]
+    if args.heart_from is None:
+        if segments:
+            raise WorkflowError("--heart-segments says what of --heart-from is the heart: give both")
+        return workflow
+    if not args.heart_from.exists():
+        raise InputError(f"--heart-from {args.heart_from}: there is no such folder or file")
+    return workflow.given(HEART, source=str(args.heart_from.resolve()), segments=segments)
 
 
 @contextmanager

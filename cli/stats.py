@@ -101,6 +101,12 @@ def _add_survival(parser: argparse.ArgumentParser, *, needed: bool = True) -> No
     )
     if needed:
         parser.add_argument("clinical", metavar="CLINICAL", type=Path, help="table with one row a person")
+        parser.add_argument(
+            "--nlst",
+            action="store_true",
+            help="CLINICAL is NLST's Participant data set: years from the screen to death or the end of "
+            "follow-up, with age, sex, smoking and heart disease, as the paper's figure 3 (docs/nlst.md)",
+        )
     else:
         parser.add_argument(
             "--clinical",
@@ -108,10 +114,8 @@ def _add_survival(parser: argparse.ArgumentParser, *, needed: bool = True) -> No
             type=Path,
             help="table with one row a person, for survival and percentile",
         )
-    parser.add_argument("--time", metavar="COLUMN", required=needed, help="time to event or end of follow-up")
-    parser.add_argument(
-        "--event", metavar="COLUMN", required=needed, help="1, true or yes: event; 0, false or no: censored"
-    )
+    parser.add_argument("--time", metavar="COLUMN", help="time to event or end of follow-up")
+    parser.add_argument("--event", metavar="COLUMN", help="1, true or yes: event; 0, false or no: censored")
     parser.add_argument("--covariates", metavar="A,B,…", default="", help="further columns of the Cox model")
     parser.add_argument(
         "--patient",
@@ -165,7 +169,13 @@ def run_survival(args: argparse.Namespace) -> int:
     from ..stats.survival import analyse
     from ..stats.tables import read_table
 
-    cohort = _cohort(args, read_table(args.results, only=COLUMNS))
+    results = read_table(args.results, only=COLUMNS)
+    if args.nlst:
+        cohort = _nlst_cohort(args, results)
+    elif args.time and args.event:
+        cohort = _cohort(args, results)
+    else:
+        raise InputError("--time COLUMN and --event COLUMN are needed, or --nlst")
     result = analyse(cohort)
     lines = [line for flow in cohort.flow for line in flow.lines()]
     chi2, degrees, p = result.log_rank
@@ -261,6 +271,26 @@ def _cohort(args: argparse.Namespace, results: pd.DataFrame) -> Any:
         event=args.event,
         covariates=covariates,
         patient=args.patient,
+        cuts=args.cuts,
+    )
+
+
+def _nlst_cohort(args: argparse.Namespace, results: pd.DataFrame) -> Any:
+    """The cohort of NLST's own table; what it is made of need not be named."""
+    from ..stats.nlst import COVARIATES, EVENT, TIME, clinical_of
+    from ..stats.survival import build_cohort
+    from ..stats.tables import read_table
+
+    if args.time or args.event or args.patient != "patient_id":
+        raise InputError("--nlst knows the columns: leave out --time, --event and --patient")
+    covariates = [c.strip() for c in args.covariates.split(",") if c.strip()] or COVARIATES
+    args.unit = args.unit or "years"
+    return build_cohort(
+        results,
+        clinical_of(results, read_table(args.clinical)),
+        time=TIME,
+        event=EVENT,
+        covariates=covariates,
         cuts=args.cuts,
     )
 

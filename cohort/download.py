@@ -6,31 +6,76 @@ Both need packages that nothing else needs: ``idc-index`` and ``google-cloud-big
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..dicom import discover
-from ..errors import InputError
-from ..system.atomic import atomic_path
+from ..errors import DiskFull, InputError
+from ..system.atomic import atomic_path, output_errors
+from ..system.codec import from_plain
+from ..system.hashing import sha256_of
+from .idc import Tables, find_tables, stored
 from .selection import NLST_SQL
 
-_AT_ONCE = 500
-"""Series asked for in one call; chosen."""
+log = logging.getLogger(__name__)
+
+_AT_ONCE = 50
+"""Series asked for in one call, after which what arrived is checked and noted; chosen: some 5 GB of NLST."""
+
+JOURNAL = "downloaded.jsonl"
+"""In the download's folder: a line for each series that arrived whole."""
 
 
-def download(uids: list[str], folder: Path, *, watch: Callable[[int, int], None] | None = None) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Arrived:
+    """A series that is there, whole.
+
+    Attributes:
+        series_uid: SeriesInstanceUID.
+        files, size: Number of its files, and their bytes.
+        sha256: Of its files' names and sums, in the order of the names.
+    """
+
+    series_uid: str
+    files: int
+    size: int
+    sha256: str
+
+
+def download(
+    uids: Iterable[str],
+    folder: Path,
+    *,
+    tables: Tables | None = None,
+    verify: bool = False,
+    watch: Callable[[int, int], None] | None = None,
+) -> int:
     """Download series from IDC into a folder, `<PatientID>/<StudyInstanceUID>/<SeriesInstanceUID>`.
 
-    What is there already is not fetched again.
+    A series counts as there when it has as many files, and bytes, as IDC's index says; then it is noted in
+    `JOURNAL` with its sum, and not asked for again. A series that is not whole is asked for again, and only
+    what it lacks comes.
 
     Args:
         uids: SeriesInstanceUIDs.
         folder: Made when missing.
-        watch: Called with series asked for so far and in all.
+        tables: Of IDC; None: those that are installed.
+        verify: Read what is noted as there, too; what has another sum now is removed and fetched again.
+        watch: Called with series that are there so far and in all.
+
+    Returns:
+        How many series were asked for.
 
     Raises:
-        InputError: The package is missing, IDC cannot be reached, or series are not there afterwards.
+        InputError: The package is missing, IDC has no such series or cannot be reached, or series are not
+            there, or not whole, afterwards; the same again goes on.
+        DiskFull: There is no room for what is missing.
+        OutputUnwritable: The folder cannot be written.
     """
     try:
         from idc_index import IDCClient
@@ -38,25 +83,117 @@ def download(uids: list[str], folder: Path, *, watch: Callable[[int, int], None]
         raise InputError(
             "downloading needs the package idc-index: pip install 'deepcac2[download]'"
         ) from error
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        client = IDCClient()
-        for start in range(0, len(uids), _AT_ONCE):
+    wanted = sorted(set(uids))
+    known = stored(tables or find_tables(), wanted)
+    if absent := [uid for uid in wanted if uid not in known]:
+        raise InputError(
+            f"{len(absent)} of {len(wanted)} series are not in IDC's index ({absent[0]}); leave them out, or "
+            "take the index that the table was selected from"
+        )
+    with output_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    noted = _read_journal(folder)
+    missing = []
+    for uid in wanted:
+        size, files, there = known[uid].size, known[uid].files, folder / known[uid].place
+        before = noted.get(uid)
+        if (
+            before is None
+            or (before.files, before.size) != (files, size)
+            or _measured(there) != (files, size)
+        ):
+            missing.append(uid)
+        elif verify and _sum_of(there) != before.sha256:
+            log.warning("%s has changed since it was downloaded and is fetched again", uid)
+            shutil.rmtree(there)
+            missing.append(uid)
+    done = len(wanted) - len(missing)
+    lacking = sum(
+        known[uid].size - min(_measured(folder / known[uid].place)[1], known[uid].size) for uid in missing
+    )
+    if lacking > (free := shutil.disk_usage(folder).free):
+        raise DiskFull(
+            f"{lacking / 1e9:.1f} GB are missing and {folder} has room for {free / 1e9:.1f}; make room"
+        )
+    if watch is not None:
+        watch(done, len(wanted))
+    broken: list[str] = []
+    client: Any = None
+    for start in range(0, len(missing), _AT_ONCE):
+        some = missing[start : start + _AT_ONCE]
+        try:
+            client = client or IDCClient()
             client.download_from_selection(
                 downloadDir=str(folder),
-                seriesInstanceUID=uids[start : start + _AT_ONCE],
+                seriesInstanceUID=some,
                 dirTemplate="%PatientID/%StudyInstanceUID/%SeriesInstanceUID",
                 use_s5cmd_sync=True,
             )
-            if watch is not None:
-                watch(min(start + _AT_ONCE, len(uids)), len(uids))
-    except Exception as error:  # of the package, of the network, of the programs that it starts
-        raise InputError(f"the download from IDC broke off ({error}); the same command goes on") from error
-    missing = sorted(set(uids) - set(discover(folder).uids))
-    if missing:
+        except Exception as error:  # of the package, of the network, of the programs that it starts
+            raise InputError(
+                f"the download from IDC broke off ({error}); the same command goes on"
+            ) from error
+        for uid in some:
+            one, there = known[uid], folder / known[uid].place
+            if _measured(there) == (one.files, one.size):
+                _note(folder, Arrived(series_uid=uid, files=one.files, size=one.size, sha256=_sum_of(there)))
+                done += 1
+            else:
+                broken.append(uid)
+        if watch is not None:
+            watch(done, len(wanted))
+    if broken:
+        files, size = _measured(folder / known[broken[0]].place)
+        one = known[broken[0]]
         raise InputError(
-            f"{len(missing)} of {len(uids)} series are not in {folder} ({missing[0]}); IDC may not have them"
+            f"{len(broken)} of {len(wanted)} series are not whole in {folder}: {broken[0]} has {files} files "
+            f"of {size} bytes, not {one.files} of {one.size}; the same command asks for them again"
         )
+    return len(missing)
+
+
+def _measured(folder: Path) -> tuple[int, int]:
+    """Number of the files of a series, and their bytes."""
+    sizes = [path.stat().st_size for path in _files(folder)]
+    return len(sizes), sum(sizes)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+
+
+def _sum_of(folder: Path) -> str:
+    """See `Arrived.sha256`."""
+    digest = hashlib.sha256()
+    for path in _files(folder):
+        digest.update(f"{path.name} {sha256_of(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _read_journal(folder: Path) -> dict[str, Arrived]:
+    """What is noted, by SeriesInstanceUID, the last line of each; a line cut short by a kill is none."""
+    path, found = folder / JOURNAL, {}
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                one = from_plain(Arrived, json.loads(line), where=JOURNAL, error=InputError)
+            except (ValueError, InputError):
+                log.warning("%s has a line that is none, which is left out", path)
+                continue
+            found[one.series_uid] = one
+    return found
+
+
+def _note(folder: Path, arrived: Arrived) -> None:
+    """Add a line; where the last one was cut short, begin a new one."""
+    path = folder / JOURNAL
+    with output_errors(path), path.open("ab") as file:
+        if file.tell():
+            with path.open("rb") as before:
+                before.seek(-1, 2)
+                if before.read(1) != b"\n":
+                    file.write(b"\n")
+        file.write(json.dumps(asdict(arrived)).encode() + b"\n")
 
 
 def query(out: Path, *, client: Any = None) -> int:

@@ -4,6 +4,7 @@
 -- Criteria: CT; SliceThickness from 1 to 5 mm, by minimum and maximum over the series; more than 50 slices; one
 -- slice for each position; no localizer; one matrix size, pixel spacing and orientation. One row a series, those
 -- left out with their reason, in the order of cohort/selection.py, rule "deepcac2".
+-- What others have made of NLST's images (24 series of CT among it) is no part of it.
 -- For a result that can be repeated, replace idc_current by a version, such as idc_v18.
 WITH images AS (
   SELECT
@@ -24,7 +25,7 @@ WITH images AS (
     ARRAY_TO_STRING(ImageOrientationPatient, '\\') AS orientation,
     ARRAY_TO_STRING(ImagePositionPatient, '\\') AS place
   FROM `bigquery-public-data.idc_current.dicom_all`
-  WHERE collection_id = 'nlst'
+  WHERE collection_id = 'nlst' AND analysis_result_id IS NULL
 ),
 series AS (
   SELECT

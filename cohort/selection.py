@@ -7,17 +7,23 @@ Imaging Data Commons stand in ``nlst.sql``.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from ..errors import InputError, InputUnreadable
 from ..stats.scans import SURVIVAL_KERNELS
 from ..system.atomic import atomic_path
 from ..system.foreign import foreign
+from .idc import NLST, Tables, create_view
 from .index import COLUMNS
+
+if TYPE_CHECKING:
+    import duckdb
 
 NLST_SQL = Path(__file__).with_name("nlst.sql")
 """The DeepCAC2 paper's selection for IDC's BigQuery tables."""
@@ -36,6 +42,11 @@ class Criterion:
     code: str
     sentence: str
     sql: str
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The columns that it asks for."""
+        return frozenset(re.findall(r"\w+", re.sub(r"'[^']*'", "", self.sql))) & COLUMNS.keys()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +177,9 @@ class Selection:
         rule: The rule.
         series, selected, persons: Series in the index, those selected, and their patients.
         reasons: Series left out by reason, in the rule's order.
+        everybody: Patients in the index.
+        left: By the same reasons, how many series and patients are left then.
+        unjudged: Criteria that were not asked, as the table has nothing of what they ask for.
     """
 
     rule: Rule
@@ -173,6 +187,9 @@ class Selection:
     selected: int
     persons: int
     reasons: Mapping[str, int]
+    everybody: int
+    left: Mapping[str, tuple[int, int]]
+    unjudged: tuple[Criterion, ...] = ()
 
 
 ANOTHER = "another-series"
@@ -209,24 +226,77 @@ def select(index: Path, rule: Rule, out: Path) -> Selection:
                 raise InputError(
                     f"{index} has no column {missing[0]!r}; make it again with 'deepcac2 inspect --index'"
                 )
-            database.sql(f"CREATE TABLE judged AS {_query(rule)}")
-        with atomic_path(out) as temporary:
-            database.sql("SELECT * FROM judged ORDER BY patient_id, study_uid, series_uid").write_csv(
-                str(temporary), header=True
-            )
-        counts: Counter[str] = Counter(
-            dict(database.sql("SELECT reason, count(*) FROM judged GROUP BY reason").fetchall())
+        return _judge(database, rule, out, what=str(index))
+
+
+def select_idc(tables: Tables, rule: Rule, out: Path, *, collection: str = NLST) -> Selection:
+    """Judge every series of a collection by the tables of the Imaging Data Commons, as `select` does.
+
+    Criteria that ask for what no table here says are not asked (`Selection.unjudged`): a series that is
+    selected may fail them.
+
+    Args:
+        tables: See `idc.find_tables`.
+        rule, out: As of `select`.
+        collection: Of IDC; its analysis results are no part of it.
+
+    Raises:
+        InputUnreadable: A table is no Parquet file.
+        InputError: A table lacks a column, or has no series of the collection.
+        DiskFull, OutputUnwritable: The table cannot be written.
+    """
+    import duckdb
+
+    with duckdb.connect() as database:
+        create_view(database, tables, collection)
+        return _judge(database, rule, out, what=str(tables.main), unknown=tables.unknown)
+
+
+def _judge(
+    database: duckdb.DuckDBPyConnection,
+    rule: Rule,
+    out: Path,
+    *,
+    what: str,
+    unknown: frozenset[str] = frozenset(),
+) -> Selection:
+    """Judge the series of ``found`` and write the table.
+
+    Args:
+        what: Where ``found`` is from, for messages.
+        unknown: Columns that are empty in every row.
+    """
+    unjudged = tuple(c for c in rule.criteria if c.columns & unknown)
+    asked = replace(rule, criteria=tuple(c for c in rule.criteria if c not in unjudged))
+    with foreign(what, fault="is no header index"):
+        database.sql(f"CREATE TABLE judged AS {_query(asked)}")
+    with atomic_path(out) as temporary:
+        database.sql("SELECT * FROM judged ORDER BY patient_id, study_uid, series_uid").write_csv(
+            str(temporary), header=True
         )
-        (persons,) = database.sql("SELECT count(DISTINCT patient_id) FROM judged WHERE selected").fetchall()[
-            0
-        ]
-    order = [*(c.code for c in rule.criteria), ANOTHER]
+    order = [*(c.code for c in asked.criteria), ANOTHER]
+    counts: Counter[str] = Counter(
+        dict(database.sql("SELECT reason, count(*) FROM judged GROUP BY reason").fetchall())
+    )
+    left: dict[str, tuple[int, int]] = {}
+    for place, code in enumerate(order):
+        if counts[code]:
+            further = ", ".join(f"'{c}'" for c in ("", *order[place + 1 :]))
+            (left[code],) = database.sql(
+                f"SELECT count(*), count(DISTINCT patient_id) FROM judged WHERE reason IN ({further})"
+            ).fetchall()
+    ((everybody, persons),) = database.sql(
+        "SELECT count(DISTINCT patient_id), count(DISTINCT patient_id) FILTER (selected) FROM judged"
+    ).fetchall()
     return Selection(
         rule=rule,
         series=counts.total(),
         selected=counts[""],
         persons=persons,
         reasons={code: counts[code] for code in order if counts[code]},
+        everybody=everybody,
+        left=left,
+        unjudged=unjudged,
     )
 
 

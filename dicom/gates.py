@@ -86,12 +86,14 @@ class Gate:
         sentence: What it means, for the user.
         fatal: Whether it rejects the series; otherwise it warns.
         overridable: Whether ``--allow CODE`` turns its rejection into a warning.
+        caution: Whether its warning must stand beside the result wherever that is shown.
     """
 
     code: str
     sentence: str
     fatal: bool = True
     overridable: bool = False
+    caution: bool = False
 
     def finding(self, message: str, *, allow: Collection[str] = (), fatal: bool | None = None) -> Finding:
         """What it has to say about one series; a rejection that can be overridden says how.
@@ -105,7 +107,13 @@ class Gate:
         allowed = severe and self.overridable and self.code in allow
         if severe and self.overridable and not allowed:
             message = f"{message} (go on with --allow {self.code})"
-        return Finding(code=self.code, message=message, fatal=severe and not allowed, allowed=allowed)
+        return Finding(
+            code=self.code,
+            message=message,
+            fatal=severe and not allowed,
+            allowed=allowed,
+            caution=self.caution and not severe,
+        )
 
 
 GATES: dict[str, Gate] = {}

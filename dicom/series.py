@@ -68,12 +68,14 @@ class Finding:
         message: One sentence for the user, with the numbers of this series.
         fatal: True: the series is rejected. False: a warning that travels with the result.
         allowed: It would have rejected the series, had the user not allowed it.
+        caution: A warning that must stand beside the result wherever that is shown.
     """
 
     code: str
     message: str
     fatal: bool
     allowed: bool = False
+    caution: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

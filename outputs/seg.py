@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..dicom import write_segmentation
 from ..pipeline.arteries import ARTERIES, NOT_CORONARY
 from ..pipeline.case import Case
-from ..pipeline.facts import CALCIUM, GEOMETRY, HEART, POSSIBLE_CALCIUM
+from ..pipeline.facts import CALCIUM, GEOMETRY, HEART, HEART_SOURCE, POSSIBLE_CALCIUM
 from ..pipeline.image_series import ImageSeries
 from ..pipeline.step import Context, Step, register
 from ..pipeline.writer import Writer, register_writer
@@ -41,9 +41,11 @@ class DSegConverterOptions:
 def _write(path: Path, case: Case, options: DSegConverterOptions, context: Context) -> bool:
     """A NIfTI or NRRD file has no DICOM images that a SEG could refer to."""
     from .. import __version__
+    from ..dicom.seg.writer import Maker
 
     if isinstance(case.series, ImageSeries):
         return False
+    given = case.get(HEART_SOURCE)
     write_segmentation(
         path,
         series=case.series,
@@ -54,8 +56,21 @@ def _write(path: Path, case: Case, options: DSegConverterOptions, context: Conte
         slices=case.series.slices,
         algorithm_name=options.model_name,
         algorithm_version=__version__,
+        heart_by=None if given is None else Maker(**_maker(given)),
     )
     return True
+
+
+def _maker(source: dict[str, Any]) -> dict[str, str]:
+    """What made a heart that was taken from a file. DICOM asks how it was made; where the file does not say,
+    it was somebody's choice to take it: SEMIAUTOMATIC."""
+    uid = source.get("sop_instance_uid", "")
+    where = f"{source['format']} {uid or source['file']}"
+    return {
+        "kind": source["algorithm_type"] or "SEMIAUTOMATIC",
+        "name": source["algorithm"] or "not stated",
+        "description": f"Not found by deepcac2: taken from {where}, {' + '.join(source['segments'])}",
+    }
 
 
 def _of_all(workflows: Sequence[Workflow]) -> DSegConverterOptions:

@@ -10,7 +10,7 @@ from ..dicom import MeasuredArtery, MeasuredCalcium, MeasuredLesion, write_struc
 from ..pipeline.arteries import ARTERIES, BY_CLASS, artery_scores
 from ..pipeline.case import Case
 from ..pipeline.cautions import cautions
-from ..pipeline.facts import HEART_MEASURES, SCORE
+from ..pipeline.facts import HEART_MEASURES, HEART_SOURCE, SCORE
 from ..pipeline.grades import percentile_of
 from ..pipeline.shown import RESEARCH_USE
 from ..pipeline.step import Context
@@ -51,7 +51,7 @@ def write_sr(path: Path, case: Case, *, segmentation: Path, provenance: Mapping[
                 MeasuredLesion(score=x.score, volume_mm3=x.volume_mm3, centre=x.centroid_lps)
                 for x in score.lesions
             ),
-            parameters=_parameters(score.parameters, provenance["weights"]),
+            parameters=_parameters(score.parameters, provenance["weights"], case.get(HEART_SOURCE)),
             remarks=_remarks(case),
         ),
         algorithm_version=provenance["deepcac2"],
@@ -90,10 +90,14 @@ def _ascii(text: str) -> str:
 _PLAIN = str.maketrans({"°": " degrees", "–": "-", "−": "-", "…": "...", "³": "3", "×": "x"})
 
 
-def _parameters(rule: dict[str, Any], weights: dict[str, dict[str, str]]) -> str:
-    """The rule and the weights in one line of ASCII, whatever the user has named them."""
+def _parameters(
+    rule: dict[str, Any], weights: dict[str, dict[str, str]], heart: Mapping[str, Any] | None
+) -> str:
+    """The rule, the weights and a heart that was given, in one line of ASCII, whatever they are called."""
     said = {"rule": rule["name"], **{k: v for k, v in rule.items() if k not in ("name", "summary")}}
     said |= {f"{role} weights": f"{w['name']} sha256 {w['sha256']}" for role, w in sorted(weights.items())}
+    if heart is not None:
+        said["heart from"] = f"{heart['format']} sha256 {' '.join(heart['sha256'])}"
     return _ascii("; ".join(f"{k}: {v}" for k, v in said.items()))
 
 

@@ -16,6 +16,7 @@ ZERO = register_gate(
         code="zero-at-thick-slices",
         sentence=f"No calcium was found, in slices of {THICK_MM:g} mm or more: small calcium may be missed.",
         fatal=False,
+        caution=True,
     )
 )
 
@@ -28,13 +29,13 @@ def has_result(case: Case) -> bool:
 def cautions(case: Case) -> tuple[str, ...]:
     """The sentences of a case with a result; none where it has no result.
 
-    They are about a result that a gate would have refused, had the user not allowed it, and about a zero from
-    thick slices.
+    They are about a result that a gate would have refused, had the user not allowed it, and what gates say
+    that are a `Gate.caution`, such as a zero from thick slices.
     """
     if not has_result(case):
         return ()
     allowed = tuple(f"in spite of {f.code}: {f.message}" for f in case.findings if f.allowed)
-    return (*allowed, *(f.message for f in case.findings if f.code == ZERO.code))
+    return (*allowed, *(f.message for f in case.findings if f.caution))
 
 
 def zero_findings(case: Case, what: str) -> tuple[Finding, ...]:

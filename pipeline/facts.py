@@ -27,6 +27,13 @@ HEART: Fact[Labels] = Fact(
 HEART_MEASURES: Fact[dict[str, Any]] = Fact("heart_measures", "measures of the heart", "heart", {})
 """Volume, place and density of the heart mask, see `models.heart.network.step.check_heart`."""
 
+HEART_SOURCE: Fact[dict[str, Any]] = Fact(
+    "heart_source", "where the heart mask was taken from", "heart_source", OMITTED
+)
+"""Of a heart that no network here has found: the file (``file``, ``sha256``), what it is (``format``), its
+``segments``, and for a DICOM SEG ``sop_instance_uid``, ``series_uid``, ``algorithm`` (name and version, ""
+where it does not say) and ``algorithm_type`` (AUTOMATIC, SEMIAUTOMATIC or MANUAL)."""
+
 CALCIUM: Fact[Labels] = Fact(
     "calcium",
     "calcium mask",

@@ -1,8 +1,8 @@
 """`Step`: all that the pipeline, the table, the report and the details know of a module of the chain.
 
 A step is registered once, in the module that defines it. `steps` finds them: those of this room, the
-``step.py`` of every folder of `models`, the modules of `outputs`, and those of installed packages that name
-an entry point of the group ``deepcac2.steps``.
+``step.py`` and ``step_*.py`` of every folder of `models`, the modules of `outputs`, and those of installed
+packages that name an entry point of the group ``deepcac2.steps``.
 """
 
 from __future__ import annotations
@@ -178,6 +178,8 @@ class Step(Generic[O]):
         remarks: What stands beside another step's result in the picture; None: nothing.
         train: Name of the module that trains its network (``RECIPE``, a dataclass, and ``train``, see
             `training.recipe`); it is loaded for that only. "": it cannot be trained.
+        gives: What it takes from a file of the user (options ``source`` and ``segments``) instead of finding
+            it; `Workflow.given` puts it in the place of the step that does.
     """
 
     module: str
@@ -196,6 +198,7 @@ class Step(Generic[O]):
     shows: Callable[[Case], Shown | None] | None = None
     remarks: Callable[[Case], str | None] | None = None
     train: str = ""
+    gives: Fact[Any] | None = None
 
     def needs(self, options: O) -> tuple[tuple[Fact[Any], ...], ...]:
         """What it reads: of each tuple, one is enough."""
@@ -227,7 +230,11 @@ def load_all() -> None:
     root = __package__.rpartition(".")[0]
     names = [f"{__package__}.{name}" for name in ("reading", "scoring", "mapping", "harmonised")]
     models = importlib.import_module(f"{root}.models")
-    names += sorted(f"{root}.models.{m.name}.step" for m in pkgutil.iter_modules(models.__path__) if m.ispkg)
+    for folder in (
+        Path(base, m.name) for base in models.__path__ for m in pkgutil.iter_modules([base]) if m.ispkg
+    ):
+        found = [m.name for m in pkgutil.iter_modules([str(folder)])]
+        names += [f"{root}.models.{folder.name}.{name}" for name in found if name.split("_")[0] == "step"]
     outputs = importlib.import_module(f"{root}.outputs")
     names += sorted(f"{root}.outputs.{m.name}" for m in pkgutil.iter_modules(outputs.__path__))
     for name in names:

@@ -146,7 +146,9 @@ class Workflow:
                     )
             for need in step.needs(entry.options):
                 if not found.keys() & set(need):
-                    makers = [m for m, other in steps().items() if set(need) & set(other.writes)]
+                    makers = [
+                        m for m, other in steps().items() if set(need) & set(other.writes) and not other.gives
+                    ]
                     raise WorkflowError(
                         f"workflow {self.name!r}: {entry.module} needs {' or '.join(makers)} before it; "
                         "add it to 'execute'"
@@ -200,6 +202,38 @@ class Workflow:
             replace(s, options=replace(s.options, **changes)) if s.module == module else s for s in self.steps
         )
         return replace(self, steps=entries)
+
+    def given(self, fact: Fact[Any], **options: Any) -> Workflow:
+        """A copy that takes a fact from files instead of finding it.
+
+        Args:
+            fact: What is given, see `Step.gives`.
+            options: Of the step that takes it.
+
+        Raises:
+            WorkflowError: No step takes it from files, or the workflow does not look for it.
+        """
+        taker = next((step for step in steps().values() if step.gives == fact), None)
+        finders = [entry for entry in self.steps if fact in steps()[entry.module].writes]
+        if taker is None or not finders:
+            raise WorkflowError(
+                f"the workflow {self.name!r} has no step that finds the {fact.meaning}: it takes none"
+            )
+        own = from_plain(
+            taker.options,
+            options,
+            where=f"workflow {self.name}: {taker.module}",
+            error=WorkflowError,
+            key="option",
+        )
+        entries = tuple(
+            Entry(module=taker.module, options=own) if entry is finders[0] else entry
+            for entry in self.steps
+            if entry not in finders[1:]
+        )
+        changed = replace(self, steps=entries)
+        changed._check_order()
+        return changed
 
     def fingerprint(self) -> str:
         """Hash of all that the workflow says; equal workflows have equal fingerprints."""

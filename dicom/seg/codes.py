@@ -135,6 +135,29 @@ def is_near(item: Dataset) -> bool:
     return bool(types & (_CALCIFICATION_CODES | _HEART_CODES) or near.intersection(_words(item)))
 
 
+CHAMBERS = {
+    "heart_myocardium": "74281007",
+    "heart_atrium_left": "82471001",
+    "heart_ventricle_left": "87878005",
+    "heart_atrium_right": "73829009",
+    "heart_ventricle_right": "53085002",
+}
+"""The five parts of which TotalSegmentator 1 makes the heart, by its names, and their codes in SNOMED CT."""
+
+
+def is_named(item: Dataset, name: str) -> bool:
+    """Whether a segment is what a user has named.
+
+    Args:
+        item: Of SegmentSequence.
+        name: The code of its type (``80891009``), its label (case does not matter), or one of `CHAMBERS`.
+    """
+    if name in _codes(item, "SegmentedPropertyTypeCodeSequence"):
+        return True
+    label = str(item.get("SegmentLabel", "")).strip().casefold()
+    return label == name.strip().casefold() or (name in CHAMBERS and is_named(item, CHAMBERS[name]))
+
+
 def _codes(item: Dataset, keyword: str) -> set[str]:
     return {str(code.get("CodeValue", "")) for code in item.get(keyword, [])}
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -259,6 +259,61 @@ class Segmentation:
                 _put(masks[kind], mask, place)
         return masks
 
+    def on_slices(
+        self, geometry: Geometry, numbers: Collection[int], images: Sequence[Image]
+    ) -> npt.NDArray[np.bool_]:
+        """Segments as one mask, where each frame is a whole slice of the CT; else nothing is read.
+
+        `joined` takes frames that are parts of slices, too, and those that name other images.
+
+        Args:
+            geometry: The CT's grid.
+            numbers: SegmentNumbers, which are joined.
+            images: The image of each slice z.
+
+        Returns:
+            bool (z, y, x).
+
+        Raises:
+            InputUnreadable: As `joined`.
+            MaskMismatch: A frame is no whole slice, or says that it was made from the image of another one.
+        """
+        _, rows, columns = geometry.shape
+        for own in self.frames:
+            if self.dataset.get("SegmentationType") != "LABELMAP":
+                number = int(self._group(own, "SegmentIdentificationSequence").ReferencedSegmentNumber)
+                if number not in numbers:
+                    continue
+            shape = (int(self.dataset.Rows), int(self.dataset.Columns))
+            start, down, along = self._placement(own, shape, geometry)
+            last = start + down * (shape[0] - 1) + along * (shape[1] - 1)
+            low, high = np.minimum(start, last), np.maximum(start, last)
+            z = int(low[0])
+            if (
+                (low != (z, 0, 0)).any()
+                or (high != (z, rows - 1, columns - 1)).any()
+                or not 0 <= z < len(images)
+            ):
+                raise MaskMismatch(
+                    f"The frames of {self.what} are not whole slices of the CT ({shape[0]} x "
+                    f"{shape[1]} pixels, "
+                    f"the CT {rows} x {columns}): give one that was made on the CT's own slices"
+                )
+            named = {
+                (
+                    str(source.get("ReferencedSOPInstanceUID", "")),
+                    int(source.get("ReferencedFrameNumber") or 1),
+                )
+                for derivation in own.get("DerivationImageSequence", [])
+                for source in derivation.get("SourceImageSequence", [])
+            }
+            if named and images[z] not in named:
+                raise MaskMismatch(
+                    f"A frame of {self.what} lies on slice {z + 1} of the CT and names another image as its "
+                    "source: give one that was made on this series"
+                )
+        return self.joined(geometry, dict.fromkeys(numbers, "mask"))["mask"]
+
     def _group(self, own: Dataset, keyword: str) -> Dataset:
         """A functional group of the frame that has these of its own."""
         shared = self.dataset.get("SharedFunctionalGroupsSequence") or ()
@@ -373,7 +428,7 @@ class SegmentFrames:
         Raises:
             InputUnreadable: The file has gone or is cut short.
         """
-        return [(label, self._mask(number)) for label, number in self.parts.get(_image(ref), ())]
+        return [(label, self._mask(number)) for label, number in self.parts.get(image_of(ref), ())]
 
     def _mask(self, number: int) -> BoolArray:
         """A frame, bool (rows, columns)."""
@@ -386,10 +441,11 @@ class SegmentFrames:
             return bits.reshape(self.shape).astype(np.bool_)
 
     def _frames(self, ref: SliceRef) -> Sequence[tuple[str, int]]:
-        return self.frames.get(_image(ref), ())
+        return self.frames.get(image_of(ref), ())
 
 
-def _image(ref: SliceRef) -> Image:
+def image_of(ref: SliceRef) -> Image:
+    """The image of a slice."""
     return ref.sop_instance_uid, 1 if ref.frame is None else ref.frame + 1
 
 

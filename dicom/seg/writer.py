@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,21 @@ _IMAGE = (
 BoolArray = npt.NDArray[np.bool_]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Maker:
+    """What made a segment that is not ours.
+
+    Attributes:
+        kind: SegmentAlgorithmType: AUTOMATIC, SEMIAUTOMATIC or MANUAL.
+        name: Of the algorithm; a manual one has none.
+        description: Where the segment was taken from, in words.
+    """
+
+    kind: str
+    name: str
+    description: str
+
+
 def write_segmentation(
     path: Path,
     *,
@@ -47,6 +63,7 @@ def write_segmentation(
     slices: Sequence[SliceRef] | None = None,
     algorithm_name: str = "deepcac2",
     algorithm_version: str,
+    heart_by: Maker | None = None,
 ) -> None:
     """Write one BINARY DICOM SEG with the segments 1 heart and 2 coronary calcium, and `parts` from 3 on.
 
@@ -69,6 +86,7 @@ def write_segmentation(
             finds it in segment 2; those of arteries are parts of it.
         slices: The image of each slice z of the masks; `series.slices` by default.
         algorithm_name, algorithm_version: What made the masks.
+        heart_by: What made the heart, where it was something else.
 
     Raises:
         MaskMismatch: masks, geometry and slices do not fit each other.
@@ -123,6 +141,8 @@ def write_segmentation(
         transfer_syntax_uid=ExplicitVRLittleEndian,
         omit_empty_frames=True,
     )
+    if heart_by is not None:
+        _by(segmentation.SegmentSequence[codes.HEART_SEGMENT - 1], heart_by)
     _wipe_marks(segmentation, {list(masks).index(name) + 1 for name in empty})
     _refer_to_images(segmentation, {_stand_in(z): refs[z] for z in used.tolist()})
     # highdicom sees only the slices used and takes their distance for the increment
@@ -215,6 +235,17 @@ def _descriptions(algorithm: Any, parts: Sequence[Label]) -> list[Any]:
         )
         for number, label, category, code, regions, colour in described
     ]
+
+
+def _by(item: Dataset, maker: Maker) -> None:
+    """Say of a segment who made it, in place of us."""
+    item.SegmentAlgorithmType = maker.kind
+    item.SegmentDescription = maker.description[:1024]  # as long as ST may be
+    del item.SegmentationAlgorithmIdentificationSequence  # it asks for a family, which nobody knows
+    if maker.kind == "MANUAL":
+        del item.SegmentAlgorithmName
+    else:
+        item.SegmentAlgorithmName = maker.name[:64]  # as long as LO may be
 
 
 def _wipe_marks(segmentation: Dataset, numbers: Iterable[int]) -> None:
