@@ -18,7 +18,7 @@ from ..imaging import labels
 from ..imaging.labels import Labels
 from ..scoring import Lesion, score
 from .case import OMITTED, Case, Fact, ImageFile
-from .facts import CALCIUM, CALCIUM_RUN, CT, DOMAIN, SCORE
+from .facts import CALCIUM, CALCIUM_RUN, CT, DOMAIN, HEART_SOURCE, SCORE
 from .step import Column
 
 CERTAINTY: Fact[Labels] = Fact(
@@ -117,6 +117,8 @@ def _interval(case: Case, rule: str) -> dict[str, Any]:
         why = f"it was measured for the rule {stated.rule}"
     elif outside := [t for t, who in case.get(DOMAIN, {}).get("outside", {}).items() if "calcium" in who]:
         why = f"the scan is unlike those that the calcium network was trained on: {', '.join(outside)}"
+    elif HEART_SOURCE in case:
+        why = "it was measured with hearts that the network finds"
     if stated is None or why:
         return {"interval": None, "no_interval": why}
     low, high = stated.around(case[SCORE].total)

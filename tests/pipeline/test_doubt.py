@@ -16,7 +16,7 @@ from deepcac2.imaging.labels import SURENESS, Labels, calcium_labels
 from deepcac2.models.calcium.step import FindCalcium
 from deepcac2.pipeline.case import Case
 from deepcac2.pipeline.doubt import CERTAINTY, COLUMNS, DOUBT, MOST_POSSIBLE, Interval
-from deepcac2.pipeline.facts import CALCIUM, CALCIUM_RUN, CT, DOMAIN, SCORE
+from deepcac2.pipeline.facts import CALCIUM, CALCIUM_RUN, CT, DOMAIN, HEART_SOURCE, SCORE
 from deepcac2.pipeline.scoring import ScoreCalcium
 from deepcac2.system.codec import to_plain
 from deepcac2.weights import WeightSet
@@ -27,7 +27,13 @@ INTERVAL = Interval(
 )
 
 
-def _case(*, rule: str = "agatston", interval: Interval | None = INTERVAL, outside: bool = False) -> Case:
+def _case(
+    *,
+    rule: str = "agatston",
+    interval: Interval | None = INTERVAL,
+    outside: bool = False,
+    given: bool = False,
+) -> Case:
     """Two lesions that count, one that is not sure enough to, and a speck."""
     hu, sure = np.full(SHAPE, 40, dtype=np.int16), np.zeros(SHAPE, dtype=np.uint8)
     for box, percent in (
@@ -47,6 +53,8 @@ def _case(*, rule: str = "agatston", interval: Interval | None = INTERVAL, outsi
     facts[DOMAIN] = {
         "outside": {"noise": ["heart", "calcium"], "kvp": ["heart"]} if outside else {"field": ["heart"]}
     }
+    if given:
+        facts[HEART_SOURCE] = {"file": "heart.seg.dcm"}
     return ScoreCalcium(rule=rule)(Case(series=Series(series_uid="1.2", slice_thickness=3.0), facts=facts))
 
 
@@ -100,6 +108,7 @@ def test_no_end_lies_below_nothing() -> None:
     [
         (_case(interval=None), "none was measured"),
         (_case(rule="ai-cac"), "measured for the rule agatston"),
+        (_case(given=True), "hearts that the network finds"),
         (_case(outside=True), "unlike those that the calcium network was trained on: noise$"),
     ],
 )
