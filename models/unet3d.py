@@ -188,7 +188,7 @@ def build(tensors: Mapping[str, torch.Tensor]) -> PublishedUNet:
 
 
 def fold_norms(network: PublishedUNet) -> None:
-    """Put each normalisation into the convolution before it: the same answer to rounding, up to a tenth sooner.
+    """Put each normalisation into the convolution before it: the same answer to rounding, and sooner.
 
     The network then holds other tensors than the published ones.
     """
