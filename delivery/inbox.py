@@ -286,15 +286,16 @@ class Inbox:
                 header = read_slice(SliceRef(path=path), tags=_IDENTITY)
             except InputUnreadable:
                 return Answer(status=NOT_UNDERSTOOD, why="its header is damaged")
-        series, study = text(header, "SeriesInstanceUID"), text(header, "StudyInstanceUID")
-        said = text(header, "SOPClassUID"), text(header, "SOPInstanceUID")
+            series, study = text(header, "SeriesInstanceUID"), text(header, "StudyInstanceUID")
+            said = text(header, "SOPClassUID"), text(header, "SOPInstanceUID")
+            expected = whole(header, "NumberOfSeriesRelatedInstances") or 0
         if said != (sop_class, uid):
             return Answer(status=MISMATCH, why="its header names another SOP class or instance")
         if not (_UID.fullmatch(series) and _UID.fullmatch(study)):
             return Answer(status=NOT_UNDERSTOOD, why="its header names no series or study")
         if places_in(path) != {(series, path.parent)}:  # what a run would not see is not taken
             return Answer(status=NOT_UNDERSTOOD, series_uid=series, why="its header cannot be read")
-        expected = min(max(whole(header, "NumberOfSeriesRelatedInstances") or 0, 0), self.limits.images)
+        expected = min(max(expected, 0), self.limits.images)
         if answer := self._without_storing(series, uid, digest.hexdigest()):
             return answer
         _sync(path)
