@@ -5,8 +5,8 @@
 Needs dcmtk's ``storescu`` and Orthanc with DICOMweb (Debian: dcmtk, orthanc, orthanc-dicomweb). A sender
 whose ``storescu`` fails tries again, as a PACS does, until all of its images were acknowledged; but for those
 that are to stay cut. At the end every series of which anything was acknowledged has exactly one row, of the
-kind that its transfer deserves, and the archive holds the results of each scored series exactly once. It exits
-with 1 where that is not so.
+kind that its transfer deserves, and the archive holds the results of each scored series exactly once. Where
+that is not so, it exits with 1.
 
 Big series are a simulated patient under other UIDs, small ones a few of its slices: for the gates, not for
 the networks. Both in equal parts
@@ -227,7 +227,7 @@ def judge(folder: Path, series: list[Sent], archive: Orthanc) -> list[str]:
     for one in series:
         row = by_uid.get(one.uid, {})
         want = ("rejected", "too-few-slices") if not one.big else ("scored", "")
-        if one.big and one.kind in NOT_ALL:
+        if one.kind in NOT_ALL:
             want = ("rejected", "transfer-incomplete")
         if (row.get("status"), row.get("code")) != want:
             wrong.append(f"{one.uid}: {one.kind}: {row.get('status')} {row.get('code')}")

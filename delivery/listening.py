@@ -33,7 +33,7 @@ from pydicom.uid import (
     JPEGLSNearLossless,
     RLELossless,
 )
-from pynetdicom import AE, evt
+from pynetdicom import AE, _config, evt
 from pynetdicom.sop_class import Verification
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
@@ -56,8 +56,8 @@ _LARGEST_PDU = 1 << 20
 all transfer syntaxes has some 60 kB."""
 _BLOCK = 1 << 16
 _AT_ONCE: int | None = getattr(socket, "TCP_QUICKACK", None)
-"""Linux, tcp(7): acknowledge at once. A sender with Nagle's algorithm holds the last part of each instance back
-until then, 40 ms. The kernel forgets it, so it is said again."""
+"""Linux, tcp(7): acknowledge at once. A sender with Nagle's algorithm holds the last part of each instance
+back until then, 40 ms. The kernel forgets it, so it is said again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +203,17 @@ class _Handler(RequestHandler):  # type: ignore[misc]
         association = super()._create_association()
         association.dul.socket.__class__ = _Socket
         association.dul.socket.idle = association.ae.network_timeout
+        take = association.dimse.receive_primitive
+
+        def guarded(primitive: Any) -> None:
+            """What is no message of DIMSE ends the association and not its thread."""
+            try:
+                take(primitive)
+            except Exception as error:
+                log.warning("cut off a caller: no message of DIMSE (%s)", type(error).__name__)
+                association.dul.event_queue.put("Evt19")  # PS3.8 table 9-10: an invalid PDU
+
+        association.dimse.receive_primitive = guarded
         return association
 
 
@@ -288,6 +299,7 @@ class Listener:
         self._transfers: dict[int, Transfer] = {}
         self._guard = threading.Lock()
         self._closing = False
+        _config.LOG_HANDLER_LEVEL = "none"  # of the whole library: it would put every PDU into words
         entity = AE(ae_title=listen.aet)
         entity.maximum_associations = listen.associations
         entity.maximum_pdu_size = _PDU
@@ -417,6 +429,9 @@ class Listener:
             for key, _ in over:
                 del self._transfers[key]
         for _, transfer in over:
+            left = getattr(transfer.association.dul.socket, "socket", None)
+            if left is not None:
+                left.close()
             endings = transfer.endings(bool(transfer.association.is_released))
             if endings:
                 self._inbox.ended(endings)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..batch.engine import Engine
 from ..batch.ledger import Journal, OutputLock
@@ -43,6 +43,9 @@ from .inbox import CLOSED, CONFLICT, CUT, OPEN, REFUSED, Delivery, Inbox, Limits
 from .listening import Listen, Listener
 from .push import Problem, PushJournal, PushSummary, Sender
 from .sending import Credentials, Destination, DicomWeb, Dimse, tls_context
+
+if TYPE_CHECKING:
+    from .health import HealthPage
 
 log = logging.getLogger(__name__)
 
@@ -203,6 +206,7 @@ class Node:
         self._table_at, self._table_seconds = 0.0, 0.0
         self.inbox: Inbox
         self.listener: Listener
+        self.page: HealthPage | None = None
 
     def stop(self) -> None:
         """End: nothing more is received, and what is being computed is finished first. From any thread or
@@ -242,8 +246,8 @@ class Node:
             if self.config.http:
                 from .health import HealthPage
 
-                page = HealthPage(self, self.config.http)
-                stack.callback(page.stop)
+                self.page = HealthPage(self, self.config.http)
+                stack.callback(self.page.stop)
             for courier in couriers:
                 courier.start()
                 stack.callback(courier.join, _LAST_WAIT)
@@ -337,8 +341,9 @@ class Node:
             return Series(series_uid=one.uid), "none of its images can be read (any more); send it again"
         said = _incomplete(one, missing + len(found.unreadable))
         if said:
+            # First: what the other gates say is of a part of the series, and may be because of that.
             finding = TRANSFER_INCOMPLETE.finding(said, allow=allowed)
-            ordered = sorted((*series.findings, finding), key=lambda f: not f.fatal)
+            ordered = sorted((finding, *series.findings), key=lambda f: not f.fatal)
             series = replace(series, findings=tuple(ordered))
         return series, ""
 

@@ -14,9 +14,16 @@ Series = Callable[..., list[pydicom.Dataset]]
 
 
 @pytest.fixture(scope="session")
-def slices(simulated: Path) -> list[Path]:
-    """The files of the simulated CT, in order."""
-    return sorted(next(simulated.rglob("ct")).iterdir())
+def slices(made_once: Callable[[str, Callable[[Path], None]], Path]) -> list[Path]:
+    """The files of a small simulated CT, in order."""
+
+    def make(folder: Path) -> None:
+        from deepcac2.simulation import default_geometry, simulate_patient
+        from deepcac2.simulation.dicom import write_patient
+
+        write_patient(simulate_patient(3, geometry=default_geometry(3, size=64, slices=8)), folder)
+
+    return sorted(next(made_once("small", make).rglob("ct")).iterdir())
 
 
 @pytest.fixture(scope="session")
