@@ -15,7 +15,7 @@ from typing import Any
 import pydicom
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, SegmentationStorage
-from pynetdicom import AE
+from pynetdicom import AE, evt
 from pynetdicom.sop_class import CTImageStorage, Verification
 
 from deepcac2.delivery.inbox import CLOSED, CONFLICT, CUT, DUPLICATE, NO_ROOM, OPEN, REFUSED, Inbox, Limits
@@ -50,7 +50,18 @@ def call(
     entity.add_requested_context(CTImageStorage, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
     entity.add_requested_context(SegmentationStorage)
     arguments = None if tls is None else (tls, "localhost")
-    return entity.associate("127.0.0.1", listener.port, ae_title=called, tls_args=arguments)
+    opened: list[socket.socket] = []
+    association = entity.associate(
+        "127.0.0.1",
+        listener.port,
+        ae_title=called,
+        tls_args=arguments,
+        evt_handlers=[(evt.EVT_CONN_OPEN, lambda event: opened.append(event.assoc.dul.socket.socket))],
+    )
+    if not association.is_established:
+        for connection in opened:  # the library leaves it open where the other side has closed it
+            connection.close()
+    return association
 
 
 def send(
