@@ -57,6 +57,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     add_choices(parser)
     parser.add_argument(
+        "--keep",
+        action="append",
+        default=[],
+        metavar="KIND",
+        help="fhir, nifti or nrrd: further files, as for 'deepcac2 run'; repeatable",
+    )
+    parser.add_argument(
         "--forget",
         action="append",
         default=[],
@@ -84,7 +91,12 @@ def run(args: argparse.Namespace) -> int:
     if args.port is not None:
         config = replace(config, listen=replace(config.listen, port=args.port))
     workflow = Workflow.combine([Workflow.load(name) for name in args.workflow.split(",")])
-    job = Job(workflow=chosen_workflow(args, workflow), output=args.results, allow=frozenset(args.allow))
+    job = Job(
+        workflow=chosen_workflow(args, workflow),
+        output=args.results,
+        allow=frozenset(args.allow),
+        keep=frozenset(args.keep),
+    )
     means = Means(devices=find_devices(args.devices), prefetch=args.prefetch, timeout=args.timeout or None)
 
     def tell(text: str) -> None:

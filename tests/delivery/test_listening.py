@@ -26,6 +26,10 @@ Series = Callable[..., list[pydicom.Dataset]]
 Start = Callable[..., Listener]
 
 
+OPENED: list[socket.socket] = []
+"""Of callers: the library leaves one open where the other side has closed it."""
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """Starts a listener with some options; `limits` are the inbox's."""
@@ -39,6 +43,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
             return listener
 
         yield begin
+    while OPENED:
+        OPENED.pop().close()
 
 
 def call(
@@ -50,18 +56,13 @@ def call(
     entity.add_requested_context(CTImageStorage, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
     entity.add_requested_context(SegmentationStorage)
     arguments = None if tls is None else (tls, "localhost")
-    opened: list[socket.socket] = []
-    association = entity.associate(
+    return entity.associate(
         "127.0.0.1",
         listener.port,
         ae_title=called,
         tls_args=arguments,
-        evt_handlers=[(evt.EVT_CONN_OPEN, lambda event: opened.append(event.assoc.dul.socket.socket))],
+        evt_handlers=[(evt.EVT_CONN_OPEN, lambda event: OPENED.append(event.assoc.dul.socket.socket))],
     )
-    if not association.is_established:
-        for connection in opened:  # the library leaves it open where the other side has closed it
-            connection.close()
-    return association
 
 
 def send(
