@@ -160,7 +160,7 @@ class Inbox:
 
     def __init__(self, folder: Path, limits: Limits | None = None) -> None:
         self.root, self.limits = folder, limits or Limits()
-        self._coming = folder / "coming"
+        self._coming, self._disks = folder / "coming", [folder]
         self._guard = threading.RLock()
         lock = take_lock(folder / "node.lock", fcntl.LOCK_EX)
         if lock is None:
@@ -219,6 +219,7 @@ class Inbox:
                 "new folder for both"
             )
         self._write("INSERT OR IGNORE INTO about VALUES ('results', ?)", (mine,))
+        self._disks.append(results)
 
     # --- receiving ----------------------------------------------------------------------------------------
 
@@ -231,8 +232,10 @@ class Inbox:
         return self.folder(series_uid) / f"{safe_name(uid)}.dcm"
 
     def room_for(self, size: int) -> bool:
-        """Whether the disk keeps `Limits.free_gb` free with so many bytes more."""
-        return shutil.disk_usage(self.root).free - size >= self.limits.free_gb * 1e9
+        """Whether the disk, and that of the results, keeps `Limits.free_gb` free with so many bytes more."""
+        return all(
+            shutil.disk_usage(folder).free - size >= self.limits.free_gb * 1e9 for folder in self._disks
+        )
 
     def receive(
         self,
@@ -355,9 +358,10 @@ class Inbox:
         with self._together() as db:
             for uid, how in series_uids.items():
                 db.execute(
-                    "UPDATE series SET version = version + (transfer NOT IN (?, ?)), transfer = ?, last = ? "
-                    "WHERE uid = ?",
-                    (OPEN, how, how, time.time(), uid),
+                    # An end that was to be expected is nothing new.
+                    "UPDATE series SET version = version + (transfer <> ? AND (transfer, ?) <> (?, ?)), "
+                    "transfer = ?, last = ? WHERE uid = ?",
+                    (how, how, OPEN, CLOSED, how, time.time(), uid),
                 )
 
     # --- scoring ------------------------------------------------------------------------------------------

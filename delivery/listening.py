@@ -54,6 +54,8 @@ _PDU = 1 << 17
 _LARGEST_PDU = 1 << 20
 """Bytes of a PDU that are read at most, of whatever kind; a request for an association with 128 contexts of
 all transfer syntaxes has some 60 kB."""
+_MOST_REFUSED = 10_000
+"""Instances of an association that were refused and are remembered one by one. Chosen."""
 _BLOCK = 1 << 16
 _AT_ONCE: int | None = getattr(socket, "TCP_QUICKACK", None)
 """Linux, tcp(7): acknowledge at once. A sender with Nagle's algorithm holds the last part of each instance
@@ -146,7 +148,8 @@ class Transfer:
         association: The thread.
         fresh: Series of which it brought something new.
         seen: Series of which it brought anything.
-        flawed: Series of which something was not taken, and how that counts.
+        refused: SOPInstanceUID of what was not taken, its series ("" where nobody knows it), and how that
+            counts.
         flaw: Something was not taken of which nobody knows the series.
         held: Bytes received and not stored yet.
         begun, bytes: Since when, and what it brought in all.
@@ -155,7 +158,7 @@ class Transfer:
     association: Any
     fresh: set[str] = field(default_factory=set)
     seen: set[str] = field(default_factory=set)
-    flawed: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, tuple[str, str]] = field(default_factory=dict)
     flaw: bool = False
     held: int = 0
     begun: float = field(default_factory=time.monotonic)
@@ -163,11 +166,19 @@ class Transfer:
 
     def endings(self, released: bool) -> dict[str, str]:
         """How it ended for each of its series, for `Inbox.ended`."""
-        if self.flaw:
-            return dict.fromkeys(self.seen | set(self.flawed), REFUSED) | self.flawed
+        flawed: dict[str, str] = {}
+        for uid, how in self.refused.values():
+            flawed[uid] = CONFLICT if CONFLICT in (how, flawed.get(uid)) else how
+        if flawed.pop("", "") or self.flaw:
+            return dict.fromkeys(self.seen, REFUSED) | flawed
         if released:
-            return dict.fromkeys(self.seen, CLOSED) | self.flawed
-        return dict.fromkeys(self.fresh, CUT) | self.flawed
+            return dict.fromkeys(self.seen, CLOSED) | flawed
+        return dict.fromkeys(self.fresh, CUT) | flawed
+
+    @property
+    def series(self) -> set[str]:
+        """Of which it has brought, or tried to bring, something."""
+        return self.seen | {uid for uid, _ in self.refused.values()} - {""}
 
 
 class _Socket(AssociationSocket):  # type: ignore[misc]
@@ -403,17 +414,19 @@ class Listener:
             return FAILED
         finally:
             transfer.held = 0
-        uid = answer.series_uid
+        uid, instance = answer.series_uid, str(request.AffectedSOPInstanceUID)
         if answer.status == SUCCESS:
             self.counts["new" if answer.new else "again"] += 1
             transfer.seen.add(uid)
+            if transfer.refused.get(instance, ("", ""))[1] != CONFLICT:
+                transfer.refused.pop(instance, None)  # another try
             if answer.new:
                 transfer.fresh.add(uid)
             return SUCCESS
         self.counts["refused"] += 1
         log.warning("series %s: an instance was refused with 0x%04X: %s", uid, answer.status, answer.why)
-        if uid:
-            transfer.flawed[uid] = CONFLICT if answer.status == DUPLICATE else REFUSED
+        if len(transfer.refused) < _MOST_REFUSED:
+            transfer.refused[instance] = (uid, CONFLICT if answer.status == DUPLICATE else REFUSED)
         else:
             transfer.flaw = True
         return answer.status
@@ -439,7 +452,7 @@ class Listener:
     def at_work(self) -> set[str]:
         """The series of which an association that is open has brought something."""
         with self._guard:
-            return {uid for t in self._transfers.values() for uid in (*t.seen, *t.flawed)}
+            return {uid for t in self._transfers.values() for uid in t.series}
 
     @property
     def open_associations(self) -> int:

@@ -215,6 +215,10 @@ class Node:
         if self._engine is not None:
             self._engine.stop()
 
+    def wait(self, seconds: float) -> None:
+        """Wait, no longer than until it is told to stop."""
+        self._stop.wait(seconds)
+
     @property
     def stopping(self) -> bool:
         """Whether it was told to stop."""
@@ -429,36 +433,47 @@ class Courier(threading.Thread):
 
     def __init__(self, node: Node, destination: Destination) -> None:
         super().__init__(name=f"courier-{destination.name}", daemon=True)
-        self._node, self._destination = node, destination
+        self._node, self._destination, self._failures = node, destination, 0
         node.health.destinations[destination.name] = ""
 
     def run(self) -> None:
         """Send until the node stops."""
-        wait = 0.0
-        while not self._node._stop.wait(wait or _TICK):
+        while not self._node.stopping:
             try:
                 with ExitStack() as stack:
                     stack.callback(self._destination.close)
                     journal = PushJournal(self._node.job.output, self._destination.name)
                     stack.callback(journal.close)
-                    wait = 0.0
-                    while not self._node.stopping:
-                        if not self._send_some(journal):
-                            self._destination.close()
-                            self._node._stop.wait(_TICK)
-            except Exception as error:
-                wait = self._troubled(error, wait)
+                    self._send_all(journal)
+            except Exception as error:  # whatever it is, the next try may go well
+                self._node.wait(self._troubled(error))
 
-    def _troubled(self, error: Exception, wait: float) -> float:
+    def _send_all(self, journal: PushJournal) -> None:
+        """Send until the node stops.
+
+        Raises:
+            OutputError: The journal cannot be written.
+        """
+        while not self._node.stopping:
+            try:
+                busy, wait = self._send_some(journal), _TICK
+            except DestinationError as error:
+                busy, wait = False, self._troubled(error)
+            if not busy:
+                self._destination.close()
+                self._node.wait(wait)
+
+    def _troubled(self, error: Exception) -> float:
         """Say what stands in the way, and how long to wait."""
         known = isinstance(error, DeepCACError)
         text = str(error) if known else f"{self._destination.name}: {type(error).__name__}"
         if text != self._node.health.destinations[self._destination.name]:
             log.warning("%s", text if isinstance(error, DestinationError) else type(error).__name__)
         self._node.health.destinations[self._destination.name] = text
+        self._failures += 1
         if isinstance(error, DestinationRefused):
             return _REFUSED_WAIT
-        return min(max(2 * wait, 1.0), _LONGEST_WAIT)
+        return float(min(2 ** min(self._failures - 1, 20), _LONGEST_WAIT))
 
     def _send_some(self, journal: PushJournal) -> bool:
         """Send what is due; whether there was anything.
@@ -477,7 +492,7 @@ class Courier(threading.Thread):
             folder = series_folder(output.resolve(), delivery.folder)
             if folder is not None:
                 sender.send_results(delivery.series_uid, folder, output)
-            self._node.health.destinations[name] = ""
+            self._node.health.destinations[name], self._failures = "", 0
             if problems:
                 inbox.not_delivered(name, delivery, problems[0].reason, _next_try(delivery))
             else:

@@ -123,7 +123,7 @@ def test_what_cannot_be_read_is_not_taken(inbox: Inbox, series_of: Series) -> No
     ("limits", "taken"),
     [
         (Limits(free_gb=1e9), 0),
-        (Limits(free_gb=0.001, instance_mb=0.01), 0),
+        (Limits(free_gb=0.001, instance_mb=0.004), 0),
         (Limits(free_gb=0.001, images=3), 3),
     ],
 )
@@ -174,6 +174,12 @@ def test_how_transfers_end(inbox: Inbox, series_of: Series) -> None:
     offer(inbox, late)  # while it is being scored
     settle(inbox, uid, version)
     assert state() == (OPEN, True)
+    settle(inbox, uid, next(inbox.waiting()).version)  # it was silent for so long
+    inbox.ended({uid: CLOSED})
+    assert state() == (CLOSED, False)
+    inbox._write("UPDATE series SET transfer = ?", (OPEN,))
+    inbox.ended({uid: CUT})
+    assert state() == (CUT, True)
 
 
 def test_a_kill_cuts_what_was_under_way_and_loses_nothing(tmp_path: Path, series_of: Series) -> None:

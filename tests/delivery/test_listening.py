@@ -127,6 +127,18 @@ def test_a_series_of_which_an_image_was_refused(start: Start, series_of: Series)
     assert transfers(listener) == {str(sent[0].SeriesInstanceUID): (REFUSED, 3)}
 
 
+def test_an_image_that_is_taken_at_the_second_try(start: Start, series_of: Series) -> None:
+    listener, sent = start(Limits(free_gb=1e9)), series_of("a", 2)
+    association = call(listener)
+    assert association.send_c_store(sent[0]).Status == NO_ROOM
+    listener._inbox.limits = Limits(free_gb=0.001)
+    assert [association.send_c_store(ds).Status for ds in sent] == [0, 0]
+    association.release()
+    until(lambda: not listener.open_associations)
+    listener.sweep()
+    assert transfers(listener) == {str(sent[0].SeriesInstanceUID): (CLOSED, 2)}
+
+
 def test_before_the_disk_is_full_it_says_so(start: Start, series_of: Series) -> None:
     listener = start(Limits(free_gb=1e9))
     assert send(listener, series_of("a", 2)) == [NO_ROOM, NO_ROOM]
