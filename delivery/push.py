@@ -169,7 +169,7 @@ def push(
     summary = PushSummary(journal=journal.path, series=len(scored))
     if only is not None:
         summary.not_scored = len(set(only) - {uid for uid, _ in scored})
-    sender = _Sender(destination, journal, summary, again, retries, tell)
+    sender = Sender(destination, journal, summary, again=again, retries=retries, tell=tell)
     try:
         watch(0, len(scored))
         for count, (uid, folder) in enumerate(scored):
@@ -180,7 +180,7 @@ def push(
                     sender.problem(Problem(series_uid=uid, reason="its CT is not in the folder of --ct"))
                 else:
                     sender.send(uid, _instances(series))
-            sender.send(uid, _outputs(folder, results, uid, sender.problem))
+            sender.send_results(uid, folder, results)
             after = (summary.sent, summary.present, summary.problems)
             log.info(
                 "series %s: %d sent, %d there already, %d not sent",
@@ -243,21 +243,40 @@ def _cause(error: InputUnreadable) -> str:
 
 
 @dataclass(frozen=True)
-class _Sender:
-    """Sends instances, notes and counts what becomes of them."""
+class Sender:
+    """Sends instances, notes and counts what becomes of them.
+
+    Attributes:
+        destination: Where to.
+        journal: Where it is noted; by it nothing is sent twice.
+        summary: Counts.
+        again: Send what was sent before too.
+        retries: How often an instance is tried again when the connection was lost.
+        tell: Told of what is not sent.
+    """
 
     destination: Destination
     journal: PushJournal
     summary: PushSummary
-    again: bool
-    retries: int
-    tell: Callable[[Problem], None]
+    again: bool = False
+    retries: int = 0
+    tell: Callable[[Problem], None] = lambda problem: None
 
     def problem(self, problem: Problem) -> None:
         self.summary.problems += 1
         log.warning("series %s: instance %s: %s", problem.series_uid, problem.instance_uid, problem.reason)
         self.journal.problem(problem)
         self.tell(problem)
+
+    def send_results(self, series_uid: str, folder: Path, results: Path) -> None:
+        """The DICOM files that a run wrote for a series; see `send`.
+
+        Args:
+            series_uid: Of the CT.
+            folder: Where they are.
+            results: Output folder of the run.
+        """
+        self.send(series_uid, _outputs(folder, results, series_uid, self.problem))
 
     def send(self, series_uid: str, instances: Iterable[SliceRef]) -> None:
         """Each instance that is not there yet.

@@ -136,6 +136,14 @@ NOT_CT = register_gate(Gate(code="not-ct", sentence="The series holds no CT imag
 MIXED_IDENTITY = register_gate(
     Gate(code="mixed-identity", sentence="Its images name more than one patient or study.")
 )
+TRANSFER_INCOMPLETE = register_gate(
+    Gate(
+        code="transfer-incomplete",
+        sentence="The node that listens did not get all of the series as it was sent: the transfer broke "
+        "off, images of it were refused, or one came again with other content.",
+        overridable=True,
+    )
+)
 INSTANCE_UID = register_gate(
     Gate(
         code="instance-uid",
