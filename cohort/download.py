@@ -36,7 +36,7 @@ def download(uids: list[str], folder: Path, *, watch: Callable[[int, int], None]
         from idc_index import IDCClient
     except ImportError as error:
         raise InputError(
-            "downloading needs the package idc-index: pip install 'deepcac2[download]'"
+            "downloading needs the package idc-index: .venv/bin/pip install -e '.[download]'"
         ) from error
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -75,7 +75,7 @@ def query(out: Path, *, client: Any = None) -> int:
             from google.cloud import bigquery
         except ImportError as error:
             raise InputError(
-                "the query needs the package google-cloud-bigquery: pip install 'deepcac2[bigquery]'"
+                "the query needs the package google-cloud-bigquery: .venv/bin/pip install -e '.[bigquery]'"
             ) from error
         client = bigquery.Client()
     try:
