@@ -64,7 +64,7 @@ NEVER = {
     "weights": {"monai", "nnunetv2", "imaging", "dicom", "scoring", "stats"} | MEDICINE | PICTURES,
     "pipeline": {"monai", "nnunetv2", "stats"} | MEDICINE | PICTURES,
     "models": {"scoring", "stats"} | MEDICINE | PICTURES,
-    "outputs": {"matplotlib", "models", "stats", "weights"} | LEARNING | MEDICINE,
+    "outputs": {"models", "stats", "weights"} | LEARNING | MEDICINE,
     "utils": {"torch", "monai", "nnunetv2", "stats"} | MEDICINE | PICTURES,
     "config": {"numpy"} | LEARNING | MEDICINE,
     "batch": {"monai", "nnunetv2", "numpy", "imaging", "scoring", "weights", "models"} | MEDICINE | PICTURES,
@@ -412,6 +412,14 @@ def test_decision_records_have_their_four_parts() -> None:
 
 
 # --- the image --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(Path("/app/data/input_data").exists(), reason="scans are mounted here")
+def test_the_container_says_where_scans_are_mounted() -> None:
+    entry = ["sh", str(ROOT / "container" / "entrypoint")]
+    done = subprocess.run(entry, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 11
+    assert "-v /path/to/scans:/app/data/input_data:ro" in done.stderr
 
 
 def test_the_image_takes_only_what_the_package_is_made_of() -> None:

@@ -31,6 +31,7 @@ from ...pipeline.chain import describe_device
 from ...reporting.evaluation import write_report
 from ...scoring import score
 from ...system.atomic import write_json
+from ...system.nearest import listed
 from ...training.crops import (
     ARTERY,
     CALCIUM,
@@ -44,12 +45,12 @@ from ...training.crops import (
     split_patients,
 )
 from ...training.export import export_networks
-from ...training.loop import dice, run_steps
+from ...training.loop import BEST, dice, run_steps
 from ...training.mining import find_mistakes, load_mistakes, save_mistakes
 from ...training.patches import Batches, GridBatches, PatchRecipe, RandomBatches
 from ...training.recipe import Inputs
 from ...training.sources import INSERTED, SIMULATED, crop_origin, make_crops
-from ...training.trainer import LOSSES, StepsRecipe, Trainer, segmentation_loss
+from ...training.trainer import LOSSES, Checkpoint, StepsRecipe, Trainer, segmentation_loss
 from ...weights import WeightSet, resolve, stated_window
 from .kinds import KINDS
 from .network import CalciumModel, build_network
@@ -58,6 +59,8 @@ log = logging.getLogger(__name__)
 
 PAPER_EPOCHS = 50
 """Length of the paper's training; DeepCAC2 paper."""
+_NAMED = 10
+"""Crops held out that are named on the screen at most; chosen."""
 _BRIGHT_HU = 110.0
 """HU from which a voxel is asked what it is; below `CANDIDATE_HU`, as noise and interpolation move it."""
 _NOTHING_WEIGHS = 0.3
@@ -158,7 +161,8 @@ def train(recipe: CalciumRecipe, work: Path, inputs: Inputs) -> Path:
         raise TrainingError(f"the recipe begins with {recipe.start!r}; name these weights with --start")
     cache = make_crops(recipe, work / "crops", inputs)
     training, held_out = split_patients(cache, recipe.validation_share, recipe.seed)
-    log.info("%d crops to train on, %d held out", len(training), len(held_out))
+    names = listed([cache.names[i] for i in held_out], _NAMED)
+    log.info("%d crops to train on, %d held out: %s", len(training), len(held_out), names)
     batches = make_batches(recipe, cache, training)
     total = recipe.steps or recipe.epochs * batches.steps_per_epoch
     trainer = make_trainer(recipe, total, device=inputs.device)
@@ -180,7 +184,12 @@ def train(recipe: CalciumRecipe, work: Path, inputs: Inputs) -> Path:
     )
     if speed is not None:
         write_json(work / "training.json", {**speed, **_paper(speed, cache, training, recipe)})
-    measured = {"held-out patch Dice": round(validate(), 4)}
+    chosen: dict[str, Any] = {}
+    if inputs.best:
+        Checkpoint(work / BEST, recipe, cache).load(trainer)
+        log.info("the weights are those of step %d of %d", trainer.step, total)
+        chosen = {"chosen": f"step {trainer.step} of {total}, by the Dice of held-out patches"}
+    measured = {**chosen, "held-out patch Dice": round(validate(), 4)}
     model = CalciumModel(trainer.network, device=inputs.device, window_hu=recipe.window_hu)
     measured |= evaluate_crops(model, cache, held_out, work / "evaluation", title=recipe.name)
     return export_networks(
@@ -190,6 +199,7 @@ def train(recipe: CalciumRecipe, work: Path, inputs: Inputs) -> Path:
         crops=recipe,
         role="calcium",
         data=crop_origin(recipe, cache),
+        scans=cache.scans,
         measured=measured,
         **recipe.described(),
     )
