@@ -1,6 +1,6 @@
 // The case table: sorted and paged on the server.
 
-import { count, date, h, mark, shortUid, shown } from "./dom.js";
+import { count, date, h, mark, number, shortUid, shown } from "./dom.js";
 import { withValue } from "./filters.js";
 
 /** Cells that say more than their column. */
@@ -23,6 +23,12 @@ function cell(column, row, about) {
   const words = shown(column, value);
   const marked = column.result && !column.groups.length && row.caution && value !== null;
   return marked ? h("span", { class: "marked" }, words, " ", mark(row.caution)) : words;
+}
+
+/** Who has signed which score. */
+function readers(row) {
+  if (!row.read?.length) return "–";
+  return h("ul", { class: "plain keep" }, row.read.map((r) => h("li", {}, h("a", { href: `/review/${row.series_uid}` }, number(r.score)), h("span", { class: "quiet" }, ` ${r.reader}`))));
 }
 
 function isNumber(column) {
@@ -52,7 +58,7 @@ export class Table {
     const query = this.query();
     const sort = query.get("sort") ?? "patient_id";
     const order = query.get("order") === "desc" ? "descending" : "ascending";
-    const names = query.get("columns")?.split(",") ?? this.about.usual;
+    const names = query.get("columns")?.split(",") ?? this.usual();
     const columns = names.map((name) => this.about.byName[name]).filter((c) =>
       c.name !== "status" || sort === "status" || query.has("columns") || rows.some((r) => r.status !== "scored"));
     this.drawChoice(names);
@@ -62,13 +68,26 @@ export class Table {
         h("button", { type: "button", title: c.meaning, "data-key": `sort ${c.name}`, onclick: () => this.sort(c, now, order) },
           c.unit ? `${c.label}, ${c.unit}` : c.label, h("span", { class: "arrow", "aria-hidden": "true" }, now ? (order === "ascending" ? "▲" : "▼") : "↕")));
     }));
+    if (this.about.review) this.head.append(h("th", { scope: "col", title: "score that a person has signed" }, "Read"));
     this.body.replaceChildren(...rows.map((row) => h("tr", {}, columns.map((c, i) =>
-      h(i ? "td" : "th", { class: isNumber(c) && "num", scope: i ? null : "row" }, cell(c, row, this.about))))));
+      h(i ? "td" : "th", { class: isNumber(c) && "num", scope: i ? null : "row" }, cell(c, row, this.about))), this.about.review ? h("td", {}, readers(row)) : null)));
+    try {  // for "before" and "next" on the page of a case
+      sessionStorage.setItem("shown", JSON.stringify({ address: location.pathname + location.search, uids: rows.map((r) => r.series_uid) }));
+    } catch { /* without them */ }
     if (!rows.length) {
-      this.body.append(h("tr", {}, h("td", { colspan: String(columns.length), class: "empty" }, "No series fits all filters.")));
+      this.body.append(h("tr", {}, h("td", { colspan: String(columns.length + (this.about.review ? 1 : 0)), class: "empty" }, "No series fits all filters.")));
     }
     this.drawPager(page, pages, size, series);
     if (focused) [...this.element.querySelectorAll("[data-key]")].find((e) => e.dataset.key === focused)?.focus();
+  }
+
+  /** The usual columns; on a narrow screen what was found stands right after the patient. */
+  usual() {
+    const { usual, byName, results } = this.about;
+    if (!matchMedia("(max-width: 560px)").matches) return usual;
+    const found = usual.filter((name) => results.includes(name));
+    const [first, ...rest] = usual.filter((name) => byName[name] && !found.includes(name));
+    return [first, ...found, ...rest];
   }
 
   /** A box for each column of the table, ticked where it is shown. */
@@ -78,7 +97,7 @@ export class Table {
       input.checked = names.includes(c.name);
       input.addEventListener("change", () => {
         const next = input.checked ? [...names, c.name] : names.filter((n) => n !== c.name);
-        const usual = String(next) === String(this.about.usual);
+        const usual = String(next) === String(this.usual());
         this.change(withValue(this.query(), "columns", usual ? "" : String(next)));
       });
       return h("label", { class: "choice", title: c.meaning }, input, h("span", { class: "word" }, c.label));
