@@ -64,7 +64,7 @@ def harmonised(
     hu, part = volume.hu[box].astype(np.float32), mask[box]
     firsts = np.arange(0, len(hu), count)
     sizes = np.diff(firsts, append=len(hu))
-    hu = np.add.reduceat(hu, firsts) / sizes[:, None, None].astype(np.float32)
+    hu = (np.add.reduceat(hu, firsts) / sizes[:, None, None]).astype(np.float32)
     part = np.logical_or.reduceat(part, firsts)
     if sharp:
         hu = scipy.ndimage.gaussian_filter(hu, [0.0, *(SOFTENING_MM / p for p in pixel)], mode="nearest")
