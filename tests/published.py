@@ -83,7 +83,9 @@ class Described(torch.nn.Module):
         return F.conv3d(x, self.tensors["final_conv.weight"], self.tensors["final_conv.bias"])
 
 
-def workflow_file(folder: Path, name: str = "deepcac2-authors", **modules: dict[str, Any]) -> Path:
+def workflow_file(
+    folder: Path, name: str = "deepcac2-authors", *, bias: float = BIAS, **modules: dict[str, Any]
+) -> Path:
     """A workflow of `config/` with a small random network in place of the published one.
 
     It answers to brightness, and its last bias leaves a small part of it. The heart is looked for with the
@@ -92,6 +94,7 @@ def workflow_file(folder: Path, name: str = "deepcac2-authors", **modules: dict[
     Args:
         folder: Where workflow and weights are put.
         name: Of the workflow.
+        bias: The last one, negated.
         modules: Options beside and instead of those of the file.
     """
     import yaml
@@ -106,7 +109,7 @@ def workflow_file(folder: Path, name: str = "deepcac2-authors", **modules: dict[
         elif tensor_name.endswith("weight"):
             tensors[tensor_name] = tensor.abs() + 1
     tensors["final_conv.weight"] *= 1e-4
-    tensors["final_conv.bias"] = torch.tensor([-float(BIAS)])
+    tensors["final_conv.bias"] = torch.tensor([-float(bias)])
     torch.save(tensors, folder / "published.pt")
     weights = convert_deepcac2(folder / "published.pt", folder / "set").path
     source = Path(deepcac2.__file__).parent / "config" / f"{name}.yml"
