@@ -94,7 +94,11 @@ def facets(results: Results, selection: Selection) -> dict[str, Any]:
 def _counts(
     results: Results, selection: Selection, filters: Sequence[Filter], *, without: str = ""
 ) -> dict[str, dict[str, int]]:
-    """By filter, how many of the selected rows have each value; all in one query."""
+    """By filter, how many of the selected rows have each value; all in one query.
+
+    Each column is scanned with the condition: to keep the chosen rows of all columns takes several times the
+    memory of a connection from a million rows on. Only a text that is searched for costs more than that.
+    """
     where = selection.where(results.filters, without=without)
     parts = []
     for nr, one in enumerate(filters):
@@ -108,9 +112,10 @@ def _counts(
         parts.append(f"SELECT {nr}, coalesce(CAST(value AS VARCHAR), ''), n FROM ({grouped})")
     columns = ", ".join(dict.fromkeys(quoted(one.column) for one in filters))
     out: dict[str, dict[str, int]] = {one.name: {} for one in filters}
+    kept = "MATERIALIZED" if selection.search or selection.patient else "NOT MATERIALIZED"
     if parts:
         rows = results.all(
-            f"WITH chosen AS MATERIALIZED (SELECT {columns} FROM everything WHERE {where}) "
+            f"WITH chosen AS {kept} (SELECT {columns} FROM everything WHERE {where}) "
             + " UNION ALL ".join(parts),
         )
         for nr, value, n in rows:
