@@ -51,6 +51,8 @@ SYNTAXES = (
 """Transfer syntaxes that the reader decodes, the best first."""
 _PDU = 1 << 17
 """Bytes of a PDU that we announce to take; chosen: four of them make a slice of 512²."""
+_DATA, _RELEASE = 0x04, 0x05
+"""Types of PDUs (PS3.8 tables 9-22 and 9-24): P-DATA-TF and A-RELEASE-RQ."""
 _LARGEST_PDU = 1 << 20
 """Bytes of a PDU that are read at most, of whatever kind; a request for an association with 128 contexts of
 all transfer syntaxes has some 60 kB."""
@@ -371,8 +373,16 @@ class Listener:
             return self._transfers.setdefault(id(association), Transfer(association=association))
 
     def _received(self, event: Any) -> None:
-        """Count what comes before anybody has parsed it, and hang up where it is too much."""
-        if event.pdu.pdu_type != 0x04:
+        """Count what comes before anybody has parsed it, and hang up where it is too much.
+
+        That a caller wants to end is noted before it is told so: afterwards it never sends again.
+        """
+        if event.pdu.pdu_type == _RELEASE:
+            with self._guard:
+                ending = self._transfers.pop(id(event.assoc), None)
+            if ending is not None:
+                self._inbox.ended(ending.endings(True))
+        if event.pdu.pdu_type != _DATA:
             return
         transfer, size = self._transfer(event.assoc), event.pdu.pdu_length
         transfer.held += size
@@ -425,8 +435,11 @@ class Listener:
             return SUCCESS
         self.counts["refused"] += 1
         log.warning("series %s: an instance was refused with 0x%04X: %s", uid, answer.status, answer.why)
+        how = CONFLICT if answer.status == DUPLICATE else REFUSED
+        if uid:
+            self._inbox.ended({uid: how})  # before it is said: nobody may be there to note it later
         if len(transfer.refused) < _MOST_REFUSED:
-            transfer.refused[instance] = (uid, CONFLICT if answer.status == DUPLICATE else REFUSED)
+            transfer.refused[instance] = (uid, how)
         else:
             transfer.flaw = True
         return answer.status

@@ -139,6 +139,21 @@ def test_an_image_that_is_taken_at_the_second_try(start: Start, series_of: Serie
     assert transfers(listener) == {str(sent[0].SeriesInstanceUID): (CLOSED, 2)}
 
 
+def test_how_it_ends_is_noted_before_the_caller_is_told(start: Start, series_of: Series) -> None:
+    """A kill right after that finds it there: nothing here waits for a sweep."""
+    listener, sent = start(), series_of("a", 2)
+    uid = str(sent[0].SeriesInstanceUID)
+    association = call(listener)
+    assert [association.send_c_store(ds).Status for ds in sent] == [0, 0]
+    association.release()
+    assert transfers(listener) == {uid: (CLOSED, 2)}
+    sent[0].PatientName = "Somebody^Else"
+    association = call(listener)
+    assert association.send_c_store(sent[0]).Status == DUPLICATE
+    assert transfers(listener) == {uid: (CONFLICT, 2)}
+    association.abort()
+
+
 def test_before_the_disk_is_full_it_says_so(start: Start, series_of: Series) -> None:
     listener = start(Limits(free_gb=1e9))
     assert send(listener, series_of("a", 2)) == [NO_ROOM, NO_ROOM]
