@@ -63,6 +63,7 @@ class RunSummary:
         left: Series of this run's shard that are not done: it was told to stop.
         counts: Rows of this run, by status; with one per file that looked like DICOM and could not be read.
         table: Whether the table was written: of several shards at work the last one does it.
+        workbook: Whether it fits into an Excel workbook, which was then written, too.
         images: Series that are NIfTI or NRRD files: they get no DICOM.
         statistics: How the workers did.
     """
@@ -71,6 +72,7 @@ class RunSummary:
     left: int
     counts: dict[str, int]
     table: bool
+    workbook: bool = True
     images: int = 0
     statistics: Statistics = field(repr=False)
 
@@ -313,7 +315,7 @@ def run_found(
     journal = Journal(output, shard, forget=redo and shard is None)
     engine = Engine(job, workers, journal, retries=means.retries, watch=count, ready=ready)
     running(engine)
-    written = False
+    written, workbook = False, True
     try:
         say()
         with workers:
@@ -339,7 +341,7 @@ def run_found(
                             fates[row.status] += 1
                             yield row
 
-                write_table(output, chain(unreadable, stored()))
+                workbook = write_table(output, chain(unreadable, stored()))
                 write_run_report(output, job.workflow, read_parquet(output / PARQUET))
                 written = True
                 selected |= {s: fates[s] for s in STATUSES}
@@ -350,6 +352,7 @@ def run_found(
         left=total - done,
         counts=counts,
         table=written,
+        workbook=workbook,
         images=images,
         statistics=engine.statistics,
     )

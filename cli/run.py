@@ -459,7 +459,7 @@ _SHOWN = 40
 def _report(summary: RunSummary, log_path: Path, *, quiet: bool) -> None:
     from ..outputs.preview import PREVIEW
     from ..pipeline.cautions import MARK
-    from ..pipeline.places import CSV
+    from ..pipeline.places import CSV, PARQUET, XLSX
     from ..pipeline.step import columns
 
     console = new_console(soft_wrap=True)
@@ -496,6 +496,10 @@ def _report(summary: RunSummary, log_path: Path, *, quiet: bool) -> None:
         console.print(
             f"of {summary.images} NIfTI or NRRD files there is no DICOM SEG and SR, as there is no DICOM to "
             "refer to; their masks are files of the same format"
+        )
+    if not summary.workbook:
+        console.print(
+            f"there is no {XLSX}: the table has more rows than an Excel sheet holds; take {PARQUET}"
         )
     if not quiet and summary.statistics.series > 1:
         console.print(_speed(summary.statistics))

@@ -7,13 +7,15 @@ from typing import Protocol
 
 from ..dicom import safe_name
 
-CSV, PARQUET = "results.csv", "results.parquet"
+CSV, PARQUET, XLSX = "results.csv", "results.parquet", "results.xlsx"
 """The table."""
+DICTIONARY = "data_dictionary.csv"
+"""What its columns mean."""
 RUN_FILE = "run.json"
 DETAILS_NAME = "details.json"
 """In the folder of a series: by it a run knows again what it has done."""
 
-_OWN_NAMES = ("logs", CSV, PARQUET, RUN_FILE, "deepcac.report.json")
+_OWN_NAMES = ("logs", CSV, PARQUET, XLSX, DICTIONARY, RUN_FILE, "deepcac.report.json")
 """What a run itself writes into the output folder; no patient may take these names."""
 
 

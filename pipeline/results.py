@@ -1,8 +1,9 @@
-"""The table of a run: one row for every series found, as CSV and Parquet."""
+"""The table of a run: one row for every series found, as CSV, Parquet and Excel; what its columns mean."""
 
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, make_dataclass
@@ -13,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..dicom import readable
 from ..errors import InputError
-from ..system.atomic import atomic_path
+from ..system.atomic import atomic_path, write_whole
 from ..system.foreign import foreign
 from .case import Case
 from .cautions import cautions
 from .facts import DOMAIN
-from .places import CSV, PARQUET
+from .places import CSV, DICTIONARY, PARQUET, XLSX
 from .step import Described, columns
 
 STATUSES = ("scored", "rejected", "failed")
@@ -42,7 +43,7 @@ _ABOUT_SCAN = (
         kind=str,
         meaning="what must be known with the result: a gate would have refused it, or a zero of thick slices",
     ),
-    Described(name="study_date", kind=str, meaning="StudyDate, YYYYMMDD"),
+    Described(name="study_date", kind=str, meaning="StudyDate, YYYYMMDD", date=True),
     Described(
         name="patient_age",
         kind=int,
@@ -184,14 +185,30 @@ def unreadable_row(path: Path, reason: str) -> ResultRow:
     )
 
 
-def write_table(folder: Path, rows: Iterable[ResultRow]) -> None:
-    """Write the table into an output folder, as Parquet and as CSV.
+def write_table(folder: Path, rows: Iterable[ResultRow]) -> bool:
+    """Write the table into an output folder, as Parquet, CSV and Excel, and what its columns mean.
+
+    Returns:
+        False: it has too many rows for Excel, and there is no ``results.xlsx`` (any more).
 
     Raises:
         DiskFull, OutputUnwritable: It cannot be written.
     """
+    from .workbook import write_workbook
+
     write_parquet(folder / PARQUET, rows)
     write_csv(folder / CSV, read_parquet(folder / PARQUET))
+    write_whole(folder / DICTIONARY, dictionary_csv())
+    return write_workbook(folder / XLSX, folder / PARQUET)
+
+
+def dictionary_csv() -> bytes:
+    """What the columns of the table are, as CSV (UTF-8): a line each."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("column", "type", "unit", "label", "meaning"))
+    writer.writerows((c.name, c.kind.__name__, c.unit, c.title, c.meaning) for c in MEANINGS.values())
+    return text.getvalue().encode()
 
 
 def write_csv(path: Path, rows: Iterable[ResultRow]) -> None:

@@ -54,6 +54,7 @@ class Described:
         groups: Names of its values 0, 1, 2 …, where these are groups of a result.
         limits: Upper limits of the classes in which its values are counted for a histogram.
         listed: In the list at the end of a run as well, though it is no result.
+        date: A text YYYYMMDD that is a day.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Described:
     groups: tuple[str, ...] = ()
     limits: tuple[float, ...] = ()
     listed: bool = False
+    date: bool = False
 
     @property
     def title(self) -> str:

@@ -26,8 +26,8 @@ from .. import __version__
 from ..dicom import readable
 from ..errors import InputError, InputUnreadable
 from ..outputs.report import REPORT
-from ..pipeline.places import PARQUET, RUN_FILE
-from ..pipeline.results import MEANINGS, read_parquet
+from ..pipeline.places import DICTIONARY, PARQUET, RUN_FILE
+from ..pipeline.results import dictionary_csv, read_parquet
 from ..system.atomic import atomic_path, json_bytes
 from ..system.foreign import MAX_JSON, foreign, parse_json, read_json
 from ..system.inside import regular_inside
@@ -38,7 +38,7 @@ FILES = (SEG_NAME, REPORT.file)
 NRRD_NAME, MAPPED_NAME = "cac.seg.nrrd", "mcac.seg.nrrd"
 NRRD_FILES = (NRRD_NAME, REPORT.file)
 """What a series has in the authors' own layout; it may have the mapped mask, too."""
-MANIFEST, README, DICTIONARY = "manifest.csv", "README.md", "data_dictionary.csv"
+MANIFEST, README = "manifest.csv", "README.md"
 MANIFEST_COLUMNS = ("path", "bytes", "sha256")
 SELECTION = "selection.json"
 """Which series the run was for, and what became of them; see `Selected`."""
@@ -242,7 +242,7 @@ def build_release(
                     current.add(SELECTION, io.BytesIO(content))
                     for uid in () if selected is None else selected.missing_series:
                         current.lacks(uid)
-                    current.add(DICTIONARY, io.BytesIO(_dictionary().encode()))
+                    current.add(DICTIONARY, io.BytesIO(dictionary_csv()))
                     with regular_inside(table, results).open("rb") as source:
                         current.add(PARQUET, source)
             for name in FILES:
@@ -304,12 +304,6 @@ scored. Made with deepcac2 {__version__}. Research use only, not a medical devic
 
 {last} Check: `deepcac2 release verify FILE.zip`.
 """
-
-
-def _dictionary() -> str:
-    lines = [("column", "type", "meaning")]
-    lines += [(m.name, m.kind.__name__, m.meaning) for m in MEANINGS.values()]
-    return _csv(lines)
 
 
 def _csv(lines: Iterable[Sequence[str]]) -> str:

@@ -26,12 +26,11 @@ from ..errors import DeepCACError, InputError, InputUnreadable
 from ..imaging import Geometry
 from ..imaging.nrrd import on_grid, read_nrrd_mask
 from ..outputs.report import REPORT
-from ..pipeline.places import PARQUET, patient_folder
+from ..pipeline.places import DICTIONARY, PARQUET, patient_folder
 from ..scoring import RULES, risk_group, score, whole_pieces
 from ..scoring.grades import ARTERIES
 from ..system.foreign import foreign, parse_json
 from .build import (
-    DICTIONARY,
     FILES,
     MANIFEST,
     MAPPED_NAME,

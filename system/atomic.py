@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,7 +61,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         DiskFull, OutputUnwritable: See `output_errors`.
     """
-    temporary = path.with_name(f".{os.getpid()}-{threading.get_ident():x}-{path.name[-150:]}")
+    temporary = _temporary(path)
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -72,15 +73,39 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def _temporary(path: Path) -> Path:
+    """A hidden name beside a path, this thread's own."""
+    return path.with_name(f".{os.getpid()}-{threading.get_ident():x}-{path.name[-150:]}")
+
+
+@contextmanager
+def scratch_beside(path: Path) -> Iterator[Path]:
+    """A folder for what is needed while `path` is written, on the same disk; it is removed in the end.
+
+    Raises:
+        DiskFull, OutputUnwritable: See `output_errors`.
+    """
+    folder = _temporary(path.with_name(f"{path.name}.parts"))
+    with output_errors(path):
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 _TEMPORARY = re.compile(r"\.\d+-[0-9a-f]+-.+")
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files that a killed process left in `folder` (not below it)."""
+    """Remove what a killed process left in `folder` (not below it) under temporary names."""
     with output_errors(folder):
         for path in folder.glob(".*"):
             if _TEMPORARY.fullmatch(path.name):
-                path.unlink(missing_ok=True)
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -18,7 +18,7 @@ from ..outputs.organizer import places, writing
 from ..outputs.report import write_run_report
 from ..pipeline.case import Case
 from ..pipeline.chain import run_stage
-from ..pipeline.places import CSV, DETAILS_NAME, PARQUET, RUN_FILE
+from ..pipeline.places import CSV, DETAILS_NAME, DICTIONARY, PARQUET, RUN_FILE, XLSX
 from ..pipeline.results import STATUSES, ResultRow, unreadable_row, write_table
 from ..pipeline.run import Job, settle_output, write_run
 from ..pipeline.step import images
@@ -71,7 +71,7 @@ class DataOrganizer(Organizer):
         series = {"found": count, "selected": count, "finished": True, **{s: fates[s] for s in STATUSES}}
         write_run(job, {**series, "missing": 0, "missing_series": []})
         if self.set_file_permissions:
-            names = (RUN_FILE, CSV, PARQUET)
+            names = (RUN_FILE, CSV, PARQUET, XLSX, DICTIONARY)
             self._open(job.output, *(job.output / name for name in names), *([report] if report else []))
 
     def _left_out(self) -> dict[str, Any]:

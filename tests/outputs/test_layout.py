@@ -73,7 +73,7 @@ def written(folder: Path) -> set[str]:
     return {n for n in names if not n.startswith("logs/") and n.rpartition("/")[2] != "details.json"}
 
 
-TABLES = {"results.csv", "results.parquet", "run.json"}
+TABLES = {"results.csv", "results.parquet", "results.xlsx", "data_dictionary.csv", "run.json"}
 
 
 @pytest.mark.parametrize(("kind", "ending"), [("nifti", "nii.gz"), ("nrrd", "nrrd")])

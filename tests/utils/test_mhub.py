@@ -550,6 +550,8 @@ def test_the_input_is_not_touched_and_no_path_leaves_the_output(both: Both, sour
         "%2E.%2F..%2Fx%20y",
         "results.csv",
         "results.parquet",
+        "results.xlsx",
+        "data_dictionary.csv",
         "run.json",
     }
     ours = {"workflow.yml", "memory", "app", "data", "modules.json", "heart", "calcium"}
