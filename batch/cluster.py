@@ -412,7 +412,7 @@ def check_ray(address: str) -> None:
     try:
         _imported()
     except ImportError as error:
-        raise DeviceError(f"--ray {address}: needs Ray; pip install 'deepcac2[cluster]'") from error
+        raise DeviceError(f"--ray {address}: needs Ray; .venv/bin/pip install -e '.[cluster]'") from error
     # Ray would start a cluster for "local"; ray:// is its client for programs outside the cluster.
     meant = (os.environ.get("RAY_ADDRESS") or address) if address == "auto" else address
     if meant == "auto":

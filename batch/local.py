@@ -25,6 +25,7 @@ from pebble.pool.process import WORKERS_NAME
 from ..dicom import Series
 from ..pipeline.run import Job
 from ..pipeline.step import PHASES
+from ..system.cores import threads_each
 from . import worker
 from .worker import Finished, Handed, NotBegun, Role, Worker
 
@@ -181,18 +182,6 @@ class LocalWorkers:
         """See `Workers.submit`; of several devices the one with the least to do gets the task."""
         pool = min(self._stages[stage], key=lambda p: p.waiting)
         pool.schedule(worker.work, (task,), self._timeout, done)
-
-
-def threads_each(workers: int) -> int:
-    """CPU threads of each of so many workers that compute: the cores that this process may use, divided.
-
-    ``OMP_NUM_THREADS``, where it is set, is the most: schedulers and users say by it how many cores are
-    theirs. More threads than free cores wait for each other, and a series takes several times as long.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    granted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # of nested ones the outermost
-    threads = max(1, cores // workers)
-    return min(threads, max(1, int(granted))) if granted.isdecimal() else threads
 
 
 @contextmanager

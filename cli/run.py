@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import logging
 import re
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..system.duration import time_in_words
 from .screen import PLAIN_WIDTH, Parser, add_row, new_console, new_table, note, say_json
 
 if TYPE_CHECKING:
@@ -175,7 +177,10 @@ def run(args: argparse.Namespace) -> int:
         retries=args.retries,
         ray=args.ray,
     )
-    with quiet_libraries(), log_file(args.output, "run") as log_path:
+    fresh = (
+        nullcontext() if shard else _nothing_empty(args.output)
+    )  # of other shards it may be the folder, too
+    with quiet_libraries(), fresh, log_file(args.output, "run") as log_path:
         watcher = _Watcher(quiet=args.quiet, as_json=args.json_progress)
         with watcher, followed(log_path, watcher.say), _stoppable(watcher) as running:
             summary = run_folder(
@@ -214,6 +219,18 @@ def _with_hearts(args: argparse.Namespace, workflow: Workflow) -> Workflow:
     if not args.heart_from.exists():
         raise InputError(f"--heart-from {args.heart_from}: there is no such folder or file")
     return workflow.given(HEART, source=str(args.heart_from.resolve()), segments=segments)
+
+
+@contextmanager
+def _nothing_empty(output: Path) -> Iterator[None]:
+    """What ends a run before it has written anything leaves no folder where there was none."""
+    before = output.exists()
+    try:
+        yield
+    except BaseException:
+        if not before and output.is_dir() and {p.name for p in output.iterdir()} <= {"logs"}:
+            shutil.rmtree(output, ignore_errors=True)
+        raise
 
 
 @contextmanager
@@ -385,20 +402,13 @@ def _line(event: Progress) -> str:
     stage, share = statistics.bottleneck()
     memory = sum(s.peak_mb * s.workers for s in statistics.stages.values()) / 1000
     left = event.total - event.done
-    hours = f", about {_time(left / event.rate)} left" if event.rate else ""
+    hours = f", about {time_in_words(left / event.rate)} left" if event.rate else ""
     gpu = statistics.gpu()
     on_gpu = f"; GPU {gpu[0]:.0f} %, at most {gpu[1] / 1000:.1f} GB" if gpu else ""
     return (
         f"{event.done}/{event.total} ({counts}), {event.rate * 3600:.0f} an hour{hours}; "
         f"busiest: {stage} {share:.0%}; workers at most {memory:.1f} GB{on_gpu}"
     )
-
-
-def _time(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
 
 
 def _as_json(event: Progress) -> dict[str, Any]:
@@ -501,9 +511,19 @@ def _report(summary: RunSummary, log_path: Path, *, quiet: bool) -> None:
         console.print(
             f"there is no {XLSX}: the table has more rows than an Excel sheet holds; take {PARQUET}"
         )
+    if not summary.statistics.series and not summary.stopped:
+        console.print(_nothing_done(summary))
     if not quiet and summary.statistics.series > 1:
         console.print(_speed(summary.statistics))
     console.print(f"{counts}; table: {where}; log: {log_path}")
+
+
+def _nothing_done(summary: RunSummary) -> str:
+    """Why nothing was computed."""
+    there = summary.count("scored") + summary.count("rejected")
+    if there:
+        return "nothing to do: every series was scored or rejected before; --redo computes all again"
+    return "nothing to do: no series is to be computed here"
 
 
 def _speed(statistics: Statistics) -> str:
@@ -511,7 +531,7 @@ def _speed(statistics: Statistics) -> str:
     (stage, share), (module, seconds) = statistics.bottleneck(), statistics.slowest_module()
     each = statistics.seconds / statistics.series
     return (
-        f"{statistics.series} series in {_time(statistics.seconds)}, {each:.1f} s each; busiest: {stage} "
+        f"{statistics.series} series in {time_in_words(statistics.seconds)}, {each:.1f} s each; busiest: {stage} "
         f"({share:.0%} of the time), slowest module: {module} ({seconds:.1f} s a series)"
     )
 

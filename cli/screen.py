@@ -12,8 +12,10 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import IO, TYPE_CHECKING, Any, NoReturn
+
+from ..system.nearest import nearest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -118,6 +120,9 @@ def guard_log() -> None:
 class Parser(argparse.ArgumentParser):
     """A parser whose errors, which repeat what was typed or what a pattern matched, are `printable`.
 
+    A command that needs an action and is given nothing shows its help; a command, action, option or choice
+    that there is not is answered with the nearest that there is.
+
     Attributes:
         more: Makes what stands below its help, and is asked only when that is shown.
     """
@@ -130,5 +135,43 @@ class Parser(argparse.ArgumentParser):
             self.epilog = self.more()
         return super().format_help()
 
+    _given: Sequence[str] = ()
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """See `argparse.ArgumentParser.parse_args`; what is left over is an error of the action asked for."""
+        found, left = self.parse_known_args(args, namespace)
+        if left:
+            self._asked().error(f"unrecognized arguments: {' '.join(left)}")
+        return found
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """See `argparse.ArgumentParser.parse_known_args`."""
+        self._given = tuple(sys.argv[1:] if args is None else args)
+        if not self._given and self._below():
+            _write(sys.stderr, self.format_help().splitlines())
+            self.exit(2)
+        return super().parse_known_args(args, namespace)
+
+    def _below(self) -> dict[str, Parser]:
+        """The parsers of its commands or actions, by name."""
+        found = (a.choices for a in self._actions if isinstance(a, argparse._SubParsersAction))
+        return {name: parser for choices in found for name, parser in choices.items()}
+
+    def _asked(self) -> Parser:
+        """The parser of the command and action that were given."""
+        below = self._below()
+        name = next((given for given in self._given if given in below), None)
+        return self if name is None else below[name]._asked()
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            hint = nearest(str(value), map(str, action.choices))
+            raise argparse.ArgumentError(action, f"invalid choice: {value!r}.{hint}")
+
     def error(self, message: str) -> NoReturn:
+        """Say what is wrong, with the nearest option to each that there is not, and end."""
+        options = [o for o in self._option_string_actions if o.startswith("--")]
+        for given in dict.fromkeys(word.partition("=")[0] for word in self._given):
+            if given.startswith("--") and given != "--" and not any(o.startswith(given) for o in options):
+                message = f"{message.removesuffix('.')}. There is no {given}.{nearest(given, options)}"
         super().error(_plain(message))

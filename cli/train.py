@@ -70,7 +70,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="calcium only: weights to begin with, such as bundled (default: random ones)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="CPU threads (default: as many as cores are free for it)"
+    )
     parser.set_defaults(run=run, goes_on=True)
 
 
@@ -79,11 +81,11 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from ..pipeline.chain import choose_device
+    from ..system.cores import threads_each
     from ..training.recipe import RECIPES, Inputs, prepared
 
     log_to_screen(logging.INFO, "%(asctime)s %(message)s")
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    torch.set_num_threads(args.threads or threads_each(1))
     inputs = Inputs(
         device=choose_device(args.device),
         data=args.data,

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from .screen import say, say_json
 
 if TYPE_CHECKING:
     from ..weights import ManifestEntry, WeightSet
+
+
+_WIDTH = 80
+"""Letters of a line of the list: what every terminal has."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -119,15 +124,17 @@ def _list(args: argparse.Namespace) -> int:
         rows: list[dict[str, Any]] = [{**asdict(e), "state": _state(e)} for e in entries]
         say_json(rows)
         return 0
-    lines = [("NAME", "ROLE", "STATE", "LICENCE", "MEASURED")]
-    for e in entries:
-        measured = ", ".join(f"{k} {v}" for k, v in e.measured.items()) or "not by this project"
-        lines.append((e.name, e.role, _state(e), e.licence, measured))
-    widths = [max(len(line[i]) for line in lines) for i in range(5)]
-    for line in lines:
-        text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        say(text.rstrip())
+    heads = [(e.name, e.role, _state(e), e.licence) for e in entries]
+    widths = [max(map(len, column)) for column in zip(*heads, strict=True)]
+    for e, head in zip(entries, heads, strict=True):
+        say("  ".join(cell.ljust(width) for cell, width in zip(head, widths, strict=True)).rstrip())
+        measured = "; ".join(f"{k}: {_words(v)}" for k, v in e.measured.items()) or "not by this project"
+        say(*wrap(f"measured: {measured}", _WIDTH, initial_indent="    ", subsequent_indent="      "))
     return 0
+
+
+def _words(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def _verify(args: argparse.Namespace) -> int:

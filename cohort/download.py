@@ -81,7 +81,7 @@ def download(
         from idc_index import IDCClient
     except ImportError as error:
         raise InputError(
-            "downloading needs the package idc-index: pip install 'deepcac2[download]'"
+            "downloading needs the package idc-index: .venv/bin/pip install -e '.[download]'"
         ) from error
     wanted = sorted(set(uids))
     known = stored(tables or find_tables(), wanted)
@@ -212,7 +212,7 @@ def query(out: Path, *, client: Any = None) -> int:
             from google.cloud import bigquery
         except ImportError as error:
             raise InputError(
-                "the query needs the package google-cloud-bigquery: pip install 'deepcac2[bigquery]'"
+                "the query needs the package google-cloud-bigquery: .venv/bin/pip install -e '.[bigquery]'"
             ) from error
         client = bigquery.Client()
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import threading
 from collections import deque
@@ -17,6 +16,8 @@ from typing import Any, Protocol
 import torch
 
 from ..pipeline.chain import describe_device
+from ..system.cores import threads_each
+from ..system.duration import time_in_words
 from ..system.gpu import GpuMeter
 from .crops import UNSURE, CropCache
 from .monitor import RunLog, Speed
@@ -44,9 +45,9 @@ def prefetch(
     For a GPU they are pinned by the threads and copied while it computes.
 
     Args:
-        workers: Threads; default half of the CPU cores, at least 1 and at most 8.
+        workers: Threads; default half of the CPU cores that are ours, at least 1 and at most 8.
     """
-    workers = workers or min(8, max(1, (os.cpu_count() or 2) // 2))
+    workers = workers or min(8, threads_each(2))
     pinned = device.type == "cuda"
 
     def make(step: int) -> Batch:
@@ -160,6 +161,7 @@ def run_steps(
     checkpoint = Checkpoint(work / "checkpoint.pt", recipe, cache)
     checkpoint.load(trainer)
     if trainer.step >= trainer.total:
+        log.info("all %d steps are done", trainer.total)
         return None
     run_log, speed, pending = RunLog(work, trainer.step), Speed(), 0
 
@@ -203,6 +205,8 @@ def run_steps(
                 words = f"{work.name}: step {step} of {trainer.total}, loss {loss:.4f}"
                 words += "" if overlap is None else f", validation Dice {overlap:.3f}"
                 words += f", {pace:.1f} {unit}/s" + ("" if used is None else f", GPU {used:.0f} %")
+                if pace and not last:
+                    words += f", about {time_in_words((trainer.total - step) * len(batch[0]) / pace)} left"
                 log.info("%s", words)
             stopping = interrupted()
             if saving or stopping:

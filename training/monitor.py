@@ -45,7 +45,7 @@ class RunLog:
         try:
             from tensorboardX import SummaryWriter
         except ModuleNotFoundError:
-            log.warning("no TensorBoard log: install it with pip install 'deepcac2[train]'")
+            log.warning("no TensorBoard log: install it with '.venv/bin/pip install tensorboardX'")
         else:
             with output_errors(work):
                 self._board = SummaryWriter(str(work / "tensorboard"), purge_step=step + 1)

@@ -31,6 +31,7 @@ from ...pipeline.chain import describe_device
 from ...reporting.evaluation import write_report
 from ...scoring import score
 from ...system.atomic import write_json
+from ...system.nearest import listed
 from ...training.crops import (
     ARTERY,
     CALCIUM,
@@ -58,6 +59,8 @@ log = logging.getLogger(__name__)
 
 PAPER_EPOCHS = 50
 """Length of the paper's training; DeepCAC2 paper."""
+_NAMED = 10
+"""Crops held out that are named on the screen at most; chosen."""
 _BRIGHT_HU = 110.0
 """HU from which a voxel is asked what it is; below `CANDIDATE_HU`, as noise and interpolation move it."""
 _NOTHING_WEIGHS = 0.3
@@ -158,7 +161,8 @@ def train(recipe: CalciumRecipe, work: Path, inputs: Inputs) -> Path:
         raise TrainingError(f"the recipe begins with {recipe.start!r}; name these weights with --start")
     cache = make_crops(recipe, work / "crops", inputs)
     training, held_out = split_patients(cache, recipe.validation_share, recipe.seed)
-    log.info("%d crops to train on, %d held out", len(training), len(held_out))
+    names = listed([cache.names[i] for i in held_out], _NAMED)
+    log.info("%d crops to train on, %d held out: %s", len(training), len(held_out), names)
     batches = make_batches(recipe, cache, training)
     total = recipe.steps or recipe.epochs * batches.steps_per_epoch
     trainer = make_trainer(recipe, total, device=inputs.device)

@@ -33,7 +33,7 @@ EXAMPLES = HERE.parents[1] / "docs" / "examples"
 @pytest.fixture(scope="module")
 def two_nodes() -> Iterator[Any]:
     """A head and a node, a CPU each; what they start looks for modules here, too."""
-    pytest.importorskip("ray", reason="needs Ray, which is an extra: pip install 'deepcac2[cluster]'")
+    pytest.importorskip("ray", reason="needs Ray, which is an extra: .venv/bin/pip install -e '.[cluster]'")
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
@@ -204,7 +204,7 @@ def test_without_ray_it_says_how_to_get_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     assert main(["run", str(HERE), str(tmp_path / "out"), "--ray", "auto"]) == DeviceError.exit_code
-    assert "pip install 'deepcac2[cluster]'" in capsys.readouterr().err
+    assert ".venv/bin/pip install -e '.[cluster]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("address", ["local", "ray://head:10001", "head", "/tmp/socket"])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
-from deepcac2.batch.local import threads_each
+from deepcac2.system import cores
+from deepcac2.system.cores import threads_each
 
 
 @pytest.mark.parametrize(
@@ -30,7 +32,21 @@ def test_threads_are_those_of_the_cores_that_are_ours(
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setenv("OMP_NUM_THREADS", granted)
+    monkeypatch.setattr(cores, "_QUOTA", Path("/nowhere"))
     assert threads_each(workers) == threads
+
+
+@pytest.mark.parametrize(
+    ("quota", "threads"), [("max 100000", 8), ("250000 100000", 3), ("10000 100000", 1), ("", 8)]
+)
+def test_threads_are_no_more_than_a_container_may_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, threads: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    monkeypatch.setattr(cores, "_QUOTA", tmp_path / "cpu.max")
+    assert threads_each(1) == threads
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to cores")

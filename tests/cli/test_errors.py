@@ -36,6 +36,54 @@ def test_a_folder_without_dicom(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     code, text = failing(capsys, "run", tmp_path / "in", tmp_path / "out", "--device", "cpu")
     assert code == 11
     assert "DICOM" in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_was_there_stays(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for name in ("in", "out"):
+        (tmp_path / name).mkdir()
+    assert failing(capsys, "run", tmp_path / "in", tmp_path / "out", "--device", "cpu")[0] == 11
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["logs"]
+
+
+@pytest.mark.parametrize("command", [[], ["stats"], ["weights"]])
+def test_a_command_without_its_action_shows_the_help(
+    capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(command)
+    assert left.value.code == 2
+    text = capsys.readouterr().err
+    assert text.startswith("usage: deepcac2")
+    assert "show this help message" in text
+
+
+@pytest.mark.parametrize(
+    ("command", "hint"),
+    [
+        (["stat"], "deepcac2: error: argument COMMAND: invalid choice: 'stat'. Perhaps you meant 'stats'."),
+        (["stats", "survivl"], "invalid choice: 'survivl'. Perhaps you meant 'survival'."),
+        (["run", "a", "b", "--worflow", "x"], "There is no --worflow. Perhaps you meant '--workflow'."),
+        (["run", "--redoo"], "There is no --redoo. Perhaps you meant '--redo'."),
+        (["run", "a", "b", "--timeot=3"], "There is no --timeot. Perhaps you meant '--timeout'."),
+        (["score", "a", "b", "--segment", "hart"], "invalid choice: 'hart'. Perhaps you meant 'heart'."),
+        (["train", "hart", "--work", "w"], "invalid choice: 'hart'. Perhaps you meant 'heart'."),
+    ],
+)
+def test_near_misses_are_suggested(capsys: pytest.CaptureFixture[str], command: list[str], hint: str) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(command)
+    assert left.value.code == 2
+    text = capsys.readouterr().err
+    assert hint in text.splitlines()[-1]
+    assert text.startswith(f"usage: deepcac2 {command[0] if len(command) > 1 else '[-h]'}")
+
+
+def test_the_list_of_weights_fits_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["weights", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any(line.startswith("deepcac2-heart-") for line in lines)
 
 
 def test_a_missing_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

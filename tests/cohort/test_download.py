@@ -169,7 +169,7 @@ def test_without_the_packages(
 ) -> None:
     monkeypatch.setitem(sys.modules, "idc_index", None)
     monkeypatch.setitem(sys.modules, "google.cloud", None)
-    with pytest.raises(InputError, match=r"pip install 'deepcac2\[download\]'"):
+    with pytest.raises(InputError, match=r".venv/bin/pip install -e '.\[download\]'"):
         download(["1.2.3"], tmp_path / "ct")
     assert main(["cohort", "query", "-o", str(tmp_path / "c.csv")]) == 10
     assert "deepcac2[bigquery]" in capsys.readouterr().err

@@ -1,0 +1,31 @@
+"""How many CPU threads a process, or each of several, should compute with."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Where Linux says how much CPU a container may use (cgroup v2): microseconds in a period, and the period."""
+
+
+def threads_each(workers: int) -> int:
+    """CPU threads of each of so many workers that compute: the cores that this process may use, divided.
+
+    Those are the cores that it may run on, and no more than a container's quota of CPU time grants.
+    ``OMP_NUM_THREADS``, where it is set, is the most: schedulers and users say by it how many cores are
+    theirs. More threads than free cores wait for each other, and a series takes several times as long.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    granted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # of nested ones the outermost
+    threads = max(1, min(cores, _quota() or cores) // workers)
+    return min(threads, max(1, int(granted))) if granted.isdecimal() else threads
+
+
+def _quota() -> int | None:
+    """Whole cores of the quota, halves up, at least 1; None where there is none."""
+    try:
+        used, period = _QUOTA.read_text().split()
+        return max(1, int(int(used) / int(period) + 0.5))
+    except (OSError, ValueError, ZeroDivisionError):  # there is no such file; "max"
+        return None
