@@ -531,8 +531,8 @@ def _speed(statistics: Statistics) -> str:
     (stage, share), (module, seconds) = statistics.bottleneck(), statistics.slowest_module()
     each = statistics.seconds / statistics.series
     return (
-        f"{statistics.series} series in {time_in_words(statistics.seconds)}, {each:.1f} s each; busiest: {stage} "
-        f"({share:.0%} of the time), slowest module: {module} ({seconds:.1f} s a series)"
+        f"{statistics.series} series in {time_in_words(statistics.seconds)}, {each:.1f} s each; busiest: "
+        f"{stage} ({share:.0%} of the time), slowest module: {module} ({seconds:.1f} s a series)"
     )
 
 

@@ -274,7 +274,7 @@ def _print_tables(scores: dict[str, CalciumScore | str]) -> None:
     for name in names:
         table.add_column(name, justify="right")
     for lesion in only.lesions:
-        first, last = lesion.slices
+        first, last = lesion.slice_numbers
         row = (
             str(lesion.index),
             f"{lesion.score:.1f}",

@@ -24,7 +24,13 @@ _DETAILS = {
     "score?": {
         "total": _NUMBER,
         "parameters": {"slice_thickness_mm?": _NUMBER},
-        "lesions?": [{"parts?": [{"slice_index": int, "score": _NUMBER}]}],
+        "lesions?": [
+            {
+                "parts?": [{"slice_index": int, "score": _NUMBER}],
+                "slices?": (int, int),
+                "slice_numbers?": (int, int),
+            }
+        ],
     },
 }
 """The form of what is used of a details JSON: types, lists of one form, tuples of several, and what may be
@@ -62,7 +68,19 @@ def read_details(path: Path, root: Path) -> dict[str, Any]:
     content = read_json(path, root)
     if not isinstance(content, dict) or not _has_form(content, _DETAILS):
         raise InputUnreadable(f"{DETAILS_NAME} in {root} is not of the form that a run writes; run again")
+    _number_slices(content)
     return content
+
+
+def _number_slices(content: dict[str, Any]) -> None:
+    """Give the lesions of an older run, which has only indices (``slices``), the numbers of their slices."""
+    geometry = content.get("geometry")
+    for lesion in (content.get("score") or {}).get("lesions") or ():
+        indices = lesion.get("slices")
+        if geometry and indices and not lesion.get("slice_numbers"):
+            rising = geometry["axes"][0][2] >= 0
+            numbers = (i + 1 if rising else geometry["shape"][0] - i for i in indices)
+            lesion["slice_numbers"] = sorted(numbers)
 
 
 def _has_form(value: Any, form: Any) -> bool:

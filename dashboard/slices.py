@@ -56,8 +56,8 @@ class _Cases:
 
     @foreign(*_NO_SLICES)
     def overview(self, request: Request) -> Response:
-        """How many slices there are, those with counted calcium, the best to begin with, and what calcium
-        has a name in its SEG."""
+        """How many slices there are, those with counted calcium and the best to begin with (indices), and what
+        calcium has a name in its SEG."""
         row, ct = self._case(request)
         details = self._store.details(row)
         slices, counted = slices_of(ct, details), _counted(details)
@@ -71,6 +71,7 @@ class _Cases:
                 "count": len(slices),
                 "counted": sorted(z for z in counted if z < len(slices)),
                 "first": first,
+                "rising": _rising(details),
                 "classes": [label.name for label in frames.classes] if frames else [],
             }
         )
@@ -206,6 +207,12 @@ def slices_of(ct: StoredSeries, details: dict[str, Any]) -> tuple[SliceRef, ...]
     if geometry:
         kept = kept[: geometry["shape"][0]]
     return tuple(ct.slices[index] for index in kept)
+
+
+def _rising(details: dict[str, Any]) -> bool:
+    """Whether slices lie the higher, the greater their index; people count them from the lowest
+    (`Geometry.slice_number`)."""
+    return not details.get("geometry") or bool(details["geometry"]["axes"][0][2] >= 0)
 
 
 def _counted(details: dict[str, Any]) -> dict[int, float]:

@@ -69,6 +69,14 @@ class Geometry:
         inverse = np.linalg.inv(m[:3, :3])
         return (np.asarray(lps, dtype=np.float64) - m[:3, 3]) @ inverse.T
 
+    def slice_number(self, index: int) -> int:
+        """What people call a slice: slices are counted from 1 at the lowest one, the nearest to the feet.
+
+        Args:
+            index: Of the array, along z, from 0.
+        """
+        return index + 1 if self.axes[0][2] >= 0 else self.shape[0] - index
+
     def part(self, box: Sequence[slice]) -> Geometry:
         """The grid of the voxels in an index box: a slice with start and stop for each of z, y and x."""
         z, y, x = (s.stop - s.start for s in box)

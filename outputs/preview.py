@@ -134,7 +134,10 @@ def preview(case: Case) -> bytes | None:
     sz, sy, sx = geometry.spacing
     middle = [_middle(outline, axes) for axes in ((1, 2), (0, 2), (0, 1))]
     tiles = [
-        (f"slice {z + 1}", plane_picture(hu[k], outline[k], marked[k], (sy, sx), classes=classes))
+        (
+            f"slice {volume.geometry.slice_number(z)}",
+            plane_picture(hu[k], outline[k], marked[k], (sy, sx), classes=classes),
+        )
         for z, k in zip(slices, order, strict=True)
     ]
     projected = marked.max(axis=1)[::-1], marked.max(axis=2)[::-1]

@@ -372,7 +372,8 @@ def _lesions(
             mean_hu=float(mean[k]),
             weights=tuple(sorted({part.weight for part in members[k]})),
             score=float(scores[k]),
-            slices=(members[k][0].slice_index, members[k][-1].slice_index),
+            slice_indices=_ends(members[k]),
+            slice_numbers=_numbers(geometry, _ends(members[k])),
             centroid_index=(float(centroid[k, 0]), float(centroid[k, 1]), float(centroid[k, 2])),
             centroid_lps=(float(centroid_lps[k, 0]), float(centroid_lps[k, 1]), float(centroid_lps[k, 2])),
             parts=tuple(members[k]),
@@ -381,3 +382,14 @@ def _lesions(
         for rank, k in enumerate(np.argsort(-scores, kind="stable"), start=1)
     )
     return lesions, math.fsum(lesion.score for lesion in lesions)
+
+
+def _ends(parts: Sequence[LesionPart]) -> tuple[int, int]:
+    """Indices of the first and the last slice of a lesion."""
+    return parts[0].slice_index, parts[-1].slice_index
+
+
+def _numbers(geometry: Geometry, ends: tuple[int, int]) -> tuple[int, int]:
+    """The numbers of two slices, the lower one first."""
+    first, last = sorted(geometry.slice_number(index) for index in ends)
+    return first, last

@@ -55,7 +55,7 @@ class LesionPart:
     """The piece of a lesion that got one weight in one slice.
 
     Attributes:
-        slice_index: Index z of the slice.
+        slice_index: Index z of the slice, from 0.
         n_voxels: Counted pixels.
         area_mm2: Their area, mm².
         max_hu: The maximum that set the weight, HU (of the whole 3D lesion where the rule says so).
@@ -87,7 +87,8 @@ class Lesion:
         mean_hu: Mean HU.
         weights: Weights that occur, ascending.
         score: What it adds to the total, before that is rounded.
-        slices: First and last slice index, both included.
+        slice_indices: First and last slice index, from 0, both included.
+        slice_numbers: The same slices as people count them (`Geometry.slice_number`), the lower one first.
         centroid_index: Centre of its voxels as fractional index (z, y, x).
         centroid_lps: The same in the patient, LPS mm (x, y, z).
         parts: The pieces that were weighted, by slice.
@@ -102,7 +103,8 @@ class Lesion:
     mean_hu: float
     weights: tuple[int, ...]
     score: float
-    slices: tuple[int, int]
+    slice_indices: tuple[int, int]
+    slice_numbers: tuple[int, int]
     centroid_index: tuple[float, float, float]
     centroid_lps: tuple[float, float, float]
     parts: tuple[LesionPart, ...] = field(repr=False)

@@ -85,7 +85,7 @@ function legend(named) {
 /** The slices one by one, drawn by the server; the keys ← → move through them. */
 function slider(base, colours) {
   const box = h("div", { class: "slices" });
-  get(`${base}/slices`).then(({ count: n, counted, first, classes }) => {
+  get(`${base}/slices`).then(({ count: n, counted, first, rising, classes }) => {
     for (const row of colours?.querySelectorAll("li") ?? []) row.hidden &&= !classes.includes(row.dataset.class);
     const image = h("img", { class: "slice", alt: "" });
     const range = h("input", { type: "range", min: "0", max: String(n - 1), id: "slice" });
@@ -96,7 +96,7 @@ function slider(base, colours) {
     let timer;
     const draw = () => {
       const i = Number(range.value);
-      words.textContent = `slice ${count(i + 1)} of ${count(n)}${counted.includes(i) ? ", with counted calcium" : ""}`;
+      words.textContent = `slice ${count(rising ? i + 1 : n - i)} of ${count(n)}${counted.includes(i) ? ", with counted calcium" : ""}`;
       range.setAttribute("aria-valuetext", words.textContent);
       image.alt = `CT, ${words.textContent}`;
       clearTimeout(timer);
@@ -209,7 +209,7 @@ function lesions(found) {
   if (!found?.lesions?.length) return null;
   const rows = [...found.lesions].sort((a, b) => b.score - a.score).map((l) => [
     count(l.index), number(l.score, 1), number(l.volume_mm3, 1), number(l.area_mm2, 1), number(l.max_hu, 0), number(l.mean_hu, 0),
-    l.slices[0] === l.slices[1] ? String(l.slices[0] + 1) : `${l.slices[0] + 1}–${l.slices[1] + 1}`, l.weights.join(", "),
+    [...new Set(l.slice_numbers)].join("–"), l.weights.join(", "),
     l.centroid_lps.map((v) => number(v, 0)).join(", ")]);
   return panel("Lesions", table("Lesions, the largest score first", [
     { label: "No.", number: true }, { label: "Score", number: true }, { label: "Volume, mm³", number: true }, { label: "Area, mm²", number: true },

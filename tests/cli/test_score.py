@@ -52,7 +52,8 @@ def test_json(scan, capsys: pytest.CaptureFixture[str]) -> None:
     assert document["risk_group"] == 1
     assert document["volume_mm3"] == pytest.approx(32 * 0.625)
     assert document["mass_mg"] == pytest.approx(16 * 700 * 0.625 * 0.001)
-    assert [lesion["slices"] for lesion in document["lesions"]] == [[4, 4], [2, 2]]
+    assert [lesion["slice_indices"] for lesion in document["lesions"]] == [[4, 4], [2, 2]]
+    assert [lesion["slice_numbers"] for lesion in document["lesions"]] == [[5, 5], [3, 3]]
     assert document["parameters"]["threshold"] == 130
 
 
@@ -75,6 +76,7 @@ def test_table(scan, capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert f"{EXPECTED:.1f}" in text
     assert "1 (low)" in text
+    assert [line.split()[5] for line in text.splitlines()[-2:]] == ["5", "3"]  # counted from 1
     assert "450" in text
 
 
@@ -126,7 +128,7 @@ def test_mask_stored_the_other_way_round(scan, tmp_path: Path, capsys: pytest.Ca
         assert run(ct, tmp_path / "turned.nii.gz", "--json") == 0
         document = json.loads(capsys.readouterr().out)
         assert document["total"] == pytest.approx(EXPECTED)
-        assert [lesion["slices"] for lesion in document["lesions"]] == [[4, 4], [2, 2]]
+        assert [lesion["slice_indices"] for lesion in document["lesions"]] == [[4, 4], [2, 2]]
 
 
 def test_dicom_with_seg_and_with_nifti(tmp_path: Path, shared_data: Path, capsys) -> None:

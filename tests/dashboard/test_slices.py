@@ -17,6 +17,7 @@ import pydicom
 import pytest
 from PIL import Image
 
+from deepcac2.dashboard.files import read_details
 from deepcac2.dashboard.slices import slices_of
 from deepcac2.dashboard.store import Row, StoredSeries
 from deepcac2.dicom import discover, read_series
@@ -185,3 +186,15 @@ def test_arteries_and_what_was_not_counted_have_their_colours(
             there, coloured = np.asarray(enlarged) > 0, (marked == label.colour).all(axis=-1)
             assert coloured[there].all(), label.name
             assert not (coloured & changed & ~there).any(), label.name
+
+
+@pytest.mark.parametrize(("up", "numbers"), [(1.0, [3, 5]), (-1.0, [6, 8])])
+def test_lesions_of_older_runs_get_the_numbers_of_their_slices(
+    tmp_path: Path, up: float, numbers: list[int]
+) -> None:
+    """They have 0-based indices alone, under a name that no longer says so."""
+    geometry = {"origin": [0, 0, 0], "shape": [10, 4, 4], "axes": [[0, 0, up], [0, 1, 0], [1, 0, 0]]}
+    score = {"total": 1, "parameters": {}, "lesions": [{"slices": [2, 4]}]}
+    (tmp_path / "details.json").write_text(json.dumps({"geometry": geometry, "score": score}))
+    (lesion,) = read_details(tmp_path / "details.json", tmp_path)["score"]["lesions"]
+    assert lesion["slice_numbers"] == numbers

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -186,7 +187,7 @@ def test_lesions_add_up(seed: int, rule: str) -> None:
     for lesion in result.lesions:
         assert sum(part.n_voxels for part in lesion.parts) == lesion.n_voxels
         assert {part.weight for part in lesion.parts} == set(lesion.weights)
-        assert lesion.slices == (lesion.parts[0].slice_index, lesion.parts[-1].slice_index)
+        assert lesion.slice_indices == (lesion.parts[0].slice_index, lesion.parts[-1].slice_index)
         assert lesion.area_mm2 * spacing[0] == pytest.approx(lesion.volume_mm3)
         np.testing.assert_allclose(volume.geometry.to_lps(lesion.centroid_index), lesion.centroid_lps)
         if not RULES[rule].round_lesions:
@@ -210,9 +211,9 @@ def test_by_hand() -> None:
     assert score(volume, hu > 0).mass_mg is None
 
     big, small = result.lesions  # the first two slices touch: one lesion of the table
-    assert (big.n_voxels, big.max_hu, big.weights, big.slices) == (9, 400, (4,), (2, 2))
+    assert (big.n_voxels, big.max_hu, big.weights, big.slice_indices) == (9, 400, (4,), (2, 2))
     assert big.centroid_index == (2.0, 4.0, 6.0)
-    assert (small.n_voxels, small.max_hu, small.weights, small.slices) == (6, 250, (1, 2), (0, 1))
+    assert (small.n_voxels, small.max_hu, small.weights, small.slice_indices) == (6, 250, (1, 2), (0, 1))
     assert [(p.slice_index, p.max_hu, p.weight, p.area_mm2) for p in small.parts] == [
         (0, 250, 2, 2.0),
         (1, 199, 1, 1.0),
@@ -225,6 +226,22 @@ def test_by_hand() -> None:
     assert score(volume, hu > 0, rule="ai-cac", slice_thickness=3.0).total == 25
     # van-velzen: lesions 6 voxels of 7.5 mm³ and 9 voxels; 900 HU alone is 1.25 mm³
     assert score(volume, hu > 0, rule="van-velzen").total == pytest.approx((2 * 2 + 1 + 18) * 2.5 / 3)
+
+
+@pytest.mark.parametrize("towards", [1.0, -1.0])
+def test_slices_are_counted_from_the_lowest(towards: float) -> None:
+    """By where they lie in the patient, whichever way the array runs."""
+    hu = np.zeros((5, 4, 4))
+    hu[1:3] = 400
+    axes = ((0.0, 0.0, towards), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0))
+    geometry = replace(make_volume(hu, (2.5, 1.0, 1.0)).geometry, axes=axes)
+    volume = Volume(hu=hu.astype(np.int16), geometry=geometry)
+    heights = [float(geometry.to_lps((z, 0, 0))[2]) for z in range(5)]
+    numbers = [1 + sum(other < height for other in heights) for height in heights]
+    (lesion,) = score(volume, hu > 0).lesions
+    assert lesion.slice_indices == (1, 2)
+    assert lesion.slice_numbers == tuple(sorted((numbers[1], numbers[2])))
+    assert [geometry.slice_number(z) for z in range(5)] == numbers
 
 
 @pytest.mark.parametrize(
