@@ -115,7 +115,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         action="append",
         default=[],
         metavar="KIND",
-        help="nifti or nrrd: also keep CT and masks as such files",
+        help="nifti or nrrd: also keep CT and masks as such files; pdf, dicom-pdf or secondary-capture: "
+        "also a page about each case; repeatable",
     )
     parser.add_argument("--redo", action="store_true", help="compute everything again")
     screen = parser.add_mutually_exclusive_group()

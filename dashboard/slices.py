@@ -56,8 +56,8 @@ class _Cases:
 
     @foreign(*_NO_SLICES)
     def overview(self, request: Request) -> Response:
-        """How many slices there are, those with counted calcium and the best to begin with (indices), and what
-        calcium has a name in its SEG."""
+        """How many slices there are, those with counted calcium and the best to begin with (indices), and
+        what calcium has a name in its SEG."""
         row, ct = self._case(request)
         details = self._store.details(row)
         slices, counted = slices_of(ct, details), _counted(details)

@@ -89,7 +89,7 @@ def writers() -> Mapping[str, Writer]:
 def queries() -> dict[str, str]:
     """mhubio's data types of the files that its modules hand on, and the names of their writers."""
     load_all()
-    return {writer.query: writer.name for writer in _WRITERS.values() if writer.query}
+    return {w.query: w.name for w in _WRITERS.values() if w.query and not w.keep}
 
 
 def targets() -> dict[str, str]:
