@@ -27,7 +27,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--data", type=Path, required=True, metavar="FOLDER", help="DICOM CT with DICOM SEG of the calcium"
     )
     parser.add_argument(
-        "--report", type=Path, metavar="DIR", help="write methods.md, methods.json and figures"
+        "--report",
+        type=Path,
+        metavar="DIR",
+        help="write methods.md (and .html, .pdf), methods.json and figures",
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
@@ -40,8 +43,9 @@ def run(args: argparse.Namespace) -> int:
     from ..evaluation.methods import compare_methods, operating_points, table, to_dict
     from ..pipeline.gates import check_allowed
     from ..pipeline.workflow import Workflow
-    from ..reporting.method_figures import write_method_figures
-    from ..system.atomic import write_json, write_whole
+    from ..reporting.method_figures import method_figures
+    from ..reporting.page import write_page
+    from ..system.atomic import write_json
 
     check_allowed(args.allow)
     for method in args.methods:  # a mistake shows before the first scan
@@ -68,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         say(*text.rstrip("\n").split("\n"))
     if args.report is not None:
         write_json(args.report / "methods.json", everything)
-        figures = write_method_figures(results, args.report)
-        shown = "".join(f"\n![{p.stem}]({p.name})\n" for p in figures)
-        write_whole(args.report / "methods.md", ("# Methods on the same scans\n\n" + text + shown).encode())
+        figures = method_figures(results)
+        shown = "".join(f"\n![{name}](figures/{name}.png)\n" for name in figures)
+        write_page(args.report, "# Methods on the same scans\n\n" + text + shown, figures, name="methods")
     return 0

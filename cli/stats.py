@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import InputError
 from .screen import note, say, say_json
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from ..reporting.statistics import Page
+    from ..stats.percentiles import Percentiles
+
+T = TypeVar("T")
 
 
 PERCENTILES_FILE = "percentiles.csv"
@@ -85,7 +89,7 @@ def _add_common(parser: argparse.ArgumentParser, *, needed: bool = False) -> Non
         type=Path,
         metavar="DIR",
         required=needed,
-        help="write a page with figures (HTML, Markdown)",
+        help="write a page with figures (HTML, PDF, Markdown; figures also as SVG and PDF)",
     )
     parser.add_argument("--title", metavar="TEXT", default="", help="heading of the page")
     if not needed:
@@ -212,7 +216,7 @@ def run_survival(args: argparse.Namespace) -> int:
 
 
 def run_report(args: argparse.Namespace) -> int:
-    """One page about a cohort."""
+    """One page about a cohort; exit code 1 where a part of it could not be made."""
     from ..dicom.gates import is_sharp_kernel
     from ..pipeline.results import COLUMNS
     from ..reporting.statistics import cohort_page, survival_parts
@@ -231,32 +235,45 @@ def run_report(args: argparse.Namespace) -> int:
         raise InputError("--clinical needs --time COLUMN and --event COLUMN, or --ethnicity COLUMN")
     results = read_table(args.results, only=COLUMNS)
     scans = scored(results)
-    survival = percentiles = None
-    if args.time:
+    missing: dict[str, str] = {}
+
+    def part(name: str, make: Callable[[], T]) -> T | None:
+        """A part of the page; where it cannot be made, the page says so, and has all the others."""
+        try:
+            return make()
+        except (InputError, ArithmeticError, ValueError) as error:
+            missing[name] = str(error) or type(error).__name__
+            note(f"warning: {name} is not in the report: {missing[name]}")
+            return None
+
+    def survival() -> Page:
         cohort = _cohort(args, results)
-        survival = survival_parts(cohort, analyse(cohort), unit=args.unit)
-    if args.ethnicity:
+        return survival_parts(cohort, analyse(cohort), unit=args.unit)
+
+    def percentiles() -> Percentiles:
         clinical = read_table(args.clinical, needed=[args.patient, args.ethnicity], only=())
-        percentiles = by_ethnicity(scans, clinical, ethnicity=args.ethnicity, patient=args.patient)
-    followed = progression(scans, cuts=args.cuts)
-    pairs = kernel_pairs(scans, cuts=args.cuts)
+        return by_ethnicity(scans, clinical, ethnicity=args.ethnicity, patient=args.patient)
+
+    sharp = {"sharp": is_sharp_kernel, "cuts": args.cuts}
+    ranked = part("Percentile by ethnicity", percentiles) if args.ethnicity else None
     say(*scans.flow.lines())
     page = cohort_page(
         results,
         scans,
-        followed,
-        pairs,
-        survival=survival,
-        percentiles=percentiles,
-        arteries=by_artery(scans),
-        reconstructed=reconstructions(scans, sharp=is_sharp_kernel, cuts=args.cuts),
+        part("Change over time", lambda: progression(scans, cuts=args.cuts)),
+        part("One study, two kernels", lambda: kernel_pairs(scans, cuts=args.cuts)) or [],
+        survival=part("Survival", survival) if args.time else None,
+        percentiles=ranked,
+        arteries=part("Arteries", lambda: by_artery(scans)),
+        reconstructed=part("Several reconstructions", lambda: reconstructions(scans, **sharp)),
+        missing=missing,
         cuts=args.cuts,
         title=args.title,
     )
-    if percentiles is not None:
-        _write_rows(args.report / PERCENTILES_FILE, percentiles.frame)
+    if ranked is not None:
+        _write_rows(args.report / PERCENTILES_FILE, ranked.frame)
     _write(args, page)
-    return 0
+    return 1 if missing else 0
 
 
 def _cohort(args: argparse.Namespace, results: pd.DataFrame) -> Any:

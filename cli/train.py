@@ -69,6 +69,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="NAME|PATH",
         help="calcium only: weights to begin with, such as bundled (default: random ones)",
     )
+    parser.add_argument(
+        "--best",
+        action="store_true",
+        help="calcium only: make the weights of the checkpoint that did best on what is held out, not of the "
+        "last; also after a finished training, in the same work folder",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument(
         "--threads", type=int, metavar="N", help="CPU threads (default: as many as cores are free for it)"
@@ -92,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
         backgrounds=args.backgrounds,
         heart_weights=args.heart_weights,
         start=args.start,
+        best=args.best,
     )
     own = RECIPES / f"{args.role}.yml"
     config = args.config or (own if own.exists() else RECIPES / f"{BUNDLED}.yml")

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
     PYDICOM_IMPLEMENTATION_UID,
+    UID,
     EncapsulatedPDFStorage,
     ExplicitVRLittleEndian,
     SecondaryCaptureImageStorage,
@@ -85,7 +86,7 @@ def write_secondary_capture(
     dataset, seg = _begun(series, derived, kind, "SC", title, algorithm_name, version)
     image = np.concatenate(list(pages))
     dataset.Modality, dataset.SeriesNumber = "OT", CAPTURE_NUMBER
-    dataset.ImageType = ["DERIVED", "SECONDARY"]
+    dataset.ImageType, dataset.BodyPartExamined = ["DERIVED", "SECONDARY"], "HEART"
     dataset.PatientOrientation = ""
     dataset.SamplesPerPixel, dataset.PhotometricInterpretation, dataset.PlanarConfiguration = 3, "RGB", 0
     dataset.Rows, dataset.Columns = image.shape[:2]
@@ -97,7 +98,7 @@ def write_secondary_capture(
 
 
 def _begun(
-    series: Series, derived: Path, kind: str, suffix: str, title: str, name: str, version: str
+    series: Series, derived: Path, kind: UID, suffix: str, title: str, name: str, version: str
 ) -> tuple[Dataset, Dataset]:
     """What both have in common, and the header of the SEG."""
     tags = ("SOPClassUID", "SOPInstanceUID", "ContentDate", "ContentTime", *INHERITED)
@@ -116,7 +117,6 @@ def _begun(
     dataset.SeriesInstanceUID = generate_uid(entropy_srcs=[series.series_uid, name, suffix])
     dataset.SeriesDescription = title
     dataset.InstanceNumber = 1
-    dataset.BodyPartExamined = "HEART"
     dataset.Manufacturer = dataset.ManufacturerModelName = name
     dataset.SoftwareVersions, dataset.DeviceSerialNumber = version, "0"
     dataset.ConversionType = "WSD"

@@ -12,7 +12,18 @@ import numpy as np
 
 from ..imaging.labels import ARTERIES, NOT_SURE
 from ..pipeline.doubt import Interval
-from ..stats.agreement import Agreement, Estimate, Statistic, agreement, bootstrap, mean, median, rate, ratio
+from ..stats.agreement import (
+    Agreement,
+    Estimate,
+    Statistic,
+    agreement,
+    bootstrap,
+    exact_rate,
+    mean,
+    median,
+    rate,
+    ratio,
+)
 from ..system.codec import to_plain
 from .by_name import EDGE, UNLABELLED
 from .cases import CaseResult, Evaluation, TrueLesion
@@ -281,6 +292,8 @@ def _lesion_rate(
     else:
         holders = [c.patient for c, h in zip(cases, hits, strict=True) if h]
         sensitivity = replace(bootstrap(ratio, found, total, patients=holders), n=int(total.sum()))
+        if len(total) and sensitivity.low is None:  # too few patients for a bootstrap
+            sensitivity = exact_rate(int(found.sum()), int(total.sum()))
     return LesionRate(
         by=by, value=value, found=int(found.sum()), total=int(total.sum()), sensitivity=sensitivity
     )

@@ -27,7 +27,7 @@ from ..pipeline.shown import RESEARCH_USE, Shown, shown
 from ..pipeline.step import Context
 from ..pipeline.writer import Writer, register_writer
 from ..system.atomic import write_whole
-from .preview import plane_picture, preview_slices
+from .preview import middle_of, plane_picture, preview_slices
 from .sheet import FULL, MARGIN, QUIET, RED, WIDTH, Sheet, Style
 
 _TILE_MM, _GAP_MM = 59.0, 2.5
@@ -182,8 +182,7 @@ def _pictures(sheet: Sheet, case: Case, what: Shown) -> None:
         words = f"slice {geometry.slice_number(index)}"
         cut = view.hu[k, y, x], view.outline[k, y, x], view.marked[k, y, x]
         _tile(sheet, what, cut, (sy, sx), (place, 0), words, "RLAP", numbers=view.numbers[k, y, x], top=top)
-    middle = [int(np.flatnonzero(m).mean()) if m.any() else len(m) // 2
-              for m in (view.outline.any(axis=(0, 2)), view.outline.any(axis=(0, 1)))]  # fmt: skip
+    middle = middle_of(view.outline, (0, 2)), middle_of(view.outline, (0, 1))
     front = view.hu[z, middle[0], x], view.outline[z, middle[0], x], view.marked[z, y, x].max(axis=1)
     side = view.hu[z, y, middle[1]], view.outline[z, y, middle[1]], view.marked[z, y, x].max(axis=2)
     for place, (name, cut, pixel, letters) in enumerate(

@@ -132,7 +132,7 @@ def preview(case: Case) -> bytes | None:
     flipped = volume.geometry.axes[0][2] < 0
     order = [len(hu) - 1 - z if flipped else z for z in slices]
     sz, sy, sx = geometry.spacing
-    middle = [_middle(outline, axes) for axes in ((1, 2), (0, 2), (0, 1))]
+    middle = [middle_of(outline, axes) for axes in ((1, 2), (0, 2), (0, 1))]
     tiles = [
         (
             f"slice {volume.geometry.slice_number(z)}",
@@ -167,7 +167,7 @@ def preview(case: Case) -> bytes | None:
     return buffer.getvalue()
 
 
-def _middle(mask: BoolArray, axes: tuple[int, int]) -> int:
+def middle_of(mask: BoolArray, axes: tuple[int, int]) -> int:
     """Middle of what a mask shows along the third axis, or of the axis."""
     inside = np.flatnonzero(mask.any(axis=axes))
     return int(inside.mean()) if len(inside) else mask.shape[3 - sum(axes)] // 2

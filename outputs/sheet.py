@@ -25,6 +25,8 @@ FULL = WIDTH - 2 * MARGIN
 """Width between the borders, mm."""
 _INCH, _POINT = 25.4, 25.4 / 72
 """mm in an inch and in a point."""
+_PICTURE_DPI = 260
+"""Of pictures in the PDF; chosen: that of print."""
 _LEADING = 1.28
 """Height of a line over the size of its letters."""
 _FONT = "DejaVu Sans"
@@ -183,9 +185,10 @@ class Sheet:
 
         page = self.pages[-1]
         corner = x / WIDTH, 1 - (y + height) / HEIGHT
-        of_page = {"transform": page.transFigure, "zorder": -1}
-        size = width / WIDTH, height / HEIGHT
-        page.add_artist(Rectangle(corner, *size, facecolor=colour, edgecolor="none", **of_page))
+        patch = Rectangle(corner, width / WIDTH, height / HEIGHT, facecolor=colour, edgecolor="none")
+        patch.set_transform(page.transFigure)
+        patch.set_zorder(-1)
+        page.add_artist(patch)
 
     def pdf(self, title: str) -> bytes:
         """All pages as one PDF file; the same pages give the same bytes.
@@ -200,7 +203,7 @@ class Sheet:
         about = {"Title": shown(title), "Creator": "deepcac2", "Producer": None, "CreationDate": None}
         with rc_context({"pdf.fonttype": 42}), PdfPages(buffer, metadata=about) as file:
             for page in self.pages:
-                file.savefig(page)
+                file.savefig(page, dpi=_PICTURE_DPI)
         return buffer.getvalue()
 
     def pictures(self, dpi: int) -> Iterator[npt.NDArray[np.uint8]]:
@@ -209,7 +212,7 @@ class Sheet:
 
         for page in self.pages:
             page.set_dpi(dpi)
-            canvas = FigureCanvasAgg(page)
+            canvas: Any = FigureCanvasAgg(page)
             canvas.draw()
             yield np.asarray(canvas.buffer_rgba())[..., :3].copy()
 

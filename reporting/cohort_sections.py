@@ -12,7 +12,7 @@ from ..stats.arteries import MOST_ARTERIES, ByArtery, Site
 from ..stats.percentiles import Percentiles, in_order
 from ..stats.reconstructions import Difference, Reconstructions
 from .page import flow_table, interval, number, plain, table
-from .plots import BLUE, GREY, ORANGE, Points, bland_altman_figure, panel, png
+from .plots import BLUE, GREY, ORANGE, Drawing, Points, bland_altman_figure, drawn, panel
 
 
 def percentile_section(found: Percentiles) -> str:
@@ -39,7 +39,7 @@ def percentile_section(found: Percentiles) -> str:
     return "\n\n".join(parts)
 
 
-def artery_section(found: ByArtery) -> tuple[str, dict[str, bytes]]:
+def artery_section(found: ByArtery) -> tuple[str, dict[str, Drawing]]:
     """Where calcium is and how much, in how many arteries, and what was not counted; with its figure."""
     total = found.flow.left
     parts = ["## Arteries", flow_table([found.flow])]
@@ -77,7 +77,7 @@ def _site_row(site: Site) -> list[str]:
     return [plain(site.name), str(len(site.scores)), share, middle, f"{low} to {high}"]
 
 
-def _artery_figure(found: ByArtery) -> bytes:
+def _artery_figure(found: ByArtery) -> Drawing:
     """How many have calcium in each place, and their scores there."""
     sites = [*found.sites, *found.not_counted][::-1]
     colours = [GREY] * len(found.not_counted) + [BLUE] * len(found.sites)
@@ -99,10 +99,10 @@ def _artery_figure(found: ByArtery) -> bytes:
     right.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     right.xaxis.set_minor_formatter(NullFormatter())
     panel(right, "score of these: quartiles, median (orange)", "Agatston score", "")
-    return png(figure)
+    return drawn(figure)
 
 
-def reconstruction_section(found: Reconstructions) -> tuple[str, dict[str, bytes]]:
+def reconstruction_section(found: Reconstructions) -> tuple[str, dict[str, Drawing]]:
     """What kernel and thickness do to the score; with its figure."""
     heading = [
         "kernels",
@@ -137,7 +137,7 @@ def _difference_row(of: Difference) -> list[str]:
             interval(of.median, 1), limits, other]  # fmt: skip
 
 
-def _reconstruction_figure(of: Difference) -> bytes:
+def _reconstruction_figure(of: Difference) -> Drawing:
     low, high = of.limits or (None, None)
     middle = None if low is None or high is None else (low + high) / 2
     lines = {"mean_difference": middle, "lower_limit": low, "upper_limit": high}

@@ -1,4 +1,4 @@
-"""The pictures of an evaluation, as PNG; drawn to read well in print and without colour."""
+"""The pictures of an evaluation; drawn to read well in print and without colour."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from .plots import (
     BLUE,
     GREY,
     ORANGE,
+    Drawing,
     Points,
+    all_drawn,
     bland_altman_figure,
     confusion_figure,
+    drawn,
     panel,
-    png,
     scores_figure,
 )
 
@@ -32,33 +34,30 @@ _KINDS: dict[str, tuple[str, str]] = {
 """Kernel type to marker and colour."""
 
 
-def figures(evaluation: Evaluation, summary: Summary) -> dict[str, bytes]:
-    """PNG files by name, those for which there is something to draw.
+def figures(evaluation: Evaluation, summary: Summary) -> dict[str, Drawing]:
+    """By name, those for which there is something to draw.
 
     Names: ``scores`` (scatter, and zoomed to 0-300), ``bland-altman``, ``confusion``, ``dice``, ``lesions``.
     """
     compared = [c for c in evaluation.scored if c.score is not None and c.true_score is not None]
-    drawn = {}
-    points = _points(compared)
+    points, dices, said = _points(compared), _dices(evaluation.scored), summary.statistics
+    axes = {"reference": "true Agatston score", "predicted": "predicted Agatston score"}
+    groups = {"reference": "true group", "predicted": "predicted group"}
+    made: dict[str, Callable[[], Drawing]] = {}
     if compared:
-        drawn["scores"] = scores_figure(
-            points, reference="true Agatston score", predicted="predicted Agatston score"
-        )
-        drawn["confusion"] = confusion_figure(
-            summary.agreement.confusion,
-            group_names(),
-            reference="true group",
-            predicted="predicted group",
+        made["scores"] = lambda: scores_figure(points, **axes, rho=said.get("spearman"))
+        made["confusion"] = lambda: confusion_figure(
+            summary.agreement.confusion, group_names(), **groups, kappa=said.get("kappa_linear")
         )
     if len(compared) > 1:
-        drawn["bland-altman"] = bland_altman_figure(
-            points, summary.statistics, reference="true", predicted="predicted"
+        made["bland-altman"] = lambda: bland_altman_figure(
+            points, said, reference="true", predicted="predicted"
         )
-    if dices := _dices(evaluation.scored):
-        drawn["dice"] = _dice(dices)
+    if dices:
+        made["dice"] = lambda: _dice(dices)
     if summary.lesions:
-        drawn["lesions"] = _lesions(summary.lesions)
-    return drawn
+        made["lesions"] = lambda: _lesions(summary.lesions)
+    return all_drawn(made)
 
 
 def _kind(case: CaseResult) -> str:
@@ -98,7 +97,7 @@ def _dices(cases: Sequence[CaseResult]) -> list[Dices]:
     return [part for part in parts if part[1]]
 
 
-def _dice(parts: Sequence[Dices]) -> bytes:
+def _dice(parts: Sequence[Dices]) -> Drawing:
     figure = Figure(figsize=(4.2 * len(parts), 3.8), layout="constrained")
     panels: Any = figure.subplots(1, len(parts), squeeze=False)[0]
     for axes, (name, cases, value) in zip(panels, parts, strict=True):
@@ -106,7 +105,7 @@ def _dice(parts: Sequence[Dices]) -> bytes:
         panel(axes, f"{name} (n = {len(cases)})", "", "Dice")
         low = min(value(c) for c in cases) if name == "heart" else 0.0
         axes.set_ylim(max(0.0, np.floor(min(low, 0.89) * 20 - 0.5) / 20), 1)
-    return png(figure)
+    return drawn(figure)
 
 
 def _strip(axes: Axes, cases: Sequence[CaseResult], value: Callable[[CaseResult], float]) -> None:
@@ -124,7 +123,7 @@ def _strip(axes: Axes, cases: Sequence[CaseResult], value: Callable[[CaseResult]
     axes.set_xlim(-0.6, max(len(kinds), 1) - 0.4)
 
 
-def _lesions(rates: Sequence[LesionRate]) -> bytes:
+def _lesions(rates: Sequence[LesionRate]) -> Drawing:
     groups = [[r for r in rates if r.by == by] for by in dict.fromkeys(r.by for r in rates)]
     figure = Figure(figsize=(8.4, 3.6), layout="constrained")
     panels: Any = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
@@ -141,7 +140,7 @@ def _lesions(rates: Sequence[LesionRate]) -> bytes:
         by = "volume, mm³" if own[0].by == "volume" else own[0].by
         panel(axes, f"lesions found, by {by}", "", "sensitivity")
     panels[-1].set_ylabel("sensitivity" if len(groups) == 1 else "")
-    return png(figure)
+    return drawn(figure)
 
 
 def _short(value: str) -> str:

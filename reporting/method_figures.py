@@ -1,20 +1,20 @@
-"""Figures of the comparison of methods, as PNG."""
+"""Figures of the comparison of methods."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from ..evaluation.methods import MethodResult
-from ..system.atomic import write_whole
-from .plots import Points, scores_figure
+from .plots import Drawing, Points, all_drawn, scores_figure
 
 
-def write_method_figures(results: Sequence[MethodResult], folder: Path) -> list[Path]:
-    """A scatter and a confusion matrix for each method that scores, as PNG."""
-    written = []
+def method_figures(results: Sequence[MethodResult]) -> dict[str, Drawing]:
+    """A scatter for each method that scores, by name."""
+    made: dict[str, Callable[[], Drawing]] = {}
     for result in results:
         cases = [c for c in result.scored() if c.score is not None]
         if not cases:
@@ -22,7 +22,7 @@ def write_method_figures(results: Sequence[MethodResult], folder: Path) -> list[
         points = Points(
             reference=np.array([c.true_score for c in cases]), predicted=np.array([c.score for c in cases])
         )
-        path = folder / f"scores-{Path(result.method).stem}.png"
-        write_whole(path, scores_figure([points], reference="true score", predicted=result.method))
-        written.append(path)
-    return written
+        made[f"scores-{Path(result.method).stem}"] = partial(
+            scores_figure, [points], reference="true score", predicted=result.method
+        )
+    return all_drawn(made)

@@ -1,15 +1,26 @@
-"""Pages: Markdown, and the same as one HTML file with its pictures inside; numbers and tables in them."""
+"""Pages: Markdown, the same as one HTML file with its pictures inside, and as PDF; numbers and tables."""
 
 from __future__ import annotations
 
 import base64
+import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
+from PIL import Image
+
+from ..outputs.sheet import FULL, HEIGHT, MARGIN, Sheet, Style
 from ..stats.agreement import Estimate
 from ..stats.tables import Flow
 from ..system.atomic import write_whole
+from .plots import Drawing
+
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
+    from markdown_it.token import Token
 
 
 def number(value: float | None, digits: int) -> str:
@@ -65,17 +76,14 @@ img { max-width: 100%; height: auto; display: block; margin: 1rem 0; }
 """
 
 
-REPORT = "report.md"
-HTML = "report.html"
-
-
-def write_page(folder: Path, text: str, pictures: Mapping[str, bytes]) -> Path:
-    """Write ``report.md``, ``report.html`` and ``figures/*.png``.
+def write_page(folder: Path, text: str, pictures: Mapping[str, Drawing], *, name: str = "report") -> Path:
+    """Write ``report.md``, ``report.html``, ``report.pdf``, and ``figures/*`` as PNG, SVG and PDF.
 
     Args:
         folder: Made when missing; files of these names are replaced.
         text: Markdown that shows the pictures as ``figures/NAME.png``.
-        pictures: PNG files by name.
+        pictures: By name.
+        name: Of the page, instead of ``report``.
 
     Returns:
         The path of the HTML page.
@@ -83,20 +91,91 @@ def write_page(folder: Path, text: str, pictures: Mapping[str, bytes]) -> Path:
     Raises:
         DiskFull, OutputUnwritable: A file cannot be written.
     """
-    for name, data in pictures.items():
-        write_whole(folder / "figures" / f"{name}.png", data)
-    write_whole(folder / REPORT, text.encode())
-    write_whole(folder / HTML, html_page(text, pictures).encode())
-    return folder / HTML
+    for picture, files in pictures.items():
+        for kind, data in (("png", files.png), ("svg", files.svg), ("pdf", files.pdf)):
+            write_whole(folder / "figures" / f"{picture}.{kind}", data)
+    write_whole(folder / f"{name}.md", text.encode())
+    write_whole(folder / f"{name}.pdf", pdf_page(text, pictures))
+    write_whole(folder / f"{name}.html", html_page(text, pictures).encode())
+    return folder / f"{name}.html"
 
 
-def html_page(text: str, pictures: Mapping[str, bytes]) -> str:
-    """The Markdown page as one HTML file, with the pictures inside."""
+def _markdown() -> MarkdownIt:
     from markdown_it import MarkdownIt
 
-    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
-    for name, data in pictures.items():
-        inline = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    return MarkdownIt("commonmark", {"html": False}).enable("table")
+
+
+def pdf_page(text: str, pictures: Mapping[str, Drawing]) -> bytes:
+    """The Markdown page as a PDF file: headings, paragraphs, tables and pictures, one below the other."""
+    tokens = _markdown().parse(text)
+    title = next((t.children for t in tokens if t.type == "inline"), None)
+    heading = "" if title is None else _words(title)
+    sheet = Sheet(foot=heading)
+    size, quoted = 0, 0
+    rows: list[list[str]] = []
+    for token in tokens:
+        if token.type == "heading_open":
+            size = int(token.tag[1])
+        elif token.type in ("blockquote_open", "blockquote_close"):
+            quoted += 1 if token.type.endswith("open") else -1
+        elif token.type == "tr_open":
+            rows.append([])
+        elif token.type == "table_close":
+            _pdf_table(sheet, rows)
+            rows = []
+        elif token.type == "inline" and token.children is not None:
+            image = next((c for c in token.children if c.type == "image"), None)
+            if rows:
+                rows[-1].append(_words(token.children))
+            elif image is not None:
+                _pdf_picture(sheet, pictures.get(Path(str(image.attrs["src"])).stem))
+            elif size:
+                sheet.room(30)  # a heading does not stand alone at the foot
+                sheet.y += 2 if size > 1 else 0
+                sheet.paragraph(_words(token.children), Style(size={1: 16, 2: 12}.get(size, 10), bold=True))
+                size = 0
+            elif quoted:
+                sheet.boxed([_words(token.children)])
+            else:
+                sheet.paragraph(_words(token.children), gap=2)
+    return sheet.pdf(heading)
+
+
+def _words(tokens: Iterable[Token]) -> str:
+    """Text without its marks."""
+    return "".join(
+        t.content if t.type in ("text", "code_inline") else " " * (t.type == "softbreak") for t in tokens
+    )
+
+
+def _pdf_table(sheet: Sheet, rows: Sequence[Sequence[str]]) -> None:
+    """The first column as wide as its cells want, up to a half; what is left is shared by the others."""
+    count = max(map(len, rows))
+    longest = [max((len(r[i]) for r in rows if i < len(r)), default=0) + 2 for i in range(count)]
+    share = [min(n, 40) for n in longest]
+    wide = min(FULL, sum(share) * 1.75)
+    sheet.table(rows[0], rows[1:], [wide * n / sum(share) for n in share])
+
+
+def _pdf_picture(sheet: Sheet, files: Drawing | None) -> None:
+    """A picture as wide as the page at most, and two fifths of its height."""
+    if files is None:
+        return
+    with Image.open(io.BytesIO(files.png)) as opened:
+        rgb = np.asarray(opened.convert("RGB"))
+    height, width = rgb.shape[:2]
+    scale = min(FULL / width, 0.42 * HEIGHT / height, 25.4 / 300)
+    sheet.room(height * scale + 3)
+    sheet.picture(rgb, MARGIN, sheet.y, width * scale, height * scale)
+    sheet.y += height * scale + 3
+
+
+def html_page(text: str, pictures: Mapping[str, Drawing]) -> str:
+    """The Markdown page as one HTML file, with the pictures inside."""
+    body = _markdown().render(text)
+    for name, files in pictures.items():
+        inline = f"data:image/svg+xml;base64,{base64.b64encode(files.svg).decode()}"
         body = body.replace(f'src="figures/{name}.png"', f'src="{inline}"')
     title = body.partition("<h1>")[2].partition("</h1>")[0]
     return (

@@ -1,23 +1,46 @@
-"""Figures about two series of scores, as PNG; drawn to read well in print and without colour."""
+"""Figures about two series of scores, fit for a paper; drawn to read well in print and without colour."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from ..stats.agreement import RISK_CUTS, Estimate
 
-_DPI = 110
+log = logging.getLogger(__name__)
+
+_DPI = 300
+"""Of the PNG files; what journals ask for."""
 ZOOM = RISK_CUTS[-1]
 """Upper end of the zoomed scatter, as in the paper's figure 2."""
 BLUE, ORANGE, GREY = "#2b6cb0", "#c05621", "#4a5568"
+GROUPS = ("#2b6cb0", "#38a169", "#c05621", "#9b2c2c", "#553c9a", "#4a5568")
+"""The one palette: of the risk groups from the lowest on, and of whatever else is told apart. Its first and
+third are `BLUE` and `ORANGE`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """One figure as files.
+
+    Attributes:
+        png: With 300 dots per inch.
+        svg, pdf: To be enlarged; what is a cloud of points in them is a picture.
+    """
+
+    png: bytes
+    svg: bytes
+    pdf: bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +60,44 @@ class Points:
     predicted: npt.NDArray[np.float64]
 
 
-def png(figure: Figure) -> bytes:
-    """The figure as a PNG file; the same figure gives the same bytes."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
-    return buffer.getvalue()
+def drawn(figure: Figure) -> Drawing:
+    """The figure as files; the same figure gives the same bytes."""
+    nothing: dict[str, dict[str, Any]] = {
+        "png": {"Software": None},
+        "svg": {"Date": None, "Creator": None},
+        "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
+    }
+    files = {}
+    with rc_context({"pdf.fonttype": 42, "svg.hashsalt": "deepcac2"}):
+        for kind, metadata in nothing.items():
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=kind, dpi=_DPI, metadata=metadata)
+            files[kind] = buffer.getvalue()
+    return Drawing(**files)
+
+
+def all_drawn(made: Mapping[str, Callable[[], Drawing]]) -> dict[str, Drawing]:
+    """Figures by name; one that cannot be drawn is left out, and the log says why."""
+    found = {}
+    for name, make in made.items():
+        try:
+            found[name] = make()
+        except (ArithmeticError, ValueError) as error:
+            log.warning("the figure %s is left out: it cannot be drawn (%s)", name, error)
+    return found
+
+
+def stated(symbol: str, estimate: Estimate | None, digits: int = 2) -> str:
+    """A statistic with its interval, for a heading; "" where there is none.
+
+    >>> stated("ρ", Estimate(value=0.879, low=0.852, high=0.9, n=390))
+    'ρ = 0.88 (0.85 to 0.90)'
+    """
+    if estimate is None or estimate.value is None:
+        return ""
+    between = estimate.low is not None and estimate.high is not None
+    ends = f" ({estimate.low:.{digits}f} to {estimate.high:.{digits}f})" if between else ""
+    return f"{symbol} = " + f"{estimate.value:.{digits}f}{ends}".replace("-", "−")
 
 
 def panel(axes: Axes, title: str, x: str, y: str) -> None:
@@ -65,14 +121,17 @@ def scatter(axes: Axes, points: Points, x: npt.NDArray[np.float64], y: npt.NDArr
     )  # fmt: skip
 
 
-def scores_figure(groups: Sequence[Points], *, reference: str, predicted: str) -> bytes:
+def scores_figure(
+    groups: Sequence[Points], *, reference: str, predicted: str, rho: Estimate | None = None
+) -> Drawing:
     """Predicted against reference scores, all of them and those up to 300.
 
     Args:
         groups: At least one point in all.
         reference, predicted: What the axes are called.
+        rho: Spearman's, of all of them.
     """
-    figure = Figure(figsize=(9, 4.6), layout="constrained")
+    figure = Figure(figsize=(9, 4.8), layout="constrained")
     whole, zoomed = figure.subplots(1, 2)
     top = max(float(v.max(initial=0)) for g in groups for v in (g.reference, g.predicted)) * 1.04 + 1
     for axes, end, text in ((whole, top, "all"), (zoomed, ZOOM, f"up to {ZOOM:g}")):
@@ -89,15 +148,16 @@ def scores_figure(groups: Sequence[Points], *, reference: str, predicted: str) -
         axes.set_xlim(0, end)
         axes.set_ylim(0, end)
         axes.set_box_aspect(1)
-        panel(axes, f"{text} (n = {shown})", reference, predicted)
+        said = stated("Spearman ρ", rho) if axes is whole else ""
+        panel(axes, ", ".join(filter(None, (f"{text} (n = {shown})", said))), reference, predicted)
     if any(g.label for g in groups):
         whole.legend(frameon=False, fontsize=8, loc="lower right")
-    return png(figure)
+    return drawn(figure)
 
 
 def bland_altman_figure(
     groups: Sequence[Points], estimates: Mapping[str, Estimate], *, reference: str, predicted: str
-) -> bytes:
+) -> Drawing:
     """Differences against means, with mean difference and limits of agreement.
 
     Args:
@@ -132,29 +192,42 @@ def bland_altman_figure(
         f"mean of {reference} and {predicted} score (linear up to 10, then logarithmic)",
         f"{predicted} − {reference} score",
     )
-    return png(figure)
+    return drawn(figure)
 
 
 def confusion_figure(
-    counts: npt.NDArray[np.int64], names: Sequence[str], *, reference: str, predicted: str
-) -> bytes:
-    """Groups against groups, each cell with its number, shaded by its share of the row.
+    counts: npt.NDArray[np.int64],
+    names: Sequence[str],
+    *,
+    reference: str,
+    predicted: str,
+    kappa: Estimate | None = None,
+) -> Drawing:
+    """Groups against groups, each cell with its number and its share of the row, which shades it.
 
     Args:
         counts: (reference group, predicted group), see `stats.agreement.confusion`.
         names: Of the groups.
         reference, predicted: What the axes are called.
+        kappa: Of the groups, with linear weights.
     """
-    figure = Figure(figsize=(5.2, 4.6), layout="constrained")
+    figure = Figure(figsize=(5.6, 5.0), layout="constrained")
     axes = figure.subplots()
+    whole = counts.sum(axis=1)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for i, j in np.ndindex(*counts.shape):
         ink = "white" if share[i, j] > 0.55 else "black"
-        axes.text(j, i, str(counts[i, j]), ha="center", va="center", color=ink)
-    axes.set_xticks(range(len(names)), names, fontsize=8)
-    axes.set_yticks(range(len(names)), names, fontsize=8)
-    title = f"risk groups (n = {int(counts.sum())}; shade: share of the row)"
+        text = f"{counts[i, j]}\n{share[i, j]:.0%}" if whole[i] else "0"
+        axes.text(j, i, text, ha="center", va="center", color=ink, fontsize=9)
+    split = [name.replace(" (", "\n(") for name in names]
+    axes.set_xticks(range(len(names)), split, fontsize=8)
+    rows = [f"{name}\nn = {n}" for name, n in zip(split, whole, strict=True)]
+    axes.set_yticks(range(len(names)), rows, fontsize=8)
+    said = stated("κ (linear weights)", kappa)
+    title = (
+        ", ".join(filter(None, (f"groups (n = {int(counts.sum())})", said))) + "\nnumber and share of the row"
+    )
     panel(axes, title, predicted, reference)
     axes.spines[:].set_visible(False)
-    return png(figure)
+    return drawn(figure)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -24,16 +25,17 @@ from ..stats.tables import Flow
 from .agreement_figures import agreement_figures
 from .cohort_sections import artery_section, percentile_section, reconstruction_section
 from .page import flow_table, interval, number, plain, table
-from .plots import BLUE, Points, panel, png, scatter
-from .survival_figures import p_value, survival_figures
+from .plots import BLUE, Drawing, Points, drawn, panel, scatter
+from .survival_figures import p_alone, survival_figures
 
-Page = tuple[str, dict[str, bytes]]
-"""Markdown, and PNG files by name."""
+Page = tuple[str, dict[str, Drawing]]
+"""Markdown, and figures by name."""
 
 _WARNING = (
     "> Research use only. Not a medical device: nothing here is a finding about a patient. The statistics "
     "say what is in the table, not whether the table is right."
 )
+_HAZARDS = (*("", "persons", "events", "hazard ratio", "95 % interval", "p", "p, proportional hazards"),)
 _COUNTED = (("patient_id", "persons"), ("study_uid", "studies"), ("series_uid", "scans"))
 _GRADES = (
     ("cac_drs", "CAC-DRS", ()),
@@ -100,9 +102,11 @@ def survival_parts(cohort: Cohort, result: Survival, *, unit: str = "") -> Page:
         for c in result.curves
     ]
     hazards = [
-        [plain(h.name), number(h.ratio, 2), f"{number(h.low, 2)} to {number(h.high, 2)}", p_value(h.p)[2:],
-         p_value(h.p_proportional)[2:]]
-        for h in result.hazards
+        [f"{plain(h.name)}", str(h.persons), str(h.events), "1 (reference)", "", "", ""]
+        if h.reference
+        else [plain(h.name), str(h.persons), str(h.events), number(h.ratio, 2),
+              f"{number(h.low, 2)} to {number(h.high, 2)}", p_alone(h.p), p_alone(h.p_proportional)]
+        for h in result.rows
     ]  # fmt: skip
     doubtful = [plain(h.name) for h in result.hazards if h.p_proportional < 0.05]
     c = result.concordance
@@ -112,7 +116,7 @@ def survival_parts(cohort: Cohort, result: Survival, *, unit: str = "") -> Page:
         "![Kaplan–Meier](figures/kaplan-meier.png)",
         table(["group", "persons", "events", "share"], groups),
         "## Cox model",
-        table(["", "hazard ratio", "95 % interval", "p", "p, proportional hazards"], hazards),
+        table(_HAZARDS, hazards),
         "![Forest plot](figures/forest.png)",
         f"c-index {number(c.value, 3)} ({interval(c, 3)}), on the data that the model was made from.",
         "Notes: " + "; ".join(map(plain, cohort.notes)) + ".",
@@ -143,6 +147,7 @@ def cohort_page(
     percentiles: Percentiles | None = None,
     arteries: ByArtery | None = None,
     reconstructed: Reconstructions | None = None,
+    missing: Mapping[str, str] = MappingProxyType({}),
     cuts: Sequence[float] = RISK_CUTS,
     title: str = "",
 ) -> Page:
@@ -157,6 +162,7 @@ def cohort_page(
         percentiles: Of `stats.percentiles.by_ethnicity`.
         arteries: Of `stats.arteries.by_artery`.
         reconstructed: Of `stats.reconstructions.reconstructions`.
+        missing: Parts that could not be made, by name, and why.
     """
     frame = scans.frame
     scores = frame["agatston_score"].to_numpy(dtype=float)
@@ -198,6 +204,8 @@ def cohort_page(
     if survival is not None:
         parts += ["## Survival", survival[0]]
         pictures.update(survival[1])
+    for name, reason in missing.items():
+        parts += [f"## {plain(name)}", f"> This part could not be made: {plain(reason)}"]
     return "\n\n".join([*parts, _made()]) + "\n", pictures
 
 
@@ -313,7 +321,7 @@ def _kernels(pairs: Sequence[KernelPair]) -> str:
     return table(heading, rows) + "\n\nDifferences are the other kernel's score − the kernel's."
 
 
-def _distribution(scores: npt.NDArray[np.float64]) -> bytes:
+def _distribution(scores: npt.NDArray[np.float64]) -> Drawing:
     figure = Figure(figsize=(7.6, 3.4), layout="constrained")
     axes = figure.subplots()
     top = max(float(scores.max()), 10.0)
@@ -334,10 +342,10 @@ def _distribution(scores: npt.NDArray[np.float64]) -> bytes:
         "Agatston score (below 1: in the first bar)",
         "scans",
     )
-    return png(figure)
+    return drawn(figure)
 
 
-def _change_figure(followed: Progression) -> bytes:
+def _change_figure(followed: Progression) -> Drawing:
     figure = Figure(figsize=(5.2, 4.6), layout="constrained")
     axes = figure.subplots()
     a, b = followed.pairs["before"].to_numpy(dtype=float), followed.pairs["after"].to_numpy(dtype=float)
@@ -350,7 +358,7 @@ def _change_figure(followed: Progression) -> bytes:
     axes.set_ylim(-0.2, end)
     axes.set_box_aspect(1)
     panel(axes, f"successive visits (n = {len(a)})", "Agatston score before", "Agatston score after")
-    return png(figure)
+    return drawn(figure)
 
 
 def summary_lines(rows: Iterable[Sequence[str]]) -> list[str]:

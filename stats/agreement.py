@@ -41,6 +41,10 @@ SEED = 20
 MIN_PATIENTS = 5
 """Fewest patients for a bootstrap interval; chosen: resamples of fewer are too much alike."""
 
+EXACT_BELOW = 30
+"""Cases of a share from which its interval is no longer exact; chosen: percentile intervals of fewer are too
+narrow."""
+
 _BLOCK = 2_000_000
 """Values resampled at a time: 16 MB per array."""
 
@@ -182,8 +186,9 @@ def rate(
 ) -> Estimate:
     """Share of true values with its interval.
 
-    A bootstrap of nothing but hits, or of none, has no width: there the interval is the exact one [5], of
-    independent cases.
+    A bootstrap of nothing but hits, or of none, has no width, one of few cases is too narrow, and of fewer
+    than `MIN_PATIENTS` there is none: there the interval is the exact one [5], of independent cases. Few are
+    fewer than `EXACT_BELOW`, where no patient has two.
 
     Args:
         hits: bool (n,).
@@ -191,13 +196,23 @@ def rate(
     """
     values = np.asarray(hits, dtype=np.float64)
     n = len(values)
-    if n and values.min() == values.max():
-        from scipy.stats import binomtest
-
-        exact = binomtest(int(values.sum()), n).proportion_ci(confidence_level=level, method="exact")
-        low, high = float(exact.low), float(exact.high)
-        return Estimate(value=float(values[0]), low=low, high=high, n=n, method="exact")
+    persons = n if patients is None else len(set(patients))
+    few = persons < MIN_PATIENTS or (persons == n and n < EXACT_BELOW)
+    if n and (few or values.min() == values.max()):
+        return exact_rate(int(values.sum()), n, level=level)
     return bootstrap(mean, values, patients=patients, n_resamples=n_resamples, level=level)
+
+
+def exact_rate(hits: int, n: int, *, level: float = 0.95) -> Estimate:
+    """A share of n > 0 independent cases with its exact interval [5].
+
+    >>> exact_rate(3, 5)  # doctest: +ELLIPSIS
+    Estimate(value=0.6, low=0.1466..., high=0.9472..., n=5, method='exact', defined=1.0)
+    """
+    from scipy.stats import binomtest
+
+    exact = binomtest(hits, n).proportion_ci(confidence_level=level, method="exact")
+    return Estimate(value=hits / n, low=float(exact.low), high=float(exact.high), n=n, method="exact")
 
 
 def mean(values: FloatArray) -> FloatArray:
@@ -261,10 +276,10 @@ def icc_2_1(ratings: FloatArray) -> FloatArray:
         ratings: (..., n, k): n subjects, k raters.
 
     Returns:
-        (...), at most 1; NaN with fewer than two subjects or raters, or where nothing varies.
+        (...), at most 1; NaN with fewer than three subjects or two raters, or where nothing varies.
     """
     n, k = ratings.shape[-2:]
-    if n < 2 or k < 2:
+    if n < 3 or k < 2:
         return np.full(ratings.shape[:-2], np.nan)
     grand = ratings.mean(axis=(-2, -1), keepdims=True)
     rows, columns = ratings.mean(axis=-1, keepdims=True), ratings.mean(axis=-2, keepdims=True)
@@ -309,18 +324,18 @@ def grouped(scores: npt.ArrayLike, cuts: Sequence[float] = RISK_CUTS) -> IntArra
 
 
 def group_names(cuts: Sequence[float] = RISK_CUTS) -> tuple[str, ...]:
-    """What the groups between these cut points are called.
+    """What the groups between these cut points are called, with their limits.
 
     >>> group_names((0, 10, 100))
     ('0', '>0–10', '>10–100', '>100')
     >>> group_names((0, 100, 300))
-    ('0 very low', '1 low', '2 moderate', '3 high')
+    ('0 very low (0)', '1 low (>0–100)', '2 moderate (>100–300)', '3 high (>300)')
     """
-    if tuple(cuts) == tuple(RISK_CUTS):
-        return tuple(f"{int(g)} {g.label}" for g in RiskGroup)
     first = "0" if cuts[0] == 0 else f"0–{cuts[0]:g}"
-    between = (f">{a:g}–{b:g}" for a, b in pairwise(cuts))
-    return (first, *between, f">{cuts[-1]:g}")
+    limits = (first, *(f">{a:g}–{b:g}" for a, b in pairwise(cuts)), f">{cuts[-1]:g}")
+    if tuple(cuts) == tuple(RISK_CUTS):
+        return tuple(f"{int(g)} {g.label} ({limit})" for g, limit in zip(RiskGroup, limits, strict=True))
+    return limits
 
 
 def confusion(reference: npt.ArrayLike, predicted: npt.ArrayLike, n_groups: int) -> IntArray:

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,21 @@ _MOST_DRAWN, _MOST_RESAMPLES, _FEWEST_RESAMPLES = 2_000_000, 200, 25
 
 
 @dataclass(frozen=True, kw_only=True)
+class Covariate:
+    """What goes into the Cox model.
+
+    Attributes:
+        name: In words, or the column's.
+        columns: Those of the model: the levels but one, or the number itself.
+        reference: The level that the others are compared with; "" for a number.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    reference: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cohort:
     """One row a person, ready for survival analysis.
 
@@ -39,6 +55,7 @@ class Cohort:
         frame: ``patient``, ``time`` (0 or more, unit of the table), ``event`` (0 or 1), ``score``, ``group``,
             and the columns of the Cox model.
         model: Names of the columns of the Cox model, without a level that the others are compared with.
+        covariates: The same by what they are levels of; empty: they are numbers.
         names: Of the groups, by number.
         flow: Scans, then persons, used and left out.
         notes: What a reader must know.
@@ -46,6 +63,7 @@ class Cohort:
 
     frame: pd.DataFrame = field(repr=False)
     model: tuple[str, ...]
+    covariates: tuple[Covariate, ...] = ()
     names: tuple[str, ...]
     flow: tuple[Flow, ...]
     notes: tuple[str, ...]
@@ -72,15 +90,22 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Hazard:
-    """One term of the Cox model.
+    """One term of the Cox model, or the level that others are compared with, whose ratio is 1.
 
     Attributes:
+        covariate: What it is a level of; "" for a number.
+        persons, events: With this level; of a number, in all.
+        reference: Whether the others are compared with it; its interval and p mean nothing.
         ratio, low, high: Hazard ratio with its 95 % interval.
         p: Of the ratio being 1.
         p_proportional: Of the hazards being proportional [1]; small: they are not.
     """
 
     name: str
+    covariate: str = ""
+    persons: int
+    events: int
+    reference: bool = False
     ratio: float
     low: float
     high: float
@@ -98,6 +123,7 @@ class Survival:
         curves: By group, those that hold someone.
         log_rank: χ², degrees of freedom, p of the groups' survival being the same.
         hazards: Terms of the Cox model (ties by Efron's method).
+        rows: The same with the levels that they are compared with, as they are listed.
         concordance: Harrell's c of the Cox model [2], interval from the bootstrap's standard error.
     """
 
@@ -107,6 +133,7 @@ class Survival:
     curves: tuple[Curve, ...]
     log_rank: tuple[float, int, float]
     hazards: tuple[Hazard, ...]
+    rows: tuple[Hazard, ...]
     concordance: Estimate
 
 
@@ -165,8 +192,11 @@ def build_cohort(
     for name in covariates:
         frame = _usable(frame, name, flow)
     _check_events(frame, event)
+    others = []
     for name in covariates:
-        columns.update(_terms(frame, name, event, notes))
+        terms, reference = _terms(frame, name, event, notes)
+        columns.update(terms)
+        others.append(Covariate(name=name, columns=tuple(terms), reference=reference))
     group = grouped(frame["agatston_score"].to_numpy(dtype=float), cuts)
     names = group_names(cuts)
     present = [g for g in range(len(names)) if (group == g).any()]
@@ -182,6 +212,9 @@ def build_cohort(
     for g in present[1:]:
         columns[names[g]] = pd.Series((group == g).astype(float), frame.index)
     model = [*(names[g] for g in present[1:]), *(c for c in columns if c not in names)]
+    groups = Covariate(
+        name="calcium group", columns=tuple(names[g] for g in present[1:]), reference=names[present[0]]
+    )
     out = pd.DataFrame(
         {
             "patient": frame["patient_id"],
@@ -192,7 +225,14 @@ def build_cohort(
             **{c: columns[c] for c in model},
         }
     ).reset_index(drop=True)
-    return Cohort(frame=out, model=tuple(model), names=names, flow=(scan_flow, flow), notes=tuple(notes))
+    return Cohort(
+        frame=out,
+        model=tuple(model),
+        covariates=(groups, *others),
+        names=names,
+        flow=(scan_flow, flow),
+        notes=tuple(notes),
+    )
 
 
 def analyse(cohort: Cohort) -> Survival:
@@ -239,26 +279,52 @@ def analyse(cohort: Cohort) -> Survival:
         checked = proportional_hazard_test(cox, columns, time_transform="rank").summary["p"]
         summary = cox.summary
         risk = cox.predict_log_partial_hazard(columns).to_numpy(dtype=float)
-    hazards = tuple(
-        Hazard(
-            name=name,
-            ratio=float(summary.loc[name, "exp(coef)"]),
-            low=float(summary.loc[name, "exp(coef) lower 95%"]),
-            high=float(summary.loc[name, "exp(coef) upper 95%"]),
-            p=float(summary.loc[name, "p"]),
-            p_proportional=float(checked.loc[name]),
-        )
-        for name in cohort.model
-    )
+    rows = tuple(_rows(cohort, summary, checked))
     return Survival(
         persons=len(frame),
         events=int(event.sum()),
         median_follow_up=follow_up if math.isfinite(follow_up) else None,
         curves=tuple(curves),
         log_rank=(float(test.test_statistic), len(curves) - 1, float(test.p_value)),
-        hazards=hazards,
+        hazards=tuple(row for row in rows if not row.reference),
+        rows=rows,
         concordance=_concordance(time.to_numpy(dtype=float), risk, event.to_numpy()),
     )
+
+
+def _rows(cohort: Cohort, summary: Any, checked: Any) -> Iterator[Hazard]:
+    """The terms of the model in order, before those of a covariate the level that they are compared with.
+
+    Args:
+        summary, checked: Tables of lifelines, by term.
+    """
+    frame = cohort.frame
+    numbers = (Covariate(name=name, columns=(name,)) for name in cohort.model)
+    for covariate in cohort.covariates or tuple(numbers):
+        levels = covariate.name if covariate.reference else ""
+        if covariate.reference:
+            own = frame[(frame[list(covariate.columns)] == 0).all(axis=1)]
+            yield Hazard(
+                name=covariate.reference,
+                covariate=levels,
+                persons=len(own),
+                events=int(own["event"].sum()),
+                reference=True,
+                **dict.fromkeys(("ratio", "low", "high", "p", "p_proportional"), 1.0),
+            )
+        for name in covariate.columns:
+            own = frame[frame[name] == 1] if levels else frame
+            yield Hazard(
+                name=name,
+                covariate=levels,
+                persons=len(own),
+                events=int(own["event"].sum()),
+                ratio=float(summary.loc[name, "exp(coef)"]),
+                low=float(summary.loc[name, "exp(coef) lower 95%"]),
+                high=float(summary.loc[name, "exp(coef) upper 95%"]),
+                p=float(summary.loc[name, "p"]),
+                p_proportional=float(checked.loc[name]),
+            )
 
 
 def _concordance(
@@ -290,13 +356,18 @@ def _usable(frame: pd.DataFrame, name: str, flow: Flow) -> pd.DataFrame:
     return frame.assign(**{name: frame[name].str.strip()})
 
 
-def _terms(frame: pd.DataFrame, name: str, event: str, notes: list[str]) -> dict[str, pd.Series[float]]:
-    """The model's columns of one covariate: itself where it is a number, else one for each level but one."""
+def _terms(
+    frame: pd.DataFrame, name: str, event: str, notes: list[str]
+) -> tuple[dict[str, pd.Series[float]], str]:
+    """The model's columns of one covariate, and the level that they are compared with.
+
+    Itself and "" where it is a number, else one for each level but one.
+    """
     column = frame[name]
     if column.nunique() < 2:
         raise InputError(f"covariate {name!r} has one value only ({column.iloc[0]}); leave it out")
     if pd.api.types.is_numeric_dtype(column):
-        return {name: column.astype(float)}
+        return {name: column.astype(float)}, ""
     levels = list(column.value_counts().index)
     if len(levels) > MOST_LEVELS:
         raise InputError(
@@ -305,7 +376,8 @@ def _terms(frame: pd.DataFrame, name: str, event: str, notes: list[str]) -> dict
     for level in levels:
         _has_event(frame[event].to_numpy()[(column == level).to_numpy()], f"{name} = {level!r}")
     notes.append(f"hazard ratios of {name} are against {levels[0]!r}, its most frequent value")
-    return {f"{name}: {level}": (column == level).astype(float) for level in levels[1:]}
+    terms = {f"{name}: {level}": (column == level).astype(float) for level in levels[1:]}
+    return terms, f"{name}: {levels[0]}"
 
 
 def _check_events(frame: pd.DataFrame, event: str) -> None:

@@ -64,7 +64,7 @@ NEVER = {
     "weights": {"monai", "nnunetv2", "imaging", "dicom", "scoring", "stats"} | MEDICINE | PICTURES,
     "pipeline": {"monai", "nnunetv2", "stats"} | MEDICINE | PICTURES,
     "models": {"scoring", "stats"} | MEDICINE | PICTURES,
-    "outputs": {"matplotlib", "models", "stats", "weights"} | LEARNING | MEDICINE,
+    "outputs": {"models", "stats", "weights"} | LEARNING | MEDICINE,
     "utils": {"torch", "monai", "nnunetv2", "stats"} | MEDICINE | PICTURES,
     "config": {"numpy"} | LEARNING | MEDICINE,
     "batch": {"monai", "nnunetv2", "numpy", "imaging", "scoring", "weights", "models"} | MEDICINE | PICTURES,

@@ -183,6 +183,7 @@ class CropCache:
         label: Per crop, memory-mapped uint8, see `Crop`.
         kinds: uint8 (n, 343): what each patch of `GRID` holds (`CALCIUM`, `NEAR`, `BRIGHT` or 0).
         depth: Of named crops, memory-mapped int8, see `heart_depth`.
+        scans: What the annotated scans are like, each as `pipeline.domain.describe_scan` says it.
     """
 
     names: tuple[str, ...]
@@ -191,6 +192,7 @@ class CropCache:
     label: tuple[npt.NDArray[np.uint8], ...]
     kinds: npt.NDArray[np.uint8]
     depth: tuple[npt.NDArray[np.int8], ...] = ()
+    scans: tuple[dict[str, Any], ...] = ()
 
     @cached_property
     def boxes(self) -> list[tuple[tuple[float, float], ...]]:

@@ -23,18 +23,23 @@ RARE_PERCENT = 1.0
 """Percent of the patients at either end that do not stretch a range."""
 
 
-def simulated_domain(seeds: Mapping[int, Sequence[int]]) -> dict[str, Any]:
-    """The scans of simulated patients, as `Domain.to_dict` writes them; empty without patients.
+def simulated_domain(
+    seeds: Mapping[int, Sequence[int]], scans: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    """What a set was trained on, as `Domain.to_dict` writes it; empty without any scan.
 
-    A kind of kernel that occurs with at least three names is stated as a kind (``soft`` or ``sharp``).
+    A kind of kernel that occurs with at least three names is stated as a kind (``soft`` or ``sharp``). What
+    no scan knows is not stated.
 
     Args:
-        seeds: Of the patients, by the version of the simulator.
+        seeds: Of the simulated patients, by the version of the simulator.
+        scans: The annotated scans beside them, each as `pipeline.domain.describe_scan` says it.
     """
-    scans = [sample_acquisition(seed, version) for version, some in seeds.items() for seed in some]
-    if not scans:
+    drawn = [sample_acquisition(seed, version) for version, some in seeds.items() for seed in some]
+    if not drawn and not scans:
         return {}
-    names = sorted({s.kernel for s in scans})
+    given = (name.split("\\")[0].strip() for scan in scans for name in str(scan["kernel"]).split(", "))
+    names = sorted({s.kernel for s in drawn} | {name for name in given if name})
     kernels: list[str] = []
     for kind, sharp in (("soft", False), ("sharp", True)):
         of_kind = [n for n in names if is_sharp_kernel(n) == sharp]
@@ -44,16 +49,21 @@ def simulated_domain(seeds: Mapping[int, Sequence[int]]) -> dict[str, Any]:
         low, high = np.percentile(values, (RARE_PERCENT, 100 - RARE_PERCENT), method="nearest")
         return [round(float(low), 3), round(float(high), 3)]
 
-    return {
-        "kernels": kernels,
-        "noise_hu": [round(v * NOISE_IN_HEART) for v in between([s.noise_sd for s in scans])],
-        "kvp": between([s.kvp for s in scans]),
-        "thickness_mm": between([s.thickness for s in scans]),
-        "increment_mm": between([s.increment for s in scans]),
-        "pixel_mm": between([s.field_of_view / 512 for s in scans]),
-        "field_of_view_mm": between([s.field_of_view for s in scans]),
-        "contrast": False,
+    values: dict[str, list[float]] = {
+        "noise_hu": [s.noise_sd * NOISE_IN_HEART for s in drawn],
+        "kvp": [s.kvp for s in drawn],
+        "thickness_mm": [s.thickness for s in drawn],
+        "increment_mm": [s.increment for s in drawn],
+        "pixel_mm": [s.field_of_view / 512 for s in drawn],
+        "field_of_view_mm": [s.field_of_view for s in drawn],
     }
+    for name, known in values.items():
+        known += [float(scan[name]) for scan in scans if scan[name] is not None]
+    ranges = {name: between(known) for name, known in values.items() if known}
+    if "noise_hu" in ranges:
+        ranges["noise_hu"] = [round(v) for v in ranges["noise_hu"]]
+    contrast = any(bool(scan["contrast"]) for scan in scans)
+    return {**({"kernels": kernels} if kernels else {}), **ranges, "contrast": contrast}
 
 
 def export_networks(
@@ -64,6 +74,7 @@ def export_networks(
     crops: CropRecipe,
     role: str,
     data: str,
+    scans: Sequence[Mapping[str, Any]] = (),
     **description: Any,
 ) -> Path:
     """Write the networks, each as ``<name>.safetensors``, and their ``weights.json`` into `folder`.
@@ -72,6 +83,7 @@ def export_networks(
         recipe, crops: What they were trained by, and on.
         role: Of the set.
         data: What the crops show, in words.
+        scans: The annotated scans among them, see `simulated_domain`.
         description: Further entries, JSON types: architecture, normalisation, measured.
 
     Raises:
@@ -88,7 +100,7 @@ def export_networks(
         role=role,
         files=[f"{name}.safetensors" for name in networks],
         training={"recipe": asdict(recipe), "data": data},
-        domain=simulated_domain(crops.seeds),
+        domain=simulated_domain(crops.seeds, scans),
         **description,
     )
     return folder

@@ -20,7 +20,7 @@ from ..system.cores import threads_each
 from ..system.duration import time_in_words
 from ..system.gpu import GpuMeter
 from .crops import UNSURE, CropCache
-from .monitor import RunLog, Speed
+from .monitor import RunLog, Speed, read_log
 from .trainer import Checkpoint, StepsRecipe, Trainer
 
 log = logging.getLogger(__name__)
@@ -122,6 +122,20 @@ def interruptible(unit: str, told: Callable[[], None] = lambda: None) -> Iterato
             signal.signal(number, handler)
 
 
+BEST = "best.pt"
+"""The checkpoint with the highest Dice on held-out batches."""
+
+
+def highest_dice(work: Path) -> float:
+    """The highest Dice of a training so far, by its log; −1 where none was measured or kept."""
+    log_file = work / "log.csv"
+    if not (work / BEST).exists() or not log_file.exists():
+        return -1.0
+    return max(
+        (float(row["validation_dice"]) for row in read_log(log_file) if row["validation_dice"]), default=-1.0
+    )
+
+
 def run_steps(
     trainer: Trainer,
     batches: HasBatches,
@@ -142,7 +156,8 @@ def run_steps(
         trainer: The network.
         batches: What it sees.
         recipe, cache: What the checkpoint belongs to.
-        work: Folder for ``checkpoint.pt``, ``log.csv`` and ``tensorboard/``.
+        work: Folder for ``checkpoint.pt``, ``log.csv`` and ``tensorboard/``, and where it is validated
+            ``best.pt``, the checkpoint with the highest Dice.
         validate, validate_every: Dice of held-out batches, for the log, and the steps between; it is also
             asked for at the end.
         pauses: Steps, rising, after which `at_pause` is called before the next batch is made.
@@ -164,6 +179,7 @@ def run_steps(
         log.info("all %d steps are done", trainer.total)
         return None
     run_log, speed, pending = RunLog(work, trainer.step), Speed(), 0
+    best, best_dice = Checkpoint(work / BEST, recipe, cache), highest_dice(work)
 
     def left() -> Iterator[Batch]:
         for start, end in pairwise((0, *pauses, trainer.total)):
@@ -203,7 +219,12 @@ def run_steps(
                     gpu_utilisation=used,
                 )
                 words = f"{work.name}: step {step} of {trainer.total}, loss {loss:.4f}"
-                words += "" if overlap is None else f", validation Dice {overlap:.3f}"
+                if overlap is not None:
+                    better = overlap > best_dice
+                    words += f", validation Dice {overlap:.3f}{', the best so far' if better else ''}"
+                    if better:
+                        best_dice = overlap
+                        best.save(trainer)
                 words += f", {pace:.1f} {unit}/s" + ("" if used is None else f", GPU {used:.0f} %")
                 if pace and not last:
                     words += f", about {time_in_words((trainer.total - step) * len(batch[0]) / pace)} left"

@@ -42,6 +42,8 @@ class Inputs:
         backgrounds: Folders of real scans without coronary calcium, see `training.insertion`.
         heart_weights: Name or path of the weights that find hearts which are not annotated.
         start: Name or path of the weights to begin with; "" begins with random ones.
+        best: Of a training that is validated, make the weights of the checkpoint with the highest Dice on
+            what is held out, instead of the last.
     """
 
     device: torch.device
@@ -49,6 +51,7 @@ class Inputs:
     backgrounds: Sequence[Path] = ()
     heart_weights: str = "bundled"
     start: str = ""
+    best: bool = False
 
 
 def trainable() -> Mapping[str, str]:

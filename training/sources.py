@@ -23,14 +23,18 @@ from ..evaluation.datasets import AnnotatedSource, annotated_sources
 from ..imaging import Geometry, Volume
 from ..imaging.crop import crop_grid
 from ..imaging.heart_position import heart_depth
+from ..imaging.labels import heart_labels
 from ..imaging.masks import box_centre, dilated
 from ..imaging.orientation import to_canonical
 from ..imaging.resampling import resample
 from ..pipeline.case import Case
 from ..pipeline.chain import build_stage
+from ..pipeline.domain import describe_scan
 from ..pipeline.facts import CT, HEART
 from ..pipeline.step import Context, Stage, steps
 from ..pipeline.workflow import Workflow
+from ..system.atomic import write_json
+from ..system.foreign import read_json
 from .crops import (
     ARTERY,
     KIND,
@@ -150,10 +154,15 @@ def heart_finder(weights: str, device: torch.device) -> FindHeart:
     return find
 
 
-def annotated_crop(source: AnnotatedSource, recipe: CropRecipe, find_heart: FindHeart) -> Crop:
+def annotated_crop(
+    source: AnnotatedSource, recipe: CropRecipe, find_heart: FindHeart, note: Path | None = None
+) -> Crop:
     """Crop and label of one annotated scan, around the middle of its heart as at inference.
 
     What it names becomes names of a crop that is `named`.
+
+    Args:
+        note: Where to write what the scan is like, see `CropCache.scans`.
 
     Raises:
         TrainingError: Calcium is not annotated, there is no heart, or the scan cannot be read.
@@ -169,6 +178,10 @@ def annotated_crop(source: AnnotatedSource, recipe: CropRecipe, find_heart: Find
         raise TrainingError(
             f"the heart of {scan.name} is empty; annotate it or take the scan out of the data"
         )
+    if note is not None:
+        facts = {CT: scan.volume, HEART: heart_labels(heart)}
+        series = Series(series_uid="") if scan.series is None else scan.series
+        write_json(note, describe_scan(Case(series=series, facts=facts)))
     shift = _shift(recipe, recipe.seed, zlib.crc32(scan.name.encode()))
     centre = np.add(box_centre(heart, scan.volume.geometry), shift)
     known = [(x, group) for x, group in ((scan.arteries, ARTERY), (scan.others, KIND)) if x is not None]
@@ -213,8 +226,11 @@ def hard_seeds(recipe: CropRecipe, version: int) -> Iterator[int]:
     return islice(filter(partial(has_rare, version=version), seeds), recipe.hard_patients)
 
 
-def crop_sources(recipe: CropRecipe, inputs: Inputs) -> list[CropSource]:
+def crop_sources(recipe: CropRecipe, inputs: Inputs, notes: Path | None = None) -> list[CropSource]:
     """Every crop of a training.
+
+    Args:
+        notes: Folder for what the annotated scans are like, see `annotated_crop`.
 
     Raises:
         TrainingError: There are none, or two of one name.
@@ -231,7 +247,8 @@ def crop_sources(recipe: CropRecipe, inputs: Inputs) -> list[CropSource]:
     ]
     for folder in inputs.data:
         for scan in annotated_sources(folder):
-            make = partial(annotated_crop, scan, recipe, find_heart)
+            note = None if notes is None else notes / f"{len(sources):06d}.scan.json"
+            make = partial(annotated_crop, scan, recipe, find_heart, note)
             sources.append(CropSource(name=scan.name, patient=scan.patient, make=make))
     sources += _inserted(recipe, inputs.backgrounds, find_heart)
     if not sources:
@@ -256,7 +273,9 @@ def make_crops(recipe: CropRecipe, folder: Path, inputs: Inputs) -> CropCache:
     settings["heart_margin_mm"] = recipe.near_heart_mm  # its former name: older crops serve on
     settings["centre"] = "middle of the heart's box"  # crops cut around another point are others
     settings["heart_weights"] = inputs.heart_weights if inputs.data or inputs.backgrounds else ""
-    return build_cache(crop_sources(recipe, inputs), folder, settings=settings)
+    cache = build_cache(crop_sources(recipe, inputs, folder), folder, settings=settings)
+    notes = sorted(folder.glob("[0-9]*.scan.json"))
+    return replace(cache, scans=tuple(read_json(note, advice="remove the crops") for note in notes))
 
 
 def crop_origin(recipe: CropRecipe, cache: CropCache) -> str:

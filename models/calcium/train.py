@@ -45,12 +45,12 @@ from ...training.crops import (
     split_patients,
 )
 from ...training.export import export_networks
-from ...training.loop import dice, run_steps
+from ...training.loop import BEST, dice, run_steps
 from ...training.mining import find_mistakes, load_mistakes, save_mistakes
 from ...training.patches import Batches, GridBatches, PatchRecipe, RandomBatches
 from ...training.recipe import Inputs
 from ...training.sources import INSERTED, SIMULATED, crop_origin, make_crops
-from ...training.trainer import LOSSES, StepsRecipe, Trainer, segmentation_loss
+from ...training.trainer import LOSSES, Checkpoint, StepsRecipe, Trainer, segmentation_loss
 from ...weights import WeightSet, resolve, stated_window
 from .kinds import KINDS
 from .network import CalciumModel, build_network
@@ -184,7 +184,12 @@ def train(recipe: CalciumRecipe, work: Path, inputs: Inputs) -> Path:
     )
     if speed is not None:
         write_json(work / "training.json", {**speed, **_paper(speed, cache, training, recipe)})
-    measured = {"held-out patch Dice": round(validate(), 4)}
+    chosen: dict[str, Any] = {}
+    if inputs.best:
+        Checkpoint(work / BEST, recipe, cache).load(trainer)
+        log.info("the weights are those of step %d of %d", trainer.step, total)
+        chosen = {"chosen": f"step {trainer.step} of {total}, by the Dice of held-out patches"}
+    measured = {**chosen, "held-out patch Dice": round(validate(), 4)}
     model = CalciumModel(trainer.network, device=inputs.device, window_hu=recipe.window_hu)
     measured |= evaluate_crops(model, cache, held_out, work / "evaluation", title=recipe.name)
     return export_networks(
@@ -194,6 +199,7 @@ def train(recipe: CalciumRecipe, work: Path, inputs: Inputs) -> Path:
         crops=recipe,
         role="calcium",
         data=crop_origin(recipe, cache),
+        scans=cache.scans,
         measured=measured,
         **recipe.described(),
     )

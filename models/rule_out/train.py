@@ -186,6 +186,7 @@ def train_on(recipe: ScreeningRecipe, work: Path, cache: CropCache, *, device: t
         crops=recipe.of_crops(),
         role="screening",
         data=crop_origin(recipe.of_crops(), cache),
+        scans=cache.scans,
         threshold=threshold,
         measured=measured,
         **recipe.described(),

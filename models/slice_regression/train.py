@@ -151,6 +151,7 @@ def train_on(
         crops=recipe.of_crops(),
         role="direct",
         data=crop_origin(recipe.of_crops(), cache),
+        scans=cache.scans,
         measured=_agreement(found),
         **recipe.described(),
     )

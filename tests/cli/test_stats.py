@@ -46,7 +46,10 @@ def test_agreement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         == 0
     )
     assert "Spearman" in capsys.readouterr().out
-    assert (report / "report.html").read_text(encoding="utf-8").count("data:image/png;base64") == 3
+    assert (report / "report.html").read_text(encoding="utf-8").count("data:image/svg+xml;base64") == 3
+    for kind, begins in (("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")):
+        assert (report / "figures" / f"scores.{kind}").read_bytes().startswith(begins)
+    assert (report / "report.pdf").read_bytes().startswith(b"%PDF")
     assert main(["stats", "agreement", table, "--ai", "ai", "--reference", "manual", "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
     assert content["statistics"]["spearman"]["value"] == pytest.approx(1)
@@ -62,13 +65,25 @@ def test_survival_and_report(
     assert main(["stats", "survival", results, clinical, *what, "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
     assert content["persons"] == 300
-    assert {h["name"] for h in content["hazards"]} == {"1 low", "2 moderate", "3 high", "age"}
+    assert {h["name"] for h in content["hazards"]} == {
+        "1 low (>0–100)",
+        "2 moderate (>100–300)",
+        "3 high (>300)",
+        "age",
+    }
     assert content["hazards"][2]["ratio"] > 1.3
     page = tmp_path / "page"
     assert main(["stats", "report", results, "--clinical", clinical, *what, "--report", str(page)]) == 0
     text = (page / "report.md").read_text(encoding="utf-8")
     for wanted in ("300 persons", "One study, two kernels", "Cox model", "`contrast`", "figures/change.png"):
         assert wanted in text
+    command = ["stats", "report", results, "--clinical", clinical, "--time", "years", "--event", "deid"]
+    capsys.readouterr()
+    assert main([*command, "--patient", "pid", "--report", str(page)]) == 1
+    assert "Survival is not in the report: " in capsys.readouterr().err
+    text = (page / "report.md").read_text(encoding="utf-8")
+    assert "> This part could not be made: " in text
+    assert "One study, two kernels" in text
     assert "no column 'yeas'" in _error(
         capsys,
         ["stats", "survival", results, clinical, "--time", "yeas", "--event", "died", "--patient", "pid"],

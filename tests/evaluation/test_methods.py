@@ -92,4 +92,5 @@ def test_the_command_scores_as_the_run_does(
     assert found["score"] == pytest.approx(details["score"]["total"])
     assert found["true_score"] > 0
     assert (report / "methods.md").read_text().startswith("# Methods on the same scans\n\n| | default |\n")
-    assert (report / "scores-default.png").stat().st_size > 5000
+    assert (report / "figures" / "scores-default.png").stat().st_size > 5000
+    assert "data:image/svg+xml" in (report / "methods.html").read_text()

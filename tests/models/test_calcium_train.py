@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from deepcac2.dicom.seg.reader import read_segmentation
 from deepcac2.errors import TrainingError, WeightsError, WorkflowError
@@ -39,6 +40,7 @@ from deepcac2.models.calcium.train import (
 from deepcac2.models.heart.network import HeartModel
 from deepcac2.simulation import RARE, default_geometry, has_rare, simulate_patient
 from deepcac2.training.export import export_networks
+from deepcac2.training.monitor import read_log
 from deepcac2.training.recipe import BUNDLED, Inputs, build, load_recipe
 from deepcac2.training.sources import crop_of, crop_sources, hard_seeds, make_crops, simulated_crop
 from deepcac2.training.trainer import Trainer, binary_dice_loss
@@ -299,6 +301,8 @@ def test_a_finished_run_says_how_good_and_how_fast(work: Path) -> None:
     assert weights.metadata["training"]["recipe"]["name"] == "tiny"
     assert weights.metadata["training"]["data"] == "6 annotated scans"
     assert weights.metadata["measured"]["held-out crops"] == 2
+    assert weights.domain is not None
+    assert (weights.domain.increment_mm, weights.domain.pixel_mm) == ((3.0, 3.0), (2.0, 2.0))
     page = (work / "evaluation" / "report.md").read_text()
     assert page.startswith("# Held-out crops of tiny\n")
     assert "2 of 2 patients: 2 scored" in page
@@ -312,6 +316,22 @@ def test_a_finished_run_says_how_good_and_how_fast(work: Path) -> None:
     assert speed["gpu_utilisation_percent"] is None
     kinds = np.stack([np.load(f) for f in sorted((work / "crops").glob("*.kinds.npy"))])
     assert 0 < speed["patches_per_epoch"] < 2 * (kinds == 1).sum()
+
+
+def test_the_best_checkpoint_is_kept_and_can_be_taken(scans: Path, work: Path, tmp_path: Path) -> None:
+    rows = [row for row in read_log(work / "log.csv") if row["validation_dice"]]
+    best = torch.load(work / "best.pt")
+    highest = max(float(row["validation_dice"]) for row in rows)
+    assert best["step"] == next(int(r["step"]) for r in rows if float(r["validation_dice"]) == highest)
+    shutil.copytree(work, again := tmp_path / "again")
+    earlier = torch.load(again / "checkpoint.pt")  # another network, so that it shows which was taken
+    earlier["network"] = {name: tensor + 1 for name, tensor in earlier["network"].items()}
+    torch.save(earlier, again / "best.pt")
+    folder = train(TINY, again, replace(given(scans), best=True))
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        assert torch.equal(tensor, earlier["network"][name]), name
+    said = json.loads((folder / "weights.json").read_text())["measured"]["chosen"]
+    assert said == f"step {earlier['step']} of {TINY.steps}, by the Dice of held-out patches"
 
 
 def test_the_exported_set_loads_and_predicts(work: Path) -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 from deepcac2.evaluation.cases import CaseResult, Evaluation, TrueLesion
 from deepcac2.evaluation.summary import summarise
 from deepcac2.reporting.evaluation import kind_of, markdown, seen_in_training, write_report
+from deepcac2.reporting.plots import Drawing, all_drawn
 from deepcac2.scoring import risk_group
 
 NAMES = ("bland-altman", "confusion", "dice", "lesions", "scores")
@@ -121,14 +122,16 @@ class TestReport:
         write_report(evaluation, summarise(evaluation), tmp_path)
         files = {p.relative_to(tmp_path).as_posix(): p for p in tmp_path.rglob("*") if p.is_file()}
         assert files.keys() == {
-            "report.md", "report.html", "cases.csv", "evaluation.json", *(f"figures/{n}.png" for n in NAMES)
-        }  # fmt: skip
+            *("report.md", "report.html", "report.pdf", "cases.csv", "evaluation.json"),
+            *(f"figures/{name}.{kind}" for name in NAMES for kind in ("png", "svg", "pdf")),
+        }
         for name in NAMES:
             path = files[f"figures/{name}.png"]
-            assert path.stat().st_size < 150_000
+            assert path.stat().st_size < 400_000
             with Image.open(path) as image:
+                assert round(image.info["dpi"][0]) == 300
                 assert len(np.unique(np.asarray(image.convert("L")))) > 10
-        assert sum(p.stat().st_size for p in files.values()) < 1_000_000
+        assert sum(p.stat().st_size for p in files.values()) < 6_000_000
         rows = list(csv.DictReader(files["cases.csv"].read_text().splitlines()))
         assert len(rows) == len(evaluation.cases)
         assert rows[-1]["status"] == "rejected"
@@ -137,11 +140,21 @@ class TestReport:
         assert len(content["cases"]) == len(evaluation.cases)
         assert content["statistics"]["heart_dice_mean"]["n"] == 24
 
+    def test_a_figure_that_cannot_be_drawn_is_left_out_and_said(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def fail() -> Drawing:
+            raise ValueError("no such axis")
+
+        drawing = Drawing(png=b"", svg=b"", pdf=b"")
+        assert all_drawn({"a": fail, "b": lambda: drawing}) == {"b": drawing}
+        assert "the figure a is left out: it cannot be drawn (no such axis)" in caplog.text
+
     def test_html_stands_alone_and_escapes(self, evaluation: Evaluation, tmp_path: Path) -> None:
         page = Page()
         page.feed(write_report(evaluation, summarise(evaluation), tmp_path).read_text())
         assert len(page.sources) == len(NAMES)
-        assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+        assert all(source.startswith("data:image/svg+xml;base64,") for source in page.sources)
         assert "<b>x</b>|y" in page.text
         assert "too few *slices*" in page.text
         assert "b" not in page.tags

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import scipy.stats
+from scipy.stats import binom
 
 from deepcac2.scoring import risk_group
 from deepcac2.stats import agreement as ag
@@ -193,6 +194,26 @@ class TestRate:
 
     def test_nothing(self) -> None:
         assert ag.rate([]) == ag.Estimate(value=None, n=0)
+
+    @pytest.mark.parametrize(("hits", "n"), [(1, 1), (0, 1), (3, 5), (2, 3), (20, 29)])
+    def test_few_cases_have_the_exact_interval(self, hits: int, n: int) -> None:
+        """At its ends the tails of the binomial distribution hold 2.5 %."""
+        e = ag.rate(np.arange(n) < hits)
+        assert (e.n, e.method) == (n, "exact")
+        assert e.low is not None
+        assert e.high is not None
+        assert e.low == 0 or binom.sf(hits - 1, n, e.low) == pytest.approx(0.025)
+        assert e.high == 1 or binom.cdf(hits, n, e.high) == pytest.approx(0.025)
+
+    def test_few_patients_with_several_cases_have_one_too(self) -> None:
+        assert ag.rate([True, False, True], patients=["a", "a", "b"]).method == "exact"
+        many = ag.rate(np.arange(20) < 9, patients=[i // 2 for i in range(20)])
+        assert many.method == "bootstrap"
+
+
+def test_two_scans_have_no_icc() -> None:
+    assert np.isnan(ag.icc_2_1(np.array([[1.0, 2.0], [5.0, 5.0]])))
+    assert ag.agreement([1, 200], [2, 150]).estimates["icc_2_1"].value is None
 
 
 class TestAgreement:

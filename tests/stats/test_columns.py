@@ -80,5 +80,5 @@ def test_many_rows_are_drawn_too() -> None:
     rng = np.random.default_rng(0)
     a = rng.exponential(200, 3000)
     study = compare_columns(frame(a * rng.uniform(0.8, 1.2, 3000), a), ai="ai", reference="manual")
-    assert all(p.startswith(b"\x89PNG") for p in agreement_figures(study).values())
+    assert all(p.png.startswith(b"\x89PNG") for p in agreement_figures(study).values())
     assert group_names((0, 100, 300))[3].startswith("3")

@@ -82,7 +82,13 @@ def test_planted_hazard_ratios_come_back_at_the_size_of_the_trial() -> None:
     cohort = built(results, clinical, ("age", "smoking"))
     result = analyse(cohort)
     assert 1450 < result.events < 1800
-    planted = {"1 low": 1.2, "2 moderate": 1.5, "3 high": 2.05, "age": 1.07, "smoking: current": 1.6}
+    planted = {
+        "1 low (>0–100)": 1.2,
+        "2 moderate (>100–300)": 1.5,
+        "3 high (>300)": 2.05,
+        "age": 1.07,
+        "smoking: current": 1.6,
+    }
     planted["smoking: former"] = 1 / 1.6
     assert len(result.hazards) == 5
     for hazard in result.hazards:
@@ -118,6 +124,24 @@ def test_everyone_is_accounted_for() -> None:
     assert "394 persons" in text
 
 
+def test_every_term_says_of_how_many_persons_and_events_and_against_what() -> None:
+    results, clinical = people(400, 1, 0.05)
+    found = analyse(built(results, clinical, ("age", "smoking")))
+    score = results["agatston_score"].astype(float)
+    died, former = clinical["died"] == "1", clinical["smoking"] == "former"
+    groups = [(score == 0), (score == 40), (score == 200), (score == 900)]
+    most = former if former.sum() >= (~former).sum() else ~former
+    expected = [*groups, score >= 0, most, ~most]
+    assert [(r.persons, r.events) for r in found.rows] == [
+        (int(own.sum()), int((own & died).sum())) for own in expected
+    ]
+    assert [r.covariate for r in found.rows] == ["calcium group"] * 4 + [""] + ["smoking"] * 2
+    assert [r.name for r in found.rows if r.reference] == [
+        "0 very low (0)", f"smoking: {'former' if most is former else 'current'}"
+    ]  # fmt: skip
+    assert tuple(r for r in found.rows if not r.reference) == found.hazards
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -130,7 +154,7 @@ def test_everyone_is_accounted_for() -> None:
         (lambda r, c: (r, c.rename(columns={"age": "Age"})), "Perhaps you meant 'Age'"),
         (
             lambda r, c: (r, c.assign(died=np.where(r["agatston_score"] == "40", "0", c["died"]))),
-            "with group '1 low' had the event",
+            r"with group '1 low \(>0–100\)' had the event",
         ),
     ],
 )
@@ -181,5 +205,5 @@ def test_an_event_that_is_never_0_is_refused_where_it_is_empty_and_said_where_it
 def test_an_empty_group_is_said() -> None:
     results, clinical = people(300, 2, 0.08)
     cohort = built(results[results["agatston_score"] != "200"], clinical)
-    assert "nobody is in group '2 moderate'" in cohort.notes
-    assert [h.name for h in analyse(cohort).hazards] == ["1 low", "3 high"]
+    assert "nobody is in group '2 moderate (>100–300)'" in cohort.notes
+    assert [h.name for h in analyse(cohort).hazards] == ["1 low (>0–100)", "3 high (>300)"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,14 @@ def crop_with(**change: Any) -> tuple[Crop, Any]:
         return int(crop[1][z, y, x])
 
     return crop, at
+
+
+def test_what_a_scan_is_like_is_kept_beside_its_crop(tmp_path: Path) -> None:
+    source = AnnotatedSource(name="a", patient="a", load=annotated)
+    annotated_crop(source, CropRecipe(), lambda name, volume: None, tmp_path / "000000.scan.json")
+    said = json.loads((tmp_path / "000000.scan.json").read_text())
+    assert (said["increment_mm"], said["pixel_mm"], said["field_of_view_mm"]) == (2.5, 1.4, 140.0)
+    assert (said["kernel"], said["kvp"], said["contrast"]) == ("", None, False)
 
 
 def test_names_of_an_annotation_are_those_of_a_named_crop() -> None:

@@ -39,3 +39,31 @@ def test_the_domain_is_that_of_the_version_that_was_drawn() -> None:
     fields = [simulated_domain({version: range(200)})["field_of_view_mm"][0] for version in (1, 2)]
     assert fields[0] > 250
     assert fields[1] < 200
+
+
+def scan(**more: object) -> dict[str, object]:
+    """As `describe_scan` says a scan."""
+    values = {"noise_hu": 12.4, "kvp": 80.0, "thickness_mm": 3.0, "increment_mm": 1.5, "pixel_mm": 0.6}
+    return {
+        "kernel": "Qr36d\\3",
+        "contrast": False,
+        **values,
+        "field_of_view_mm": 310.0,
+        "coverage_mm": 150,
+        **more,
+    }
+
+
+def test_annotated_scans_belong_to_the_domain() -> None:
+    """Of themselves alone, and beside simulated ones, whose tube voltages lie above theirs."""
+    alone = Domain.parse(
+        simulated_domain({}, [scan(), scan(kernel="", kvp=None, noise_hu=20, contrast=True)])
+    )
+    assert alone is not None
+    assert (alone.kernels, alone.kvp, alone.noise_hu) == (("Qr36d",), (80, 80), (12, 20))
+    assert alone.contrast is True
+    beside = Domain.parse(simulated_domain({1: range(20)}, [scan()] * 5))
+    assert beside is not None
+    assert beside.kvp is not None
+    assert beside.kvp[0] == 80 < min(sample_acquisition(s).kvp for s in range(20))
+    assert "Qr36d" in (beside.kernels or ()) or "soft" in (beside.kernels or ())
