@@ -56,8 +56,8 @@ class _Cases:
 
     @foreign(*_NO_SLICES)
     def overview(self, request: Request) -> Response:
-        """How many slices there are, those with counted calcium and the best to begin with (indices), and
-        what calcium has a name in its SEG."""
+        """How many slices there are, those with counted calcium and the best to begin with (indices, and its
+        SOPInstanceUID, by which the viewer opens it), and what calcium has a name in its SEG."""
         row, ct = self._case(request)
         details = self._store.details(row)
         slices, counted = slices_of(ct, details), _counted(details)
@@ -72,6 +72,7 @@ class _Cases:
                 "counted": sorted(z for z in counted if z < len(slices)),
                 "first": first,
                 "rising": _rising(details),
+                "instance": slices[first].sop_instance_uid if slices[first].frame is None else "",
                 "classes": [label.name for label in frames.classes] if frames else [],
             }
         )

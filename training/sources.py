@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import cache, lru_cache, partial
 from itertools import chain, count, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ from ..imaging.labels import heart_labels
 from ..imaging.masks import box_centre, dilated
 from ..imaging.orientation import to_canonical
 from ..imaging.resampling import resample
-from ..pipeline.case import Case
+from ..pipeline.case import Case, Fact
 from ..pipeline.chain import build_stage
 from ..pipeline.domain import describe_scan
 from ..pipeline.facts import CT, HEART
@@ -179,7 +180,7 @@ def annotated_crop(
             f"the heart of {scan.name} is empty; annotate it or take the scan out of the data"
         )
     if note is not None:
-        facts = {CT: scan.volume, HEART: heart_labels(heart)}
+        facts: dict[Fact[Any], Any] = {CT: scan.volume, HEART: heart_labels(heart)}
         series = Series(series_uid="") if scan.series is None else scan.series
         write_json(note, describe_scan(Case(series=series, facts=facts)))
     shift = _shift(recipe, recipe.seed, zlib.crc32(scan.name.encode()))

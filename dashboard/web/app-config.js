@@ -31,6 +31,15 @@ const deepcac2Extension = {
             );
           }
         });
+        // The slice that the dashboard names, where its link says one.
+        const slice = new URLSearchParams(window.location.search).get('slice');
+        const named = slice && segDisplaySet.labelMapImages.flat().find(
+          (image) => image.referencedImageId.includes(`/instances/${slice}/`)
+        );
+        if (named) {
+          segDisplaySet.firstSegmentedSliceImageId = named.referencedImageId;
+          return;
+        }
         let most = 0;
         let largest = 0;
         for (const image of segDisplaySet.labelMapImages.flat()) {

@@ -85,7 +85,8 @@ function legend(named) {
 /** The slices one by one, drawn by the server; the keys ← → move through them. */
 function slider(base, colours) {
   const box = h("div", { class: "slices" });
-  get(`${base}/slices`).then(({ count: n, counted, first, rising, classes }) => {
+  get(`${base}/slices`).then(({ count: n, counted, first, rising, instance, classes }) => {
+    if (instance) for (const link of document.querySelectorAll("a[href^='/viewer?']")) link.href += `&slice=${encodeURIComponent(instance)}`;
     for (const row of colours?.querySelectorAll("li") ?? []) row.hidden &&= !classes.includes(row.dataset.class);
     const image = h("img", { class: "slice", alt: "" });
     const range = h("input", { type: "range", min: "0", max: String(n - 1), id: "slice" });

@@ -88,20 +88,22 @@ def complaints(page: Any) -> list[str]:
     return found
 
 
-def open_case(page: Any, address: str, case: Any, *others: str) -> int:
+def open_case(page: Any, address: str, case: Any, *others: str, z: int | None = None) -> int:
     """Open a case, and wait until the segmentation is on and the slice with the most calcium in front.
 
     Args:
         others: SeriesInstanceUIDs to open beside CT and SEG.
+        z: Open this slice instead.
 
     Returns:
-        The number of that slice.
+        The index of that slice.
     """
-    z = int(case.masks["calcium"].sum(axis=(1, 2)).argmax())
+    slice_asked = "" if z is None else f"&slice={list(case.files)[z]}"
+    z = int(case.masks["calcium"].sum(axis=(1, 2)).argmax()) if z is None else z
     series = ",".join((case.series, case.seg, *others))
     page.goto(
         f"{address}/viewer?StudyInstanceUIDs={case.study}&SeriesInstanceUIDs={series}"
-        f"&initialSeriesInstanceUID={case.seg}"
+        f"&initialSeriesInstanceUID={case.seg}{slice_asked}"
     )
     page.wait_for_function(
         f"""(uid) => {{
@@ -164,6 +166,17 @@ def test_a_case_opens_with_its_segmentation(
     assert any(url.endswith("/frames/1") for url in requests)
     assert page.locator("text=Coronary calcium").count() > 0
     assert page.locator("[data-cy=back-to-dashboard]").get_attribute("href") == "/"
+
+
+def test_the_viewer_opens_the_slice_that_the_dashboard_names(
+    page: Any, with_viewer: str, viewer_case: Any
+) -> None:
+    """Where most scores, which need not be where most is; and any other."""
+    with urllib.request.urlopen(f"{with_viewer}/api/cases/{viewer_case.series}/slices", timeout=60) as answer:
+        said = json.load(answer)
+    assert said["instance"] == list(viewer_case.files)[said["first"]]
+    for z in (said["first"], next(z for z in said["counted"] if z != said["first"])):
+        assert open_case(page, with_viewer, viewer_case, z=z) == z
 
 
 @pytest.mark.slow
