@@ -414,6 +414,14 @@ def test_decision_records_have_their_four_parts() -> None:
 # --- the image --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(Path("/app/data/input_data").exists(), reason="scans are mounted here")
+def test_the_container_says_where_scans_are_mounted() -> None:
+    entry = ["sh", str(ROOT / "container" / "entrypoint")]
+    done = subprocess.run(entry, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 11
+    assert "-v /path/to/scans:/app/data/input_data:ro" in done.stderr
+
+
 def test_the_image_takes_only_what_the_package_is_made_of() -> None:
     """Whatever lies in the checkout beside it, patients' folders too, stays out: `.dockerignore` is a list of
     what goes in."""
