@@ -93,7 +93,7 @@ def test_the_summary_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     write_table(out, rows)
     summary: Any = SimpleNamespace(
         output=out, table=True, done=2, first=lambda n: rows, count=lambda s: 1,
-        statistics=SimpleNamespace(series=0), images=0,
+        statistics=SimpleNamespace(series=1), images=0, workbook=True, stopped=False,
     )  # fmt: skip
     _report(summary, out / "logs" / "run.log", quiet=False)
     shown = clean(capsys.readouterr().out).splitlines()

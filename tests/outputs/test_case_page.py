@@ -16,11 +16,13 @@ from deepcac2.imaging.labels import ARTERIES as NAMES
 from deepcac2.imaging.labels import NOT_CORONARY as KINDS
 from deepcac2.imaging.labels import NOT_SURE, Labels, calcium_labels, heart_labels
 from deepcac2.outputs.case_page import TITLE, case_page, lesion_numbers
+from deepcac2.outputs.organizer import is_target
 from deepcac2.outputs.sheet import HEIGHT, MARGIN, Sheet, Style, wrapped
 from deepcac2.pipeline import Case
 from deepcac2.pipeline.arteries import ARTERIES, NOT_CORONARY, divided
 from deepcac2.pipeline.facts import CALCIUM, CT, HEART, SCORE
 from deepcac2.pipeline.grades import graded
+from deepcac2.pipeline.writer import kept, queries
 from deepcac2.scoring import score
 
 PROVENANCE = {
@@ -145,3 +147,10 @@ def test_the_same_case_gives_the_same_pdf_which_others_read(case: Case, tmp_path
     ).stdout
     assert f"Agatston score {case[SCORE].total:.1f}" in text
     assert "Volume, mm³" in text
+
+
+def test_a_target_or_a_word_asks_for_it() -> None:
+    assert {"pdf", "dicom-pdf", "secondary-capture"} <= set(kept())
+    for query in ("pdf:mod=page", "dicom:mod=pdf", "dicom:mod=sc"):
+        assert is_target(f"{query}-->[i:PatientID]/[i:SeriesInstanceUID]/page")
+        assert query not in queries()  # mhubio knows no such files
