@@ -131,7 +131,7 @@ def _told(lesion: Lesion) -> dict[str, Any]:
         "volume_mm3": round(lesion.volume_mm3, 4),
         "max_hu": lesion.max_hu,
         "certainty": lesion.certainty,
-        "slices": list(lesion.slices),
+        "slice_numbers": list(lesion.slice_numbers),
         "centroid_lps": [round(x, 2) for x in lesion.centroid_lps],
     }
 

@@ -69,7 +69,7 @@ def test_what_was_nearly_counted_is_told_and_not_counted() -> None:
     assert [lesion.certainty for lesion in case[SCORE].lesions] == [95, 99]
     assert case[DOUBT]["possible_score"] == pytest.approx(2 * one)
     (nearly,) = case[DOUBT]["possible"]
-    assert (nearly["certainty"], nearly["slices"], nearly["max_hu"]) == (60, [1, 2], 350)
+    assert (nearly["certainty"], nearly["slice_numbers"], nearly["max_hu"]) == (60, [2, 3], 350)
     assert nearly["score"] == case[DOUBT]["possible_score"] == _row(case)["possible_score"]
 
 
