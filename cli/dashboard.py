@@ -18,10 +18,23 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Serve a page over the results of a run: table, filters, charts, each case, SQL. Only "
         "this machine reaches it unless --host says otherwise; then the environment has to hold a token, "
         "DEEPCAC2_TOKEN, of at least 16 characters. Nothing is loaded from elsewhere, and the results are "
-        "only read.",
+        "only read. With --review persons correct and sign them; that is written into a folder of its own.",
     )
-    parser.add_argument("results", metavar="RESULTS", type=Path, help="output folder of 'deepcac2 run'")
+    parser.add_argument(
+        "results",
+        metavar="RESULTS",
+        type=Path,
+        nargs="?",
+        help="output folder of 'deepcac2 run'; left out: scans without results, to be annotated "
+        "(--ct and --review)",
+    )
     parser.add_argument("--ct", metavar="FOLDER", type=Path, help="the CT, for slices and viewer")
+    parser.add_argument(
+        "--review",
+        metavar="FOLDER",
+        type=Path,
+        help="read and correct cases, and sign; all of it is written into this folder",
+    )
     parser.add_argument(
         "--clinical", metavar="CSV", type=Path, help="table with one row a patient: columns and filters more"
     )
@@ -56,19 +69,27 @@ def _port(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until interrupted."""
+    from contextlib import ExitStack
+
     from ..dashboard.app import create_app
+    from ..dashboard.scans import table_of_scans
     from ..dashboard.security import TOKEN_VARIABLE, check_address
     from ..dashboard.server import counted_log, make_server
 
     access = check_address(args.host, token=os.environ.get(TOKEN_VARIABLE, ""), names=args.name)
-    with _listen(args.host, args.port) as listening:
+    with _listen(args.host, args.port) as listening, ExitStack() as scratch:
+        results = args.results
+        if results is None:
+            _check_scans(args)
+            results = scratch.enter_context(table_of_scans(args.ct))
         app = create_app(
-            args.results,
+            results,
             ct=args.ct,
             clinical=args.clinical,
             patient=args.patient,
             show_phi=args.show_phi,
             access=access,
+            readings=args.review,
         )
         server = make_server(app)
         listening.listen(server.config.backlog)  # who reads the address may ask at once
@@ -84,6 +105,17 @@ def run(args: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             note("")
     return 0
+
+
+def _check_scans(args: argparse.Namespace) -> None:
+    """See that scans without results come with what annotating them needs."""
+    from ..errors import InputError
+
+    if args.ct is None or args.review is None:
+        raise InputError(
+            "give RESULTS, the output folder of 'deepcac2 run'; or, to annotate scans without results, "
+            "--ct FOLDER and --review FOLDER"
+        )
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mimetypes
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -17,8 +17,10 @@ from starlette.responses import FileResponse, StreamingResponse
 
 from .. import __version__
 from ..errors import DeepCACError, InputError, InputUnreadable
+from ..outputs.preview import thumbnail
 from ..pipeline.step import Described
-from . import dicomweb, slices, viewer, views
+from ..review.desk import Desk
+from . import dicomweb, review, slices, viewer, views
 from .fetch import VEGA, VENDOR
 from .files import read_json
 from .security import SQL_PATH, Access, Guard
@@ -27,7 +29,7 @@ from .store import DicomStore
 from .table import CLASSES, TYPES, Results, Selection, parse_selection
 
 WEB = Path(__file__).with_name("web")
-PAGES = ("/", "/not-scored", "/sql", "/case/{series_uid}")
+PAGES = ("/", "/not-scored", "/sql", "/case/{series_uid}", "/review", "/review/{series_uid}")
 """Addresses of the page's views; all are the same file."""
 _PAGE_SIZE = 50
 
@@ -41,6 +43,7 @@ def create_app(
     show_phi: bool = False,
     access: Access | None = None,
     vendor: Path = VENDOR,
+    readings: Path | None = None,
 ) -> FastAPI:
     """The dashboard over the results of a run.
 
@@ -51,10 +54,14 @@ def create_app(
         show_phi: Show what says who somebody is.
         access: Who may ask; only this machine where it is None.
         vendor: Folder with the files that `make viewer` fetches.
+        readings: Folder of the reading desk; None: nothing can be decided. Needs `ct`.
 
     Raises:
-        InputUnreadable, InputError: See `table.Results`.
+        InputUnreadable, InputError: See `table.Results`; a desk without a CT.
+        OutputInsideInput, DiskFull, OutputUnwritable: See `review.desk.Desk`.
     """
+    if readings is not None and ct is None:
+        raise InputError("reading needs the CT: give --ct FOLDER as well")
     results = Results(folder, clinical=clinical, patient=patient, show_phi=show_phi)
 
     @asynccontextmanager
@@ -64,13 +71,19 @@ def create_app(
 
     app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
     app.state.results = results
-    app.add_middleware(Guard, access=access or Access())
+    allowed = replace(access or Access(), review=readings is not None)
+    app.add_middleware(Guard, access=allowed)
 
     try:
         store = DicomStore(results, ct, show_phi)
+        desk = None
+        if readings is not None and ct is not None:
+            desk = Desk(readings, review.opener(store), apart=(folder, ct))
     except DeepCACError:
         results.close()
         raise
+    if desk is not None:
+        app.include_router(review.router(store, results, desk))
     app.include_router(dicomweb.router(store), prefix="/dicomweb")
     app.include_router(slices.router(store))
     pages = viewer.router(vendor) if ct is not None else None
@@ -83,6 +96,7 @@ def create_app(
     if has_charts:
         assets |= charts
     about = _about(results, folder, charts=has_charts, viewer=pages is not None, slices=ct is not None)
+    about["review"] = desk is not None
 
     def selection(request: Request) -> Selection:
         return parse_selection(request.query_params.multi_items(), results.filters, results.columns)
@@ -111,7 +125,11 @@ def create_app(
     @app.get("/api/cases")
     def get_cases(request: Request) -> Response:
         number = _whole(request, "page", 1), _whole(request, "size", _PAGE_SIZE)
-        return _json(views.cases(results, selection(request), page=number[0], size=number[1]))
+        found = views.cases(results, selection(request), page=number[0], size=number[1])
+        if desk is not None:
+            read = review.summaries(desk, [row["series_uid"] for row in found["rows"]])
+            found["rows"] = [{**row, "read": read[row["series_uid"]]} for row in found["rows"]]
+        return _json(found)
 
     @app.get("/api/facets")
     def get_facets(request: Request) -> Response:
@@ -138,7 +156,9 @@ def create_app(
             return _json({"error": "the results hold no such series"}, status=404)
         segmentation = store.segmentation(series_uid)
         address = viewer_address(row, segmentation) if pages is not None else None
-        return _json({**views.case(results, folder, row), "segmentation": segmentation, "viewer": address})
+        read = [] if desk is None else review.summaries(desk, [series_uid])[series_uid]
+        found = views.case(results, folder, row)
+        return _json({**found, "segmentation": segmentation, "viewer": address, "read": read})
 
     @app.get("/api/cases/{series_uid}/preview.png")
     def get_preview(series_uid: str) -> Response:
@@ -147,6 +167,19 @@ def create_app(
         if picture is None:
             return _json({"error": "there is no picture of this series"}, status=404)
         return FileResponse(picture, media_type="image/png")
+
+    @app.get("/api/cases/{series_uid}/thumbnail.png")
+    def get_thumbnail(series_uid: str) -> Response:
+        row = results.row(series_uid)
+        whole = views.picture(folder, row) if row is not None else None
+        try:
+            small = None if whole is None else thumbnail(whole)
+        except InputUnreadable:
+            small = None
+        if small is None:
+            return _json({"error": "there is no picture of this series"}, status=404)
+        caching = {"Cache-Control": "private, max-age=3600"}
+        return Response(small, media_type="image/png", headers=caching)
 
     @app.post(SQL_PATH)
     async def post_sql(request: Request) -> Response:

@@ -5,7 +5,8 @@
   and read along (DNS rebinding).
 - The token: in the address once, then in a cookie, or as ``Authorization: Bearer``; compared in constant
   time.
-- The method: GET and HEAD, and POST for SQL, from our own page only.
+- The method: GET and HEAD, and POST for SQL and, where there is a reading desk, for decisions, from our own
+  page only.
 - The headers: a strict content security policy (`POLICY`) and those that keep other pages out.
 """
 
@@ -37,6 +38,8 @@ TOKEN_VARIABLE = "DEEPCAC2_TOKEN"
 SHORTEST_TOKEN = 16
 COOKIE = "deepcac2"
 SQL_PATH = "/api/sql"
+REVIEW_PATH = "/api/review/"
+"""Beginning of the addresses of the reading desk; what is posted there is written down."""
 ADMITTED = "deepcac2.admitted"
 """Set in the state of a request that may pass."""
 _WRONG_TOKEN_SECONDS = 0.5
@@ -105,11 +108,13 @@ class Access:
         token: That has to be shown; "" where none is needed.
         hosts: Names in the ``Host`` header that are ours, without port, lower case.
         any_address: Whether an IP address as ``Host`` will do; no foreign name can hide behind one.
+        review: Whether there is a reading desk, which takes decisions.
     """
 
     token: str = ""
     hosts: Collection[str] = ("localhost", "127.0.0.1", "::1")
     any_address: bool = False
+    review: bool = False
 
 
 def check_address(host: str, *, token: str, names: Collection[str] = ()) -> Access:
@@ -203,11 +208,12 @@ class Guard:
                 421,
             )
         method, path = scope["method"], scope["path"]
-        posting = method == "POST" and path == SQL_PATH
+        taken = path == SQL_PATH or (self.access.review and path.startswith(REVIEW_PATH))
+        posting = method == "POST" and taken
         if method not in ("GET", "HEAD") and not posting:
             return PlainTextResponse("Only GET and HEAD are possible here.\n", 405, {"Allow": "GET, HEAD"})
         if posting and not _from_our_page(headers):
-            return PlainTextResponse("SQL is taken as JSON, from the dashboard's own page only.\n", 403)
+            return PlainTextResponse("This is taken as JSON, from the dashboard's own page only.\n", 403)
         if not self.access.token:
             return None
         return await self._without_token(scope, headers)

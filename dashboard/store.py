@@ -12,7 +12,7 @@ from ..dicom.files import DERIVED, Upto, read_slice
 from ..dicom.headers import quiet_pydicom, text, whole
 from ..dicom.locate import SeriesLocator
 from ..dicom.seg.codes import SEGMENTATION_SOP_CLASSES
-from ..dicom.series import SliceRef
+from ..dicom.series import Series, SliceRef
 from ..errors import InputUnreadable
 from ..pipeline.places import DETAILS_NAME
 from ..pipeline.results import series_folder
@@ -147,16 +147,25 @@ class DicomStore:
         except InputUnreadable:
             return {}
 
+    def whole_series(self, row: Row) -> Series | None:
+        """A CT with all that its headers say, or None where it is not under the folder of the CT.
+
+        Raises:
+            TimeoutError: As of `ct`.
+        """
+        if self._locator is None:
+            return None
+        series = self._locator.find(row.series_uid, images=row.n_slices)
+        return None if series is None or series.study_uid != row.study_uid else series
+
     def ct(self, row: Row) -> StoredSeries | None:
         """The images of a series of the run, or None where they are not under the folder of the CT.
 
         Raises:
             TimeoutError: They were not found yet; see `SeriesLocator.find`.
         """
-        if self._locator is None:
-            return None
-        series = self._locator.find(row.series_uid, images=row.n_slices)
-        if series is None or series.study_uid != row.study_uid:
+        series = self.whole_series(row)
+        if series is None:
             return None
         instances: dict[str, SliceRef] = {}
         for ref in (*series.slices, *series.left_out):

@@ -4,13 +4,81 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import dataclass
+from datetime import datetime
 from io import BytesIO
+from pathlib import Path
 
 from pydicom.dataset import Dataset
+from pydicom.sr.coding import Code
 from pydicom.uid import CTImageStorage, generate_uid
 from pydicom.valuerep import DSfloat
 
+from ..errors import InputError
+from .files import DERIVED, Upto, read_slice
 from .series import SliceRef
+
+PREDECESSOR = Code("121358", "DCM", "For Processing predecessor")
+"""PS3.16 CID 7202 Source Image Purposes of Reference: what a corrected SEG was made from."""
+
+_READER = re.compile(r"[A-Za-z0-9][A-Za-z0-9 .,'_-]{0,62}[A-Za-z0-9.]|[A-Za-z0-9]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signature:
+    """That a person has looked at a result and signs what is written: a SEG or SR of its own.
+
+    Attributes:
+        reader: Who; see `check_reader`.
+        number: Of the signature, from 1: each has UIDs of its own.
+        time: When; date and time of the content.
+        replaces: Files of the same kind (SEG or SR) that this one corrects, which stay as they are.
+    """
+
+    reader: str
+    number: int
+    time: datetime
+    replaces: tuple[Path, ...] = ()
+
+    def seed(self) -> list[str]:
+        """What UIDs of this signature follow from beside the series."""
+        return ["read", self.reader, str(self.number), self.time.isoformat()]
+
+    @property
+    def person_name(self) -> str:
+        """The reader as PersonName (PS3.5 6.2.1): the last word is the family name."""
+        *given, family = self.reader.split()
+        return f"{family}^{' '.join(given)}"
+
+    @property
+    def content_time(self) -> tuple[str, str]:
+        """Date (DA) and time (TM)."""
+        return self.time.strftime("%Y%m%d"), self.time.strftime("%H%M%S")
+
+
+def check_reader(name: str) -> str:
+    """The name of a reader, fit for a PersonName of any character set and for a file's name.
+
+    Raises:
+        InputError: It is none: 1 to 64 letters of ASCII, digits, spaces and ``. , ' _ -``.
+    """
+    if _READER.fullmatch(name) is None or "  " in name:
+        raise InputError(
+            "a reader's name has 1 to 64 letters (A to Z), digits, spaces and . , ' _ - and begins and ends "
+            "with a letter or digit"
+        )
+    return name
+
+
+def instance_of(path: Path) -> Dataset:
+    """SOP class and UIDs of a SEG or SR, for whoever refers to it.
+
+    Raises:
+        InputUnreadable: The file cannot be read.
+    """
+    tags = ["SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"]
+    return read_slice(SliceRef(path=path), upto=Upto.HEADER, tags=tags, limits=DERIVED)
+
 
 _STUDY_REQUIRED = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),

@@ -31,7 +31,17 @@ from pydicom.uid import generate_uid
 
 from ..imaging.labels import Label
 from ..system.atomic import write_whole
-from .derived import INHERITED, content_time_of, decimal, encoded_once, inherited, nameless, reference_to
+from .derived import (
+    INHERITED,
+    Signature,
+    content_time_of,
+    decimal,
+    encoded_once,
+    inherited,
+    instance_of,
+    nameless,
+    reference_to,
+)
 from .files import Upto
 from .seg.codes import CALCIUM, CALCIUM_SEGMENT, CORONARY_ARTERY, HEART, HEART_SEGMENT
 from .seg.reader import open_segmentation
@@ -90,8 +100,8 @@ COMMENT = Code("121106", "DCM", "Comment")
 SCORE_DIGITS, VOLUME_DIGITS, MASS_DIGITS = 2, 1, 2
 """Digits after the point of scores, volumes (mm³, mL) and masses (mg): more than any scan can repeat."""
 
-SERIES_NUMBER = 9002
-"""SeriesNumber of our SR: after the SEG's."""
+SERIES_NUMBER, READ_SERIES_NUMBER = 9002, 9012
+"""SeriesNumber of our SR, and of one that a person has read: after the SEG's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +183,7 @@ def write_structured_report(
     measured: MeasuredCalcium,
     algorithm_name: str = "deepcac2",
     algorithm_version: str,
+    signature: Signature | None = None,
 ) -> None:
     """Write the DICOM SR of one scored series.
 
@@ -180,7 +191,9 @@ def write_structured_report(
     as evidence. SeriesInstanceUID follows from the CT's SeriesInstanceUID and `algorithm_name`,
     SOPInstanceUID from every byte that is written: the same result written again is the same file. Dates
     and times are the SEG's; why, says `derived.encoded_once`. UIDs of what is tracked follow from the
-    version, the SEG and what was measured. The file appears under its name only when complete.
+    version, the SEG and what was measured. What a person has read has UIDs of its own, the date and time of
+    the signature, the reader as a second observer, and what it corrects as predecessor. The file appears
+    under its name only when complete.
 
     Args:
         path: File to write.
@@ -188,9 +201,10 @@ def write_structured_report(
         segmentation: The DICOM SEG of the series, as `write_segmentation` writes it.
         measured: What to report.
         algorithm_name, algorithm_version: What measured it.
+        signature: Who has read and corrected it; None: nobody.
 
     Raises:
-        InputUnreadable: `segmentation` cannot be read or is no DICOM SEG.
+        InputUnreadable: `segmentation` cannot be read or is no DICOM SEG, or what was corrected cannot.
         DiskFull, OutputUnwritable: The file cannot be written.
     """
     import highdicom as hd
@@ -203,13 +217,16 @@ def write_structured_report(
     result = generate_uid(
         entropy_srcs=[series.series_uid, algorithm_name, algorithm_version, seg.SOPInstanceUID, content]
     )
-    report = _report(measured, series, seg, result, algorithm_name, algorithm_version)
+    reader = "" if signature is None else signature.person_name
+    seeds = [] if signature is None else signature.seed()
+    before = [] if signature is None else [_with_patient(instance_of(path)) for path in signature.replaces]
+    report = _report(measured, series, seg, result, algorithm_name, algorithm_version, reader)
     document = hd.sr.Comprehensive3DSR(
         evidence=[_stand_in(seg)],
         content=_with(report, ContentSequence=report.ContentSequence[:1]),
-        series_instance_uid=generate_uid(entropy_srcs=[series.series_uid, algorithm_name, "SR"]),
-        series_number=SERIES_NUMBER,
-        series_description="Coronary calcium score",
+        series_instance_uid=generate_uid(entropy_srcs=[series.series_uid, algorithm_name, "SR", *seeds]),
+        series_number=SERIES_NUMBER if signature is None else READ_SERIES_NUMBER,
+        series_description="Coronary calcium score" + ("" if signature is None else ", read"),
         sop_instance_uid=result,
         instance_number=1,
         manufacturer=algorithm_name,
@@ -218,6 +235,7 @@ def write_structured_report(
         device_serial_number="0",
         is_complete=True,
         is_final=True,
+        previous_versions=before or None,
     )
     # highdicom copies and searches all that it is given, which takes longer than all else: so only now
     document.ContentSequence = report.ContentSequence
@@ -226,7 +244,15 @@ def write_structured_report(
     document.update(inherited(seg))
     # what `_example` has encoded is written as it is
     document.set_original_encoding(False, True, document._character_set)
-    write_whole(path, encoded_once(document, *content_time_of(seg)))
+    when = content_time_of(seg) if signature is None else signature.content_time
+    write_whole(path, encoded_once(document, *when))
+
+
+def _with_patient(instance: Dataset) -> Dataset:
+    """An instance as highdicom wants to know it: with patient and study, empty."""
+    item = nameless()
+    item.update(instance)
+    return item
 
 
 def _stand_in(seg: Dataset) -> Dataset:
@@ -264,9 +290,9 @@ def _own_scheme(name: str) -> Dataset:
 
 
 def _report(
-    measured: MeasuredCalcium, series: Series, seg: Dataset, uid: str, name: str, version: str
+    measured: MeasuredCalcium, series: Series, seg: Dataset, uid: str, name: str, version: str, reader: str
 ) -> Dataset:
-    """The root content item: TID 1500."""
+    """The root content item: TID 1500; with a reader, who is an observer beside the device."""
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
@@ -277,6 +303,12 @@ def _report(
         model_name=f"{name} {version}",
     )
     observer = hd.sr.ObserverContext(observer_type=codes.DCM.Device, observer_identifying_attributes=device)
+    person = None
+    if reader:
+        person = hd.sr.ObserverContext(
+            observer_type=codes.DCM.Person,
+            observer_identifying_attributes=hd.sr.PersonObserverIdentifyingAttributes(name=reader),
+        )
     parameters = [measured.parameters] if measured.parameters else None
     algorithm = hd.sr.AlgorithmIdentification(name=name, version=version, parameters=parameters)
     groups = [
@@ -304,7 +336,9 @@ def _report(
         for group in groups:
             _add_point(group, _point(measured.heart_centre, seg.FrameOfReferenceUID))
     report: Dataset = hd.sr.MeasurementReport(
-        observation_context=hd.sr.ObservationContext(observer_device_context=observer),
+        observation_context=hd.sr.ObservationContext(
+            observer_person_context=person, observer_device_context=observer
+        ),
         procedure_reported=IMAGING,
         imaging_measurements=[
             *groups,

@@ -39,7 +39,7 @@ from ..dicom.seg.reader import read_arteries, read_segmentation, referenced_seri
 from ..errors import InputError, NoDicomFound, SeriesError, TrainingError
 from ..imaging import Volume
 from ..imaging.files import read_image, volume_from_image
-from ..imaging.labels import ARTERIES, NOT_CORONARY, Label, Labels
+from ..imaging.labels import ARTERIES, NOT_CORONARY, NOT_SURE, Label, Labels
 from ..imaging.nrrd import on_grid, read_nrrd_labels
 from ..system.foreign import foreign, read_json
 
@@ -63,6 +63,7 @@ OTHERS: tuple[Label, ...] = tuple(
 """What such a map says of calcium that is not coronary."""
 CALCIUM_VALUES: dict[int, tuple[str, Label | None]] = {
     **{label.value: (label.name, label) for label in ARTERIES},
+    NOT_SURE.value: ("coronary, artery not known", NOT_SURE),
     **{
         value: (words, next(label for label in OTHERS if label.name == name))
         for value, words, name in (
@@ -289,7 +290,7 @@ def _load_mapped(one: MappedSeries) -> AnnotatedScan:
         name=one.name,
         volume=volume,
         heart=None,
-        calcium=arteries.mask,
+        calcium=arteries.mask | (values == NOT_SURE.value),
         series=one.series,
         arteries=arteries,
         others=others,

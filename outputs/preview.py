@@ -20,6 +20,7 @@ from ..pipeline.shown import RESEARCH_USE, Shown, shown
 from ..pipeline.step import Context
 from ..pipeline.writer import Writer, register_writer
 from ..system.atomic import write_whole
+from ..system.foreign import foreign
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -162,6 +163,28 @@ def preview(case: Case) -> bytes | None:
     buffer = io.BytesIO()
     sheet.save(buffer, format="PNG", optimize=False)
     return buffer.getvalue()
+
+
+def thumbnail(path: Path, side: int = 144) -> bytes:
+    """The first slice of a preview alone, as PNG.
+
+    Args:
+        path: A file that `preview` wrote.
+        side: Of the picture, which is a square, pixels.
+
+    Raises:
+        InputUnreadable: It is none.
+    """
+    from PIL import Image
+
+    with foreign(str(path)), Image.open(path) as sheet:
+        if sheet.width != 3 * _TILE or not 2 * _TILE <= sheet.height <= 10 * _TILE:
+            raise ValueError("it has not the size of a preview")
+        head = sheet.height - 2 * _TILE
+        tile = sheet.convert("RGB").crop((0, head, _TILE, head + _TILE)).resize((side, side))
+        buffer = io.BytesIO()
+        tile.save(buffer, format="PNG")
+        return buffer.getvalue()
 
 
 def _middle(mask: BoolArray, axes: tuple[int, int]) -> int:

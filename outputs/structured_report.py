@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..dicom import MeasuredArtery, MeasuredCalcium, MeasuredLesion, write_structured_report
+from ..dicom.derived import Signature
 from ..pipeline.arteries import ARTERIES, BY_CLASS, artery_scores
 from ..pipeline.case import Case
 from ..pipeline.cautions import cautions
@@ -18,12 +19,22 @@ from ..pipeline.writer import Writer, register_writer
 from ..scoring.grades import cac_drs
 
 
-def write_sr(path: Path, case: Case, *, segmentation: Path, provenance: Mapping[str, Any]) -> None:
+def write_sr(
+    path: Path,
+    case: Case,
+    *,
+    segmentation: Path,
+    provenance: Mapping[str, Any],
+    signature: Signature | None = None,
+    remarks: tuple[str, ...] = (),
+) -> None:
     """Write it: see `dicom.write_structured_report`.
 
     Args:
         segmentation: The DICOM SEG of the case.
         provenance: Version and weight hashes.
+        signature: Who has read and corrected the case; None: nobody.
+        remarks: What is said before all others beside the numbers.
 
     Raises:
         InputUnreadable: The SEG cannot be read.
@@ -52,9 +63,10 @@ def write_sr(path: Path, case: Case, *, segmentation: Path, provenance: Mapping[
                 for x in score.lesions
             ),
             parameters=_parameters(score.parameters, provenance["weights"], case.get(HEART_SOURCE)),
-            remarks=_remarks(case),
+            remarks=(*map(_ascii, remarks), *_remarks(case)),
         ),
         algorithm_version=provenance["deepcac2"],
+        signature=signature,
     )
 
 

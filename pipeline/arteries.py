@@ -14,7 +14,7 @@ import numpy as np
 
 from ..imaging import labels
 from ..imaging.labels import Label, Labels
-from ..scoring import score_by_class
+from ..scoring import Rule, score_by_class
 from .case import OMITTED, Case, Fact, ImageFile
 from .facts import CT, SCORE
 from .step import Column
@@ -36,7 +36,7 @@ BY_CLASS: Fact[dict[str, Any]] = Fact("by_class", "score by artery and kind", "a
 """``arteries`` and ``not_coronary``: by class what `scoring.ClassScore` has."""
 
 
-def divided(case: Case, *, rule: str) -> Case:
+def divided(case: Case, *, rule: str | Rule) -> Case:
     """The scored case with what each artery has of its score, and each kind of what was not counted.
 
     Each kind has the score that it would have if it were coronary, which is no measure of disease but says

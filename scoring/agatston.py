@@ -328,6 +328,17 @@ def _weights(maximum: _IntArray, rule: Rule) -> _IntArray:
     return np.array([0, *weights], dtype=np.int64)[np.searchsorted(limits, maximum, side="right")]
 
 
+def ranked(
+    rule: Rule, pieces: Pieces, contributions: npt.NDArray[np.floating[Any]]
+) -> tuple[npt.NDArray[np.floating[Any]], _IntArray]:
+    """What each lesion adds to the score, and the lesions in the order of their numbers."""
+    n = int(pieces.lesion.max(initial=-1)) + 1
+    scores = np.bincount(pieces.owner, weights=contributions, minlength=n)
+    if rule.round_lesions:
+        scores = np.round(scores)
+    return scores, np.argsort(-scores, kind="stable").astype(np.int64)
+
+
 def _lesions(
     volume: Volume,
     rule: Rule,
@@ -347,9 +358,7 @@ def _lesions(
         [np.bincount(pieces.lesion, weights=pieces.index[:, i]) / n for i in range(3)], axis=1
     )
     centroid_lps = geometry.to_lps(centroid)
-    scores = np.bincount(pieces.owner, weights=contributions, minlength=len(n))
-    if rule.round_lesions:
-        scores = np.round(scores)
+    scores, order = ranked(rule, pieces, contributions)
     members: list[list[LesionPart]] = [[] for _ in n]
     for i in np.lexsort((pieces.piece[_first(pieces.piece)], pieces.z)):
         members[pieces.owner[i]].append(
@@ -378,6 +387,6 @@ def _lesions(
             parts=tuple(members[k]),
             certainty=None if sure is None else int(sure[k]),
         )
-        for rank, k in enumerate(np.argsort(-scores, kind="stable"), start=1)
+        for rank, k in enumerate(order, start=1)
     )
     return lesions, math.fsum(lesion.score for lesion in lesions)

@@ -46,6 +46,7 @@ ROOMS = [
     "reporting",
     "cohort",
     "release",
+    "review",
     "dashboard",
     TRAIN,
     "cli",
@@ -71,11 +72,15 @@ NEVER = {
     "delivery": {"numpy", "imaging", "scoring", "stats", "weights", "models"} | LEARNING | PICTURES,
     "simulation": {"weights", "models", "pipeline", "batch", "delivery"} | LEARNING | PICTURES,
     "training": {"pydicom", "models", "utils", "batch", "delivery"},
-    TRAIN: {"pydicom", "utils", "batch", "delivery", "cohort", "release", "dashboard"} | PICTURES,
+    TRAIN: {"pydicom", "utils", "batch", "delivery", "cohort", "release", "review", "dashboard"} | PICTURES,
     "evaluation": {"monai", "nnunetv2", "utils", "delivery"} | MEDICINE | PICTURES,
     "reporting": {"models", "weights", "pipeline", "training", "dicom", "imaging"} | LEARNING | MEDICINE,
     "cohort": {"imaging", "weights", "models", "pipeline", "training"} | LEARNING | PICTURES,
     "release": {"weights", "models", "training", "evaluation"} | LEARNING | PICTURES,
+    "review": {"weights", "models", "batch", "delivery", "training", "stats"}
+    | LEARNING
+    | MEDICINE
+    | PICTURES,
     "dashboard": {"SimpleITK", "matplotlib", "weights", "models", "batch", "training"} | LEARNING,
     "cli": {"models", "monai", "nnunetv2", "scipy", "duckdb", "pyarrow"} | MEDICINE | PICTURES,
 }

@@ -2,8 +2,18 @@
 
 async function answer(response) {
   const content = await response.json().catch(() => ({}));
-  if (!response.ok) throw new Error(content.error ?? `the server answered ${response.status}`);
+  if (!response.ok) throw failed(response, content.error);
   return content;
+}
+
+function failed(response, sentence) {
+  return Object.assign(new Error(sentence ?? `the server answered ${response.status}`), { status: response.status });
+}
+
+/** The bytes of an answer. */
+export async function answerOf(response) {
+  if (response.ok) return response.arrayBuffer();
+  return answer(response);
 }
 
 export async function get(path, query, signal) {

@@ -3,9 +3,11 @@
 import { get } from "./api.js";
 import { caseView } from "./case.js";
 import { casesView } from "./cases.js";
+import { deskView } from "./desk.js";
 import { count, h, plural } from "./dom.js";
 import { notScoredView } from "./not-scored.js";
 import { sqlView } from "./sql.js";
+import { worklistView } from "./worklist.js";
 
 const main = document.getElementById("main");
 let about;
@@ -16,6 +18,8 @@ function route() {
   if (path === "/not-scored") return ["not-scored", notScoredView];
   if (path === "/sql") return ["sql", sqlView];
   if (path.startsWith("/case/")) return ["case", caseView];
+  if (path === "/review") return ["review", worklistView];
+  if (path.startsWith("/review/")) return ["desk", deskView];
   return ["cases", casesView];
 }
 
@@ -29,10 +33,10 @@ async function show(focus) {
   leave();
   const [name, view] = route();
   for (const link of document.querySelectorAll("#views a")) {
-    if (link.dataset.view === name) link.setAttribute("aria-current", "page");
+    if (link.dataset.view === (name === "desk" ? "review" : name)) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  document.title = `${{ cases: "Cases", "not-scored": "Not scored", sql: "SQL", case: "Case" }[name]} · ${about.name}`;
+  document.title = `${{ cases: "Cases", "not-scored": "Not scored", sql: "SQL", case: "Case", review: "To read", desk: "Reading" }[name]} · ${about.name}`;
   const content = h("div", { class: `view ${name}` });
   main.replaceChildren(content);
   if (focus) {
@@ -50,7 +54,7 @@ document.addEventListener("click", (event) => {
   const link = event.target.closest("a[href]");
   if (!link || event.defaultPrevented || event.button || event.metaKey || event.ctrlKey || event.shiftKey) return;
   const url = new URL(link.href);
-  const ours = /^\/(not-scored|sql|case\/.*)?$/.test(url.pathname);
+  const ours = /^\/(not-scored|sql|case\/.*|review(\/.*)?)?$/.test(url.pathname);
   if (url.origin !== location.origin || link.hasAttribute("download") || link.target || !ours || url.hash) return;
   event.preventDefault();
   go(url.pathname + url.search);
@@ -69,6 +73,7 @@ async function begin() {
   const all = Object.values(about.statuses).reduce((a, b) => a + b, 0);
   document.getElementById("run").textContent = `${about.name} · ${plural(all, "series", "series")}, ${count(scored)} scored`;
   document.getElementById("n-not-scored").textContent = count(all - scored);
+  document.getElementById("to-review").hidden = !about.review;
   const weights = Object.values(about.made_with?.weights ?? {}).map((w) => w.name).join(", ");
   document.getElementById("foot").textContent =
     [`deepcac2 ${about.version}`, weights && `weights ${weights}`, "research use only, no diagnosis"]

@@ -1,6 +1,6 @@
 // The case table: sorted and paged on the server.
 
-import { count, date, h, mark, shortUid, shown } from "./dom.js";
+import { count, date, h, mark, number, shortUid, shown } from "./dom.js";
 import { withValue } from "./filters.js";
 
 /** Cells that say more than their column. */
@@ -23,6 +23,12 @@ function cell(column, row, about) {
   const words = shown(column, value);
   const marked = column.result && !column.groups.length && row.caution && value !== null;
   return marked ? h("span", { class: "marked" }, words, " ", mark(row.caution)) : words;
+}
+
+/** Who has signed which score. */
+function readers(row) {
+  if (!row.read?.length) return "–";
+  return h("ul", { class: "plain keep" }, row.read.map((r) => h("li", {}, h("a", { href: `/review/${row.series_uid}` }, number(r.score)), h("span", { class: "quiet" }, ` ${r.reader}`))));
 }
 
 function isNumber(column) {
@@ -62,10 +68,11 @@ export class Table {
         h("button", { type: "button", title: c.meaning, "data-key": `sort ${c.name}`, onclick: () => this.sort(c, now, order) },
           c.unit ? `${c.label}, ${c.unit}` : c.label, h("span", { class: "arrow", "aria-hidden": "true" }, now ? (order === "ascending" ? "▲" : "▼") : "↕")));
     }));
+    if (this.about.review) this.head.append(h("th", { scope: "col", title: "score that a person has signed" }, "Read"));
     this.body.replaceChildren(...rows.map((row) => h("tr", {}, columns.map((c, i) =>
-      h(i ? "td" : "th", { class: isNumber(c) && "num", scope: i ? null : "row" }, cell(c, row, this.about))))));
+      h(i ? "td" : "th", { class: isNumber(c) && "num", scope: i ? null : "row" }, cell(c, row, this.about))), this.about.review ? h("td", {}, readers(row)) : null)));
     if (!rows.length) {
-      this.body.append(h("tr", {}, h("td", { colspan: String(columns.length), class: "empty" }, "No series fits all filters.")));
+      this.body.append(h("tr", {}, h("td", { colspan: String(columns.length + (this.about.review ? 1 : 0)), class: "empty" }, "No series fits all filters.")));
     }
     this.drawPager(page, pages, size, series);
     if (focused) [...this.element.querySelectorAll("[data-key]")].find((e) => e.dataset.key === focused)?.focus();

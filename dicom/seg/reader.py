@@ -20,7 +20,7 @@ from pydicom.dataset import Dataset
 
 from ...errors import InputError, InputUnreadable, MaskMismatch
 from ...imaging import Geometry
-from ...imaging.labels import ARTERIES, NOT_SURE, Label, Labels
+from ...imaging.labels import ARTERIES, NOT_CORONARY, NOT_SURE, Label, Labels
 from ...system.foreign import foreign
 from ...system.nearest import listed
 from ..files import DERIVED, Upto, placed, read_slice
@@ -123,6 +123,31 @@ def read_arteries(path: Path, geometry: Geometry) -> Labels | None:
         for name, mask in seg.joined(geometry, named).items():
             array[mask] = values[name]
         return Labels(array=array, classes=(*ARTERIES, NOT_SURE))
+
+
+def read_not_counted(path: Path, geometry: Geometry) -> Labels | None:
+    """What one of our SEGs names of what was not counted, on a given grid.
+
+    Args:
+        path, geometry: As of `read_segmentation`.
+
+    Returns:
+        Classes `labels.NOT_CORONARY`; None where the file names nothing of the kind.
+
+    Raises:
+        InputUnreadable, MaskMismatch: As `read_segmentation`.
+    """
+    with open_segmentation(path) as seg:
+        others = {int(item.SegmentNumber): label for item in seg.segments if (label := part_of(item))}
+        others = {number: label for number, label in others.items() if label in NOT_CORONARY}
+        if not others:
+            return None
+        array = np.zeros(geometry.shape, dtype=np.uint8)
+        values = {label.name: label.value for label in others.values()}
+        named = {number: label.name for number, label in others.items()}
+        for name, mask in seg.joined(geometry, named).items():
+            array[mask] = values[name]
+        return Labels(array=array, classes=NOT_CORONARY)
 
 
 def is_segmentation(path: Path) -> bool:

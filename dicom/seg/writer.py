@@ -16,14 +16,25 @@ from ...errors import InputUnreadable, MaskMismatch
 from ...imaging import Geometry
 from ...imaging.labels import Label, Labels
 from ...system.atomic import write_whole
-from ..derived import content_time_of, decimal, encoded_once, inherited, nameless, reference_to
+from ..derived import (
+    PREDECESSOR,
+    Signature,
+    content_time_of,
+    decimal,
+    encoded_once,
+    inherited,
+    instance_of,
+    nameless,
+    reference_to,
+)
 from ..files import read_slice
 from ..headers import quiet_pydicom
 from ..series import Series, SliceRef
 from . import codes
 
-SERIES_NUMBER = 9001
-"""SeriesNumber of our SEG: high, so that viewers list it after what the scanner made."""
+SERIES_NUMBER, READ_SERIES_NUMBER = 9001, 9011
+"""SeriesNumber of our SEG, and of one that a person has read: high, so that viewers list them after what the
+scanner made."""
 
 _COLORS = {"heart": (206, 110, 84), "calcium": (255, 221, 64)}
 """Recommended display colours, RGB 0–255; the heart's is 3D Slicer's."""
@@ -64,6 +75,7 @@ def write_segmentation(
     algorithm_name: str = "deepcac2",
     algorithm_version: str,
     heart_by: Maker | None = None,
+    signature: Signature | None = None,
 ) -> None:
     """Write one BINARY DICOM SEG with the segments 1 heart and 2 coronary calcium, and `parts` from 3 on.
 
@@ -74,7 +86,9 @@ def write_segmentation(
 
     SeriesInstanceUID follows from the CT's SeriesInstanceUID and `algorithm_name`, SOPInstanceUID from
     every byte that is written: the same result written again is the same file. Dates and times are the
-    CT's; why, says `encoded_once`. The file appears under its name only when complete.
+    CT's; why, says `encoded_once`. What a person has read has UIDs of its own, the date and time of the
+    signature, names the reader, and points to what it corrects. The file appears under its name only when
+    complete.
 
     Args:
         path: File to write.
@@ -87,14 +101,17 @@ def write_segmentation(
         slices: The image of each slice z of the masks; `series.slices` by default.
         algorithm_name, algorithm_version: What made the masks.
         heart_by: What made the heart, where it was something else.
+        signature: Who has read and corrected them; None: nobody.
 
     Raises:
         MaskMismatch: masks, geometry and slices do not fit each other.
-        InputUnreadable: the CT's first header cannot be read.
+        InputUnreadable: the CT's first header, or what was corrected, cannot be read.
         DiskFull, OutputUnwritable: the file cannot be written.
     """
     import highdicom as hd
 
+    seeds = [] if signature is None else signature.seed()
+    described = "Heart and coronary calcium" + ("" if signature is None else ", read")
     refs = tuple(series.slices if slices is None else slices)
     masks = {"heart": np.asarray(heart, dtype=np.bool_), "calcium": np.asarray(calcium, dtype=np.bool_)}
     found = [label for labels in parts for label in labels.classes if (labels.array == label.value).any()]
@@ -126,10 +143,10 @@ def write_segmentation(
         source_images=sources,
         pixel_array=pixels,
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=_descriptions(algorithm, found),
-        series_instance_uid=generate_uid(entropy_srcs=[series.series_uid, algorithm_name, "SEG"]),
-        series_number=SERIES_NUMBER,
-        series_description="Heart and coronary calcium",
+        segment_descriptions=_descriptions(algorithm, found, read=signature is not None),
+        series_instance_uid=generate_uid(entropy_srcs=[series.series_uid, algorithm_name, "SEG", *seeds]),
+        series_number=SERIES_NUMBER if signature is None else READ_SERIES_NUMBER,
+        series_description=described,
         sop_instance_uid=generate_uid(),
         instance_number=1,
         manufacturer=algorithm_name,
@@ -137,7 +154,8 @@ def write_segmentation(
         software_versions=algorithm_version,
         device_serial_number="0",
         content_label="CORONARY_CALCIUM",
-        content_description="Heart and coronary calcium",
+        content_description=described,
+        content_creator_name=None if signature is None else signature.person_name,
         transfer_syntax_uid=ExplicitVRLittleEndian,
         omit_empty_frames=True,
     )
@@ -152,7 +170,32 @@ def write_segmentation(
     dimensions = generate_uid(entropy_srcs=[series.series_uid, algorithm_name, "dimensions"])
     for item in (*segmentation.DimensionOrganizationSequence, *segmentation.DimensionIndexSequence):
         item.DimensionOrganizationUID = dimensions
+    if signature is not None:
+        content_time = signature.content_time
+        _point_to(segmentation, signature.replaces)
     write_whole(path, encoded_once(segmentation, *content_time))
+
+
+def _point_to(segmentation: Dataset, replaced: Sequence[Path]) -> None:
+    """Name the SEGs that this one corrects: General Reference (PS3.3 C.12.4) and Common Instance Reference
+    (C.12.2); the series of the images stays the first."""
+    import highdicom as hd
+
+    sources = []
+    for path in replaced:
+        before = instance_of(path)
+        instance, source = Dataset(), Dataset()
+        for item in (instance, source):
+            item.ReferencedSOPClassUID = before.SOPClassUID
+            item.ReferencedSOPInstanceUID = before.SOPInstanceUID
+        source.PurposeOfReferenceCodeSequence = [hd.sr.CodedConcept.from_code(PREDECESSOR)]
+        series = Dataset()
+        series.SeriesInstanceUID = before.SeriesInstanceUID
+        series.ReferencedInstanceSequence = [instance]
+        segmentation.ReferencedSeriesSequence.append(series)
+        sources.append(source)
+    if sources:
+        segmentation.SourceInstanceSequence = sources
 
 
 def _check_fit(geometry: Geometry, masks: dict[str, BoolArray], refs: Sequence[SliceRef]) -> None:
@@ -210,8 +253,11 @@ def _source_image(
     return image
 
 
-def _descriptions(algorithm: Any, parts: Sequence[Label]) -> list[Any]:
+def _descriptions(algorithm: Any, parts: Sequence[Label], *, read: bool) -> list[Any]:
+    """Of the segments; where a person has read them, all but the heart are made by both."""
     import highdicom as hd
+
+    kinds_of = hd.seg.SegmentAlgorithmTypeValues
 
     described = [
         (codes.HEART_SEGMENT, "Heart", codes.ANATOMICAL_STRUCTURE, codes.HEART, None, _COLORS["heart"]),
@@ -228,7 +274,9 @@ def _descriptions(algorithm: Any, parts: Sequence[Label]) -> list[Any]:
             segment_label=label,
             segmented_property_category=category,
             segmented_property_type=code,
-            algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm_type=kinds_of.SEMIAUTOMATIC
+            if read and number != codes.HEART_SEGMENT
+            else kinds_of.AUTOMATIC,
             algorithm_identification=algorithm,
             anatomic_regions=regions,
             display_color=hd.color.CIELabColor.from_rgb(*colour),

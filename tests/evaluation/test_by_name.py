@@ -153,7 +153,7 @@ def test_the_simulator_calls_the_kinds_by_the_same_names_and_values() -> None:
     known = {label.name: label.value for label in truth.OTHERS}
     assert {label.name: label.value for label in OTHERS}.items() <= known.items()
     assert len(OTHERS) == 3
-    assert sorted(CALCIUM_VALUES) == [1, 2, 3, 4, 11, 12, 13, 255]
+    assert sorted(CALCIUM_VALUES) == [1, 2, 3, 4, 5, 11, 12, 13, 255]
 
 
 def test_the_axes_of_a_label_map_may_run_another_way(tmp_path: Path, scan: AnnotatedScan) -> None:
