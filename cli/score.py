@@ -58,6 +58,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--calibration-factor", type=float, metavar="F", help="mg per mm3 and HU of the scanner, for the mass"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--out",
+        metavar="FOLDER",
+        type=Path,
+        help="write what is printed there as well: score.json, and lesions.csv where there is one rule",
+    )
     parser.set_defaults(run=run)
 
 
@@ -91,10 +97,13 @@ def run(args: argparse.Namespace) -> int:
             calibration_factor=args.calibration_factor,
             kvp=kvp,
         )
+    document = _document(args, series, scores)
     if args.json:
-        _print_json(args, series, scores)
+        say_json(document)
     else:
         _print_tables(scores)
+    if args.out is not None:
+        _write(args.out, document, scores)
     return 0
 
 
@@ -226,9 +235,10 @@ def _describe(geometry: Any) -> str:
     return f"{size} voxels of {spacing} mm from ({origin})"
 
 
-def _print_json(
+def _document(
     args: argparse.Namespace, series: Series | None, scores: dict[str, CalciumScore | str]
-) -> None:
+) -> dict[str, Any]:
+    """The result as JSON."""
     source = {
         "ct": str(args.ct),
         "mask": str(args.mask),
@@ -237,13 +247,40 @@ def _print_json(
     results = {name: s if isinstance(s, str) else s.to_dict() for name, s in scores.items()}
     if len(results) == 1:
         (only,) = results.values()
-        document: dict[str, Any] = {**source, **(only if isinstance(only, dict) else {})}
-    else:
-        document = {
-            **source,
-            "rules": {n: {"error": r} if isinstance(r, str) else r for n, r in results.items()},
-        }
-    say_json(document)
+        return {**source, **(only if isinstance(only, dict) else {})}
+    return {**source, "rules": {n: {"error": r} if isinstance(r, str) else r for n, r in results.items()}}
+
+
+LESION_COLUMNS = (
+    "index", "score", "volume_mm3", "area_mm2", "n_voxels", "max_hu", "mean_hu", "weights",
+    "first_slice_index", "last_slice_index", "x_lps", "y_lps", "z_lps",
+)  # fmt: skip
+"""Of ``lesions.csv``; slices as array indices, from 0."""
+
+
+def _write(folder: Path, document: dict[str, Any], scores: dict[str, CalciumScore | str]) -> None:
+    """``score.json`` and ``lesions.csv``.
+
+    Raises:
+        DiskFull, OutputUnwritable: They cannot be written.
+    """
+    import csv
+    import io
+
+    from ..system.atomic import write_json, write_whole
+
+    write_json(folder / "score.json", document)
+    found = [s for s in scores.values() if not isinstance(s, str)]
+    if len(scores) == 1 and found:
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(LESION_COLUMNS)
+        for one in found[0].lesions:
+            weights = " ".join(map(str, one.weights))
+            measures = (one.score, one.volume_mm3, one.area_mm2, one.n_voxels, one.max_hu, one.mean_hu)
+            writer.writerow([one.index, *measures, weights, *one.slices, *one.centroid_lps])
+        write_whole(folder / "lesions.csv", text.getvalue().encode())
+    note(f"written: {folder}")
 
 
 def _print_tables(scores: dict[str, CalciumScore | str]) -> None:

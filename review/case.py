@@ -350,7 +350,8 @@ def _wider(box: tuple[slice, ...], geometry: Geometry) -> tuple[slice, slice, sl
 
 def _corner(geometry: Geometry, box: Sequence[slice]) -> tuple[int, int, int]:
     whole = to_canonical(np.broadcast_to(np.False_, geometry.shape), geometry)
-    low = geometry.to_lps([[s.start for s in box], [s.stop - 1 for s in box]])
+    ends = np.array([[s.start for s in box], [s.stop - 1 for s in box]], dtype=np.float64)
+    low = geometry.to_lps(ends)
     z, y, x = np.rint(whole.geometry.to_index(low)).astype(int).min(axis=0).tolist()
     return z, y, x
 

@@ -333,7 +333,8 @@ def ranked(
 ) -> tuple[npt.NDArray[np.floating[Any]], _IntArray]:
     """What each lesion adds to the score, and the lesions in the order of their numbers."""
     n = int(pieces.lesion.max(initial=-1)) + 1
-    scores = np.bincount(pieces.owner, weights=contributions, minlength=n)
+    scores: npt.NDArray[np.floating[Any]]
+    scores = np.bincount(pieces.owner, weights=contributions, minlength=n).astype(np.float64)
     if rule.round_lesions:
         scores = np.round(scores)
     return scores, np.argsort(-scores, kind="stable").astype(np.int64)

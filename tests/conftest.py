@@ -315,6 +315,13 @@ def small_seg(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def to_read(made_once: Maker) -> Path:
+    """``results`` and ``ct`` of three small cases: see `readings.make`. To be read only."""
+    make: Callable[[Path], None] = _beside("readings").make
+    return made_once("to-read", make)
+
+
+@pytest.fixture(scope="session")
 def published() -> ModuleType:
     """Tensors as the authors of DeepCAC2 published them, of any widths: `published.py` beside this file."""
     return _beside("published")
