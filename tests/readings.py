@@ -9,7 +9,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
-SHAPE, SPACING = (24, 72, 80), (2.5, 1.0, 0.9)
+SHAPE, SPACING = (36, 72, 80), (2.5, 1.0, 0.9)
 COUNTED = {"first": np.s_[10:13, 30:35, 30:34], "second": np.s_[14:15, 40:43, 44:47]}
 """What the automatic result counts."""
 LEFT = {"third": np.s_[8:10, 45:49, 30:36], "joined": np.s_[16:18, 26:30, 40:52]}
