@@ -96,7 +96,7 @@ def create_app(
     if has_charts:
         assets |= charts
     about = _about(results, folder, charts=has_charts, viewer=pages is not None, slices=ct is not None)
-    about["review"] = desk is not None
+    about |= {"review": desk is not None, "files": show_phi}
 
     def selection(request: Request) -> Selection:
         return parse_selection(request.query_params.multi_items(), results.filters, results.columns)
@@ -104,6 +104,13 @@ def create_app(
     @app.exception_handler(InputError)
     async def wrong(request: Request, error: InputError) -> Response:
         return _json({"error": str(error)}, status=422)
+
+    @app.exception_handler(404)
+    async def nowhere(request: Request, error: Exception) -> Response:
+        """A program gets JSON, a person the page, which says that there is nothing."""
+        if request.url.path.startswith(("/api/", "/assets/", "/dicomweb/", "/viewer")):
+            return _json({"error": "there is nothing at this address"}, status=404)
+        return FileResponse(assets["index.html"], 404, headers={"Cache-Control": "no-cache"})
 
     def page() -> Response:
         return FileResponse(assets["index.html"], headers={"Cache-Control": "no-cache"})
@@ -167,6 +174,17 @@ def create_app(
         if picture is None:
             return _json({"error": "there is no picture of this series"}, status=404)
         return FileResponse(picture, media_type="image/png")
+
+    @app.get("/api/cases/{series_uid}/files/{name}")
+    def get_file(series_uid: str, name: str) -> Response:
+        """A SEG or SR of the run, as it is: with all that the CT says of the patient."""
+        row = results.row(series_uid)
+        found = views.made_file(folder, row, name) if row is not None else None
+        if found is None:
+            return _json({"error": "the run wrote no such file for this series"}, status=404)
+        if not show_phi:
+            return _json({"error": review.NAMED}, status=403)
+        return FileResponse(found, media_type="application/dicom", filename=name)
 
     @app.get("/api/cases/{series_uid}/thumbnail.png")
     def get_thumbnail(series_uid: str) -> Response:

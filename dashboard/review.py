@@ -40,6 +40,7 @@ UNSCORED = "unscored"
 _LONGEST = 128 << 10
 """Bytes of a decision: a stroke of `MOST_RUNS` rows. Chosen."""
 _PAGE = 100
+NAMED = "this file holds the patient's name: start with --show-phi, or take it from its folder"
 STATES = ("not read", "begun", "read", "differ")
 
 
@@ -178,7 +179,9 @@ class _Desk:
         return Response(data, media_type="application/octet-stream")
 
     def signed(self, request: Request) -> Response:
-        """A file of the reader's last signature."""
+        """A file of the reader's last signature; it says who the patient is, as the CT does."""
+        if not self._store.show_phi:
+            raise Refused(403, NAMED)
         name = request.path_params["name"]
         uid = checked_uid(request.path_params["series_uid"])
         path = self._desk.signed_file(uid, _reader(request), name)
@@ -261,6 +264,7 @@ class _Desk:
                  "centre": [round(c, 1) for c in p.centre]}
                 for p in case.pieces
             ],
+            "files": self._store.show_phi,
             "others": [{"reader": r.reader, "state": r.state} for r in others],
             "previous": before,
             "next": after,

@@ -85,6 +85,9 @@ MOST_VALUES = 30
 FEWEST_NUMBERS = 7
 """A clinical column of at least so many different numbers is filtered by a range; chosen."""
 
+_MAKER = "lower(regexp_replace(trim(manufacturer), '\\s+', ' ', 'g'))"
+"""A manufacturer whatever the spelling: GE Medical Systems is GE MEDICAL SYSTEMS, written as most rows do."""
+
 _ROWS_AT_ONCE = 10_000
 _LONGEST = 10_000
 """Characters of a cell; a run writes some hundred. Chosen."""
@@ -177,6 +180,7 @@ class Results:
         folder, clinical: As given, and what was joined.
         columns: By name: the run's, ours and the clinical ones.
         different: How many different values each column has by which rows may be chosen.
+        fractions: Columns with a number that is not whole.
         results: Columns that steps were run for and their groups, those with a value (`Described.leads`).
         filters, limits: By the filter's name; of a range its smallest and largest number.
 
@@ -201,7 +205,7 @@ class Results:
             # in a process of its own, which takes the memory that building needs with it
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
                 building = process.submit(_build, self.database, path, clinical, patient, show_phi)
-                self.clinical, self.different = building.result()
+                self.clinical, self.different, self.fractions = building.result()
             self._connection = duckdb.connect(str(self.database), read_only=True, config=SETTINGS)
         except BaseException:
             self._scratch.cleanup()
@@ -300,7 +304,8 @@ class Results:
             number=number,
             meaning=column.meaning,
         )
-        if number and not column.groups and not (clinical and different < FEWEST_NUMBERS):
+        few = clinical and different < FEWEST_NUMBERS and column.name not in self.fractions
+        if number and not column.groups and not few:
             return replace(made, kind="range")
         return made if column.groups or different <= MOST_VALUES else None
 
@@ -348,11 +353,12 @@ def literals(values: Iterable[str | float]) -> str:
 
 def _build(
     database: Path, path: Path, clinical: Path | None, patient: str, show_phi: bool
-) -> tuple[Clinical, dict[str, int]]:
+) -> tuple[Clinical, dict[str, int], frozenset[str]]:
     """Make the file: the table ``everything`` and the view ``results`` of it, without `SEARCH_COLUMN`.
 
     Returns:
-        What was joined, and how many different values each column has by which rows may be chosen.
+        What was joined, how many different values each column has by which rows may be chosen, and the
+        clinical columns with a number that is not whole.
     """
     with duckdb.connect(str(database), config=_BUILDING) as connection:
         connection.execute("SET enable_progress_bar = false")  # on by default in a process without a script
@@ -365,7 +371,13 @@ def _build(
                 for name in names
                 if name not in _NO_FILTER
             }
-            return joined, different
+            part = "SELECT count(*) FROM everything WHERE {0} IS NOT NULL AND {0} <> round({0})"
+            fractions = frozenset(
+                c.name
+                for c in joined.columns
+                if c.kind is float and connection.execute(part.format(quoted(c.name))).fetchall()[0][0]
+            )
+            return joined, different, fractions
         except duckdb.Error as error:
             reason = str(error).splitlines()[0]
             if os.strerror(errno.ENOSPC) in reason:
@@ -400,7 +412,7 @@ def _fill(
         extra = "".join(f", c.{quoted(column.name)}" for column in joined.columns)
         of_clinical = f"coalesce(upper(trim(c.{quoted(time_point)})), '')" if time_point else "''"
         join = f"LEFT JOIN clinical c ON c.__key = r.{joined.joined_by} AND c.__key <> ''"
-    ours = ", ".join(f"r.{quoted(name)}" for name in MEANINGS if name != "time_point")
+    ours = ", ".join(f"r.{quoted(name)}" for name in MEANINGS if name not in ("time_point", "manufacturer"))
     classes = "".join(f"{_class_of(column)}, " for column in MEANINGS.values() if column.name in CLASSES)
     searched = ", ".join(f"r.{name}" for name in _SEARCHED)
     connection.execute(f"""
@@ -409,8 +421,12 @@ def _fill(
             SELECT patient_id, study_uid, 'study ' || row_number() OVER (
                 PARTITION BY patient_id ORDER BY min(study_date), study_uid) AS study
             FROM raw WHERE patient_id <> '' AND study_uid <> '' AND study_date <> ''
-            GROUP BY patient_id, study_uid)
-        SELECT {ours},
+            GROUP BY patient_id, study_uid),
+        makers AS (
+            SELECT {_MAKER} AS maker, arg_max(spelt, (n, spelt)) AS manufacturer
+            FROM (SELECT trim(manufacturer) AS spelt, manufacturer, count(*) AS n FROM raw GROUP BY ALL)
+            GROUP BY 1)
+        SELECT {ours}, coalesce(m.manufacturer, '') AS manufacturer,
             CASE WHEN trim(r.time_point) <> '' THEN upper(trim(r.time_point))
                 WHEN {of_clinical} <> '' THEN {of_clinical} ELSE coalesce(s.study, '') END AS time_point,
             CASE WHEN trim(r.time_point) <> '' THEN 'header' WHEN {of_clinical} <> '' THEN 'clinical'
@@ -421,7 +437,8 @@ def _fill(
             {classes}
             lower(concat_ws(chr(10), {searched})) AS {SEARCH_COLUMN}
             {extra}
-        FROM raw r LEFT JOIN studies s USING (patient_id, study_uid) {join}""")
+        FROM raw r LEFT JOIN studies s USING (patient_id, study_uid)
+        LEFT JOIN makers m ON m.maker = {_MAKER.replace("manufacturer", "r.manufacturer")} {join}""")
     connection.execute(f"CREATE VIEW results AS SELECT * EXCLUDE ({SEARCH_COLUMN}) FROM everything")
     if clinical is not None:
         ((matched,),) = connection.execute(
@@ -632,6 +649,11 @@ def parse_selection(
         else:
             valid = [*_OTHER, *(f"{f}_min" if filters[f].kind == "range" else f for f in filters)]
             raise InputError(f"there is no filter {name[:40]!r}.{nearest(name, valid)}")
+    for base, (low, high) in ranges.items():
+        if low is not None and high is not None and low > high:
+            raise InputError(
+                f"{filters[base].label}: from {low:g} to {high:g} is no range; give the smaller first"
+            )
     sort = single.get("sort") or "patient_id"
     shown = tuple(dict.fromkeys(filter(None, single.get("columns", "").split(","))))
     for column, what in ((sort, "to sort by"), *((name, "to show") for name in shown)):

@@ -241,6 +241,17 @@ def picture(folder: Path, row: Mapping[str, Any]) -> Path | None:
         return None
 
 
+def made_file(folder: Path, row: Mapping[str, Any], name: str) -> Path | None:
+    """A DICOM file that the run wrote for a series, None where its details name none of this name."""
+    try:
+        details = read_details(place_of(folder, row, DETAILS_NAME), folder)
+        if name not in (details.get("outputs") or ()) or Path(name).name != name or not name.endswith(".dcm"):
+            return None
+        return regular_inside(place_of(folder, row, name), folder)
+    except InputUnreadable:
+        return None
+
+
 def case(results: Results, folder: Path, row: dict[str, Any]) -> dict[str, Any]:
     """All that is known of one series.
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
-from ..imaging.labels import ARTERIES, CORONARY, NOT_CORONARY, NOT_SURE, Label, Labels
+from ..imaging.labels import ARTERIES, CALCIUM, CORONARY, NOT_CORONARY, NOT_SURE, Labels
 from ..system.nearest import nearest
 
 CORONARY_NAME, UNSURE_NAME = "coronary", "unsure"
@@ -50,7 +50,7 @@ def _values() -> tuple[Value, ...]:
         counted=True,
         key="5",
         words="coronary, artery not known",
-        colour=NOT_SURE.colour,
+        colour=CALCIUM.colour,
     )
     others = [
         Value(
@@ -69,7 +69,7 @@ def _values() -> tuple[Value, ...]:
         counted=False,
         key="u",
         words="not sure, not counted",
-        colour=CORONARY.colour,
+        colour=(170, 110, 230),
     )
     out = Value(name="", value=0, counted=False, key="x", words="left out", colour=(150, 150, 150))
     return (*arteries, coronary, *others, unsure, out)
@@ -118,10 +118,3 @@ def as_values(labels: Labels | None, *, above: bool) -> npt.NDArray[np.uint8] | 
     if labels is None:
         return None
     return np.where(labels.array > 0, labels.array + np.uint8(_ABOVE if above else 0), 0).astype(np.uint8)
-
-
-def class_of(value: Value) -> Label | None:
-    """The class that a counted value is."""
-    return next(
-        (label for label in (*ARTERIES, NOT_SURE) if value.counted and label.value == value.value), None
-    )

@@ -20,7 +20,12 @@ function route() {
   if (path.startsWith("/case/")) return ["case", caseView];
   if (path === "/review") return ["review", worklistView];
   if (path.startsWith("/review/")) return ["desk", deskView];
-  return ["cases", casesView];
+  return path === "/" ? ["cases", casesView] : ["none", noneView];
+}
+
+function noneView(content) {
+  content.append(h("div", { class: "panel" }, h("h2", {}, "There is nothing at this address"),
+    h("p", {}, h("a", { href: "/" }, "To the cases"))));
 }
 
 /** Go to an address of this page. */
@@ -36,7 +41,7 @@ async function show(focus) {
     if (link.dataset.view === (name === "desk" ? "review" : name)) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  document.title = `${{ cases: "Cases", "not-scored": "Not scored", sql: "SQL", case: "Case", review: "To read", desk: "Reading" }[name]} · ${about.name}`;
+  document.title = `${{ cases: "Cases", "not-scored": "Not scored", sql: "SQL", case: "Case", review: "To read", desk: "Reading", none: "Nothing here" }[name]} · ${about.name}`;
   const content = h("div", { class: `view ${name}` });
   main.replaceChildren(content);
   if (focus) {

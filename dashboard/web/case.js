@@ -12,7 +12,7 @@ export async function caseView(content, { about }) {
   content.append(
     heading(found, about),
     h("div", { class: "columns" },
-      h("div", {}, pictures(found, about, base), lesions(details?.score)),
+      h("div", {}, pictures(found, about, base), lesions(details?.score, about)),
       h("div", {}, notes(found), series(found), found.steps.map((one) => step(one, row, about)), rule(details), domain(details),
         clinical(found.clinical), made(details), others(found, about))));
   if (details) {
@@ -40,7 +40,7 @@ function heading(found, about) {
   const result = row.status === "scored" ? results(found, about)
     : [h("div", { class: "result" }, h("span", { class: `state ${row.status}` }, `${row.status}: ${row.code}`))];
   return h("section", { class: "panel case-head", "aria-label": "Result" },
-    h("div", { class: "who" }, h("p", { class: "quiet small" }, h("a", { href: "/" }, "‹ all cases")),
+    h("div", { class: "who" }, h("p", { class: "quiet small" }, around(row.series_uid)),
       h("h2", {}, row.patient_id || "(no PatientID)"),
       h("p", { class: "quiet" }, [row.series_description, row.time_point, row.study_date && date(row.study_date)].filter(Boolean).join(" · "))),
     h("div", { class: "results-row" }, result, found.read.map((r) => h("div", { class: "result" },
@@ -48,9 +48,21 @@ function heading(found, about) {
     h("div", { class: "actions" },
       about.review && ["scored", "unscored"].includes(row.status) ? h("a", { class: "button primary", href: `/review/${row.series_uid}` }, "Read") : null,
       viewer ? h("a", { class: "button primary", href: viewer, target: "_blank", rel: "noopener" }, "Open in viewer") : null,
-      h("button", { type: "button", onclick: () => window.print() }, "Print")),
+      h("button", { type: "button", onclick: () => window.print() }, "Print"),
+      about.files ? (found.details?.outputs ?? []).filter((name) => /^[^/]+\.dcm$/.test(name)).map((name) =>
+        h("a", { class: "button", href: `/api/cases/${encodeURIComponent(row.series_uid)}/files/${encodeURIComponent(name)}`, download: name }, name)) : null),
     row.reason ? h("p", { class: "reason" }, row.reason) : null,
     row.caution ? h("p", { class: "reason caution" }, row.caution) : null);
+}
+
+/** Back to the table as it was, and to the cases before and after in it. */
+function around(uid) {
+  let shown = {};
+  try { shown = JSON.parse(sessionStorage.getItem("shown")) ?? {}; } catch { /* none */ }
+  const at = (shown.uids ?? []).indexOf(uid);
+  const link = (to, text) => (to ? h("span", {}, " · ", h("a", { href: `/case/${to}` }, text)) : null);
+  return h("span", {}, h("a", { href: at < 0 ? "/" : shown.address }, "‹ all cases"),
+    at < 0 ? null : link(shown.uids[at - 1], "case before"), at < 0 ? null : link(shown.uids[at + 1], "next case"));
 }
 
 function pictures(found, about, base) {
@@ -207,10 +219,20 @@ function rule(details) {
   ]));
 }
 
-function lesions(found) {
+/** Moves the slider of the slices, where there is one. */
+function showSlice(index) {
+  const range = document.getElementById("slice");
+  if (!range) return;
+  range.value = String(index);
+  range.dispatchEvent(new Event("input"));
+  range.closest(".slices").scrollIntoView({ block: "nearest" });
+  range.focus({ preventScroll: true });
+}
+
+function lesions(found, about) {
   if (!found?.lesions?.length) return null;
   const rows = [...found.lesions].sort((a, b) => b.score - a.score).map((l) => [
-    count(l.index), number(l.score, 1), number(l.volume_mm3, 1), number(l.area_mm2, 1), number(l.max_hu, 0), number(l.mean_hu, 0),
+    about.slices ? h("button", { type: "button", class: "link", title: "show its slice", onclick: () => showSlice(Math.round((l.slices[0] + l.slices[1]) / 2)) }, count(l.index)) : count(l.index), number(l.score, 1), number(l.volume_mm3, 1), number(l.area_mm2, 1), number(l.max_hu, 0), number(l.mean_hu, 0),
     l.slices[0] === l.slices[1] ? String(l.slices[0] + 1) : `${l.slices[0] + 1}–${l.slices[1] + 1}`, l.weights.join(", "),
     l.centroid_lps.map((v) => number(v, 0)).join(", ")]);
   return panel("Lesions", table("Lesions, the largest score first", [

@@ -56,6 +56,7 @@ export async function casesView(content, { about, go }) {
         get("/api/cases", now, signal), get("/api/facets", selection, signal), get("/api/charts", selection, signal),
       ]);
       problem.hidden = true;
+      charts.element.hidden = cases.element.hidden = false;
       status.textContent = `${plural(found.series, "series", "series")} of ${plural(found.patients, "patient")}`
         + (found.pages > 1 ? `, page ${count(found.page)} of ${count(found.pages)}` : "");
       filters.update(facets);
@@ -63,8 +64,10 @@ export async function casesView(content, { about, go }) {
       await charts.update(numbers);
     } catch (error) {
       if (error.name === "AbortError") return;
-      problem.textContent = error.message;
+      problem.replaceChildren(error.message, " ", h("a", { href: "/?sort=patient_id" }, "Show all cases"));
       problem.hidden = false;
+      status.textContent = "";
+      charts.element.hidden = cases.element.hidden = true;
     }
     if (!signal.aborted) content.removeAttribute("aria-busy");
   }

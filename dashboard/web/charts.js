@@ -151,7 +151,7 @@ export class Charts {
       kind.canvas.replaceChildren();
       return;
     }
-    const spec = { ...kind.spec(rows), data: { values: rows }, width: "container", height: 168,
+    const spec = { ...kind.spec(rows), data: { values: rows }, width: "container", height: tall(kind, rows),
       autosize: { type: "fit", contains: "padding" }, config: CONFIG };
     const done = await vega(kind.canvas, spec, {
       mode: "vega-lite", actions: false, renderer: "svg", ast: true, expr: window.vega.expressionInterpreter,
@@ -187,6 +187,14 @@ export class Charts {
     for (const view of this.views.values()) view.finalize();
     this.views.clear();
   }
+}
+
+/** Height of a chart: names that stand askew and a legend take their part, and the plot keeps its own. */
+function tall(kind, rows) {
+  const names = [...new Set(rows.map((r) => r.label))];
+  const askew = kind.key.endsWith("-by-time") ? 0 : names.length > 6 ? Math.min(90, 12 + 5 * Math.max(...names.map((n) => String(n).length))) : 0;
+  const legend = kind.key.endsWith("-mean") && new Set(rows.map((r) => r.time)).size > 1 ? 30 : 0;
+  return 168 + askew + legend;
 }
 
 function summary(kind, rows) {

@@ -129,7 +129,7 @@ class Desk {
             h("table", {}, h("caption", { class: "hidden" }, "Pieces: a button chooses one"),
               h("thead", {}, h("tr", {}, ["No.", "Score", "Max. HU", "Slices", "Is"].map((t, i) => h("th", { scope: "col", class: i && i < 4 ? "num" : null }, t)))), this.list))),
         h("section", { class: "panel", "aria-label": "Score by artery" }, this.named),
-        notes.length ? h("section", { class: "panel", "aria-label": "Notes" }, h("ul", { class: "plain small" }, notes.map((t) => h("li", {}, t)))) : null,
+        notes.length ? h("section", { class: "panel", "aria-label": "Notes" }, h("ul", { class: "plain notes" }, notes.map((t) => h("li", {}, t)))) : null,
         this.done = h("section", { class: "panel", "aria-label": "Signed", hidden: true }),
         this.help = h("details", { class: "panel" }, h("summary", {}, "Keys"),
           h("dl", { class: "keys" }, KEYS.map(([k, t]) => h("div", {}, h("dt", {}, h("kbd", {}, k)), h("dd", {}, t))))))));
@@ -176,9 +176,9 @@ class Desk {
     if (n) {
       const last = s.signed[n - 1];
       const file = (name) => h("a", { href: `${this.base}/signed/${name}?${this.query}`, download: name }, name);
-      this.done.replaceChildren(h("h3", {}, s.changed ? "Signed, and changed since" : "Signed"),
+      this.done.replaceChildren(...[h("h3", {}, s.changed ? "Signed, and changed since" : "Signed"),
         h("p", {}, `${last.time.replace("T", " ").slice(0, 16)} UTC, score ${number(last.score)}`),
-        h("p", { class: "small" }, file("cac.seg.dcm"), " · ", file("cac.sr.dcm"), " · ", file("details.json")));
+        !this.found.files ? null : h("p", { class: "small" }, file("cac.seg.dcm"), " · ", file("cac.sr.dcm"), " · ", file("details.json"))].filter(Boolean));
     }
     this.saved.textContent = this.waiting ? "saving …" : s.after ? "saved" : "";
     if (s.torn) this.tell(`${count(s.torn)} unfinished ${s.torn === 1 ? "line" : "lines"} of the journal, which a crash had cut, ${s.torn === 1 ? "was" : "were"} left out; look whether your last decision is there.`);
@@ -265,6 +265,7 @@ class Desk {
 
   send(path, body) {
     this.waiting += 1;
+    this.saved.dataset.waiting = "";
     this.saved.textContent = "saving …";
     this.sending = this.sending.then(async () => {
       try {
@@ -283,6 +284,7 @@ class Desk {
       this.speak();
       await this.valuesOf(this.index).catch(() => {});
       this.draw();
+      if (!this.waiting) delete this.saved.dataset.waiting;
     });
     return this.sending;
   }

@@ -16,24 +16,41 @@ function examples(about) {
 }
 let last;
 
+/** The rows as a CSV file; a text that a spreadsheet would run as a formula is preceded by an apostrophe. */
+function save({ columns, rows }) {
+  const cell = (v) => {
+    const text = v === null ? "" : typeof v === "string" && /^[=+\-@\t\r]/.test(v) ? `'${v}` : String(v);
+    return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  };
+  const lines = [columns.map((c) => c.name), ...rows].map((row) => row.map(cell).join(","));
+  const address = URL.createObjectURL(new Blob([`${lines.join("\r\n")}\r\n`], { type: "text/csv" }));
+  const link = h("a", { href: address, download: "deepcac2-query.csv" });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(address), 1000);
+}
+
 export async function sqlView(content, { about }) {
   const text = h("textarea", { id: "sql", rows: "7", spellcheck: "false", autocapitalize: "off", autocomplete: "off" });
-  text.value = last ?? examples(about)[0][1];
+  text.value = new URLSearchParams(location.search).get("q") ?? last ?? examples(about)[0][1];
   const status = h("p", { role: "status", "aria-live": "polite", class: "counts" });
   const out = h("div");
   const button = h("button", { type: "submit", class: "primary" }, "Run");
   const run = async (event) => {
     event?.preventDefault();
     last = text.value;
+    history.replaceState(null, "", `/sql?${new URLSearchParams({ q: last })}`);
     button.disabled = true;
     status.textContent = "running …";
     try {
       const found = await post("/api/sql", { sql: text.value });
       status.textContent = `${plural(found.rows.length, "row")}${found.more ? ", and there are more" : ""}, ${number(found.seconds, 2)} s`;
       const columns = found.columns.map((c) => ({ label: c.name, number: /INT|DOUBLE|FLOAT|DECIMAL/.test(c.type) }));
-      const cell = (v) => (v === null ? h("span", { class: "quiet" }, "NULL") : typeof v === "number" ? String(v)
-        : v === "" ? h("span", { class: "quiet" }, "(empty)") : String(v));
-      out.replaceChildren(h("section", { class: "panel" }, table("Result of the query", columns, found.rows.map((r) => r.map(cell)))));
+      const cell = (v, i) => (v === null ? h("span", { class: "quiet" }, "NULL") : typeof v === "number" ? String(v)
+        : v === "" ? h("span", { class: "quiet" }, "(empty)")
+          : found.columns[i].name === "series_uid" ? h("a", { class: "uid", href: `/case/${encodeURIComponent(v)}` }, v) : String(v));
+      const csv = h("button", { type: "button", onclick: () => save(found) }, "Export CSV");
+      out.replaceChildren(h("section", { class: "panel" }, h("div", { class: "bar" }, csv),
+        table("Result of the query", columns, found.rows.map((r) => r.map(cell)))));
     } catch (error) {
       status.textContent = "";
       out.replaceChildren(h("pre", { class: "panel error", role: "alert" }, error.message));

@@ -58,7 +58,7 @@ export class Table {
     const query = this.query();
     const sort = query.get("sort") ?? "patient_id";
     const order = query.get("order") === "desc" ? "descending" : "ascending";
-    const names = query.get("columns")?.split(",") ?? this.about.usual;
+    const names = query.get("columns")?.split(",") ?? this.usual();
     const columns = names.map((name) => this.about.byName[name]).filter((c) =>
       c.name !== "status" || sort === "status" || query.has("columns") || rows.some((r) => r.status !== "scored"));
     this.drawChoice(names);
@@ -71,11 +71,23 @@ export class Table {
     if (this.about.review) this.head.append(h("th", { scope: "col", title: "score that a person has signed" }, "Read"));
     this.body.replaceChildren(...rows.map((row) => h("tr", {}, columns.map((c, i) =>
       h(i ? "td" : "th", { class: isNumber(c) && "num", scope: i ? null : "row" }, cell(c, row, this.about))), this.about.review ? h("td", {}, readers(row)) : null)));
+    try {  // for "before" and "next" on the page of a case
+      sessionStorage.setItem("shown", JSON.stringify({ address: location.pathname + location.search, uids: rows.map((r) => r.series_uid) }));
+    } catch { /* without them */ }
     if (!rows.length) {
       this.body.append(h("tr", {}, h("td", { colspan: String(columns.length + (this.about.review ? 1 : 0)), class: "empty" }, "No series fits all filters.")));
     }
     this.drawPager(page, pages, size, series);
     if (focused) [...this.element.querySelectorAll("[data-key]")].find((e) => e.dataset.key === focused)?.focus();
+  }
+
+  /** The usual columns; on a narrow screen what was found stands right after the patient. */
+  usual() {
+    const { usual, byName, results } = this.about;
+    if (!matchMedia("(max-width: 560px)").matches) return usual;
+    const found = usual.filter((name) => results.includes(name));
+    const [first, ...rest] = usual.filter((name) => byName[name] && !found.includes(name));
+    return [first, ...found, ...rest];
   }
 
   /** A box for each column of the table, ticked where it is shown. */
@@ -85,7 +97,7 @@ export class Table {
       input.checked = names.includes(c.name);
       input.addEventListener("change", () => {
         const next = input.checked ? [...names, c.name] : names.filter((n) => n !== c.name);
-        const usual = String(next) === String(this.about.usual);
+        const usual = String(next) === String(this.usual());
         this.change(withValue(this.query(), "columns", usual ? "" : String(next)));
       });
       return h("label", { class: "choice", title: c.meaning }, input, h("span", { class: "word" }, c.label));

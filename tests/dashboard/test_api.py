@@ -376,3 +376,44 @@ def test_no_space_for_the_copy_of_the_table_is_said(
         f"error: no space left in {small} for a copy of the table; free some, or set TMPDIR to a folder "
         "with space"
     ]
+
+
+def test_one_maker_in_several_spellings_is_one(dashboard_results: Path, tmp_path: Path) -> None:
+    (row, *_) = read_parquet(dashboard_results / "results.parquet")
+    spelt = [
+        "GE MEDICAL SYSTEMS",
+        "GE Medical Systems",
+        " GE  MEDICAL SYSTEMS ",
+        "GE MEDICAL SYSTEMS",
+        "Philips",
+        "",
+    ]
+    rows = [replace(row, series_uid=f"1.{nr}", manufacturer=maker) for nr, maker in enumerate(spelt)]
+    write_parquet(tmp_path / "results.parquet", rows)
+    with TestClient(create_app(tmp_path), base_url=HERE) as client:
+        found = client.get("/api/facets").json()["manufacturer"]["values"]
+        assert {v["value"]: v["n"] for v in found} == {"GE MEDICAL SYSTEMS": 4, "Philips": 1, "": 1}
+        chosen = client.get("/api/cases", params={"manufacturer": "GE MEDICAL SYSTEMS"}).json()
+        assert chosen["series"] == 4
+
+
+def test_numbers_that_are_not_whole_are_a_range(dashboard_results: Path, tmp_path: Path) -> None:
+    """Though there are few of them: nobody ticks boxes of 22.4 and 27.9."""
+    path = tmp_path / "clinical.csv"
+    path.write_text("patient_id,bmi,visits\nP001,22.4,1\nP002,27.9,2\n")
+    with TestClient(create_app(dashboard_results, clinical=path), base_url=HERE) as client:
+        kinds = {f["name"]: f["kind"] for f in client.get("/api/about").json()["filters"]}
+        assert (kinds["c.bmi"], kinds["c.visits"]) == ("range", "values")
+
+
+def test_a_range_the_wrong_way_round_is_told(client: TestClient) -> None:
+    answer = client.get("/api/cases", params={"agatston_score_min": "500", "agatston_score_max": "10"})
+    assert answer.status_code == 422
+    assert "from 500 to 10 is no range" in answer.json()["error"]
+
+
+def test_an_address_that_is_none_is_a_page_for_people(client: TestClient) -> None:
+    answer = client.get("/nothing")
+    assert answer.status_code == 404
+    assert answer.headers["content-type"].startswith("text/html")
+    assert client.get("/api/nothing").json()["error"]
