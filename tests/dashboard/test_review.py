@@ -417,7 +417,7 @@ def test_all_cases_with_the_keyboard_alone(
         ann.settled()
         ann.press("2", "ArrowRight", "x", "ArrowRight", "4")  # the first is the LAD's, the second is out …
         before = ann.score()
-        ann.press("ArrowRight", "u", "z", "b", "3", "Shift+ArrowLeft", " ", "Escape")
+        ann.press("ArrowRight", "u", "z", "b", "3", "ArrowLeft", " ", "Escape")
         assert ann.score() > before  # what the brush took of the fourth
         ann.press("ArrowUp", "ArrowUp", "PageDown", "w", "+", "-", "o", "o")
         score = ann.score()
