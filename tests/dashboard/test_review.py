@@ -503,3 +503,25 @@ def test_files_that_name_the_patient_are_handed_out_only_with_phi(
     with reading(to_read, tmp_path / "phi", show_phi=True) as open_:
         seg = open_.get(f"/api/cases/{uids[0]}/files/cac.seg.dcm")
         assert seg.content == (to_read / "results" / "READ-00" / uids[0] / "cac.seg.dcm").read_bytes()
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [1280, 390])
+def test_everything_has_a_name_and_fits(
+    site: tuple[str, Path], browser: Any, uids: list[str], width: int
+) -> None:
+    origin, _ = site
+    dora = Person(browser, origin, "Dora")
+    dora.page.set_viewport_size({"width": width, "height": 900})
+    for address in ("/review", f"/review/{uids[0]}"):
+        dora.page.goto(origin + address)
+        dora.page.wait_for_selector("table.worklist, canvas[data-drawn]")
+        unnamed = dora.page.evaluate(
+            """() => [...document.querySelectorAll('input, select, button, a[href], [role=img], canvas')]
+            .filter(e => e.offsetParent && !(e.getAttribute('aria-label') || e.labels?.length
+                || e.textContent.trim()))
+            .map(e => e.outerHTML)"""
+        )
+        assert unnamed == []
+        assert dora.page.evaluate("() => document.documentElement.scrollWidth") <= width
+    dora.close()
