@@ -156,7 +156,7 @@ def _print(case: ReadCase, standing: Standing, *, listed: bool) -> None:
     for piece, name in zip(case.pieces, piece_values(case, standing.array), strict=True):
         if not listed and not piece.automatic and not name:
             continue
-        first, last = (index + 1 for index in piece.slices)
+        first, last = (index + 1 for index in piece.indices)
         cells = (f"{piece.score:.1f}", f"{piece.volume_mm3:.1f}", str(piece.max_hu))
         slices = str(first) if first == last else f"{first}-{last}"
         said = name or "-"

@@ -260,7 +260,7 @@ class _Desk:
             ],
             "pieces": [
                 {"number": p.number, "automatic": p.automatic, "score": round(p.score, 2),
-                 "volume_mm3": round(p.volume_mm3, 1), "max_hu": p.max_hu, "slices": list(p.slices),
+                 "volume_mm3": round(p.volume_mm3, 1), "max_hu": p.max_hu, "indices": list(p.indices),
                  "centre": [round(c, 1) for c in p.centre]}
                 for p in case.pieces
             ],

@@ -57,8 +57,8 @@ class Piece:
         number: From 1; of what the automatic result counted, that of the lesion in its report.
         automatic: Whether the automatic result counted it.
         score, volume_mm3, max_hu: Of it as calcium.
-        slices: First and last slice, indices from 0 at the lowest.
-        centre: (slice, row, column) in the picture of `ReadCase.shown`, of its voxels.
+        indices: First and last slice, from 0 at the lowest.
+        centre: (index of the slice, row, column) in the picture of `ReadCase.shown`, of its voxels.
     """
 
     number: int
@@ -66,7 +66,7 @@ class Piece:
     score: float
     volume_mm3: float
     max_hu: int
-    slices: tuple[int, int]
+    indices: tuple[int, int]
     centre: tuple[float, float, float]
 
 
@@ -370,7 +370,7 @@ def _piece(
         score=lesion.score,
         volume_mm3=lesion.volume_mm3,
         max_hu=lesion.max_hu,
-        slices=(corner[0] + first, corner[0] + last),
+        indices=(corner[0] + first, corner[0] + last),
         centre=(corner[0] + z, y, x),
     )
 

@@ -2,10 +2,10 @@
 
 ::
 
-    REVIEW/<PatientID>/<SeriesInstanceUID>/<reader>.jsonl       the journal of a reader
-    REVIEW/<PatientID>/<SeriesInstanceUID>/<reader>/read-1/     what was signed: SEG, SR, details
-    REVIEW/annotated/<reader>/<PatientID>/<SeriesInstanceUID>/  the same as ct/ and calcium.nrrd
-    REVIEW/reads.csv                                            the scores of all that was signed
+    REVIEW/cases/<PatientID>/<SeriesInstanceUID>/<reader>.jsonl     the journal of a reader
+    REVIEW/cases/<PatientID>/<SeriesInstanceUID>/<reader>/read-1/   what was signed: SEG, SR, details
+    REVIEW/annotated/<reader>/<PatientID>/<SeriesInstanceUID>/      the same as ct/ and calcium.nrrd
+    REVIEW/reads.csv                                                the scores of all that was signed
 
 All follows from the journals: what is kept in memory can be lost.
 """
@@ -33,7 +33,7 @@ from .journal import ENDING, Conflict, Entry, Journal, appending, now, read_jour
 from .reading import Decision, apply, begun, decision_of, replay
 from .signing import SEG_NAME, Signed, write_annotation, write_reading, write_reads
 
-ANNOTATED, READS = "annotated", "reads.csv"
+CASES, ANNOTATED, READS = "cases", "annotated", "reads.csv"
 _SIGNED = "read-"
 _KEPT = 3
 """Cases in memory; each has some ten to some hundred MB."""
@@ -145,7 +145,7 @@ class Desk:
     def place(self, case: ReadCase) -> Path:
         """Folder of the readings of a case."""
         series = case.series
-        return self.folder / patient_folder(series.patient_id) / safe_name(series.series_uid)
+        return self.folder / CASES / patient_folder(series.patient_id) / safe_name(series.series_uid)
 
     def _journal(self, case: ReadCase, reader: str) -> Path:
         return self.place(case) / f"{safe_name(check_reader(reader))}{ENDING}"
@@ -160,10 +160,10 @@ class Desk:
             DeepCACError: The case cannot be opened, or the journal cannot be read.
         """
         case = self.case(series_uid)
-        return self._stand(case, read_journal(self._journal(case, reader)))
+        return self._stand(case, read_journal(self._journal(case, reader)), reader)
 
-    def _stand(self, case: ReadCase, journal: Journal) -> Standing:
-        _check_basis(case, journal)
+    def _stand(self, case: ReadCase, journal: Journal, reader: str) -> Standing:
+        _check_basis(case, journal, reader)
         holding = journal.holding
         with self._changing:
             digest, known, array = self._standing.get(journal.path, ("", (), None))
@@ -193,7 +193,7 @@ class Desk:
         """
         case = self.case(series_uid)
         with appending(self._journal(case, reader)) as (journal, add):
-            now_ = self._current(case, journal, after)
+            now_ = self._current(case, journal, after, reader)
             array = now_.array.copy()
             before = apply(case, array, decision)
             self._begin(case, reader, journal, add)
@@ -208,7 +208,7 @@ class Desk:
         """
         case = self.case(series_uid)
         with appending(self._journal(case, reader)) as (journal, add):
-            self._current(case, journal, after)
+            self._current(case, journal, after, reader)
             if not journal.holding:
                 raise InputError("there is nothing to undo")
             array = replay(case, journal.holding[:-1])
@@ -225,7 +225,7 @@ class Desk:
         case = self.case(series_uid)
         path = self._journal(case, reader)
         with appending(path) as (journal, add):
-            at = self._current(case, journal, after)
+            at = self._current(case, journal, after, reader)
             self._begin(case, reader, journal, add)
             number = len(journal.signed) + 1
             home = path.with_suffix("")
@@ -253,12 +253,12 @@ class Desk:
         self._write_reads()
         return self.standing(series_uid, reader), signed
 
-    def _current(self, case: ReadCase, journal: Journal, after: int) -> Standing:
+    def _current(self, case: ReadCase, journal: Journal, after: int, reader: str) -> Standing:
         if after != len(journal.entries):
             raise Conflict(
                 "this case was read on elsewhere under the same name; load it again, nothing is lost"
             )
-        return self._stand(case, journal)
+        return self._stand(case, journal, reader)
 
     def _begin(self, case: ReadCase, reader: str, journal: Journal, add: Callable[..., Entry]) -> None:
         if not journal.entries:
@@ -294,7 +294,7 @@ class Desk:
     def readings(self) -> dict[str, list[Read]]:
         """Every reading by SeriesInstanceUID, readers by name. What cannot be read is left out."""
         found: dict[str, list[Read]] = {}
-        for path in sorted(self.folder.glob(f"*/*/*{ENDING}")):
+        for path in sorted(self.folder.glob(f"{CASES}/*/*/*{ENDING}")):
             short = self._in_short(path)
             if short is not None:
                 found.setdefault(short[0], []).append(short[1])
@@ -360,13 +360,15 @@ def regrouped(read: Read) -> bool:
     return risk_group(read.score) != risk_group(read.automatic)
 
 
-def _check_basis(case: ReadCase, journal: Journal) -> None:
-    """See that a journal is of this case and of these pieces."""
+def _check_basis(case: ReadCase, journal: Journal, reader: str) -> None:
+    """See that a journal is of this case, of these pieces, and of this reader: Ann and ann may be one file."""
     if not journal.entries:
         return
     first = journal.entries[0]
     if first.do != "open" or first.series != case.series.series_uid:
         raise InputError(f"{journal.path.name} is no journal of this series; move it away")
+    if first.by != reader:
+        raise InputError(f"{journal.path.name} is the journal of {first.by}; take another name")
     if first.digest != case.digest:
         raise InputError(
             f"the automatic result has changed since {first.by} began to read this case, and its pieces. "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -86,6 +87,8 @@ def write_reading(
     mask = values.counted(whole)
     how: dict[str, Any] = {"slice_thickness": case.slice_thickness, "kvp": case.kvp}
     found = score(volume, mask, rule=case.rule, **how)
+    if not math.isclose(found.total, case.score(array).total, rel_tol=1e-9, abs_tol=1e-9):
+        raise InputError("the whole CT gives another score than the part that was shown; nothing was signed")
     heart = case.whole(case.heart)
     parts = values.arteries(whole), values.others(whole)
     facts = {

@@ -60,12 +60,15 @@ class Desk {
     this.onSize = () => this.draw();
     document.addEventListener("keydown", this.onKey);
     addEventListener("resize", this.onSize);
+    this.onLeave = (event) => { if (this.waiting) event.preventDefault(); };
+    addEventListener("beforeunload", this.onLeave);
     this.canvas.focus({ preventScroll: true });
   }
 
   leave() {
     document.removeEventListener("keydown", this.onKey);
     removeEventListener("resize", this.onSize);
+    removeEventListener("beforeunload", this.onLeave);
   }
 
   // The page
@@ -140,7 +143,7 @@ class Desk {
       const row = h("tr", { "data-piece": String(p.number) },
         h("th", { scope: "row" }, h("button", { type: "button", class: "link", onclick: () => { this.choose(p.number, { jump: true }); this.canvas.focus({ preventScroll: true }); } }, count(p.number))),
         h("td", { class: "num" }, number(p.score, 1)), h("td", { class: "num" }, number(p.max_hu, 0)),
-        h("td", { class: "num" }, p.slices[0] === p.slices[1] ? String(p.slices[0] + 1) : `${p.slices[0] + 1}–${p.slices[1] + 1}`), is);
+        h("td", { class: "num" }, p.indices[0] === p.indices[1] ? String(p.indices[0] + 1) : `${p.indices[0] + 1}–${p.indices[1] + 1}`), is);
       return { row, is };
     });
     this.list.append(...this.rows.map((r) => r.row));
@@ -216,7 +219,7 @@ class Desk {
       if (Math.abs(box.scrollTop - top) > box.clientHeight / 3) box.scrollTop = top;
       const at = this.found.pieces[piece - 1];
       this.cursor = [Math.round(at.centre[1]), Math.round(at.centre[2])];
-      if (jump && (this.index < at.slices[0] || this.index > at.slices[1])) this.index = Math.min(at.slices[1], Math.max(at.slices[0], Math.round(at.centre[0])));
+      if (jump && (this.index < at.indices[0] || this.index > at.indices[1])) this.index = Math.min(at.indices[1], Math.max(at.indices[0], Math.round(at.centre[0])));
     }
     this.speak();
     this.to(this.index);

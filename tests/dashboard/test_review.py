@@ -93,7 +93,7 @@ def test_a_case_from_its_pieces_to_its_signature(
 def test_slices_and_values_are_those_of_the_ct(client: TestClient, uids: list[str]) -> None:
     uid = uids[0]
     case = client.get(f"/api/review/{uid}", params={"reader": "Sue"}).json()
-    n, index = case["rows"] * case["columns"], case["pieces"][0]["slices"][0]
+    n, index = case["rows"] * case["columns"], case["pieces"][0]["indices"][0]
     data = client.get(f"/api/review/{uid}/slices/{index}.bin").content
     assert len(data) == 5 * n
     hu, number = np.frombuffer(data, "<i2", n), np.frombuffer(data, "<u2", n, 2 * n)
@@ -398,7 +398,7 @@ def place_of(person: Person, piece: int, case: dict[str, Any]) -> tuple[float, f
 
 def signed_score(review: Path, uid: str, reader: str, ct: Path, capsys: pytest.CaptureFixture[str]) -> float:
     """What `deepcac2 score` says of the SEG of the last signature."""
-    seg = max(review.glob(f"*/{uid}/{reader}/read-*/cac.seg.dcm"))
+    seg = max(review.glob(f"cases/*/{uid}/{reader}/read-*/cac.seg.dcm"))
     capsys.readouterr()
     assert main(["score", str(ct), str(seg), "--json"]) == 0
     return float(json.loads(capsys.readouterr().out)["total"])

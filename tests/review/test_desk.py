@@ -59,7 +59,7 @@ def test_pieces_are_the_lesions_of_the_report_and_whatever_else_is_as_bright(
     own = [piece for piece in case.pieces if piece.automatic]
     assert [p.number for p in own] == [x["index"] for x in lesions]
     assert [p.score for p in own] == pytest.approx([x["score"] for x in lesions])
-    assert [list(p.slices) for p in own] == [x["slices"] for x in lesions]
+    assert [list(p.indices) for p in own] == [x["slices"] for x in lesions]
     assert case.automatic == pytest.approx(details["score"]["total"])
     others = [piece for piece in case.pieces if not piece.automatic]
     assert [p.number for p in others] == [3, 4]
@@ -108,7 +108,7 @@ def test_decisions_change_the_score_as_the_scorer_does(desk: Desk, uid: str, cas
 
 def test_a_stroke_takes_only_what_is_bright(desk: Desk, uid: str, case: ReadCase) -> None:
     """Half of the joined piece, in one slice; what lies around it and is dark stays as it was."""
-    joined = case.pieces[2] if case.pieces[2].slices[0] == 16 else case.pieces[3]
+    joined = case.pieces[2] if case.pieces[2].indices[0] == 16 else case.pieces[3]
     runs = tuple((row, 30, 16) for row in range(20, 36))
     stroke = Decision(value=value_of("LCX"), index=16, runs=runs)
     standing = desk.decide(uid, "Ann", stroke, after=0)
@@ -202,7 +202,7 @@ def test_two_readers_never_touch_each_other(desk: Desk, uid: str, case: ReadCase
     cells = table[1].split(",")
     assert cells[0] == "READ-01"
     assert [float(c) for c in cells[4:]] == pytest.approx([ann.score.total, bob.score.total], abs=1e-3)
-    for path in desk.folder.glob("*/*/*.jsonl"):
+    for path in desk.folder.glob("cases/*/*/*.jsonl"):
         assert {entry.by for entry in read_journal(path).entries} == {path.stem}
 
 
