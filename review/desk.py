@@ -361,7 +361,7 @@ def regrouped(read: Read) -> bool:
 
 
 def _check_basis(case: ReadCase, journal: Journal, reader: str) -> None:
-    """See that a journal is of this case, of these pieces, and of this reader: Ann and ann may be one file."""
+    """See that a journal is of this case, of these pieces, and of this reader (Ann may be ann)."""
     if not journal.entries:
         return
     first = journal.entries[0]
