@@ -156,6 +156,15 @@ def test_the_simulator_calls_the_kinds_by_the_same_names_and_values() -> None:
     assert sorted(CALCIUM_VALUES) == [1, 2, 3, 4, 5, 11, 12, 13, 255]
 
 
+def test_calcium_of_an_unknown_artery_is_calcium(tmp_path: Path, scan: AnnotatedScan) -> None:
+    values = painted(VALUES, np.int16)
+    other = loaded(annotate(tmp_path / "b", np.where(values == 4, 5, values), GRID))
+    assert other.arteries is not None
+    assert scan.calcium is not None
+    np.testing.assert_array_equal(other.calcium, scan.calcium)
+    np.testing.assert_array_equal(other.arteries.mask, np.isin(values, [1, 2, 3]))
+
+
 def test_the_axes_of_a_label_map_may_run_another_way(tmp_path: Path, scan: AnnotatedScan) -> None:
     values = painted(VALUES, np.int16)
     turned = replace(
@@ -174,7 +183,7 @@ def test_the_axes_of_a_label_map_may_run_another_way(tmp_path: Path, scan: Annot
 @pytest.mark.parametrize(
     ("change", "grid", "what"),
     [
-        ((4, 5), GRID, r"calcium.nrrd holds the values 5, which mean nothing.* 11 aortic valve or root"),
+        ((4, 6), GRID, r"calcium.nrrd holds the values 6, which mean nothing.* 11 aortic valve or root"),
         ((4, -1), GRID, "holds the values -1,"),
         ((4, 4), replace(GRID, origin=(-15.0, -16.0, 40.0)), "does not lie where its CT lies"),
         ((4, 4), replace(GRID, spacing=(3.0, 1.0, 1.1)), "does not lie where its CT lies"),
