@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from ..pipeline.writer import Writer, register_writer
 from .organizer import writing
 
 if TYPE_CHECKING:
+    from ..dicom.seg.writer import Maker
     from ..pipeline.workflow import Workflow
 
 MODULE = "DSegConverter"
@@ -41,7 +42,6 @@ class DSegConverterOptions:
 def _write(path: Path, case: Case, options: DSegConverterOptions, context: Context) -> bool:
     """A NIfTI or NRRD file has no DICOM images that a SEG could refer to."""
     from .. import __version__
-    from ..dicom.seg.writer import Maker
 
     if isinstance(case.series, ImageSeries):
         return False
@@ -56,21 +56,23 @@ def _write(path: Path, case: Case, options: DSegConverterOptions, context: Conte
         slices=case.series.slices,
         algorithm_name=options.model_name,
         algorithm_version=__version__,
-        heart_by=None if given is None else Maker(**_maker(given)),
+        heart_by=None if given is None else maker_of(given),
     )
     return True
 
 
-def _maker(source: dict[str, Any]) -> dict[str, str]:
+def maker_of(source: Mapping[str, Any]) -> Maker:
     """What made a heart that was taken from a file. DICOM asks how it was made; where the file does not say,
     it was somebody's choice to take it: SEMIAUTOMATIC."""
+    from ..dicom.seg.writer import Maker
+
     uid = source.get("sop_instance_uid", "")
     where = f"{source['format']} {uid or source['file']}"
-    return {
-        "kind": source["algorithm_type"] or "SEMIAUTOMATIC",
-        "name": source["algorithm"] or "not stated",
-        "description": f"Not found by deepcac2: taken from {where}, {' + '.join(source['segments'])}",
-    }
+    return Maker(
+        kind=source["algorithm_type"] or "SEMIAUTOMATIC",
+        name=source["algorithm"] or "not stated",
+        description=f"Not found by deepcac2: taken from {where}, {' + '.join(source['segments'])}",
+    )
 
 
 def _of_all(workflows: Sequence[Workflow]) -> DSegConverterOptions:

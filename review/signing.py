@@ -21,11 +21,12 @@ from ..errors import InputError
 from ..evaluation.datasets import CALCIUM_MAP, CALCIUM_VALUES
 from ..imaging.files import write_image
 from ..imaging.labels import calcium_labels, heart_labels
+from ..outputs.seg import maker_of
 from ..outputs.structured_report import write_sr
 from ..pipeline.arteries import ARTERIES, NOT_CORONARY, divided
 from ..pipeline.case import Case
 from ..pipeline.details import details
-from ..pipeline.facts import CALCIUM, CT, GEOMETRY, HEART, HEART_MEASURES, SCORE
+from ..pipeline.facts import CALCIUM, CT, GEOMETRY, HEART, HEART_MEASURES, HEART_SOURCE, SCORE
 from ..pipeline.grades import graded
 from ..pipeline.places import DETAILS_NAME, patient_folder
 from ..pipeline.results import no_formula
@@ -101,6 +102,9 @@ def write_reading(
     }
     if heart.any():
         facts[HEART] = heart_labels(heart)
+    given = case.details.get("heart_source")
+    if given:
+        facts[HEART_SOURCE] = given
     if case.details.get("heart"):
         facts[HEART_MEASURES] = case.details["heart"]
     read = graded(divided(_case(case, facts), rule=case.rule))
@@ -117,6 +121,7 @@ def write_reading(
             parts=parts,
             slices=case.slices,
             algorithm_version=__version__,
+            heart_by=maker_of(given) if given else None,
             signature=_replacing(signature, case.segmentation, [one / SEG_NAME for one in corrected]),
         )
         write_sr(
