@@ -15,6 +15,7 @@ from deepcac2.cli.main import main
 from deepcac2.errors import InputError
 from deepcac2.release.compare import Comparison, Pair
 from deepcac2.release.strata import read_facts, strata, worst
+from deepcac2.stats.agreement import group_names
 from deepcac2.stats.tables import selected_series
 
 KERNELS = {"STANDARD": "soft", "B50f": "sharp", "=cmd": "soft"}
@@ -85,7 +86,7 @@ def test_strata_and_work_list_from_the_command_line(
             assert mine["median_absolute"] == pytest.approx(those["difference"].abs().median())
             assert mine["same_group"] == pytest.approx((those["a"] == those["b"]).mean())
     assert {value for by, value in found if by == "thickness"} == {"1.25", "2", "2.5"}
-    assert [value for by, value in found if by == "group"] == ["0 very low", "1 low", "2 moderate", "3 high"]
+    assert [value for by, value in found if by == "group"] == list(group_names())
     with listed.open(newline="") as file:
         rows = list(csv.DictReader(file))
     both["apart"] = (both["a"] - both["b"]).abs()
