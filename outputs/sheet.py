@@ -27,8 +27,10 @@ _INCH, _POINT = 25.4, 25.4 / 72
 """mm in an inch and in a point."""
 _PICTURE_DPI = 260
 """Of pictures in the PDF; chosen: that of print."""
-_LEADING = 1.28
-"""Height of a line over the size of its letters."""
+_LEADING, _ASCENT = 1.28, 0.82
+"""Height of a line, and of its part above the baseline, over the size of its letters."""
+_SURE = 0.98
+"""Share of a width that is filled: in the picture of a page letters may be a little wider."""
 _FONT = "DejaVu Sans"
 """Comes with matplotlib, so that every machine makes the same pages; it has Greek and mathematical signs."""
 INK, QUIET, RULE, AMBER, RED = "#1a202c", "#4a5568", "#cbd5e0", "#fff4d6", "#9b2c2c"
@@ -81,9 +83,11 @@ class Sheet:
     def put(self, x: float, y: float, text: str, style: Style | None = None, align: str = "left") -> None:
         """One line whose upper edge lies at y; x and y in mm from the upper left corner."""
         style = style or Style()
+        base = 1 - (y + _ASCENT * style.size * _POINT) / HEIGHT
+        weight = "bold" if style.bold else "normal"
         self.pages[-1].text(
-            x / WIDTH, 1 - y / HEIGHT, shown(text), family=_FONT, fontsize=style.size, ha=align, va="top",
-            weight="bold" if style.bold else "normal", color=style.colour, parse_math=False,
+            x / WIDTH, base, shown(text), family=_FONT, fontsize=style.size, ha=align, va="baseline",
+            weight=weight, color=style.colour, parse_math=False,
         )  # fmt: skip
 
     def paragraph(
@@ -164,7 +168,7 @@ class Sheet:
                 self.put(at, self.y + number * line_height(style), line, style, align)
             left += width
         self.y += max(map(len, lines), default=1) * line_height(style) + 0.6
-        self._rectangle(x, self.y, sum(widths), 0.12, RULE)
+        self._rectangle(x, self.y, sum(widths), 0.2, RULE)
         self.y += 0.6
 
     def picture(self, rgb: npt.NDArray[np.uint8], x: float, y: float, width: float, height: float) -> Axes:
@@ -172,7 +176,7 @@ class Sheet:
         axes: Axes = self.pages[-1].add_axes(
             (x / WIDTH, 1 - (y + height) / HEIGHT, width / WIDTH, height / HEIGHT)
         )
-        axes.imshow(rgb, aspect="auto", interpolation="nearest")
+        axes.imshow(rgb, aspect="auto", interpolation="antialiased")
         axes.set_axis_off()
         return axes
 
@@ -208,12 +212,14 @@ class Sheet:
 
     def pictures(self, dpi: int) -> Iterator[npt.NDArray[np.uint8]]:
         """Each page as uint8 (rows, columns, 3)."""
+        from matplotlib import rc_context
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
         for page in self.pages:
             page.set_dpi(dpi)
             canvas: Any = FigureCanvasAgg(page)
-            canvas.draw()
+            with rc_context({"text.hinting": "none"}):
+                canvas.draw()
             yield np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
@@ -262,7 +268,7 @@ def wrapped(text: str, width: float, style: Style) -> Iterator[str]:
     line = ""
     for word in shown(text).split():
         longer = f"{line} {word}" if line else word
-        if _width(longer, style.size, style.bold) <= width:
+        if _width(longer, style.size, style.bold) <= _SURE * width:
             line = longer
             continue
         if line:
