@@ -93,8 +93,8 @@ def find_tables(place: Path | None = None) -> Tables:
             from idc_index_data import IDC_INDEX_PARQUET_FILEPATH as shipped
         except ImportError as error:
             raise InputError(
-                "the tables of IDC need the package idc-index-data: pip install 'deepcac2[idc]', or name the "
-                "folder where its idc_index.parquet lies"
+                "the tables of IDC need the package idc-index-data: .venv/bin/pip install -e '.[idc]', or "
+                "name the folder where its idc_index.parquet lies"
             ) from error
         place = Path(shipped).parent
     main = place / f"{MAIN}.parquet"

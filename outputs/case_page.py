@@ -21,6 +21,7 @@ from ..imaging.orientation import to_canonical
 from ..pipeline.arteries import ARTERIES, BY_CLASS, NOT_CORONARY
 from ..pipeline.case import Case
 from ..pipeline.cautions import MARK, cautions
+from ..pipeline.doubt import DOUBT
 from ..pipeline.facts import CT, GEOMETRY, HEART_MEASURES, SCORE
 from ..pipeline.grades import GRADES, percentile_of
 from ..pipeline.shown import RESEARCH_USE, Shown, shown
@@ -298,6 +299,12 @@ def _grades(sheet: Sheet, case: Case) -> None:
         ["Arterial age", f"{grades['arterial_age']:.0f} years"],
         ["Volume", f"{score.volume_mm3:.0f} mm³"],
     ]
+    doubt = case.get(DOUBT, {})
+    if interval := doubt.get("interval"):
+        low, high = interval["score"]
+        rows.append(["Interval", f"{low:.0f} to {high:.0f}, as measured on simulated scans"])
+    if doubt.get("possible_score"):
+        rows.append(["Possible", f"{doubt['possible_score']:.1f} more, not sure enough to count"])
     if heart := case.get(HEART_MEASURES, {}).get("heart_volume_ml"):
         rows.append(["Heart", f"{heart:.0f} mL"])
     width = FULL * 0.4

@@ -198,7 +198,7 @@ def test_what_is_no_table_is_said(
     assert not (tmp_path / "c.csv").exists()
     monkeypatch.setitem(sys.modules, "idc_index_data", None)
     assert main(["cohort", "select", "--idc", "-o", str(tmp_path / "c.csv")]) == 10
-    assert "deepcac2[idc]" in capsys.readouterr().err
+    assert ".[idc]" in capsys.readouterr().err
     assert main(["cohort", "select", "-o", str(tmp_path / "c.csv")]) == 10
     assert "give a header index, or --idc" in capsys.readouterr().err
 

@@ -20,6 +20,7 @@ from deepcac2.outputs.organizer import is_target
 from deepcac2.outputs.sheet import HEIGHT, MARGIN, Sheet, Style, wrapped
 from deepcac2.pipeline import Case
 from deepcac2.pipeline.arteries import ARTERIES, NOT_CORONARY, divided
+from deepcac2.pipeline.doubt import DOUBT
 from deepcac2.pipeline.facts import CALCIUM, CT, HEART, SCORE
 from deepcac2.pipeline.grades import graded
 from deepcac2.pipeline.writer import kept, queries
@@ -98,6 +99,15 @@ def test_warnings_and_cautions_are_sentences(case: Case) -> None:
     said = words(sheet)
     assert "! in spite of coarse-pixels: pixels are 2.8 mm" in said
     assert "· Taken at 140 kV." in said
+
+
+def test_how_sure_the_score_is(case: Case) -> None:
+    doubt = {"possible_score": 12.34, "possible": [], "interval": {"score": [80.2, 140.9]}}
+    sheet = case_page(case.add(DOUBT, doubt), PROVENANCE)
+    assert sheet is not None
+    text = " ".join(words(sheet))
+    assert "80 to 141, as measured" in text
+    assert "12.3 more, not sure" in text
 
 
 def test_without_a_result_there_is_no_page(case: Case) -> None:
