@@ -59,7 +59,7 @@ def test_pieces_are_the_lesions_of_the_report_and_whatever_else_is_as_bright(
     own = [piece for piece in case.pieces if piece.automatic]
     assert [p.number for p in own] == [x["index"] for x in lesions]
     assert [p.score for p in own] == pytest.approx([x["score"] for x in lesions])
-    assert [list(p.indices) for p in own] == [x["slices"] for x in lesions]
+    assert [list(p.indices) for p in own] == [x["slice_indices"] for x in lesions]
     assert case.automatic == pytest.approx(details["score"]["total"])
     others = [piece for piece in case.pieces if not piece.automatic]
     assert [p.number for p in others] == [3, 4]
