@@ -110,7 +110,7 @@ def create_app(
         """A program gets JSON, a person the page, which says that there is nothing."""
         if request.url.path.startswith(("/api/", "/assets/", "/dicomweb/", "/viewer")):
             return _json({"error": "there is nothing at this address"}, status=404)
-        return FileResponse(assets["index.html"], 404, headers={"Cache-Control": "no-cache"})
+        return FileResponse(assets["index.html"], 404, headers={"Cache-Control": "no-store"})
 
     def page() -> Response:
         return FileResponse(assets["index.html"], headers={"Cache-Control": "no-cache"})

@@ -172,7 +172,7 @@ def test_without_the_packages(
     with pytest.raises(InputError, match=r".venv/bin/pip install -e '.\[download\]'"):
         download(["1.2.3"], tmp_path / "ct")
     assert main(["cohort", "query", "-o", str(tmp_path / "c.csv")]) == 10
-    assert "deepcac2[bigquery]" in capsys.readouterr().err
+    assert ".[bigquery]" in capsys.readouterr().err
 
 
 @dataclass

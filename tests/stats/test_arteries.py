@@ -54,7 +54,7 @@ def test_who_has_calcium_where_and_how_much() -> None:
     expected[0, 0], expected[1, 1], expected[1, 2], expected[2, 5], expected[3, 4] = 2, 1, 1, 1, 1
     np.testing.assert_array_equal(found.categories, expected)
     text, pictures = artery_section(found)
-    assert pictures["arteries"].startswith(b"\x89PNG")
+    assert pictures["arteries"].png.startswith(b"\x89PNG")
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
     assert ["LAD", "5", "83.3%", "20.0", "10.0 to 40.0"] in rows
     assert ["artery not sure", "1", "16.7%", "70.0", "70.0 to 70.0"] in rows

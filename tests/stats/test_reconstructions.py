@@ -62,7 +62,7 @@ def test_pairs_by_kernel_and_thickness() -> None:
     both = kinds["soft and sharp", "1.25 and 2.5 mm"]
     assert both.median.value == pytest.approx(23)
     text, pictures = reconstruction_section(found)
-    assert pictures["reconstructions"].startswith(b"\x89PNG")
+    assert pictures["reconstructions"].png.startswith(b"\x89PNG")
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
     assert ["all", "", "18", "6", "9.0"] in [row[:5] for row in rows]
     (row,) = (r for r in rows if r[:2] == ["same kernel", "2.5 and 1.25 mm"])
