@@ -405,6 +405,7 @@ def test_hard_patients_have_what_is_rare() -> None:
         assert RARE & set(simulate_patient(seed, geometry=grid).facts["distractors"])
 
 
+@pytest.mark.slow
 def test_several_versions_of_the_simulator_draw_other_patients_each() -> None:
     recipe = replace(TINY, patients=2, first_seed=500, hard_patients=1, simulators=(2, 1))
     hard = [next(hard_seeds(recipe, version)) for version in (2, 1)]

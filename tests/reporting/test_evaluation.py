@@ -119,7 +119,7 @@ class Page(HTMLParser):
 
 class TestReport:
     def test_files(self, evaluation: Evaluation, tmp_path: Path) -> None:
-        write_report(evaluation, summarise(evaluation), tmp_path)
+        html = write_report(evaluation, summarise(evaluation), tmp_path)
         files = {p.relative_to(tmp_path).as_posix(): p for p in tmp_path.rglob("*") if p.is_file()}
         assert files.keys() == {
             *("report.md", "report.html", "report.pdf", "cases.csv", "evaluation.json"),
@@ -139,6 +139,14 @@ class TestReport:
         content = json.loads(files["evaluation.json"].read_text())
         assert len(content["cases"]) == len(evaluation.cases)
         assert content["statistics"]["heart_dice_mean"]["n"] == 24
+        # the page stands alone and escapes
+        page = Page()
+        page.feed(html.read_text())
+        assert len(page.sources) == len(NAMES)
+        assert all(source.startswith("data:image/svg+xml;base64,") for source in page.sources)
+        assert "<b>x</b>|y" in page.text
+        assert "too few *slices*" in page.text
+        assert "b" not in page.tags
 
     def test_a_figure_that_cannot_be_drawn_is_left_out_and_said(
         self, caplog: pytest.LogCaptureFixture
@@ -149,15 +157,6 @@ class TestReport:
         drawing = Drawing(png=b"", svg=b"", pdf=b"")
         assert all_drawn({"a": fail, "b": lambda: drawing}) == {"b": drawing}
         assert "the figure a is left out: it cannot be drawn (no such axis)" in caplog.text
-
-    def test_html_stands_alone_and_escapes(self, evaluation: Evaluation, tmp_path: Path) -> None:
-        page = Page()
-        page.feed(write_report(evaluation, summarise(evaluation), tmp_path).read_text())
-        assert len(page.sources) == len(NAMES)
-        assert all(source.startswith("data:image/svg+xml;base64,") for source in page.sources)
-        assert "<b>x</b>|y" in page.text
-        assert "too few *slices*" in page.text
-        assert "b" not in page.tags
 
     def test_it_says_what_it_is(self, evaluation: Evaluation) -> None:
         summary = summarise(evaluation)
