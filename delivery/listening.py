@@ -452,15 +452,15 @@ class Listener:
                 for key, transfer in self._transfers.items()
                 if everything or not transfer.association.is_alive()
             ]
-            for key, _ in over:
-                del self._transfers[key]
-        for _, transfer in over:
+        for key, transfer in over:
             left = getattr(transfer.association.dul.socket, "socket", None)
             if left is not None:
                 left.close()
             endings = transfer.endings(bool(transfer.association.is_released))
             if endings:
                 self._inbox.ended(endings)
+            with self._guard:
+                self._transfers.pop(key, None)
 
     def at_work(self) -> set[str]:
         """The series of which an association that is open has brought something."""

@@ -51,6 +51,7 @@ def run(capsys: pytest.CaptureFixture[str], *command: object) -> tuple[int, str,
     return code, captured.out, captured.err
 
 
+@pytest.mark.slow
 def test_a_training_from_annotated_scans(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "r.yml").write_text(RECIPE)
     command = ("calcium", "--config", tmp_path / "r.yml", "--data", scans(tmp_path / "scans"))

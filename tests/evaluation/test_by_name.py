@@ -354,6 +354,7 @@ def test_an_annotated_ct_that_a_gate_rejects_is_a_case(stored: Path, tmp_path: P
     assert "slice positions" in cases["a"].reason
 
 
+@pytest.mark.slow
 def test_summary_and_report(scan: AnnotatedScan, tmp_path: Path) -> None:
     """A second scan at 5 mm: all of the RCA found, none of the LAD, and no name given."""
     first = judged(scan, predicted(found(), arteries=called()))

@@ -74,6 +74,7 @@ class Bright(torch.nn.Module):
         return patches * 635 - 135 - 299.5
 
 
+@pytest.mark.slow
 def test_held_out_crops_are_judged_without_what_is_not_sure(tmp_path: Path) -> None:
     """All that is bright is found: a plaque, and beside it, in and outside the heart, what is not sure."""
     hu, label = np.full(CROP_SHAPE, 40, np.int16), np.full(CROP_SHAPE, NEAR, np.uint8)

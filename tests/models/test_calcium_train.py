@@ -318,6 +318,7 @@ def test_a_finished_run_says_how_good_and_how_fast(work: Path) -> None:
     assert 0 < speed["patches_per_epoch"] < 2 * (kinds == 1).sum()
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_kept_and_can_be_taken(scans: Path, work: Path, tmp_path: Path) -> None:
     rows = [row for row in read_log(work / "log.csv") if row["validation_dice"]]
     best = torch.load(work / "best.pt")

@@ -147,6 +147,7 @@ def test_named_crops_say_which_artery(background: Background) -> None:
     assert near[depth > 0].mean() > 0.99
 
 
+@pytest.mark.slow
 def test_the_truth_of_a_simulated_patient_goes_into_its_crop() -> None:
     """Share by share: what a named crop calls an artery's is that artery's in the patient."""
     from deepcac2.training.sources import simulated_crop
