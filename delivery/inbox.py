@@ -35,7 +35,7 @@ from ..dicom.files import read_slice
 from ..dicom.headers import CT_IMAGE, ENHANCED_CT, quiet_pydicom, text, whole
 from ..dicom.series import SliceRef
 from ..errors import InputError, InputUnreadable, OutputBusy
-from ..system.atomic import output_errors
+from ..system.atomic import on_disk, output_errors
 from ..system.foreign import foreign
 
 DATABASE = "inbox.sqlite"
@@ -301,7 +301,7 @@ class Inbox:
         expected = min(max(expected, 0), self.limits.images)
         if answer := self._without_storing(series, uid, digest.hexdigest()):
             return answer
-        _sync(path)
+        on_disk(path)
         with self._guard:  # another transfer may have brought it meanwhile
             return self._without_storing(series, uid, digest.hexdigest()) or self._store(
                 path, series, uid, digest.hexdigest(), size, expected, transfer
@@ -330,11 +330,11 @@ class Inbox:
         made = not final.parent.parent.exists(), not final.parent.exists()
         final.parent.mkdir(parents=True, exist_ok=True)
         path.replace(final)
-        _sync(final.parent)
+        on_disk(final.parent)
         if made[1]:
-            _sync(final.parent.parent)
+            on_disk(final.parent.parent)
         if made[0]:
-            _sync(self.root)
+            on_disk(self.root)
         with self._together() as db:
             db.execute(
                 "INSERT OR REPLACE INTO instances (uid, series, sha256, size) VALUES (?, ?, ?, ?)",
@@ -534,12 +534,3 @@ def _head(sop_class: str, uid: str, syntax: str) -> bytes:
     written = DicomBytesIO()
     write_file_meta_info(written, meta, enforce_standard=True)
     return bytes(128) + b"DICM" + written.getvalue()
-
-
-def _sync(path: Path) -> None:
-    """Have a file's content, or the names in a folder, on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

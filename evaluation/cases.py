@@ -20,8 +20,7 @@ import numpy.typing as npt
 from ..dicom import Series, discover, read_segmentation, safe_name
 from ..dicom.discovery import files_under
 from ..dicom.gates import is_sharp_kernel
-from ..dicom.seg.codes import SEGMENTATION_SOP_CLASSES
-from ..dicom.seg.reader import is_segmentation, read_arteries, referenced_series
+from ..dicom.seg.reader import is_segmentation, read_arteries
 from ..errors import (
     InputError,
     NoDicomFound,
@@ -47,7 +46,7 @@ from ..scoring.lesions import lesion_voxels
 from ..system.foreign import foreign, read_json
 from ..weights import load_manifest, resolve
 from .by_name import TrueArtery, WronglyCounted, arteries_by_plaques, by_artery, wrongly_counted
-from .datasets import AnnotatedScan, AnnotatedSource, annotated_sources, mapped_series
+from .datasets import AnnotatedScan, AnnotatedSource, annotated_sources, mapped_series, segmentations
 from .metrics import centre_distance, dice, hausdorff_95
 
 if TYPE_CHECKING:
@@ -661,12 +660,10 @@ def _left_out(
         series = {s.series_uid: s for s in discover(truth, allow=predictor.allow).series}
     except NoDicomFound:
         return
-    images = (i for s in series.values() for i in (*s.slices, *s.left_out))
-    annotations = {i.path for i in images if i.sop_class_uid in SEGMENTATION_SOP_CLASSES and not i.member}
-    for uid, path in {referenced_series(p): p for p in sorted(annotations, reverse=True)}.items():
+    for uid, paths in segmentations(series.values()).items():
         if uid in judged:
             continue
-        name = path.parent.relative_to(truth).as_posix()
+        name = paths[0].parent.relative_to(truth).as_posix()
         ct = series.get(uid, Series(series_uid=uid))
         case = CaseResult(name=name, patient=ct.patient_id or name)
         case = _described(case, ct, known.get(uid, {}))

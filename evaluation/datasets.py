@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -310,20 +310,25 @@ def _classes(values: npt.NDArray[Any], classes: tuple[Label, ...]) -> Labels:
 # DICOM
 
 
+def segmentations(found: Iterable[Series]) -> dict[str, list[Path]]:
+    """The DICOM SEGs among what was found, by the UID of the series that they refer to; of archives none."""
+    images = (image for series in found for image in (*series.slices, *series.left_out))
+    paths = {i.path for i in images if i.sop_class_uid in SEGMENTATION_SOP_CLASSES and not i.member}
+    by_series: dict[str, list[Path]] = {}
+    for path in sorted(paths):
+        by_series.setdefault(referenced_series(path), []).append(path)
+    return by_series
+
+
 def _dicom(folder: Path, allow: Collection[str], mapped: Sequence[MappedSeries]) -> Iterator[AnnotatedSource]:
     try:
         discovery = discover(folder, allow=allow)
     except NoDicomFound:
         return
-    images = [s for series in discovery.series for s in (*series.slices, *series.left_out)]
-    segs = sorted({s.path for s in images if s.sop_class_uid in SEGMENTATION_SOP_CLASSES and not s.member})
     series = {s.series_uid: s for s in discovery.series}
-    of_series: dict[str, list[Path]] = {}
-    for path in segs:
-        uid = referenced_series(path)
-        if uid in series:
-            of_series.setdefault(uid, []).append(path)
-        else:
+    of_series = segmentations(discovery.series)
+    for uid in [uid for uid in of_series if uid not in series]:
+        for path in of_series.pop(uid):
             log.warning("%s is left out: the CT that it refers to is not in %s", path, folder)
     homes = Counter(series[uid].slices[0].path.parent for uid in of_series)
     for uid, paths in of_series.items():

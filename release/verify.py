@@ -28,7 +28,7 @@ from ..imaging.nrrd import on_grid, read_nrrd_mask
 from ..outputs.report import REPORT
 from ..pipeline.places import DICTIONARY, PARQUET, patient_folder
 from ..scoring import RULES, risk_group, score, whole_pieces
-from ..scoring.grades import ARTERIES
+from ..scoring.grades import SHARES
 from ..system.foreign import foreign, parse_json
 from .build import (
     FILES,
@@ -54,8 +54,6 @@ SAME_SCORE = 0.01
 """Scores that differ by less than this, or by less than this share of the score, are the same: reports are
 rounded, and so are spacings in headers."""
 SAME_SHARE = 1e-4
-SHARES = (*(f"score_{artery.lower()}" for artery in ARTERIES), "score_unsure")
-"""Columns of the results table that add up to the score."""
 
 
 OURS = frozenset({SELECTION, PARQUET, DICTIONARY})

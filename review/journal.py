@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import InputDamaged, InputError, InputUnreadable, OutputBusy
-from ..system.atomic import output_errors
+from ..system.atomic import on_disk, output_errors
 from ..system.codec import from_plain, to_plain
 from ..system.foreign import parse_json, read_bytes
 
@@ -185,7 +185,7 @@ def appending(path: Path) -> Iterator[tuple[Journal, Callable[[Mapping[str, Any]
         _lock(handle, path)
         if fresh:
             with output_errors(path):
-                _sync_folder(path.parent)
+                on_disk(path.parent)
         journal = read_journal(path)
         count = len(journal.entries)
 
@@ -220,12 +220,3 @@ def _lock(handle: int, path: Path) -> None:
             if time.monotonic() > until:
                 raise OutputBusy(f"{path.name} is being written by somebody else; try again") from error
             time.sleep(0.02)
-
-
-def _sync_folder(folder: Path) -> None:
-    """A new name is on the disk only when its folder is."""
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)

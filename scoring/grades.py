@@ -22,6 +22,9 @@ from dataclasses import dataclass
 
 ARTERIES = ("LM", "LAD", "LCX", "RCA")
 """The four territories: left main, left anterior descending, left circumflex, right coronary artery."""
+UNSURE = "score_unsure"
+SHARES = {f"score_{name.lower()}": name for name in ARTERIES} | {UNSURE: "artery not sure"}
+"""Columns of a results table that add up to the score, and what they are called."""
 
 CHEST_CT_GRADES = ("none", "mild", "moderate", "severe")
 _CHEST_CT_FROM = (1, 101, 401)

@@ -11,13 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from ..scoring.grades import ARTERIES, cac_drs
+from ..scoring.grades import ARTERIES, SHARES, UNSURE, cac_drs
 from .scans import Scans
 from .tables import Flow, numbers
 
-UNSURE = "score_unsure"
-SHARES = {f"score_{name.lower()}": name for name in ARTERIES} | {UNSURE: "artery not sure"}
-"""Columns of the results table that add up to the score, and what they are called."""
 NOT_COUNTED = {
     "score_aorta": "aorta",
     "score_aortic_valve": "aortic valve",

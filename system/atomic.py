@@ -118,6 +118,19 @@ def write_whole(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
+def on_disk(path: Path) -> None:
+    """Have a file's content, or the names in a folder, on the disk: a new file is only when its folder is.
+
+    Raises:
+        OSError: It cannot be.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON (UTF-8), whole or not at all.
 
