@@ -234,6 +234,17 @@ def _nothing_empty(output: Path) -> Iterator[None]:
 
 
 @contextmanager
+def on_signals(stop: Callable[[int, object], None]) -> Iterator[None]:
+    """SIGINT and SIGTERM call `stop` with their number; afterwards they do what they did before."""
+    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def _stoppable(watcher: _Watcher) -> Iterator[Callable[[Engine], None]]:
     """SIGINT and SIGTERM let what is being computed finish; the second one ends it."""
     engines: list[Engine] = []
@@ -246,12 +257,8 @@ def _stoppable(watcher: _Watcher) -> Iterator[Callable[[Engine], None]]:
         watcher.stopping(engines[0])
 
     stopped: list[int] = []
-    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with on_signals(stop):
         yield engines.append
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def add_choices(parser: argparse._ActionsContainer) -> None:

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .run import add_choices, chosen_workflow, count, duration, in_words, log_file, quiet_libraries
+from .run import (
+    add_choices,
+    chosen_workflow,
+    count,
+    duration,
+    in_words,
+    log_file,
+    on_signals,
+    quiet_libraries,
+)
 from .screen import note, say
 
 if TYPE_CHECKING:
@@ -144,9 +152,5 @@ def _stoppable(node: Node) -> Iterator[None]:
         node.stop()
         note("stopping: what is being computed is finished first; once more to end at once")
 
-    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with on_signals(stop):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -48,10 +48,14 @@ def sure_rates(cases: Sequence[CaseResult]) -> tuple[SureRate, ...]:
 
 def coverage(cases: Sequence[CaseResult]) -> Estimate:
     """Share of the scans with an interval whose true score lies in it."""
-    judged = [c for c in cases if c.interval is not None and c.true_score is not None]
+    judged = [
+        (*c.interval, c.true_score, c.patient)
+        for c in cases
+        if c.interval is not None and c.true_score is not None
+    ]
     # ends are rounded to a tenth of a point
-    hits = [c.interval[0] - 0.05 <= c.true_score <= c.interval[1] + 0.05 for c in judged]  # type: ignore[index,operator]
-    return rate(hits, patients=[c.patient for c in judged])
+    hits = [low - 0.05 <= true <= high + 0.05 for low, high, true, _ in judged]
+    return rate(hits, patients=[patient for *_, patient in judged])
 
 
 def measured_interval(
