@@ -2,8 +2,7 @@
 
 Where a voxel is taken from hangs on arithmetic: with slices every 1.25 or 5 mm the middle of a voxel of the
 one grid lies exactly between two of the other. So positions are computed here in the order in which ITK
-computes them, in float64, and the rules at edges and halves are ITK's. Only of oblique scans, whose axes mix
-in every sum, such a half may fall to the other side. Axes are (x, y, z), as ITK has them.
+computes them, in float64, and the rules at edges and halves are ITK's. Axes are (x, y, z), as ITK has them.
 """
 
 from __future__ import annotations
@@ -53,6 +52,18 @@ class Grid:
         """From voxels to mm, without the origin: float64 (3, 3)."""
         return self.direction * self.spacing
 
+    @property
+    def is_aligned(self) -> bool:
+        """Whether x, y and z run along the patient's, one way or the other."""
+        return not np.any(self.direction[~np.eye(3, dtype=bool)])
+
+    def kept(self) -> Grid:
+        """The grid as TorchIO keeps it: as the matrix from voxels to mm, from whose columns spacing and
+        direction are read off again, which of oblique ones may cost the last digits."""
+        matrix = self.to_lps
+        spacing: Floats = np.sqrt(np.sum(matrix * matrix, axis=0))
+        return replace(self, spacing=spacing, direction=matrix / spacing)
+
     def resampled(self, spacing: tuple[float, float, float]) -> Grid:
         """The grid of TorchIO's ``Resample`` to a spacing (x, y, z), mm.
 
@@ -69,7 +80,8 @@ class Grid:
 
     def shifted(self, begin: Triple) -> Grid:
         """The same grid from another voxel on; its shape stays."""
-        return replace(self, origin=_times(self.to_lps, np.array(begin, dtype=np.float64)) + self.origin)
+        moved = np.dot(np.array([begin], dtype=np.float64), self.to_lps.T)[0]
+        return replace(self, origin=moved + self.origin)
 
 
 def _times(matrix: Floats, vector: Floats) -> Floats:
@@ -81,7 +93,7 @@ def _times(matrix: Floats, vector: Floats) -> Floats:
 def positions(source: Grid, target: Grid) -> tuple[Floats, Floats, Floats]:
     """Where the target's voxels lie in the source, for each axis, in voxels of the source.
 
-    The axes of both run along the same directions, so that one axis does not hang on the others.
+    Both are aligned (`Grid.is_aligned`), so that no axis hangs on the others.
     """
     inverse = np.linalg.inv(source.to_lps).astype(np.float64)
 

@@ -8,7 +8,7 @@ average, threshold, back to the CT. Arrays run along (x, y, z) in here, as the C
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -20,14 +20,11 @@ from ...imaging.masks import bounding_box
 from ...imaging.tiling import Corner, axis_starts, corners_touching, majority
 from ..patchwise import PatchModel, batch_that_fits
 from ..unet3d import PublishedUNet, build_for, bytes_per_patch, fold_norms
-from .grids import Floats, Grid, Triple, crop_begin, is_inside, linear, nearest, positions
+from .grids import Floats, Grid, Triple, crop_begin
+from .sampling import Bools, Labels, sampler
 
 if TYPE_CHECKING:
     from ...weights import WeightSet
-
-Bools = npt.NDArray[np.bool_]
-Labels = Literal["nearest", "linear"]
-At = tuple[Floats, Floats, Floats]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,11 +160,11 @@ class PublishedModel(PatchModel):
         """
         quirks = self.quirks
         ct = Grid.of(volume.geometry)
-        full = ct.resampled((CROP_SPACING[2], CROP_SPACING[1], CROP_SPACING[0]))
-        box = _heart_box(heart.T, positions(ct, full), quirks.labels)
+        between = sampler(ct, (CROP_SPACING[2], CROP_SPACING[1], CROP_SPACING[0]), self.crop, quirks.labels)
         corners = self._corners()
-        nothing = np.zeros(volume.hu.shape, dtype=bool)
+        box = between.heart_box(heart.T)
         if box is None:
+            nothing = np.zeros(volume.hu.shape, dtype=bool)
             return PublishedPrediction(
                 mask=nothing, patches_run=0, patches_counted=0, patches_total=len(corners)
             )
@@ -175,16 +172,17 @@ class PublishedModel(PatchModel):
             [
                 crop_begin(b.start, b.stop, n) if quirks.whole_voxel_crop else (b.start + b.stop - n) / 2
                 for b, n in zip(box, self.crop, strict=True)
-            ]
+            ],
+            dtype=np.float64,
         )
-        at = _crop_positions(ct, full, begin, self.crop)
-        hu = _sampled(volume.hu.T, at, quirks)
+        hu = between.hu(volume.hu.T, begin, outside=quirks.padding_hu, whole=quirks.whole_hu)
         counted = corners
         if quirks.patches_by_heart:
-            counted = corners_touching(corners, self.patch, _label(heart.T, at, quirks.labels))
+            counted = corners_touching(corners, self.patch, between.heart(heart.T, begin))
         mean, run = self._mean(self._normalised(hu), counted)
+        mask = between.back(mean, begin, THRESHOLD, at_threshold=quirks.at_threshold)
         return PublishedPrediction(
-            mask=self._brought_back(mean, begin, full, ct),
+            mask=np.ascontiguousarray(mask.T),
             patches_run=run,
             patches_counted=len(counted),
             patches_total=len(corners),
@@ -266,112 +264,6 @@ class PublishedModel(PatchModel):
     def _window(self, corner: Corner) -> tuple[slice, ...]:
         return tuple(slice(c, c + p) for c, p in zip(corner, self.patch, strict=True))
 
-    def _brought_back(self, mean: Floats, begin: Floats, full: Grid, ct: Grid) -> Bools:
-        """The calcium on the CT's grid: bool (z, y, x)."""
-        # Cropping and its inverse move the origin there and back, which may cost it its last digit.
-        whole = np.floor(begin)
-        there = full.shifted(_ints(whole)).shifted(_ints(-whole))
-        at = positions(there, ct)
-        inside = [is_inside(p, n) for p, n in zip(at, full.shape, strict=True)]
-        shifts = zip(at, begin, whole, inside, mean.shape, strict=True)
-        if self.quirks.labels == "nearest":
-            # of a voxel between two, the part of a voxel is taken off first
-            index = [nearest(p - (b - w)) - int(w) for p, b, w, _, _ in shifts]
-            known = [i & (k >= 0) & (k < n) for i, k, n in zip(inside, index, mean.shape, strict=True)]
-            near = (index[0][known[0]], index[1][known[1]], index[2][known[2]])
-            probability = mean[np.ix_(*near)]
-        else:
-            local = [(p - b, i & is_inside(p - b, n)) for p, b, _, i, n in shifts]
-            known = [inside for _, inside in local]
-            probability = linear(mean, _triple([p[inside] for p, inside in local]))
-        mask = np.zeros(ct.shape, dtype=bool)
-        found = probability >= THRESHOLD if self.quirks.at_threshold else probability > THRESHOLD
-        mask[np.ix_(*known)] = found
-        return np.ascontiguousarray(mask.T)
-
 
 def _reversed(shape: Triple) -> Triple:
     return shape[2], shape[1], shape[0]
-
-
-def _ints(values: Floats) -> Triple:
-    return int(values[0]), int(values[1]), int(values[2])
-
-
-def _triple(values: list[Floats]) -> At:
-    return values[0], values[1], values[2]
-
-
-def _heart_box(heart: Bools, at: At, labels: Labels) -> tuple[slice, ...] | None:
-    """The box of the heart on the resampled grid; None: it has no voxel there.
-
-    Args:
-        at: Where the voxels of that grid lie in the CT.
-        heart: bool (x, y, z) on the CT's grid.
-    """
-    if not heart.any():
-        return None
-    near = [
-        np.flatnonzero((p > b.start - 1) & (p < b.stop)) for p, b in zip(at, bounding_box(heart), strict=True)
-    ]
-    if not all(map(len, near)):
-        return None
-    there = _label(heart, _triple([p[n] for p, n in zip(at, near, strict=True)]), labels)
-    if not there.any():
-        return None
-    return tuple(slice(n[0] + b.start, n[0] + b.stop) for n, b in zip(near, bounding_box(there), strict=True))
-
-
-def _crop_positions(ct: Grid, full: Grid, begin: Floats, shape: Triple) -> At:
-    """Where the voxels of the crop lie in the CT; NaN outside of the resampled CT.
-
-    Args:
-        full: The resampled CT's grid.
-        begin: The crop's first voxel on it.
-        shape: The crop's.
-    """
-    if np.any(begin % 1):
-        there = full.origin + full.to_lps @ begin
-        return positions(ct, Grid(shape=shape, spacing=full.spacing, origin=there, direction=full.direction))
-    result = []
-    for all_of_them, first, size in zip(positions(ct, full), _ints(begin), shape, strict=True):
-        at = np.full(size, np.nan)
-        low, high = max(first, 0), min(first + size, len(all_of_them))
-        at[low - first : max(high, low) - first] = all_of_them[low:high]
-        result.append(at)
-    return _triple(result)
-
-
-def _label(mask: Bools, at: At, labels: Labels) -> Bools:
-    """A mask (x, y, z) read at positions; nothing outside of it."""
-    inside = [is_inside(p, n) for p, n in zip(at, mask.shape, strict=True)]
-    within = _triple([p[i] for p, i in zip(at, inside, strict=True)])
-    result = np.zeros(tuple(map(len, at)), dtype=bool)
-    if not all(map(len, within)):
-        return result
-    if labels == "nearest":
-        result[np.ix_(*inside)] = mask[np.ix_(*map(nearest, within))]
-    else:
-        part, local = _part(mask, within)
-        result[np.ix_(*inside)] = linear(part, local) >= 0.5
-    return result
-
-
-def _sampled(hu: npt.NDArray[np.int16], at: At, quirks: Quirks) -> npt.NDArray[np.float32]:
-    """HU of the CT (x, y, z) at positions, linear between voxels."""
-    inside = [is_inside(p, n) for p, n in zip(at, hu.shape, strict=True)]
-    part, local = _part(hu, _triple([p[i] for p, i in zip(at, inside, strict=True)]))
-    values = linear(part, local)
-    result = np.full(tuple(map(len, at)), quirks.padding_hu, dtype=np.float32)
-    result[np.ix_(*inside)] = np.trunc(values) if quirks.whole_hu else values
-    return result
-
-
-def _part(values: npt.NDArray[Any], at: At) -> tuple[npt.NDArray[Any], At]:
-    """What of an array is looked at, and the positions within that."""
-    box, local = [], []
-    for position, size in zip(at, values.shape, strict=True):
-        low = max(int(np.floor(position.min())), 0)
-        box.append(slice(low, min(int(np.floor(position.max())) + 2, size)))
-        local.append(position - low)
-    return values[tuple(box)], _triple(local)

@@ -24,7 +24,9 @@ from deepcac2.imaging import Geometry, Volume
 from deepcac2.imaging.crop import Patches
 from deepcac2.imaging.labels import heart_labels
 from deepcac2.imaging.masks import dilated
+from deepcac2.models.deepcac2.grids import Grid
 from deepcac2.models.deepcac2.predict import PublishedModel, Quirks
+from deepcac2.models.deepcac2.sampling import Aligned, Labels, Oblique
 from deepcac2.models.deepcac2.step import DeepCAC2RunnerOptions
 from deepcac2.models.unet3d import PUBLISHED_WIDTHS, PublishedUNet, build, fold_norms, widths_of
 from deepcac2.pipeline.case import Case
@@ -282,6 +284,37 @@ def test_the_mask_is_the_published_one(name: str, network: torch.nn.Module) -> N
     assert 0.02 < expected.mean() < 0.6
     np.testing.assert_array_equal(found.mask, expected)
     assert 0 < found.patches_run <= found.patches_counted <= found.patches_total == 4 * 3 * 5
+
+
+@pytest.mark.parametrize("shift", [0, 0.3])
+@pytest.mark.parametrize("labels", ["nearest", "linear"])
+@pytest.mark.parametrize("name", sorted(set(CASES) - {"oblique", "coronal"}))
+def test_axis_by_axis_is_what_simpleitk_does(name: str, labels: Labels, shift: float) -> None:
+    """With every quirk and without; of values between two voxels, one half may fall to either side."""
+    halves = 0.0 if labels == "nearest" else 0.005
+    volume, heart = case_of(name)
+    ways = [
+        kind(ct=Grid.of(volume.geometry), spacing=SPACING, crop=(20, 24, 13), labels=labels)
+        for kind in (Aligned, Oblique)
+    ]
+    assert ways[0].ct.is_aligned
+    box = ways[0].heart_box(heart.T)
+    assert box == ways[1].heart_box(heart.T) is not None
+    begin = np.array([b.start - 3 + shift for b in box])
+    for whole in (True, False):
+        aligned, oblique = (way.hu(volume.hu.T, begin, outside=7, whole=whole) for way in ways)
+        assert aligned.dtype == oblique.dtype == np.float32
+        assert (aligned == 7).mean() < 0.9
+        np.testing.assert_allclose(aligned, oblique, atol=1 if whole and shift else 0.01)
+    aligned, oblique = (way.heart(heart.T, begin) for way in ways)
+    assert aligned.any()
+    assert (aligned != oblique).mean() <= halves
+    mean = np.random.default_rng(1).random((20, 24, 13))
+    mean[mean > 0.95] = 0.5
+    for at_threshold in (True, False):
+        aligned, oblique = (way.back(mean, begin, 0.5, at_threshold=at_threshold) for way in ways)
+        assert aligned.any()
+        assert (aligned != oblique).mean() <= halves
 
 
 class Answers(torch.nn.Module):

@@ -141,6 +141,8 @@ SCANS = {
     "feet first, prone": ((30, 35, 33), (1.3, 0.65, 0.73), ((0, 0, -1), (0, -1, 0), (1, 0, 0)), MIDDLE),
     "coronal": ((45, 18, 39), (0.9, 1.9, 0.7), ((0, 1, 0), (0, 0, -1), (1, 0, 0)), MIDDLE),
     "oblique": ((33, 37, 35), (1.1, 0.69, 0.83), turned(4), MIDDLE),
+    "oblique, voxels halfway": ((33, 37, 35), (1.25, 1.2, 1.2), turned(4), MIDDLE),
+    "oblique, slices every 5 mm": ((14, 40, 35), (5.0, 0.7, 0.7), turned(9), MIDDLE),
     "heart at the border": ((23, 31, 29), (1.7, 0.75, 0.81), AXIAL, (0.05, 0.95, 0.1)),
     "smaller than the crop": ((11, 17, 13), (2.0, 0.9, 0.8), AXIAL, MIDDLE),
 }
@@ -157,6 +159,12 @@ def simulated_scan(name: str, larger: int = 1) -> tuple[Volume, np.ndarray]:
     noise = ndimage.gaussian_filter(np.random.default_rng(len(name)).normal(size=(z, y, x)), 1.2)
     hu = (noise / noise.std() * 250).round().astype(np.int16)
     return Volume(hu=hu, geometry=geometry), ellipsoid((z, y, x), centre, 0.25)
+
+
+def larger_pieces(mask: np.ndarray) -> bool:
+    """Whether anything is larger than the three pixels that never count."""
+    pieces, _ = ndimage.label(mask, structure=np.pad(np.ones((1, 3, 3)), ((1, 1), (0, 0), (0, 0))))
+    return bool((np.bincount(pieces.ravel())[1:] > 3).any())
 
 
 def compare(
@@ -194,7 +202,7 @@ def compare(
             total = published.labelled_score(volume.hu, counted, spacing)
             ours = score(volume, mask, rule=rule)
             assert (ours.total, int(ours.risk_group)) == (total, published.group_of(total))
-            assert rule == "deepcac2-mapped" or total > 0
+            assert rule == "deepcac2-mapped" or total > 0 or not larger_pieces(mask)
 
 
 @pytest.mark.parametrize("name", SCANS)
@@ -228,6 +236,7 @@ CHESTS = {
     # seed, spacing (z, y, x), axes (z, y, x), what of the heart's box is left at the end of each axis
     "uneven": (3, (1.7, 1.1, 1.35), AXIAL, (1.0, 1.0, 1.0)),
     "oblique": (4, (2.1, 1.13, 1.17), tilted(17), (1.0, 1.0, 1.0)),
+    "oblique, voxels halfway": (4, (2.5, 1.2, 1.2), tilted(17), (1.0, 1.0, 1.0)),
     "feet first, prone, heart at the border": (
         5, (1.25, 1.3, 1.3), ((0, 0, -1), (0, -1, 0), (1, 0, 0)), (0.6, 0.7, 0.8)
     ),
