@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     points = {
         r.method: operating_points(r, (1.0, 0.99, 0.95))
         for r in results
-        if any(c.highest is not None for c in r.cases)
+        if r.scored() and all(c.highest is not None for c in r.scored())
     }
     for method, found in points.items():
         text += f"\n{method}: largest threshold for a sensitivity on these scans\n\n"

@@ -42,7 +42,8 @@ class MethodCase:
         true_score: Of the annotated calcium, rule ``agatston``.
         score: Agatston score, None where the method gives none.
         positive: Whether there is, or may be, calcium.
-        highest: Of an exclusion, the threshold below which the scan is positive.
+        highest: Of an exclusion, the threshold below which the scan is positive; None where it was not asked
+            for, see `models.rule_out.step.ScreeningRunnerOptions.least_probability`.
         excluded: Whether the exclusion left the calcium network out.
         calcium_dice: Of what counts by the rule `agatston`, where there is true calcium and the method makes
             a mask.

@@ -73,6 +73,7 @@ def drawn(figure: Figure) -> Drawing:
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, dpi=_DPI, metadata=metadata)
             files[kind] = buffer.getvalue()
+            figure.set_layout_engine("none")  # it is laid out now
     return Drawing(**files)
 
 

@@ -196,13 +196,14 @@ class ScreeningPrediction:
         mask: bool (z, y, x) on the CT's grid: what remains, of at least 130 HU.
         positive: Whether anything remains, on the model's grid.
         highest: Largest value of the product's cube root over the voxels of at least 130 HU, 0 to 1, single
-            slices left out: the smallest threshold at which the scan is negative.
+            slices left out: the smallest threshold at which the scan is negative. None: less than was asked
+            for.
         slices_run: Slices that were shown to each network, by orientation.
     """
 
     mask: BoolArray
     positive: bool
-    highest: float
+    highest: float | None
     slices_run: Mapping[str, int]
 
 
@@ -215,9 +216,20 @@ class ScreeningModel:
         *,
         device: torch.device,
         threshold: float = 0.5,
+        least: float | None = None,
     ) -> None:
+        """Networks ready to predict.
+
+        Args:
+            networks: One of each orientation.
+            device: Where they run.
+            threshold: Of the cube root of the product, from which on a voxel is called calcium.
+            least: Value of the cube root below which nobody asks further; None: the threshold. `LEAST` tells
+                also how far below the threshold a scan lies, and asks two networks about much more.
+        """
         self.device = device
         self.threshold = threshold
+        self.least = max(LEAST, threshold if least is None else min(least, threshold))
         layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
         self.networks = {name: networks[name].to(device).eval() for name in ORIENTATIONS}
         for network in self.networks.values():
@@ -225,12 +237,18 @@ class ScreeningModel:
 
     @classmethod
     def load(
-        cls, weights: WeightSet, device: torch.device, *, threshold: float | None = None
+        cls,
+        weights: WeightSet,
+        device: torch.device,
+        *,
+        threshold: float | None = None,
+        least: float | None = None,
     ) -> ScreeningModel:
         """Load a verified set of weights.
 
         Args:
             threshold: Of the cube root of the product; None: the set's own operating point.
+            least: Value of the cube root below which nobody asks further; None: the threshold.
 
         Raises:
             WeightsMissing, WeightsAltered: See `weights.load_tensors`.
@@ -247,7 +265,7 @@ class ScreeningModel:
                 network.load_state_dict(load_tensors(weights, f"{name}.safetensors"))
                 networks[name] = network
             own = float(weights.metadata["threshold"])
-        return cls(networks, device=device, threshold=own if threshold is None else threshold)
+        return cls(networks, device=device, threshold=own if threshold is None else threshold, least=least)
 
     @torch.inference_mode()
     def predict(
@@ -267,14 +285,19 @@ class ScreeningModel:
             bright &= to_canonical(region, volume.geometry).array
         wanted = support(bright, ct.geometry, grid)
         hu = resample(ct.array, ct.geometry, grid, outside=-1024.0, device=self.device)
-        root, run = joined_probability(self.networks, hu, wanted)
+        root, run = joined_probability(self.networks, hu, wanted, least=self.least)
         mask = without_single_slices(root >= self.threshold)
         found = np.zeros(volume.hu.shape, dtype=bool)
         if mask.any():
             back = resample(mask.astype(np.float32), grid, ct.geometry, outside=0.0).numpy()
             found = np.ascontiguousarray(ct.undo(_marked(back, bright)))
+        highest = highest_threshold(root)
+        known = highest > 0 or self.least == LEAST or not any(run.values())
         return ScreeningPrediction(
-            mask=found, positive=bool(mask.any()), highest=highest_threshold(root), slices_run=run
+            mask=found,
+            positive=bool(mask.any()),
+            highest=highest if known else None,
+            slices_run=run,
         )
 
 
@@ -300,26 +323,28 @@ def _marked(back: npt.NDArray[np.float32], bright: BoolArray) -> BoolArray:
 
 
 def joined_probability(
-    networks: Mapping[str, torch.nn.Module], hu: torch.Tensor, wanted: BoolArray
+    networks: Mapping[str, torch.nn.Module], hu: torch.Tensor, wanted: BoolArray, *, least: float = LEAST
 ) -> tuple[npt.NDArray[np.float32], dict[str, int]]:
     """The cube root of the product of the three probabilities, 0 where it is not asked for.
 
-    The networks are asked one after the other, each about the slices with a voxel whose product is still
-    above 0.01 (as a root): what lies below is called 0 too. Of a slice they see the part that holds such
-    voxels and `SEEN` around it, which is all that the answer depends on.
+    The networks are asked one after the other, each about the slices with a voxel whose product can still
+    reach `least` (as a root), since further answers only make it smaller: what lies below is called 0 too. Of
+    a slice they see the part that holds such voxels and `SEEN` around it: all that the answer depends on.
 
     Args:
         networks: One of each orientation, on the device of `hu`, in evaluation mode.
         hu: float32 (z, y, x), HU; at most 120 slices.
         wanted: bool (z, y, x).
+        least: Root, above 0, below which nothing is told apart.
 
     Returns:
         float32 (z, y, x) in [0, 1], and how many slices each network was shown.
     """
     product = torch.from_numpy(wanted).to(hu.device, torch.float32)
+    asked = least**3 * (1 - 1e-5)  # a root at the very least may come out a digit below it
     run = {}
     for axis, name in enumerate(ORIENTATIONS):
-        left = product >= LEAST**3
+        left = product >= asked
         run[name] = 0
         slices = hu.movedim(axis, 0)
         answers = torch.zeros_like(product).movedim(axis, 0)
@@ -329,7 +354,7 @@ def joined_probability(
                 answers[k] = _probability(networks[name], slices[k], bounding_box(slice_[None])[1:])
         product = product * answers.movedim(0, axis)
     root = product.pow(1 / 3)
-    return torch.where(root >= LEAST, root, 0.0).cpu().numpy(), run
+    return torch.where(root >= least, root, 0.0).cpu().numpy(), run
 
 
 @torch.inference_mode()
@@ -354,12 +379,12 @@ def _probability(network: torch.nn.Module, hu: torch.Tensor, box: tuple[slice, s
 
 def highest_threshold(root: npt.NDArray[np.float32]) -> float:
     """The largest threshold at which something of more than one slice remains, 0 where nothing does."""
-    low, high = 0.0, float(root.max(initial=0.0))
-    if high == 0:
+    if not root.any():
         return 0.0
     root = root[bounding_box(root > 0)]  # a small part of the crop; objects are the same in it
     if not without_single_slices(root > 0).any():
         return 0.0
+    low, high = float(root[root > 0].min()), float(root.max())
     for _ in range(10):  # a thousandth is fine enough
         middle = (low + high) / 2
         if without_single_slices(root >= middle).any():

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from .network import ScreeningModel
 
 SCREENING: Fact[dict[str, Any]] = Fact("screening", "answer of the exclusion", "screening")
-"""``positive``, ``highest``, ``threshold``, ``excluded``, ``slices_run`` and how it was used."""
+"""``positive``, ``highest`` (null where it is below ``least_probability``), ``threshold``, ``excluded``,
+``slices_run`` and how it was used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,8 @@ class ScreeningRunnerOptions:
         heart_margin_mm: With ``heart``, look in the heart mask dilated by this much only; .inf: in the crop;
             null: what the weights state.
         threshold: Probability from which something is calcium; null: the weights' own operating point.
+        least_probability: Probability below which ``highest`` is not told: nobody asks further there, which
+            saves time; null: the threshold.
         exclude: Leave DeepCACRunner's network out where nothing is found: the score is 0.
     """
 
@@ -45,12 +48,15 @@ class ScreeningRunnerOptions:
     localise: str = "heart"
     heart_margin_mm: float | None = None
     threshold: float | None = None
+    least_probability: float | None = None
     exclude: bool = False
 
     def __post_init__(self) -> None:
         one_of("localise", self.localise, ("heart", "chest-wall"))
-        if self.threshold is not None and not 0 < self.threshold < 1:
-            raise ValueError(f"threshold is between 0 and 1, not {self.threshold}")
+        for name in ("threshold", "least_probability"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 1:
+                raise ValueError(f"{name} is between 0 and 1, not {value}")
         check_margin(self.heart_margin_mm)
 
 
@@ -100,7 +106,7 @@ class RuleOut:
         excluded = self.exclude and not found.positive
         answer = {
             "positive": found.positive,
-            "highest": round(found.highest, 4),
+            "highest": None if found.highest is None else round(found.highest, 4),
             "threshold": self.model.threshold,
             "excluded": excluded,
             "slices_run": dict(found.slices_run),
@@ -121,7 +127,9 @@ def _build(options: ScreeningRunnerOptions, context: Context) -> RuleOut:
 
     weights, device = context.network()
     return RuleOut(
-        model=ScreeningModel.load(weights, device, threshold=options.threshold),
+        model=ScreeningModel.load(
+            weights, device, threshold=options.threshold, least=options.least_probability
+        ),
         weights=weights,
         localise=options.localise,
         heart_margin_mm=options.heart_margin_mm,
@@ -133,6 +141,10 @@ def _positive(case: Case) -> bool | None:
     return case.get(SCREENING, {}).get("positive")
 
 
+def _largest(probability: float | None) -> str:
+    return "below the " if probability is None else f"largest probability {probability:.2f}, "
+
+
 def _shows(case: Case) -> Shown | None:
     answer, possible = case.get(SCREENING), case.get(POSSIBLE_CALCIUM)
     if answer is None or possible is None:
@@ -140,8 +152,7 @@ def _shows(case: Case) -> Shown | None:
     return Shown(
         precedence=1,
         title="Coronary calcium possible" if answer["positive"] else "No coronary calcium found",
-        line=f"exclusion · largest probability {answer['highest']:.2f}, operating point "
-        f"{answer['threshold']:.2f}",
+        line=f"exclusion · {_largest(answer['highest'])}operating point {answer['threshold']:.2f}",
         outline=case.get(HEART, heart_labels(np.zeros_like(possible.mask))),
         outline_name="heart" if HEART in case else "no heart mask",
         marked=possible,

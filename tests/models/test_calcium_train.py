@@ -407,7 +407,7 @@ def test_hard_patients_have_what_is_rare() -> None:
 
 
 @pytest.mark.slow
-def test_several_versions_of_the_simulator_draw_other_patients_each() -> None:
+def test_several_versions_of_the_simulator_have_seeds_of_their_own() -> None:
     recipe = replace(TINY, patients=2, first_seed=500, hard_patients=1, simulators=(2, 1))
     hard = [next(hard_seeds(recipe, version)) for version in (2, 1)]
     assert has_rare(hard[0], version=2)
@@ -416,14 +416,18 @@ def test_several_versions_of_the_simulator_draw_other_patients_each() -> None:
     assert [s.name for s in sources] == [
         f"simulated-{s}" for s in (500, 501, hard[0], 20_500, 20_501, hard[1])
     ]
-    label, of_2, of_1 = (
-        a[1] for a in (sources[3].make(), *(simulated_crop(v, 20_500, recipe) for v in (2, 1)))
-    )
-    assert np.array_equal(label, of_1)
-    assert not np.array_equal(label, of_2)
     for wrong in ((), (1, 1)):
         with pytest.raises(ValueError, match="each named once"):
             replace(TINY, simulators=wrong)
+
+
+@pytest.mark.slow
+def test_each_version_draws_its_own_patients() -> None:
+    recipe = replace(TINY, patients=1, first_seed=500, simulators=(2, 1))
+    made = [source.make()[1] for source in crop_sources(recipe, given())]
+    for label, version, seed in zip(made, (2, 1), (500, 20_500), strict=True):
+        assert np.array_equal(label, simulated_crop(version, seed, recipe)[1])
+        assert not np.array_equal(label, simulated_crop(3 - version, seed, recipe)[1])
 
 
 def test_other_recipes_and_other_scans_are_refused(scans: Path, work: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -85,6 +87,42 @@ def test_what_is_not_shown_changes_nothing(networks: dict[str, torch.nn.Module])
     assert (expected > 0).sum() > 20
     np.testing.assert_allclose(root, expected, atol=1e-4)
     assert all(0 < n <= size for n, size in zip(run.values(), hu.shape, strict=True))
+
+    least = float(np.quantile(expected[expected > 0], 0.6))
+    higher, fewer = joined_probability(networks, hu, wanted, least=least)
+    np.testing.assert_array_equal(higher, np.where(root >= np.float32(least), root, 0.0))
+    assert (higher > 0).any()
+    assert sum(fewer.values()) < sum(run.values())
+
+
+@pytest.mark.parametrize("way", [-0.4, 0.2, 0.8])
+def test_what_lies_below_the_threshold_is_not_asked_for(
+    networks: dict[str, torch.nn.Module], way: float
+) -> None:
+    """The threshold lies this share of the way from the highest probability to 0, or to 1."""
+    networks = copy.deepcopy(networks)
+    for network in networks.values():  # less firm
+        network.head.weight.data *= 0.1
+    rng = np.random.default_rng(7)
+    hu = rng.normal(40, 60, (20, 40, 48)).astype(np.int16)
+    hu[4:15, 8:22, 12:40] += (specks((11, 14, 28), 3) * 300).astype(np.int16)
+    geometry = Geometry(shape=hu.shape, spacing=(2.5, 0.7, 0.7), origin=(0.0, 0.0, 0.0))
+    x, y, z = geometry.to_lps([n / 2 for n in hu.shape])
+    volume = Volume(hu=hu, geometry=geometry)
+    whole = ScreeningModel(networks, device=CPU, threshold=0.02, least=LEAST).predict(volume, (x, y, z))
+    assert whole.highest is not None
+    threshold = whole.highest + way * (whole.highest if way < 0 else 1 - whole.highest)
+    full, lean = (
+        ScreeningModel(networks, device=CPU, threshold=threshold, least=least).predict(volume, (x, y, z))
+        for least in (LEAST, None)
+    )
+    assert lean.positive == full.positive == (way < 0)
+    np.testing.assert_array_equal(lean.mask, full.mask)
+    assert full.highest == pytest.approx(whole.highest, abs=2e-3)
+    assert (lean.highest is None) is (way > 0)
+    if lean.highest is not None:
+        assert lean.highest == pytest.approx(whole.highest, abs=2e-3)
+    assert sum(lean.slices_run.values()) <= sum(full.slices_run.values())
 
 
 def test_how_far_a_network_sees() -> None:
