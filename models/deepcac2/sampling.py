@@ -13,8 +13,8 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk
 
+from ...imaging import itk
 from ...imaging.masks import bounding_box
 from .grids import Floats, Grid, Triple, is_inside, linear, nearest, positions
 
@@ -174,7 +174,9 @@ class Oblique(_Between):
 
     def hu(self, hu: npt.NDArray[np.int16], begin: Floats, *, outside: float, whole: bool) -> Floats32:
         values: npt.NDArray[Any] = hu if whole else hu.astype(np.float32)
-        return self._crop(lambda grid: _by_itk(values, self.ct, grid, "linear", outside), begin, outside)
+        return self._crop(
+            lambda grid: itk.resampled(values, self.ct, grid, linear=True, outside=outside), begin, outside
+        )
 
     def heart(self, heart: Bools, begin: Floats) -> Bools:
         return self._crop(lambda grid: self._label(heart, grid), begin, 0) > 0
@@ -189,7 +191,7 @@ class Oblique(_Between):
             grid, values = self._there_and_back(begin), np.zeros(self.full.shape, dtype=mean.dtype)
             there, here = _overlap(begin, self.full.shape, self.crop)
             values[there] = mean[here]
-        found = _by_itk(values, grid, self.ct, self.labels, 0)
+        found = itk.resampled(values, grid, self.ct, linear=self.labels == "linear", outside=0)
         return np.asarray(found >= threshold if at_threshold else found > threshold)
 
     def _crop(self, onto: Callable[[Grid], npt.NDArray[Any]], begin: Floats, outside: float) -> Floats32:
@@ -203,25 +205,9 @@ class Oblique(_Between):
 
     def _label(self, mask: Bools, grid: Grid) -> Bools:
         values = mask.astype(np.uint8 if self.labels == "nearest" else np.float64)
-        return np.asarray(_by_itk(values, self.ct, grid, self.labels, 0) >= 0.5)
-
-
-def _by_itk(
-    values: npt.NDArray[Any], source: Grid, target: Grid, how: Labels, outside: float
-) -> npt.NDArray[Any]:
-    """Values (x, y, z) on another grid, of the type that they have: whole numbers lose their fraction."""
-    image = sitk.GetImageFromArray(np.ascontiguousarray(values.T))
-    image.SetSpacing(source.spacing.tolist())
-    image.SetOrigin(source.origin.tolist())
-    image.SetDirection(source.direction.flatten().tolist())
-    interpolator = sitk.sitkLinear if how == "linear" else sitk.sitkNearestNeighbor
-    result = sitk.Resample(
-        image, target.shape, sitk.Transform(), interpolator,
-        target.origin.tolist(), target.spacing.tolist(), target.direction.flatten().tolist(), outside,
-        image.GetPixelID(),
-    )  # fmt: skip
-    found: npt.NDArray[Any] = sitk.GetArrayFromImage(result).T
-    return found
+        return np.asarray(
+            itk.resampled(values, self.ct, grid, linear=self.labels == "linear", outside=0) >= 0.5
+        )
 
 
 def _overlap(begin: Floats, full: Triple, crop: Triple) -> tuple[Box, Box]:
