@@ -171,6 +171,7 @@ def test_the_heart_of_a_simulated_patient_lies_in_the_crop_as_at_inference() -> 
     np.testing.assert_allclose(off_centre(shifted), -shift, atol=2.5)
 
 
+@pytest.mark.slow
 def test_an_unknown_heart_is_found_by_the_heart_model(
     simulated: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

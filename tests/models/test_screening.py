@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
 
+from deepcac2.dicom import discover, read_series
 from deepcac2.imaging import Geometry, Volume
 from deepcac2.imaging.orientation import ORIENTATIONS
 from deepcac2.models.rule_out.network import (
@@ -22,8 +24,7 @@ from deepcac2.models.rule_out.network import (
     two_channels,
     without_single_slices,
 )
-from deepcac2.simulation import default_geometry, heart_centroid, simulate_patient
-from deepcac2.training.hearts import coarse
+from deepcac2.simulation import heart_centroid
 
 CPU = torch.device("cpu")
 
@@ -213,8 +214,7 @@ def test_the_walls_of_the_chest_are_taken_off() -> None:
     assert chest_wall_crop(Volume(hu=hu, geometry=geometry)) is None
 
 
-def test_the_walls_of_a_simulated_chest() -> None:
-    patient = simulate_patient(3, geometry=coarse(default_geometry(3), (4.0, 2.0, 2.0)))
-    centre = chest_wall_crop(patient.volume)
+def test_the_walls_of_a_simulated_chest(simulated: Path) -> None:
+    centre = chest_wall_crop(read_series(discover(simulated / "SIM-0003" / "ct").series[0]).volume)
     assert centre is not None
     assert np.linalg.norm(np.subtract(centre, heart_centroid(3))) < 60
