@@ -328,6 +328,12 @@ def published() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def annotated() -> ModuleType:
+    """Scans to annotate and a training on them: `annotated.py` beside this file."""
+    return _beside("annotated")
+
+
+@pytest.fixture(scope="session")
 def zoo() -> ModuleType:
     """`zoo.py` beside this file: what is no chest."""
     return _beside("zoo")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -14,35 +15,15 @@ from deepcac2.imaging.crop import CROP_SHAPE
 from deepcac2.imaging.files import write_image
 from deepcac2.models.calcium.kinds import KINDS
 from deepcac2.models.calcium.network import CalciumModel
-from deepcac2.models.calcium.train import CalciumRecipe, evaluate_crops, kinds_of, named_loss, train
-from deepcac2.simulation import default_geometry, simulate_patient
-from deepcac2.simulation.dicom import write_series
+from deepcac2.models.calcium.train import evaluate_crops, kinds_of, named_loss, train
 from deepcac2.training.crops import ARTERY, CALCIUM, KIND, NEAR, UNSURE, CropSource, build_cache
 from deepcac2.training.recipe import Inputs
 from deepcac2.weights import resolve
 
 CPU = torch.device("cpu")
-NAMED = CalciumRecipe(
-    name="named",
-    named=True,
-    steps=3,
-    batch_size=2,
-    mining_steps=(2,),
-    mistake_share=0.5,
-    other_share=0.5,
-    validation_share=0.5,
-    validation_patches=4,
-    log_every=1,
-    validate_every=3,
-    checkpoint_every=3,
-    architecture={
-        "channels": [4, 8], "strides": [2], "num_res_units": 1, "norm": "batch", "placed": True,
-        "kinds": list(KINDS),
-    },
-)  # fmt: skip
 
 
-def test_what_is_not_sure_is_in_neither_part_of_the_named_loss() -> None:
+def test_what_is_not_sure_is_in_neither_part_of_the_named_loss(annotated: ModuleType) -> None:
     """Neither the mask's answer there nor the namer's is asked for; both are beside it."""
     generator = torch.Generator().manual_seed(1)
     label = torch.full((1, 1, 4, 8, 8), NEAR, dtype=torch.uint8)
@@ -55,7 +36,7 @@ def test_what_is_not_sure_is_in_neither_part_of_the_named_loss() -> None:
     assert (kinds_of(label)[cells] == -1).all()
     logits = torch.randn(label.shape, generator=generator, requires_grad=True)
     kinds = torch.randn((1, len(KINDS), 2, 4, 4), generator=generator, requires_grad=True)
-    loss = named_loss(NAMED, lambda _: (logits, kinds), image, label)
+    loss = named_loss(annotated.RECIPE, lambda _: (logits, kinds), image, label)
     of_mask, of_names = torch.autograd.grad(loss, [logits, kinds])
     assert not of_mask[unsure].any()
     assert of_mask[~unsure].all()
@@ -96,30 +77,25 @@ def test_held_out_crops_are_judged_without_what_is_not_sure(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_three_steps_on_two_annotated_scans(tmp_path: Path) -> None:
+def test_three_steps_on_two_annotated_scans(annotated: ModuleType, tmp_path: Path) -> None:
     """Simulated chests as somebody else would hand them over: a CT in ct/ and a label map beside it."""
     values = {}
-    for seed in (3, 4):
-        grid = default_geometry(seed, size=256, slices=90)
-        patient = simulate_patient(seed, geometry=grid)
+    for home, patient in annotated.scans(tmp_path / "data"):
         label = patient.arteries.array.copy()
         for kind, value in ((1, 13), (2, 11), (3, 12)):
             label[patient.others.array == kind] = value
         label[patient.arteries.where("LAD")] = 255
-        home = tmp_path / "data" / f"scan{seed}"
-        write_series(patient, home / "ct")
-        write_image(home / "calcium.nrrd", label, grid)
-        values[seed] = label
+        write_image(home / "calcium.nrrd", label, patient.volume.geometry)
+        values[home] = label
     inputs = Inputs(device=CPU, data=[tmp_path / "data"])
-    weights = train(NAMED, tmp_path / "work", inputs)
+    weights = train(annotated.RECIPE, tmp_path / "work", inputs)
     found = [np.load(p) for p in sorted((tmp_path / "work" / "crops").glob("*.label.npy"))]
     for label, (_, given) in zip(found, sorted(values.items()), strict=True):
         assert {3, 4, 255} <= set(np.unique(given))
         assert {ARTERY + 3, ARTERY + 4, UNSURE} <= set(np.unique(label))
         assert not {CALCIUM, ARTERY + 2} & set(np.unique(label))
-    with (tmp_path / "work" / "log.csv").open() as handle:
-        assert [row["step"] for row in csv.DictReader(handle)] == ["1", "2", "3"]
+    assert annotated.logged_steps(tmp_path / "work") == [1, 2, 3]
     described = resolve(weights, "calcium").metadata
     assert described["training"]["data"] == "2 annotated scans"
-    again = train(replace(NAMED), tmp_path / "work", inputs)
+    again = train(replace(annotated.RECIPE), tmp_path / "work", inputs)
     assert again == weights

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -13,35 +13,13 @@ import torch
 from deepcac2.cli.main import main
 from deepcac2.dicom import discover
 from deepcac2.imaging.labels import ARTERIES
-from deepcac2.models.calcium.kinds import KINDS
-from deepcac2.models.calcium.train import CalciumRecipe, train
+from deepcac2.models.calcium.train import train
 from deepcac2.review.case import ReadCase, open_scan
 from deepcac2.review.desk import Desk
 from deepcac2.review.reading import Decision
 from deepcac2.review.values import VALUES
-from deepcac2.simulation import default_geometry, simulate_patient
-from deepcac2.simulation.dicom import write_series
 from deepcac2.simulation.patient import SimulatedPatient
 from deepcac2.training.recipe import Inputs
-
-RECIPE = CalciumRecipe(
-    name="desk",
-    named=True,
-    steps=3,
-    batch_size=2,
-    mining_steps=(2,),
-    mistake_share=0.5,
-    other_share=0.5,
-    validation_share=0.5,
-    validation_patches=4,
-    log_every=1,
-    validate_every=3,
-    checkpoint_every=3,
-    architecture={
-        "channels": [4, 8], "strides": [2], "num_res_units": 1, "norm": "batch", "placed": True,
-        "kinds": list(KINDS),
-    },
-)  # fmt: skip
 
 
 def annotate(desk: Desk, case: ReadCase, patient: SimulatedPatient) -> float:
@@ -60,22 +38,19 @@ def annotate(desk: Desk, case: ReadCase, patient: SimulatedPatient) -> float:
 
 
 @pytest.mark.slow
-def test_it_trains_and_evaluates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_trains_and_evaluates(annotated: ModuleType, tmp_path: Path) -> None:
     patients, cases = {}, {}
-    for seed in (3, 4):
-        patient = simulate_patient(seed, geometry=default_geometry(seed, size=256, slices=90))
-        write_series(patient, tmp_path / "ct" / str(seed))
-        (series,) = discover(tmp_path / "ct" / str(seed)).series
+    for home, patient in annotated.scans(tmp_path / "scans"):
+        (series,) = discover(home).series
         patients[series.series_uid] = patient
         cases[series.series_uid] = open_scan(series, heart=patient.heart)
-    desk = Desk(tmp_path / "review", lambda uid: cases[uid], apart=(tmp_path / "ct",))
+    desk = Desk(tmp_path / "review", lambda uid: cases[uid], apart=(tmp_path / "scans",))
     scores = {uid: annotate(desk, cases[uid], patients[uid]) for uid in cases}
     assert min(scores.values()) > 0
 
     data = tmp_path / "review" / "annotated" / "Ann"
-    train(replace(RECIPE), tmp_path / "work", Inputs(device=torch.device("cpu"), data=[data]))
-    with (tmp_path / "work" / "log.csv").open() as handle:
-        assert [row["step"] for row in csv.DictReader(handle)] == ["1", "2", "3"]
+    train(annotated.RECIPE, tmp_path / "work", Inputs(device=torch.device("cpu"), data=[data]))
+    assert annotated.logged_steps(tmp_path / "work") == [1, 2, 3]
 
     report = tmp_path / "report"
     assert main(["evaluate", "--data", str(data), "--report", str(report), "--device", "cpu"]) == 0
