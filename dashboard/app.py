@@ -13,11 +13,10 @@ from urllib.parse import urlencode
 import orjson
 from fastapi import FastAPI, Request, Response
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import FileResponse, StreamingResponse
+from starlette.responses import FileResponse, RedirectResponse, StreamingResponse
 
 from .. import __version__
 from ..errors import DeepCACError, InputError, InputUnreadable
-from ..outputs.preview import thumbnail
 from ..pipeline.step import Described
 from ..review.desk import Desk
 from . import dicomweb, review, slices, viewer, views
@@ -79,6 +78,7 @@ def create_app(
         desk = None
         if readings is not None and ct is not None:
             desk = Desk(readings, review.opener(store), apart=(folder, ct))
+            desk.readings()  # now, and not at the first request: what is found is remembered
     except DeepCACError:
         results.close()
         raise
@@ -134,8 +134,7 @@ def create_app(
         number = _whole(request, "page", 1), _whole(request, "size", _PAGE_SIZE)
         found = views.cases(results, selection(request), page=number[0], size=number[1])
         if desk is not None:
-            read = review.summaries(desk, [row["series_uid"] for row in found["rows"]])
-            found["rows"] = [{**row, "read": read[row["series_uid"]]} for row in found["rows"]]
+            found["rows"] = [{**row, "read": review.signed_scores(desk, row)} for row in found["rows"]]
         return _json(found)
 
     @app.get("/api/facets")
@@ -163,9 +162,22 @@ def create_app(
             return _json({"error": "the results hold no such series"}, status=404)
         segmentation = store.segmentation(series_uid)
         address = viewer_address(row, segmentation) if pages is not None else None
-        read = [] if desk is None else review.summaries(desk, [series_uid])[series_uid]
+        read = [] if desk is None else review.signed_scores(desk, row)
         found = views.case(results, folder, row)
         return _json({**found, "segmentation": segmentation, "viewer": address, "read": read})
+
+    @app.get("/api/cases/{series_uid}/beside")
+    def get_beside(request: Request, series_uid: str) -> Response:
+        """Where a series stands in a selection, and its neighbours there; null where it is not in it."""
+        return _json(views.beside(results, selection(request), series_uid))
+
+    @app.get("/api/cases/{series_uid}/viewer")
+    def get_viewer(series_uid: str) -> Response:
+        """To the viewer: its address needs a look at the files, which a table of cases does not take."""
+        row = results.row(series_uid)
+        if row is None or pages is None:
+            return _json({"error": "there is no viewer of this series"}, status=404)
+        return RedirectResponse(viewer_address(row, store.segmentation(series_uid)), 303)
 
     @app.get("/api/cases/{series_uid}/preview.png")
     def get_preview(series_uid: str) -> Response:
@@ -177,26 +189,25 @@ def create_app(
 
     @app.get("/api/cases/{series_uid}/files/{name}")
     def get_file(series_uid: str, name: str) -> Response:
-        """A SEG or SR of the run, as it is: with all that the CT says of the patient."""
+        """A SEG, SR or page of the run, as it is: with all that the CT says of the patient."""
         row = results.row(series_uid)
         found = views.made_file(folder, row, name) if row is not None else None
         if found is None:
             return _json({"error": "the run wrote no such file for this series"}, status=404)
         if not show_phi:
             return _json({"error": review.NAMED}, status=403)
-        return FileResponse(found, media_type="application/dicom", filename=name)
+        return FileResponse(found, media_type=views.MADE[found.suffix], filename=name)
 
     @app.get("/api/cases/{series_uid}/thumbnail.png")
     def get_thumbnail(series_uid: str) -> Response:
-        row = results.row(series_uid)
-        whole = views.picture(folder, row) if row is not None else None
-        try:
-            small = None if whole is None else thumbnail(whole)
-        except InputUnreadable:
-            small = None
-        if small is None:
-            return _json({"error": "there is no picture of this series"}, status=404)
+        """A small picture; of a series that has none an answer without content, which is no error."""
+        row = store.row(series_uid)
+        if row is None:
+            return _json({"error": "the results hold no such series"}, status=404)
+        small = views.small_picture(row.folder, folder)
         caching = {"Cache-Control": "private, max-age=3600"}
+        if small is None:
+            return Response(status_code=204, headers=caching)
         return Response(small, media_type="image/png", headers=caching)
 
     @app.post(SQL_PATH)

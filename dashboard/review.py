@@ -7,7 +7,7 @@ into the folder of readings and nowhere else.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -31,12 +31,14 @@ from ..scoring import risk_group
 from .dicomweb import checked_uid
 from .security import Refused
 from .store import DicomStore, Row
-from .table import Results
+from .table import Results, literals
 
 logger = logging.getLogger(__name__)
 
 UNSCORED = "unscored"
 """Status of a scan of which there is no result, in a table made for the desk."""
+_TO_READ = f"series_uid <> '' AND status IN ('scored', '{UNSCORED}')"
+_WORK_ORDER = "patient_id, study_date, rowid"
 _LONGEST = 128 << 10
 """Bytes of a decision: a stroke of `MOST_RUNS` rows. Chosen."""
 _PAGE = 100
@@ -130,28 +132,41 @@ class _Desk:
         if state and state not in STATES:
             raise Refused(422, f"a state is one of {', '.join(STATES)}")
         readings = self._desk.readings()
-        rows = self._results.all(
-            "SELECT series_uid, patient_id, series_description, study_date, agatston_score, risk_group "
-            f"FROM everything WHERE series_uid <> '' AND status IN ('scored', '{UNSCORED}') "
-            "ORDER BY patient_id, study_date, rowid"
-        )
-        states = [(row, state_of(readings.get(row[0], []), reader)) for row in rows]
-        counts = {name: sum(name in found for _, found in states) for name in STATES}
-        chosen = [row for row, found in states if not state or state in found]
+        states = {uid: state_of(reads, reader) for uid, reads in readings.items()}
+        all_, known = self._known(readings)
+        counts = {name: sum(name in states[uid] for uid in known) for name in STATES}
+        counts["not read"] += all_ - len(known)  # of which there is no reading at all
+        where, found = _TO_READ, all_
+        if state:  # a list of the few: those that are in this state, or are not
+            few = [uid for uid in known if (state in states[uid]) != (state == "not read")]
+            where += f" AND series_uid {'NOT ' if state == 'not read' else ''}IN ({literals(['', *few])})"
+            found = counts[state]
         page = _whole(request.query_params.get("page", "1"), "page") or 1
-        pages = max(1, -(-len(chosen) // _PAGE))
+        pages = max(1, -(-found // _PAGE))
         page = min(page, pages)
-        shown = chosen[(page - 1) * _PAGE : page * _PAGE]
+        shown = self._results.all(
+            "SELECT series_uid, patient_id, series_description, study_date, agatston_score, risk_group "
+            f"FROM everything WHERE {where} ORDER BY {_WORK_ORDER} "
+            f"LIMIT {_PAGE} OFFSET {(page - 1) * _PAGE}"
+        )
         return _json(
             {
                 "counts": counts,
-                "all": len(rows),
-                "found": len(chosen),
+                "all": all_,
+                "found": found,
                 "page": page,
                 "pages": pages,
                 "rows": [_listed(row, readings.get(row[0], []), reader) for row in shown],
             }
         )
+
+    def _known(self, readings: Collection[str]) -> tuple[int, list[str]]:
+        """How many cases there are to read, and those of them that somebody has begun."""
+        ((all_,),) = self._results.all(f"SELECT count(*) FROM everything WHERE {_TO_READ}")
+        found = self._results.all(
+            f"SELECT series_uid FROM everything WHERE {_TO_READ} AND series_uid IN ({literals(readings)})"
+        )
+        return all_, [uid for (uid,) in found]
 
     def case(self, request: Request) -> Response:
         """A case for a reader: its pieces, values, score, and the cases before and after it."""
@@ -231,8 +246,8 @@ class _Desk:
         z0, y0, x0 = case.corner
         planes, rows, columns = case.shown(case.volume.hu).array.shape
         uid = case.series.series_uid
-        others = [r for r in self._desk.readings().get(uid, []) if r.reader != reader]
-        before, after = self._beside(uid)
+        others = [r for r in self._desk.readings_of(case.series.patient_id, uid) if r.reader != reader]
+        beside = self._results.beside(uid, _TO_READ, _WORK_ORDER)
         row = self._results.row(uid) or {}
         return {
             "patient_id": case.series.patient_id,
@@ -266,20 +281,10 @@ class _Desk:
             ],
             "files": self._store.show_phi,
             "others": [{"reader": r.reader, "state": r.state} for r in others],
-            "previous": before,
-            "next": after,
+            "previous": beside and beside["before"],
+            "next": beside and beside["after"],
             **_state(standing),
         }  # fmt: skip
-
-    def _beside(self, uid: str) -> tuple[str | None, str | None]:
-        """The cases before and after one, in the order of the work list."""
-        found = self._results.all(
-            "SELECT before, after FROM (SELECT series_uid, lag(series_uid) OVER w AS before, "
-            "lead(series_uid) OVER w AS after FROM everything "
-            f"WHERE series_uid <> '' AND status IN ('scored', '{UNSCORED}') "
-            f"WINDOW w AS (ORDER BY patient_id, study_date, rowid)) WHERE series_uid = '{uid}'"
-        )
-        return found[0] if found else (None, None)
 
 
 def state_of(reads: list[Read], reader: str) -> set[str]:
@@ -325,18 +330,14 @@ def _listed(row: tuple[Any, ...], reads: list[Read], reader: str) -> dict[str, A
     }
 
 
-def summaries(desk: Desk, uids: list[str]) -> dict[str, list[dict[str, Any]]]:
-    """For the case table: who has signed which score."""
-    readings = desk.readings()
-    return {
-        uid: [
-            {"reader": read.reader, "score": read.score, "group": int(risk_group(read.score or 0.0)),
-             "state": read.state}
-            for read in readings.get(uid, ())
-            if read.state != "begun"
-        ]
-        for uid in uids
-    }  # fmt: skip
+def signed_scores(desk: Desk, row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """For the case table: who has signed which score of a series."""
+    return [
+        {"reader": read.reader, "score": read.score, "group": int(risk_group(read.score or 0.0)),
+         "state": read.state}
+        for read in desk.readings_of(row["patient_id"], row["series_uid"])
+        if read.state != "begun"
+    ]  # fmt: skip
 
 
 def _state(standing: Standing) -> dict[str, Any]:

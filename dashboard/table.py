@@ -275,6 +275,33 @@ class Results:
         found = self.dicts(f"SELECT * FROM everything WHERE series_uid = {literal(series_uid)} LIMIT 1")
         return found[0] if found else None
 
+    def beside(self, series_uid: str, where: str, order: str) -> dict[str, Any] | None:
+        """Where a series stands in a list, None where it does not.
+
+        Args:
+            series_uid: Of a request; it is looked for and no more.
+            where, order: Condition and order of the list, in SQL.
+
+        Returns:
+            ``number`` from 1, ``all``, and the UIDs ``before`` and ``after`` it, None at the ends.
+        """
+        own = self.all(f"SELECT rowid FROM everything WHERE series_uid = {literal(series_uid)} LIMIT 1")
+        if not series_uid or not own:
+            return None
+        found = self.all(  # of rows only their numbers are sorted, which takes a third of the time
+            "SELECT number, count, before, after FROM (SELECT rowid AS own, row_number() OVER w AS number, "
+            "count(*) OVER () AS count, lag(rowid) OVER w AS before, lead(rowid) OVER w AS after "
+            f"FROM everything WHERE ({where}) AND series_uid <> '' WINDOW w AS (ORDER BY {order})) "
+            f"WHERE own = {literal(own[0][0])}"
+        )
+        if not found:
+            return None
+        number, count, *neighbours = found[0]
+        rows = literals(row for row in neighbours if row is not None)
+        uids = dict(self.all(f"SELECT rowid, series_uid FROM everything WHERE rowid IN ({rows})"))
+        before, after = map(uids.get, neighbours)
+        return {"number": number, "all": count, "before": before, "after": after}
+
     def _limits(self, column: str) -> dict[str, float | None]:
         ((low, high),) = self.all(f"SELECT min({quoted(column)}), max({quoted(column)}) FROM everything")
         return {"min": low, "max": high}

@@ -7,11 +7,12 @@ import io
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputUnreadable
-from ..outputs.preview import PREVIEW
+from ..outputs.preview import PREVIEW, thumbnail
 from ..pipeline.arteries import ARTERIES, BY_CLASS, NOT_CORONARY
 from ..pipeline.gates import gates
 from ..pipeline.places import DETAILS_NAME
@@ -33,6 +34,11 @@ MOST_KERNELS = 15
 """Most kernels in the chart of their numbers."""
 MOST_SCORED_KERNELS = 10
 """Most kernels in the chart of average scores: each has a bar for every time point."""
+
+MADE = {".dcm": "application/dicom", ".pdf": "application/pdf"}
+"""Files of a case that are handed out as they are, by ending: their media type. They name the patient."""
+_THUMBNAILS = 1000
+"""Small pictures kept in memory, some 20 kB each. Chosen."""
 
 
 def cases(results: Results, selection: Selection, *, page: int, size: int) -> dict[str, Any]:
@@ -56,6 +62,11 @@ def cases(results: Results, selection: Selection, *, page: int, size: int) -> di
     columns = dict.fromkeys((*ALWAYS, *(selection.columns or usual(results))))
     rows = list(results.select(selection, [*columns], limit=size, offset=(page - 1) * size))
     return {"series": series, "patients": patients, "page": page, "pages": pages, "size": size, "rows": rows}
+
+
+def beside(results: Results, selection: Selection, series_uid: str) -> dict[str, Any] | None:
+    """Where a series stands in a selection; see `Results.beside`."""
+    return results.beside(series_uid, selection.where(results.filters), selection.order())
 
 
 def usual(results: Results) -> list[str]:
@@ -246,11 +257,31 @@ def picture(folder: Path, row: Mapping[str, Any]) -> Path | None:
         return None
 
 
+def small_picture(place: Path | None, folder: Path) -> bytes | None:
+    """The preview of a series as a small PNG, None where there is none.
+
+    Args:
+        place: Folder of the series; None: it has none.
+        folder: The results.
+    """
+    try:
+        path = None if place is None else regular_inside(place / PREVIEW.file, folder)
+        return None if path is None else _thumbnail(path, path.stat().st_mtime_ns)
+    except (InputUnreadable, OSError):
+        return None
+
+
+@lru_cache(maxsize=_THUMBNAILS)
+def _thumbnail(path: Path, changed: int) -> bytes:
+    return thumbnail(path)
+
+
 def made_file(folder: Path, row: Mapping[str, Any], name: str) -> Path | None:
-    """A DICOM file that the run wrote for a series, None where its details name none of this name."""
+    """A file of `MADE` that the run wrote for a series, None where its details name none of this name."""
     try:
         details = read_details(place_of(folder, row, DETAILS_NAME), folder)
-        if name not in (details.get("outputs") or ()) or Path(name).name != name or not name.endswith(".dcm"):
+        made = name in (details.get("outputs") or ()) and Path(name).name == name
+        if not made or Path(name).suffix not in MADE:
             return None
         return regular_inside(place_of(folder, row, name), folder)
     except InputUnreadable:

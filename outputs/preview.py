@@ -169,7 +169,7 @@ def preview(case: Case) -> bytes | None:
 
 
 def thumbnail(path: Path, side: int = 144) -> bytes:
-    """The first slice of a preview alone, as PNG.
+    """The slice of a preview with most colour in it, cut to the heart's outline, as PNG.
 
     Args:
         path: A file that `preview` wrote.
@@ -184,10 +184,36 @@ def thumbnail(path: Path, side: int = 144) -> bytes:
         if sheet.width != 3 * _TILE or not 2 * _TILE <= sheet.height <= 10 * _TILE:
             raise ValueError("it has not the size of a preview")
         head = sheet.height - 2 * _TILE
-        tile = sheet.convert("RGB").crop((0, head, _TILE, head + _TILE)).resize((side, side))
+        slices = np.asarray(sheet.convert("RGB").crop((0, head, 3 * _TILE, head + _TILE)))
+        tiles = [slices[:, nr * _TILE : (nr + 1) * _TILE] for nr in range(3)]
+        tile = max(tiles, key=lambda one: int(_coloured(one).sum()))
         buffer = io.BytesIO()
-        tile.save(buffer, format="PNG")
+        Image.fromarray(tile).resize((side, side), box=_around_heart(tile)).save(buffer, format="PNG")
         return buffer.getvalue()
+
+
+def _coloured(tile: npt.NDArray[np.uint8]) -> BoolArray:
+    """What is marked in a tile: neither grey, nor the heart's outline, nor the words in the corner."""
+    red, green, blue = np.moveaxis(tile, 2, 0)
+    colour = ((red != green) | (green != blue)) & ~_outlined(tile)
+    colour[: 2 * _LINE_HEIGHT, : _TILE // 2] = False
+    return np.asarray(colour)
+
+
+def _outlined(tile: npt.NDArray[np.uint8]) -> BoolArray:
+    """The heart's outline in a tile."""
+    red, green, blue = (tile[..., nr] == value for nr, value in enumerate(HEART.colour))
+    return np.asarray(red & green & blue)
+
+
+def _around_heart(tile: npt.NDArray[np.uint8]) -> tuple[int, int, int, int]:
+    """A square around the heart's outline, or the whole tile: left, upper, right, lower."""
+    rows, columns = np.nonzero(_outlined(tile))
+    if not len(rows):
+        return 0, 0, _TILE, _TILE
+    side = min(_TILE, int(1.15 * max(np.ptp(rows), np.ptp(columns))) + 8)
+    left, upper = (int(np.clip((v.min() + v.max() - side) // 2, 0, _TILE - side)) for v in (columns, rows))
+    return left, upper, left + side, upper + side
 
 
 def middle_of(mask: BoolArray, axes: tuple[int, int]) -> int:

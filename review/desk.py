@@ -12,6 +12,7 @@ All follows from the journals: what is kept in memory can be lost.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -119,6 +120,7 @@ class Desk:
             OrderedDict()
         )
         self._short: dict[Path, tuple[tuple[int, int], tuple[str, Read]]] = {}
+        self._homes: dict[str, set[Path]] = {}
 
     def case(self, series_uid: str) -> ReadCase:
         """A case, from memory where it was opened a moment ago.
@@ -144,8 +146,10 @@ class Desk:
 
     def place(self, case: ReadCase) -> Path:
         """Folder of the readings of a case."""
-        series = case.series
-        return self.folder / CASES / patient_folder(series.patient_id) / safe_name(series.series_uid)
+        return self._home(case.series.patient_id, case.series.series_uid)
+
+    def _home(self, patient_id: str, series_uid: str) -> Path:
+        return self.folder / CASES / patient_folder(patient_id) / safe_name(series_uid)
 
     def _journal(self, case: ReadCase, reader: str) -> Path:
         return self.place(case) / f"{safe_name(check_reader(reader))}{ENDING}"
@@ -294,15 +298,30 @@ class Desk:
     def readings(self) -> dict[str, list[Read]]:
         """Every reading by SeriesInstanceUID, readers by name. What cannot be read is left out."""
         found: dict[str, list[Read]] = {}
-        for path in sorted(self.folder.glob(f"{CASES}/*/*/*{ENDING}")):
-            short = self._in_short(path)
+        for entry in sorted(_journals(self.folder / CASES, 2), key=lambda one: one.path):
+            short = self._in_short(entry)
             if short is not None:
                 found.setdefault(short[0], []).append(short[1])
+                with self._changing:
+                    self._homes.setdefault(short[0], set()).add(Path(entry.path).parent)
         return found
 
-    def _in_short(self, path: Path) -> tuple[str, Read] | None:
+    def readings_of(self, patient_id: str, series_uid: str) -> list[Read]:
+        """Those of one case, without a look at all others.
+
+        They are looked for where `readings` last found some of this series, and where the next ones of this
+        patient go.
+        """
+        with self._changing:
+            homes = {self._home(patient_id, series_uid), *self._homes.get(series_uid, ())}
+        entries = (entry for home in sorted(homes) for entry in _journals(home, 0))
+        shorts = (self._in_short(entry) for entry in sorted(entries, key=lambda one: one.path))
+        return [short[1] for short in shorts if short is not None and short[0] == series_uid]
+
+    def _in_short(self, entry: os.DirEntry[str]) -> tuple[str, Read] | None:
+        path = Path(entry.path)
         try:
-            status = path.stat()
+            status = entry.stat()
             mark = (status.st_mtime_ns, status.st_size)
             with self._changing:
                 known = self._short.get(path)
@@ -345,6 +364,19 @@ class Desk:
                     "automatic": reads[0].automatic,
                     "readers": scores,
                 }
+
+
+def _journals(folder: Path | str, depth: int) -> Iterator[os.DirEntry[str]]:
+    """The journals so many folders below one; nothing where it cannot be listed."""
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if depth and entry.is_dir():
+                    yield from _journals(entry.path, depth - 1)
+                elif not depth and entry.name.endswith(ENDING):
+                    yield entry
+    except OSError:
+        return
 
 
 def differ(reads: list[Read]) -> bool:

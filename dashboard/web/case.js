@@ -2,23 +2,27 @@
 
 import { get } from "./api.js";
 import { count, date, facts, h, mark, measured, number, shortUid, shown, table } from "./dom.js";
+import { withValue } from "./filters.js";
+import { kernelMark, kernelsOf, timeline } from "./timeline.js";
 
-export async function caseView(content, { about }) {
+export async function caseView(content, { about, go }) {
   const uid = decodeURIComponent(location.pathname.slice("/case/".length));
   const base = `/api/cases/${encodeURIComponent(uid)}`;
   const found = await get(base);
   const { row, details } = found;
   document.title = `${row.patient_id || "Case"} · ${about.name}`;
+  const around = new Around(base, go);
   content.append(
-    heading(found, about),
+    heading(found, about, around.element),
     h("div", { class: "columns" },
-      h("div", {}, pictures(found, about, base), lesions(details?.score, about)),
+      h("div", {}, pictures(found, about, base), lesions(details?.score, about), visits(found, about)),
       h("div", {}, notes(found), series(found), found.steps.map((one) => step(one, row, about)), rule(details), domain(details),
-        clinical(found.clinical), made(details), others(found, about))));
+        clinical(found.clinical), made(details))));
   if (details) {
     content.append(h("details", { class: "panel" }, h("summary", {}, "details.json as it is"),
       h("pre", { class: "json", tabindex: "0" }, JSON.stringify(details, null, 2))));
   }
+  return () => around.leave();
 }
 
 function panel(title, ...children) {
@@ -35,12 +39,12 @@ function results({ row, steps }, about) {
   });
 }
 
-function heading(found, about) {
+function heading(found, about, around) {
   const { row, viewer } = found;
   const result = row.status === "scored" ? results(found, about)
     : [h("div", { class: "result" }, h("span", { class: `state ${row.status}` }, `${row.status}: ${row.code}`))];
   return h("section", { class: "panel case-head", "aria-label": "Result" },
-    h("div", { class: "who" }, h("p", { class: "quiet small" }, around(row.series_uid)),
+    h("div", { class: "who" }, around,
       h("h2", {}, row.patient_id || "(no PatientID)"),
       h("p", { class: "quiet" }, [row.series_description, row.time_point, row.study_date && date(row.study_date)].filter(Boolean).join(" · "))),
     h("div", { class: "results-row" }, result, found.read.map((r) => h("div", { class: "result" },
@@ -48,21 +52,66 @@ function heading(found, about) {
     h("div", { class: "actions" },
       about.review && ["scored", "unscored"].includes(row.status) ? h("a", { class: "button primary", href: `/review/${row.series_uid}` }, "Read") : null,
       viewer ? h("a", { class: "button primary", href: viewer, target: "_blank", rel: "noopener" }, "Open in viewer") : null,
-      h("button", { type: "button", onclick: () => window.print() }, "Print"),
-      about.files ? (found.details?.outputs ?? []).filter((name) => /^[^/]+\.dcm$/.test(name)).map((name) =>
-        h("a", { class: "button", href: `/api/cases/${encodeURIComponent(row.series_uid)}/files/${encodeURIComponent(name)}`, download: name }, name)) : null),
+      h("button", { type: "button", onclick: () => window.print() }, "Print")),
+    downloads(found, about),
     row.reason ? h("p", { class: "reason" }, row.reason) : null,
     row.caution ? h("p", { class: "reason caution" }, row.caution) : null);
 }
 
-/** Back to the table as it was, and to the cases before and after in it. */
-function around(uid) {
-  let shown = {};
-  try { shown = JSON.parse(sessionStorage.getItem("shown")) ?? {}; } catch { /* none */ }
-  const at = (shown.uids ?? []).indexOf(uid);
-  const link = (to, text) => (to ? h("span", {}, " · ", h("a", { href: `/case/${to}` }, text)) : null);
-  return h("span", {}, h("a", { href: at < 0 ? "/" : shown.address }, "‹ all cases"),
-    at < 0 ? null : link(shown.uids[at - 1], "case before"), at < 0 ? null : link(shown.uids[at + 1], "next case"));
+const MADE = { "cac.seg.dcm": "SEG", "cac.sr.dcm": "SR", "cac.pdf": "PDF", "cac.pdf.dcm": "DICOM PDF", "cac.sc.dcm": "Secondary Capture" };
+
+/** What the run wrote for this series, to be taken along; what names the patient only where the server gives it. */
+function downloads({ row, details, preview }, about) {
+  const base = `/api/cases/${encodeURIComponent(row.series_uid)}`;
+  const made = (details?.outputs ?? []).filter((name) => /^[^/]+\.(dcm|pdf)$/.test(name));
+  const link = (text, href, name) => h("a", { href, download: name }, text);
+  const words = made.map((name) => MADE[name] ?? name);
+  const parts = [preview ? link("picture", `${base}/preview.png`, `${row.series_uid}.png`) : null,
+    ...(about.files ? made.map((name, i) => link(words[i], `${base}/files/${encodeURIComponent(name)}`, name)) : [])].filter(Boolean);
+  const kept = made.length && !about.files ? h("span", { class: "quiet" }, `${words.join(", ")}: with `, h("code", {}, "--show-phi"), ", as they name the patient") : null;
+  if (!parts.length && !kept) return null;
+  return h("p", { class: "downloads small screen" }, h("span", { class: "quiet" }, "Download"), parts, kept);
+}
+
+/** Back to the table as it was, and the cases before and after this one in it: the address says which table. */
+class Around {
+  constructor(base, go) {
+    this.go = go;
+    this.element = h("nav", { class: "around small screen", "aria-label": "Cases" });
+    const query = new URLSearchParams(location.search);
+    this.draw(query, null);
+    this.asked = new AbortController();
+    this.key = (event) => {
+      const to = { ",": this.found?.before, ".": this.found?.after }[event.key];
+      if (!to || event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input:not([type=range], [type=checkbox]), textarea, select")) return;
+      this.go(this.to(to));
+    };
+    if (!location.search) return;
+    document.addEventListener("keydown", this.key);
+    get(`${base}/beside`, query, this.asked.signal).then((found) => {
+      this.found = found;
+      this.draw(query, found);
+    }).catch(() => { /* a table that is none has no cases before and after */ });
+  }
+
+  to(uid) {
+    return `/case/${encodeURIComponent(uid)}${location.search}`;
+  }
+
+  draw(query, found) {
+    const size = Number(query.get("size")) || 50;
+    const page = found ? Math.ceil(found.number / size) : 1;
+    const back = found ? withValue(query, "page", page > 1 ? String(page) : "") : query;
+    const link = (uid, text, key, rel) => (uid ? h("a", { href: this.to(uid), rel, title: `key ${key}` }, text) : h("span", { class: "quiet" }, text));
+    this.element.replaceChildren(h("a", { href: `/?${back}` }, "‹ all cases"), ...(found ? [
+      link(found.before, "case before", ",", "prev"), h("span", { class: "quiet" }, `${count(found.number)} of ${count(found.all)}`),
+      link(found.after, "next case", ".", "next")] : []));
+  }
+
+  leave() {
+    this.asked.abort();
+    document.removeEventListener("keydown", this.key);
+  }
 }
 
 function pictures(found, about, base) {
@@ -277,12 +326,28 @@ function made(details) {
   ]));
 }
 
-function others({ others: rows }, about) {
-  if (!rows.length) return null;
+/** All series of the patient by date, this one marked, and their results over time. */
+function visits({ row: own, others }, about) {
+  if (!others.length) return null;
+  const rows = [...others, own].sort((a, b) => a.study_date.localeCompare(b.study_date) || a.series_uid.localeCompare(b.series_uid));
   const found = about.results.map((name) => about.byName[name]);
-  return panel("Other series of this patient", table("Other series of this patient",
-    [{ label: "Series" }, { label: "Time point" }, { label: "Kernel" }, ...found.map((c) => ({ label: c.label, number: !c.groups.length })), { label: "Status" }],
-    rows.map((r) => [h("a", { href: `/case/${r.series_uid}` }, r.series_description || shortUid(r.series_uid)), r.time_point || date(r.study_date), r.kernel,
-      ...found.map((c) => h("span", {}, shown(c, r[c.name]), " ", c.groups.length || r[c.name] === null ? null : mark(r.caution))),
-      r.status === "scored" ? r.status : r.code])));
+  const kernels = kernelsOf(rows);
+  const charts = found.filter((c) => !c.groups.length).map((c) => [c, timeline(c, rows, own.series_uid)]).filter(([, chart]) => chart);
+  const kernel = (r) => {
+    if (!charts.length) return r.kernel || "–";
+    const picture = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+    for (const [name, value] of [["class", "key"], ["viewBox", "0 0 14 14"], ["aria-hidden", "true"]]) picture.setAttribute(name, value);
+    picture.append(kernelMark(kernels, r.kernel));
+    return h("span", { class: "keep" }, picture, " ", r.kernel || "–");
+  };
+  const name = (r) => r.series_description || shortUid(r.series_uid);
+  return panel("Visits of this patient",
+    charts.map(([c, chart]) => h("figure", {}, h("figcaption", {}, `${c.label} by date of the study`, c.unit ? `, ${c.unit}` : ""), chart)),
+    charts.length ? h("p", { class: "quiet small" }, "One line a kernel; the ring is this series. Scores of different kernels or scanners are no course of the disease.") : null,
+    table("All series of this patient",
+      [{ label: "Date", keep: true }, ...found.map((c) => ({ label: c.label, number: !c.groups.length })), { label: "Series" }, { label: "Kernel" }],
+      rows.map((r) => [h("span", {}, date(r.study_date), h("span", { class: "quiet" }, r.time_point ? ` ${r.time_point}` : "")),
+        ...found.map((c, i) => (r.status === "scored" || i ? h("span", {}, shown(c, r[c.name]), " ", c.groups.length || r[c.name] === null ? null : mark(r.caution))
+          : h("span", { class: `state ${r.status}` }, `${r.status}: ${r.code}`))),
+        r === own ? h("b", { "aria-current": "true" }, `${name(r)} (this one)`) : h("a", { href: `/case/${encodeURIComponent(r.series_uid)}${location.search}` }, name(r)), kernel(r)])));
 }

@@ -4,6 +4,7 @@ import { get } from "./api.js";
 import { Charts } from "./charts.js";
 import { count, h, plural } from "./dom.js";
 import { Filters, chosen, onTyping, withValue } from "./filters.js";
+import { Saved } from "./saved.js";
 import { Table } from "./table.js";
 
 export async function casesView(content, { about, go }) {
@@ -28,13 +29,18 @@ export async function casesView(content, { about, go }) {
   const filters = new Filters(about, query, change);
   const charts = new Charts(about, query, change);
   const cases = new Table(about, query, change);
+  const saved = new Saved({ kind: "cases", path: "/", go, now: () => {
+    const now = query();
+    now.delete("page");
+    return String(now);
+  } });
   content.append(
     h("div", { class: "layout" },
       filters.element,
       h("div", { class: "results" },
         h("div", { class: "panel bar" },
           h("div", { class: "field wide" }, h("label", { for: "search" }, "Search"), search),
-          status, csv),
+          status, saved.element, csv),
         chips, problem,
         charts.element,
         cases.element,
@@ -95,6 +101,7 @@ export async function casesView(content, { about, go }) {
   return () => {
     asked.abort();
     charts.leave();
+    cases.leave();
   };
 }
 

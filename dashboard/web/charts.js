@@ -1,9 +1,11 @@
 // The charts: Vega-Lite where its files are there, and always the same numbers as a table.
 
-import { count, h, level, number } from "./dom.js";
-import { toggled, valueText } from "./filters.js";
+import { count, h, level, number, save } from "./dom.js";
+import { chosen, toggled, valueText } from "./filters.js";
 
 const FILES = ["vega.min.js", "vega-lite.min.js", "vega-embed.min.js", "vega-interpreter.min.js"];
+const PRINT_SCALE = 4;  // 480 points wide at 300 dpi and more
+const LEGEND = 4;  // names beside one another
 const SERIES_COLOURS = [1, 2, 3, 4, 5, 6].map((n) => `var(--series-${n})`);
 let loaded;
 
@@ -30,6 +32,17 @@ const CONFIG = {
   legend: { labelColor: "var(--ink)", titleColor: "var(--quiet)", titleFontWeight: "normal", labelFontSize: 11, titleFontSize: 11 },
   bar: { color: "var(--series-1)", cursor: "pointer" },
 };
+
+/** A chart's description with the colours of the light page in place of their names, on white. */
+function lightColours(spec) {
+  const { dataset } = document.documentElement;
+  const { theme } = dataset;
+  dataset.theme = "light";
+  const colours = getComputedStyle(document.documentElement);
+  const text = JSON.stringify({ ...spec, config: { ...spec.config, background: "white" } }).replaceAll(/var\((--[\w-]+)\)/g, (_, name) => colours.getPropertyValue(name).trim());
+  dataset.theme = theme;
+  return JSON.parse(text);
+}
 
 /** What each chart shows. `spec` gets its rows; `filters` says which filters a click on a bar sets. */
 function kinds(about) {
@@ -83,7 +96,7 @@ function kinds(about) {
           xOffset: one ? undefined : { field: "time", sort: times },
           y: { field: "mean", type: "quantitative", title: "mean", axis: { tickCount: 5 } },
           color: one ? undefined : { field: "time", sort: times, scale: { domain: times, range: SERIES_COLOURS },
-            legend: { title: null, orient: "bottom" } },
+            legend: { title: null, orient: "bottom", columns: LEGEND } },
           tooltip: [{ field: "label", title: "kernel" }, { field: "time", title: "time point" },
             { field: "mean", title: "mean", format: ",.1f" }, { field: "median", title: "median", format: ",.1f" },
             { field: "n", title: "series", format: "," }],
@@ -118,14 +131,18 @@ export class Charts {
     }
     this.grid = h("div", { class: "grid" });
     this.element.append(this.grid);
+    this.drawn = new Map();
     this.kinds = kinds(about).map((kind) => {
       const canvas = h("div", { class: "canvas", "aria-hidden": "true" });  // Vega gives it roles of its own
       const plot = h("div", { class: "plot", role: "img" }, canvas);
       const numbers = h("div");
       const note = h("p", { class: "quiet small" });
       const details = h("details", {}, h("summary", {}, "Numbers"), numbers);
+      const file = (format) => h("button", { type: "button", class: "link", "aria-label": `${kind.title} as ${format.toUpperCase()}`,
+        onclick: (event) => this.save(kind.key, format, event.currentTarget) }, format.toUpperCase());
+      const files = about.charts ? h("p", { class: "files quiet small" }, file("png"), file("svg")) : null;
       const figure = h("figure", { class: "panel", "data-chart": kind.key },
-        h("figcaption", {}, kind.title), about.charts ? plot : null, note, details);
+        h("figcaption", {}, kind.title), about.charts ? plot : null, note, h("div", { class: "under" }, details, files));
       this.grid.append(figure);
       return { ...kind, figure, plot, canvas, numbers, note };
     });
@@ -147,6 +164,7 @@ export class Charts {
     kind.plot.setAttribute("aria-label", `Bar chart, ${kind.of}: ${summary(kind, rows)}. The numbers are below.`);
     this.views.get(kind.key)?.finalize();
     this.views.delete(kind.key);
+    this.drawn.delete(kind.key);
     if (!rows.length) {
       kind.canvas.replaceChildren();
       return;
@@ -158,7 +176,23 @@ export class Charts {
       defaultStyle: false, tooltip: { disableDefaultStyle: true, theme: "ours" },
     });
     this.views.set(kind.key, done);
+    this.drawn.set(kind.key, { ...spec, width: 480, title: { text: kind.title, subtitle: chosen(this.query(), this.about).map((c) => c.text).join(" · ") } });
     done.view.addEventListener("click", (event, item) => { if (item?.datum) this.pick(kind, item.datum); });
+  }
+
+  /** A chart as a file: dark on white, with what is selected, whatever the page looks like. */
+  async save(key, format, button) {
+    const spec = this.drawn.get(key);
+    if (!spec) return;
+    const { vega, vegaLite } = window;
+    const runtime = vega.parse(vegaLite.compile(lightColours(spec)).spec, null, { ast: true });
+    const view = new vega.View(runtime, { renderer: "none", expr: vega.expressionInterpreter });
+    button.disabled = true;
+    const content = format === "svg" ? new Blob([await view.toSVG()], { type: "image/svg+xml" })
+      : await view.toCanvas(PRINT_SCALE).then((canvas) => new Promise((done) => { canvas.toBlob(done, "image/png"); }));
+    view.finalize();
+    button.disabled = false;
+    save(content, `deepcac2-${key}.${format}`);
   }
 
   pick(kind, row) {
@@ -193,7 +227,8 @@ export class Charts {
 function tall(kind, rows) {
   const names = [...new Set(rows.map((r) => r.label))];
   const askew = kind.key.endsWith("-by-time") ? 0 : names.length > 6 ? Math.min(90, 12 + 5 * Math.max(...names.map((n) => String(n).length))) : 0;
-  const legend = kind.key.endsWith("-mean") && new Set(rows.map((r) => r.time)).size > 1 ? 30 : 0;
+  const times = kind.key.endsWith("-mean") ? new Set(rows.map((r) => r.time)).size : 0;
+  const legend = times > 1 ? 16 + 14 * Math.ceil(times / LEGEND) : 0;
   return 168 + askew + legend;
 }
 

@@ -84,3 +84,10 @@ export function shown(column, value) {
   if (column.kind === "bool") return value ? "yes" : "no";
   return typeof value === "number" ? measured(value) : String(value);
 }
+
+/** Hand a file to the person at the browser. */
+export function save(content, name) {
+  const address = URL.createObjectURL(content);
+  h("a", { href: address, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(address), 1000);
+}

@@ -1,7 +1,8 @@
 // The SQL box.
 
 import { post } from "./api.js";
-import { count, h, number, plural, table } from "./dom.js";
+import { count, h, number, plural, save, table } from "./dom.js";
+import { Saved } from "./saved.js";
 
 function examples(about) {
   const found = about.results.map((name) => about.byName[name]);
@@ -17,24 +18,22 @@ function examples(about) {
 let last;
 
 /** The rows as a CSV file; a text that a spreadsheet would run as a formula is preceded by an apostrophe. */
-function save({ columns, rows }) {
+function saveRows({ columns, rows }) {
   const cell = (v) => {
     const text = v === null ? "" : typeof v === "string" && /^[=+\-@\t\r]/.test(v) ? `'${v}` : String(v);
     return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   };
   const lines = [columns.map((c) => c.name), ...rows].map((row) => row.map(cell).join(","));
-  const address = URL.createObjectURL(new Blob([`${lines.join("\r\n")}\r\n`], { type: "text/csv" }));
-  const link = h("a", { href: address, download: "deepcac2-query.csv" });
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(address), 1000);
+  save(new Blob([`${lines.join("\r\n")}\r\n`], { type: "text/csv" }), "deepcac2-query.csv");
 }
 
-export async function sqlView(content, { about }) {
+export async function sqlView(content, { about, go }) {
   const text = h("textarea", { id: "sql", rows: "7", spellcheck: "false", autocapitalize: "off", autocomplete: "off" });
   text.value = new URLSearchParams(location.search).get("q") ?? last ?? examples(about)[0][1];
   const status = h("p", { role: "status", "aria-live": "polite", class: "counts" });
   const out = h("div");
   const button = h("button", { type: "submit", class: "primary" }, "Run");
+  const saved = new Saved({ kind: "sql", path: "/sql", go, now: () => String(new URLSearchParams({ q: text.value })) });
   const run = async (event) => {
     event?.preventDefault();
     last = text.value;
@@ -48,7 +47,7 @@ export async function sqlView(content, { about }) {
       const cell = (v, i) => (v === null ? h("span", { class: "quiet" }, "NULL") : typeof v === "number" ? String(v)
         : v === "" ? h("span", { class: "quiet" }, "(empty)")
           : found.columns[i].name === "series_uid" ? h("a", { class: "uid", href: `/case/${encodeURIComponent(v)}` }, v) : String(v));
-      const csv = h("button", { type: "button", onclick: () => save(found) }, "Export CSV");
+      const csv = h("button", { type: "button", onclick: () => saveRows(found) }, "Export CSV");
       out.replaceChildren(h("section", { class: "panel" }, h("div", { class: "bar" }, csv),
         table("Result of the query", columns, found.rows.map((r) => r.map(cell)))));
     } catch (error) {
@@ -59,12 +58,12 @@ export async function sqlView(content, { about }) {
   };
   text.addEventListener("keydown", (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) run(event); });
   content.append(
-    h("form", { class: "panel", onsubmit: run },
-      h("h2", {}, "SQL"),
+    h("section", { class: "panel", "aria-label": "Query" },
+      h("div", { class: "bar" }, h("h2", {}, "SQL"), saved.element),
       h("p", {}, "One SELECT over the table ", h("code", {}, "results"),
         " (DuckDB). It is only read; a query has 5 seconds, and gives back 1,000 rows at most."),
-      h("label", { for: "sql", class: "hidden" }, "SQL statement"), text,
-      h("div", { class: "bar" }, button, h("span", { class: "quiet small" }, "Ctrl + Enter"), status),
+      h("form", { onsubmit: run }, h("label", { for: "sql", class: "hidden" }, "SQL statement"), text,
+      h("div", { class: "bar" }, button, h("span", { class: "quiet small" }, "Ctrl + Enter"), status)),
       h("div", { class: "examples" }, h("span", { class: "quiet" }, "Examples: "), examples(about).map(([name, sql]) =>
         h("button", { type: "button", class: "link", onclick: () => { text.value = sql; text.focus(); } }, name)))),
     out,

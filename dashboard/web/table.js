@@ -5,18 +5,28 @@ import { withValue } from "./filters.js";
 
 /** Cells that say more than their column. */
 const CELLS = {
-  patient_id: (r) => h("a", { href: `/case/${r.series_uid}` }, r.patient_id || "(no ID)"),
-  series_description: (r) => h("span", { class: "series" },
-    r.series_description || "–", h("span", { class: "quiet uid", title: r.series_uid }, shortUid(r.series_uid))),
+  patient_id: (r, about, query) => (r.series_uid ? h("a", { href: `/case/${r.series_uid}?${query}` }, r.patient_id || "(no ID)") : r.patient_id || "(no ID)"),
+  series_description: (r, about) => h("span", { class: "series" },
+    r.series_description || "–", h("span", { class: "quiet under-series" }, h("span", { class: "uid", title: r.series_uid }, shortUid(r.series_uid)),
+      about.viewer && r.series_uid ? h("span", { class: "screen" }, " · ", h("a", { href: `/api/cases/${r.series_uid}/viewer`, target: "_blank", rel: "noopener", "aria-label": `viewer, ${r.patient_id} ${r.series_description}` }, "viewer")) : null)),
   time_point: (r) => h("span", { title: date(r.study_date) }, r.time_point || "–"),
   study_date: (r) => date(r.study_date),
   status: (r) => h("span", { class: `state ${r.status}`, title: r.reason }, r.code ? `${r.status}: ${r.code}` : r.status),
   manufacturer: (r) => h("span", { title: r.model_name }, r.manufacturer || "–"),
 };
 
-function cell(column, row, about) {
+/** A small picture of a case, asked for when its row is seen; nothing where there is none. */
+function picture(row, query, seen) {
+  if (!row.series_uid) return h("td", { class: "thumb" });
+  const image = h("img", { alt: "", width: "40", height: "40", "data-src": `/api/cases/${row.series_uid}/thumbnail.png` });
+  image.addEventListener("error", () => image.remove());
+  seen.observe(image);
+  return h("td", { class: "thumb" }, h("a", { href: `/case/${row.series_uid}?${query}`, tabindex: "-1", "aria-hidden": "true" }, image));
+}
+
+function cell(column, row, about, query) {
   const value = row[column.name];
-  if (CELLS[column.name]) return CELLS[column.name](row);
+  if (CELLS[column.name]) return CELLS[column.name](row, about, query);
   if (column.name === "warnings" && value) {
     return h("span", { class: "tags" }, value.split(";").map((w) => h("span", { class: "tag", title: about.meanings[w] }, w)));
   }
@@ -43,10 +53,17 @@ export class Table {
     this.choice = h("div", { class: "choice-of-columns" });
     this.head = h("tr");
     this.body = h("tbody");
+    this.seen = new IntersectionObserver((entries) => {
+      for (const { isIntersecting, target } of entries) {
+        if (!isIntersecting) continue;
+        target.src = target.dataset.src;
+        this.seen.unobserve(target);
+      }
+    });
     this.pager = h("nav", { class: "pager", "aria-label": "Pages of the table" });
     this.element = h("section", { class: "panel table", "aria-label": "Cases" },
       h("details", { class: "columns-chosen" }, h("summary", {}, "Columns"), this.choice),
-      h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table of cases" },
+      h("div", { class: "scroll tall", tabindex: "0", role: "region", "aria-label": "Table of cases" },
         h("table", { class: "cases" },
           h("caption", { class: "hidden" }, "Series of the selection. The buttons in the heading sort."),
           h("thead", {}, this.head), this.body)),
@@ -68,14 +85,13 @@ export class Table {
         h("button", { type: "button", title: c.meaning, "data-key": `sort ${c.name}`, onclick: () => this.sort(c, now, order) },
           c.unit ? `${c.label}, ${c.unit}` : c.label, h("span", { class: "arrow", "aria-hidden": "true" }, now ? (order === "ascending" ? "▲" : "▼") : "↕")));
     }));
+    this.head.prepend(h("th", { scope: "col", class: "thumb" }, h("span", { class: "hidden" }, "Picture")));
     if (this.about.review) this.head.append(h("th", { scope: "col", title: "score that a person has signed" }, "Read"));
-    this.body.replaceChildren(...rows.map((row) => h("tr", {}, columns.map((c, i) =>
-      h(i ? "td" : "th", { class: isNumber(c) && "num", scope: i ? null : "row" }, cell(c, row, this.about))), this.about.review ? h("td", {}, readers(row)) : null)));
-    try {  // for "before" and "next" on the page of a case
-      sessionStorage.setItem("shown", JSON.stringify({ address: location.pathname + location.search, uids: rows.map((r) => r.series_uid) }));
-    } catch { /* without them */ }
+    this.seen.disconnect();
+    this.body.replaceChildren(...rows.map((row) => h("tr", {}, picture(row, query, this.seen), columns.map((c, i) =>
+      h(i ? "td" : "th", { class: isNumber(c) && "num", scope: i ? null : "row" }, cell(c, row, this.about, query))), this.about.review ? h("td", {}, readers(row)) : null)));
     if (!rows.length) {
-      this.body.append(h("tr", {}, h("td", { colspan: String(columns.length + (this.about.review ? 1 : 0)), class: "empty" }, "No series fits all filters.")));
+      this.body.append(h("tr", {}, h("td", { colspan: String(columns.length + (this.about.review ? 2 : 1)), class: "empty" }, "No series fits all filters.")));
     }
     this.drawPager(page, pages, size, series);
     if (focused) [...this.element.querySelectorAll("[data-key]")].find((e) => e.dataset.key === focused)?.focus();
@@ -92,7 +108,9 @@ export class Table {
 
   /** A box for each column of the table, ticked where it is shown. */
   drawChoice(names) {
-    this.choice.replaceChildren(...this.about.columns.map((c) => {
+    const reset = String(names) === String(this.usual()) ? null
+      : h("button", { type: "button", class: "link", "data-key": "usual columns", onclick: () => this.change(withValue(this.query(), "columns", "")) }, "the usual columns");
+    this.choice.replaceChildren(...(reset ? [reset] : []), ...this.about.columns.map((c) => {
       const input = h("input", { type: "checkbox", "data-key": `column ${c.name}` });
       input.checked = names.includes(c.name);
       input.addEventListener("change", () => {
@@ -102,6 +120,10 @@ export class Table {
       });
       return h("label", { class: "choice", title: c.meaning }, input, h("span", { class: "word" }, c.label));
     }));
+  }
+
+  leave() {
+    this.seen.disconnect();
   }
 
   sort(column, now, order) {

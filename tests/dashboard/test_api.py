@@ -19,7 +19,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from deepcac2.dashboard.app import create_app
+from deepcac2.dashboard.views import small_picture
 from deepcac2.errors import DiskFull, InputError, InputUnreadable
+from deepcac2.imaging.labels import HEART
 from deepcac2.pipeline.results import MEANINGS, ResultRow, read_parquet, write_parquet
 
 HERE = "http://127.0.0.1:8000"
@@ -417,3 +419,72 @@ def test_an_address_that_is_none_is_a_page_for_people(client: TestClient) -> Non
     assert answer.status_code == 404
     assert answer.headers["content-type"].startswith("text/html")
     assert client.get("/api/nothing").json()["error"]
+
+
+def test_before_and_after_are_those_of_the_table_whatever_page_they_are_on(client: TestClient) -> None:
+    """All pages of the table, one after another, are the list that before and after go through."""
+    query = "status=scored&kernel=STANDARD&sort=agatston_score&order=desc"
+    size = 25
+    pages = ask(client, "/api/cases", f"{query}&size={size}")["pages"]
+    found = [ask(client, "/api/cases", f"{query}&size={size}&page={n + 1}")["rows"] for n in range(pages)]
+    uids = [row["series_uid"] for rows in found for row in rows]
+    assert len(uids) > 2 * size
+    for nr in (0, 1, size - 1, size, len(uids) - 1):
+        assert ask(client, f"/api/cases/{uids[nr]}/beside", f"{query}&size={size}&page=2") == {
+            "number": nr + 1,
+            "all": len(uids),
+            "before": uids[nr - 1] if nr else None,
+            "after": uids[nr + 1] if nr + 1 < len(uids) else None,
+        }
+    assert ask(client, f"/api/cases/{uids[0]}/beside", "status=rejected") is None
+    assert ask(client, "/api/cases/1.2.3'OR'1/beside") is None
+    assert client.get(f"/api/cases/{uids[0]}/beside?kernal=x").status_code == 422
+
+
+def test_a_small_picture_and_no_error_where_there_is_none(
+    client: TestClient, table: pd.DataFrame, dashboard_results: Path
+) -> None:
+    from PIL import Image
+
+    (row,) = (r for r in table.itertuples() if (dashboard_results / r.folder / "preview.png").is_file())
+    answer = client.get(f"/api/cases/{row.series_uid}/thumbnail.png")
+    assert answer.content[:8] == b"\x89PNG\r\n\x1a\n"
+    assert len(answer.content) < 64 << 10
+    shown = np.asarray(Image.open(io.BytesIO(answer.content)).convert("RGB")).astype(int)
+    outline = np.nonzero(np.abs(shown - HEART.colour).max(axis=2) < 60)
+    assert max(np.ptp(outline[0]), np.ptp(outline[1])) > 0.7 * len(shown)  # it is cut to the heart
+    red = (shown[..., 0] > 200) & (shown[..., 1] < 100)
+    assert red.any()
+    assert "max-age" in answer.headers["cache-control"]
+    other = next(r for r in table.itertuples() if r.series_uid not in ("", row.series_uid))
+    answer = client.get(f"/api/cases/{other.series_uid}/thumbnail.png")
+    assert (answer.status_code, answer.content) == (204, b"")
+    assert client.get("/api/cases/1.2.3/thumbnail.png").status_code == 404
+    assert client.get("/api/cases/..%2F..%2Fx/thumbnail.png").status_code == 404
+
+
+def test_a_picture_that_was_made_anew_is_shown(tmp_path: Path) -> None:
+    from PIL import Image
+
+    place = tmp_path / "results" / "P" / "1.2.3"
+    place.mkdir(parents=True)
+    path, folder = place / "preview.png", tmp_path / "results"
+    shown = []
+    for colour in ("red", "green"):
+        Image.new("RGB", (1080, 784), colour).save(path)
+        shown.append(small_picture(place, folder))
+    assert None not in shown
+    assert shown[0] != shown[1]
+    path.rename(tmp_path / "elsewhere.png")
+    path.symlink_to(tmp_path / "elsewhere.png")
+    assert small_picture(place, folder) is None
+    path.unlink()
+    path.write_bytes(b"no picture")
+    assert small_picture(place, folder) is None
+    assert small_picture(None, folder) is None
+
+
+def test_without_the_viewers_files_no_link_leads_to_it(client: TestClient, table: pd.DataFrame) -> None:
+    uid = table.series_uid[table.patient_id == "SIM-0003"].iloc[0]
+    answer = client.get(f"/api/cases/{uid}/viewer", follow_redirects=False)
+    assert answer.status_code == 404

@@ -247,6 +247,120 @@ def test_a_result_that_needs_a_caution_is_marked(site: Site, page: Any, table: p
     assert page.locator(".mark, .caution").count() == 0
 
 
+def test_from_case_to_case_in_the_order_of_the_table(site: Site, page: Any, table: pd.DataFrame) -> None:
+    """Over the end of a page of the table, with links and with keys, and back to the page of the case."""
+    chosen = table[(table.status == "scored") & (table.kernel == "LUNG")]
+    order = chosen.sort_values(["agatston_score", "patient_id", "study_date", "series_uid"])
+    uids = order.series_uid.tolist()
+    site.open(page, "/?status=scored&kernel=LUNG&sort=agatston_score&size=25")
+    page.locator("table.cases tbody tr").nth(24).get_by_role("link").first.click()
+    page.wait_for_selector(".around a[rel=next]")
+    assert f"/case/{uids[24]}?" in page.url
+    assert f"25 of {len(uids)}" in page.locator(".around").inner_text()
+    page.get_by_role("link", name="next case").click()
+    page.wait_for_url(f"**/case/{uids[25]}?*")
+    page.wait_for_selector(".around a[rel=next]")
+    page.keyboard.press(".")
+    page.wait_for_url(f"**/case/{uids[26]}?*")
+    page.wait_for_selector(".around a[rel=prev]")
+    page.keyboard.press(",")
+    page.wait_for_url(f"**/case/{uids[25]}?*")
+    page.wait_for_selector(".around a[rel=prev]")
+    page.get_by_role("link", name="all cases").click()
+    settle(page)
+    assert "page 2 of" in told(page)
+    assert uids[25] in page.locator("table.cases tbody tr").first.get_by_role("link").first.get_attribute(
+        "href"
+    )
+
+
+def test_small_pictures_come_with_the_rows_that_are_seen(site: Site, page: Any) -> None:
+    site.open(page)
+    asked = [url for url in site.asked if url.endswith("/thumbnail.png")]
+    assert len(asked) < 10  # of 50 rows
+    box = page.locator(".scroll.tall")
+    box.scroll_into_view_if_needed()
+    last = page.locator("table.cases tbody tr").last.get_by_role("link").first.get_attribute("href")
+    uid = last.removeprefix("/case/").partition("?")[0]
+    with page.expect_request(f"**/{uid}/thumbnail.png"):
+        box.evaluate("e => { e.scrollTop = e.scrollHeight; }")
+    assert len([url for url in site.asked if url.endswith("/thumbnail.png")]) < 45
+    # the heading of the table and the filters stay in sight
+    box_top = box.bounding_box()["y"]
+    assert page.locator("table.cases thead th").nth(1).bounding_box()["y"] == pytest.approx(box_top, abs=2)
+    assert page.evaluate("scrollY") > 300
+    assert page.locator(".filters summary").first.bounding_box()["y"] >= 0
+
+
+def test_the_visits_of_a_patient(site: Site, page: Any, table: pd.DataFrame) -> None:
+    known = table[(table.status == "scored") & table.agatston_score.notna()]
+    visits = known.groupby("patient_id").study_date.nunique()
+    patient = visits[visits == 3].index[0]
+    own = known[known.patient_id == patient].iloc[0]
+    site.open(page, f"/case/{own.series_uid}")
+    section = page.get_by_role("region", name="Visits of this patient")
+    said = section.get_by_role("img").get_attribute("aria-label")
+    listed = table[(table.patient_id == patient) & (table.code != "not-ct")]
+    for row in listed[listed.agatston_score.notna()].itertuples():
+        day = f"{row.study_date[:4]}-{row.study_date[4:6]}-{row.study_date[6:]}"
+        assert f"{day} {row.kernel} " in said
+    dates = section.locator("tbody tr td:first-child").all_inner_texts()
+    assert len(dates) == len(listed)
+    assert dates == sorted(dates)
+    assert section.locator("b[aria-current]").count() == 1
+    assert section.locator("svg.timeline circle.own").count() == 1
+    once = visits[visits == 1].index[0]
+    site.open(page, f"/case/{known[known.patient_id == once].series_uid.iloc[0]}")
+    assert page.locator("svg.timeline").count() == 0  # one date is no course
+
+
+def test_queries_are_saved_in_the_browser(site: Site, page: Any) -> None:
+    site.open(page, "/?status=scored&kernel=LUNG&sort=agatston_score")
+    page.locator(".saved summary").click()
+    page.get_by_label("Name", exact=True).fill("<b>sharp</b>")
+    page.get_by_role("button", name="Save what is shown").click()
+    page.goto(f"{site.origin}/?status=scored")
+    settle(page)
+    page.locator(".saved summary").click()
+    page.get_by_role("link", name="<b>sharp</b>").click()
+    page.wait_for_url("**kernel=LUNG**")
+    settle(page)
+    assert set(column(page, "Kernel")) == {"LUNG"}
+    page.locator(".saved summary").click()
+    page.get_by_role("button", name="forget <b>sharp</b>").click()
+    assert "None yet" in page.locator(".saved").inner_text()
+    site.open(page, "/sql?q=SELECT+7")
+    page.locator(".saved summary").click()
+    assert "None yet" in page.locator(".saved").inner_text()
+    page.get_by_label("Name", exact=True).fill("seven")
+    page.keyboard.press("Enter")
+    assert "seven" in page.locator(".saved").inner_text()
+    assert not [url for url in site.asked if "seven" in url or "sharp" in url]
+
+
+@needs_charts
+def test_a_chart_as_a_file(site: Site, page: Any, table: pd.DataFrame, tmp_path: Path) -> None:
+    """Dark on white however the page looks; the picture fit for print."""
+    from PIL import Image
+
+    page.emulate_media(color_scheme="dark")
+    site.open(page, "/?status=scored&kernel=LUNG")
+    files = {}
+    for kind in ("PNG", "SVG"):
+        with page.expect_download() as waiting:
+            page.get_by_role("button", name=f"Risk group as {kind}").click()
+        files[kind] = tmp_path / waiting.value.suggested_filename
+        waiting.value.save_as(files[kind])
+    assert [path.name for path in files.values()] == ["deepcac2-risk_group.png", "deepcac2-risk_group.svg"]
+    text = files["SVG"].read_text()
+    assert "var(" not in text
+    assert "Kernel: LUNG" in text
+    assert "2 moderate" in text
+    with Image.open(files["PNG"]) as picture:
+        assert picture.width > 1500
+        assert picture.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+
+
 def test_the_colours_of_arteries_are_named_with_their_scores(
     named_case: Any, viewer_case: Any, browser: Any, tmp_path: Path
 ) -> None:

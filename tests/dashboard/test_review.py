@@ -118,6 +118,11 @@ def test_the_work_list_tells_no_reader_what_another_found_before_he_has_signed(
     assert listed("Dan")["counts"]["begun"] == 1
     client.post(f"/api/review/{uid}/sign", json={"reader": "Dan", "after": after})
     assert [r["series_uid"] for r in listed("Dan", state="read")["rows"]] == [uid]
+    others = listed("Dan", state="not read")
+    assert [r["series_uid"] for r in others["rows"]] == [uids[0], uids[2]]
+    assert others["found"] == others["counts"]["not read"] == 2
+    assert len(listed("Nobody yet", state="not read")["rows"]) == 3
+    assert listed("Dan", state="begun")["rows"] == []
     (eve,) = (r for r in listed("Eve")["rows"] if r["series_uid"] == uid)
     assert eve["states"] == ["not read"]
     assert [(r["reader"], r["state"], r["score"]) for r in eve["readers"]] == [("Dan", "read", None)]
@@ -507,7 +512,7 @@ def test_files_that_name_the_patient_are_handed_out_only_with_phi(
         answer = client.get(path)
         assert answer.status_code == 403
         assert "--show-phi" in answer.json()["error"]
-    for name in ("details.json", "preview.png", "..%2Fcac.seg.dcm", "nothing.dcm"):
+    for name in ("details.json", "preview.png", "..%2Fcac.seg.dcm", "nothing.dcm", "cac.pdf"):
         assert client.get(f"/api/cases/{uids[0]}/files/{name}").status_code == 404
     with reading(to_read, tmp_path / "phi", show_phi=True) as open_:
         seg = open_.get(f"/api/cases/{uids[0]}/files/cac.seg.dcm")

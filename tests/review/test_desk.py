@@ -206,6 +206,20 @@ def test_two_readers_never_touch_each_other(desk: Desk, uid: str, case: ReadCase
         assert {entry.by for entry in read_journal(path).entries} == {path.stem}
 
 
+def test_the_readings_of_one_case_are_those_that_all_readings_have_of_it(desk: Desk, uid: str) -> None:
+    assert desk.readings_of("READ-01", uid) == []
+    standing = desk.decide(uid, "Bob", is_("", 1), after=0)
+    desk.decide(uid, "Ann", is_("", 2), after=0)
+    assert desk.readings_of("READ-01", uid) == desk.readings()[uid]
+    assert [read.reader for read in desk.readings_of("READ-01", uid)] == ["Ann", "Bob"]
+    desk.sign(uid, "Bob", after=standing.after)
+    (bob,) = (read for read in desk.readings_of("READ-01", uid) if read.reader == "Bob")
+    assert bob.state == "read"
+    # a table that calls the patient otherwise than the CT
+    assert desk.readings_of("another name", uid) == desk.readings()[uid]
+    assert desk.readings_of("READ-01", "1.2.3") == []
+
+
 def test_two_windows_of_one_reader_cannot_decide_past_each_other(desk: Desk, uid: str) -> None:
     standing = desk.decide(uid, "Ann", is_("", 1), after=0)
     with pytest.raises(Conflict, match="load it again"):
