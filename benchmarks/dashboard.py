@@ -1,13 +1,14 @@
 """Measure the dashboard on a table as long as a whole release: start, first page, filters, charts, memory.
 
-Usage: ``python benchmarks/dashboard.py [--rows 130000] [--repeat 5] [--keep FOLDER] [--stats]``
+Usage: ``python benchmarks/dashboard.py [--rows 130000] [--repeat 5] [--keep FOLDER] [--stats] [--review N]``
 
 Writes a synthetic ``results.parquet`` (three visits a patient, two kernels a visit, scores spread as among
 smokers), starts `deepcac2 dashboard` on it in a process of its own, asks it over HTTP as the page does, and
 prints a table: the median and the longest answer, the processor time that the server took for it (which a
 busy machine does not change much), and the memory of the server. Nothing is asserted. Of more than 130,000
 rows, the further ones are copies with patients and UIDs of their own. With ``--stats``, `deepcac2 stats
-report` is run over the table as well.
+report` is run over the table as well. With ``--review N`` the reading desk is open, and N of the series,
+spread over the table, have been read.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ import numpy as np
 
 from deepcac2.pipeline.places import PARQUET
 from deepcac2.pipeline.results import ResultRow, write_parquet
+from deepcac2.review.desk import CASES
+from deepcac2.review.journal import ENDING, Entry, now
 from deepcac2.scoring import risk_group
 
 SEED = 4
@@ -125,10 +128,11 @@ def write_table(path: Path, count: int) -> None:
     few.unlink()
 
 
+SORTED = "status=scored&sort=agatston_score&order=desc"
 REQUESTS = {
     "page of the table": "/api/cases?status=scored",
     "last page": "/api/cases?status=scored&page=100000",
-    "sorted by score": "/api/cases?status=scored&sort=agatston_score&order=desc",
+    "sorted by score": f"/api/cases?{SORTED}",
     "counts of all filters": "/api/facets?status=scored",
     "all charts": "/api/charts?status=scored",
     "export of everything": "/api/export.csv",
@@ -146,6 +150,29 @@ FILTERS = {
     "text": "search=b30f",
     "all of these": "time_point=T1&risk_group=3&manufacturer=SIEMENS&kernel=B30f&thickness=2.5&search=opa",
 }
+
+
+def write_readings(table: Path, folder: Path, count: int) -> None:
+    """Journals of so many signed readings, spread over the table."""
+    import duckdb
+
+    with duckdb.connect() as database:
+        found = database.execute(
+            f"SELECT patient_id, study_uid, series_uid, agatston_score FROM '{table}' "
+            "WHERE status = 'scored' ORDER BY patient_id, study_date, series_uid"
+        ).fetchall()
+    for patient, study, series, score in found[:: max(1, len(found) // count)][:count]:
+        home = folder / CASES / patient / series
+        home.mkdir(parents=True)
+        opened = {"do": "open", "series": series, "study": study, "patient": patient, "digest": "0" * 64,
+                  "automatic": score, "score": score}  # fmt: skip
+        decided = [{"do": "set", "to": "LAD", "piece": n % 4 + 1, "score": score} for n in range(8)]
+        signed = {"do": "sign", "place": "x", "seg": "1.2", "report": "1.3", "score": score + 10}
+        lines = [
+            Entry(n=n, time=now().isoformat(), by="Ann", **entry).line
+            for n, entry in enumerate((opened, *decided, signed), 1)
+        ]
+        (home / f"Ann{ENDING}").write_bytes(b"".join(lines))
 
 
 def ask(address: str) -> float:
@@ -197,6 +224,7 @@ def main() -> int:
     parser.add_argument("--repeat", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--keep", type=Path, help="write the table here and leave it there")
     parser.add_argument("--stats", action="store_true", help="run 'deepcac2 stats report', too")
+    parser.add_argument("--review", type=int, metavar="N", help="with a reading desk and so many readings")
     arguments = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -208,6 +236,14 @@ def main() -> int:
             stats(folder / PARQUET)
         started = time.perf_counter()
         command = [sys.executable, "-m", "deepcac2", "dashboard", str(folder), "--port", "0"]
+        requests = dict(REQUESTS)
+        if arguments.review:
+            desk, ct = Path(scratch) / "readings", Path(scratch) / "ct"
+            ct.mkdir()
+            write_readings(folder / PARQUET, desk, arguments.review)
+            command += ["--review", str(desk), "--ct", str(ct)]
+            requests["work list of the desk"] = "/api/review?reader=Ann"
+            started = time.perf_counter()
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
             assert server.stderr is not None
             address = server.stderr.readline().split()[1].rstrip("/")
@@ -226,7 +262,10 @@ def main() -> int:
             print("| what | median, ms | longest, ms | processor, ms |\n|---|---|---|---|")
             line("start of the server", [start], before)
             line("first page, one request after another", [sum(first)], processor(server.pid) - before)
-            for name, path in REQUESTS.items():
+            with urllib.request.urlopen(f"{address}/api/cases?status=scored&page=1000") as answer:
+                uid = json.load(answer)["rows"][-1]["series_uid"]
+            requests["cases before and after one"] = f"/api/cases/{uid}/beside?{SORTED}"
+            for name, path in requests.items():
                 before = processor(server.pid)
                 took = [ask(address + path) for _ in range(arguments.repeat)]
                 line(name, took, processor(server.pid) - before)
