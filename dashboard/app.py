@@ -177,7 +177,9 @@ def create_app(
         row = results.row(series_uid)
         if row is None or pages is None:
             return _json({"error": "there is no viewer of this series"}, status=404)
-        return RedirectResponse(viewer_address(row, store.segmentation(series_uid)), 303)
+        address = viewer_address(row, store.segmentation(series_uid))
+        image = slices.first_image(store, series_uid)
+        return RedirectResponse(f"{address}&{urlencode({'slice': image})}" if image else address, 303)
 
     @app.get("/api/cases/{series_uid}/preview.png")
     def get_preview(series_uid: str) -> Response:

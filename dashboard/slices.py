@@ -45,6 +45,19 @@ def router(store: DicomStore) -> APIRouter:
     return routes
 
 
+def first_image(store: DicomStore, series_uid: str) -> str:
+    """SOPInstanceUID of the slice to begin with, "" where that cannot be said (now)."""
+    cases = _Cases(store)
+    try:
+        with foreign(*_NO_SLICES):
+            row, ct = cases.case(series_uid)
+            details = store.details(row)
+            slices = slices_of(ct, details)
+            return _image(slices[cases.begin(row, slices, details)])
+    except (Refused, TimeoutError):
+        return ""
+
+
 class _Cases:
     """The answers."""
 
@@ -62,17 +75,14 @@ class _Cases:
         details = self._store.details(row)
         slices, counted = slices_of(ct, details), _counted(details)
         frames = self._frames_of(row)
-        first = max(counted, key=lambda z: counted[z], default=None)
-        if first is None:
-            hearts = [z for z, ref in enumerate(slices) if frames and "heart" in frames.kinds(ref)]
-            first = hearts[len(hearts) // 2] if hearts else len(slices) // 2
+        first = self.begin(row, slices, details)
         return JSONResponse(
             {
                 "count": len(slices),
                 "counted": sorted(z for z in counted if z < len(slices)),
                 "first": first,
                 "rising": _rising(details),
-                "instance": slices[first].sop_instance_uid if slices[first].frame is None else "",
+                "instance": _image(slices[first]),
                 "classes": [label.name for label in frames.classes] if frames else [],
             }
         )
@@ -123,8 +133,26 @@ class _Cases:
             buffer.getvalue(), media_type="image/png", headers={"Cache-Control": "private, max-age=300"}
         )
 
+    def begin(self, row: Row, slices: Sequence[SliceRef], details: dict[str, Any]) -> int:
+        """Index of the slice to begin with: where most counts, else in the middle of the heart."""
+        counted = _counted(details)
+        if counted:
+            return max(counted, key=lambda z: counted[z])
+        frames = self._frames_of(row)
+        hearts = [z for z, ref in enumerate(slices) if frames and "heart" in frames.kinds(ref)]
+        return hearts[len(hearts) // 2] if hearts else len(slices) // 2
+
     def _case(self, request: Request) -> tuple[Row, StoredSeries]:
-        row = self._store.row(checked_uid(request.path_params["series_uid"]))
+        return self.case(request.path_params["series_uid"])
+
+    def case(self, series_uid: str) -> tuple[Row, StoredSeries]:
+        """A series of the results and its CT.
+
+        Raises:
+            Refused: There is none, or not at hand.
+            TimeoutError: As of `DicomStore.ct`.
+        """
+        row = self._store.row(checked_uid(series_uid))
         if row is None:
             raise Refused(404, "no such series in the results")
         if not self._store.has_ct:
@@ -169,6 +197,11 @@ class _Cases:
                 404, f"CT and SEG score {found.total:.1f}, the results say {said['total']:.1f}: run again"
             )
         return np.packbits(found.counted, axis=-1)
+
+
+def _image(ref: SliceRef) -> str:
+    """SOPInstanceUID of a slice that is an image of its own; "" of a frame among others."""
+    return ref.sop_instance_uid if ref.frame is None else ""
 
 
 _NAMED = (*ARTERIES, NOT_SURE, *NOT_CORONARY)

@@ -10,13 +10,16 @@ import urllib.request
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
 import numpy.typing as npt
 import pydicom
 import pytest
 from PIL import Image
+from starlette.testclient import TestClient
 
+from deepcac2.dashboard.app import create_app
 from deepcac2.dashboard.files import read_details
 from deepcac2.dashboard.slices import slices_of
 from deepcac2.dashboard.store import Row, StoredSeries
@@ -49,6 +52,23 @@ def test_overview(base: str, viewer_case: Any) -> None:
     assert found["counted"]
     assert set(found["counted"]) <= set(z.tolist())
     assert found["first"] in found["counted"]
+
+
+def test_a_row_leads_to_the_viewer_at_the_slice_of_the_overview(
+    base: str, viewer_case: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "ohif").mkdir()
+    (tmp_path / "ohif" / "index.html").write_text("a viewer")
+    app = create_app(viewer_case.results, ct=viewer_case.ct, vendor=tmp_path)
+    with TestClient(app, base_url="http://127.0.0.1:8000") as client:
+        answer = client.get(f"/api/cases/{viewer_case.series}/viewer", follow_redirects=False)
+        assert client.get("/api/cases/1.2.3/viewer", follow_redirects=False).status_code == 404
+    place = urlsplit(answer.headers["location"])
+    assert (answer.status_code, place.scheme, place.netloc, place.path) == (303, "", "", "/viewer")
+    asked = dict(parse_qsl(place.query))
+    assert asked["StudyInstanceUIDs"] == viewer_case.study
+    assert asked["SeriesInstanceUIDs"] == f"{viewer_case.series},{viewer_case.seg}"
+    assert asked["slice"] == json.loads(read(base))["instance"] != ""
 
 
 def test_the_overlay_is_where_the_masks_are(base: str, viewer_case: Any) -> None:
