@@ -345,9 +345,10 @@ function visits({ row: own, others }, about) {
     charts.map(([c, chart]) => h("figure", {}, h("figcaption", {}, `${c.label} by date of the study`, c.unit ? `, ${c.unit}` : ""), chart)),
     charts.length ? h("p", { class: "quiet small" }, "One line a kernel; the ring is this series. Scores of different kernels or scanners are no course of the disease.") : null,
     table("All series of this patient",
-      [{ label: "Date", keep: true }, ...found.map((c) => ({ label: c.label, number: !c.groups.length })), { label: "Series" }, { label: "Kernel" }],
+      [{ label: "Date", keep: true }, ...found.map((c) => ({ label: c.label, number: !c.groups.length })), { label: "Kernel" }, { label: "Series" }],
       rows.map((r) => [h("span", {}, date(r.study_date), h("span", { class: "quiet" }, r.time_point ? ` ${r.time_point}` : "")),
         ...found.map((c, i) => (r.status === "scored" || i ? h("span", {}, shown(c, r[c.name]), " ", c.groups.length || r[c.name] === null ? null : mark(r.caution))
           : h("span", { class: `state ${r.status}` }, `${r.status}: ${r.code}`))),
-        r === own ? h("b", { "aria-current": "true" }, `${name(r)} (this one)`) : h("a", { href: `/case/${encodeURIComponent(r.series_uid)}${location.search}` }, name(r)), kernel(r)])));
+        kernel(r), h("span", { class: "series" }, r === own ? h("b", { "aria-current": "true" }, `${name(r)} (this one)`)
+          : h("a", { href: `/case/${encodeURIComponent(r.series_uid)}${location.search}` }, name(r)))])));
 }

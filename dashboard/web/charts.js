@@ -176,7 +176,9 @@ export class Charts {
       defaultStyle: false, tooltip: { disableDefaultStyle: true, theme: "ours" },
     });
     this.views.set(kind.key, done);
-    this.drawn.set(kind.key, { ...spec, width: 480, title: { text: kind.title, subtitle: chosen(this.query(), this.about).map((c) => c.text).join(" · ") } });
+    const subtitle = lines(chosen(this.query(), this.about).map((c) => c.text));
+    this.drawn.set(kind.key, { ...spec, width: 480, height: spec.height + 24 + 14 * subtitle.length,
+      title: { text: kind.title, subtitle, anchor: "start" } });
     done.view.addEventListener("click", (event, item) => { if (item?.datum) this.pick(kind, item.datum); });
   }
 
@@ -221,6 +223,16 @@ export class Charts {
     for (const view of this.views.values()) view.finalize();
     this.views.clear();
   }
+}
+
+/** Words joined to lines of some 80 letters. */
+function lines(words) {
+  const found = [];
+  for (const word of words) {
+    if (found.length && found.at(-1).length + word.length < 78) found[found.length - 1] += ` · ${word}`;
+    else found.push(word);
+  }
+  return found;
 }
 
 /** Height of a chart: names that stand askew and a legend take their part, and the plot keeps its own. */

@@ -18,7 +18,7 @@ const CELLS = {
 /** A small picture of a case, asked for when its row is seen; nothing where there is none. */
 function picture(row, query, seen) {
   if (!row.series_uid) return h("td", { class: "thumb" });
-  const image = h("img", { alt: "", width: "40", height: "40", "data-src": `/api/cases/${row.series_uid}/thumbnail.png` });
+  const image = h("img", { alt: "", width: "44", height: "44", "data-src": `/api/cases/${row.series_uid}/thumbnail.png` });
   image.addEventListener("error", () => image.remove());
   seen.observe(image);
   return h("td", { class: "thumb" }, h("a", { href: `/case/${row.series_uid}?${query}`, tabindex: "-1", "aria-hidden": "true" }, image));

@@ -58,19 +58,20 @@ export function timeline(column, rows, own) {
   for (const d of dates) {
     if (x(d) < free) continue;
     free = x(d) + 110;
-    parts.push(svg("text", { x: x(d), y: HEIGHT - 8, "text-anchor": d === first ? "start" : "middle", dx: d === first ? -10 : 0 }, date(rows.find((r) => day(r.study_date) === d).study_date)));
+    const [anchor, dx] = d === first ? ["start", -10] : d === last ? ["end", 34] : ["middle", 0];
+    parts.push(svg("text", { x: x(d), y: HEIGHT - 8, "text-anchor": anchor, dx }, date(rows.find((r) => day(r.study_date) === d).study_date)));
   }
   for (const kernel of kernels) {
     const course = points.filter((p) => p.row.kernel === kernel).sort((a, b) => a.x - b.x);
     const nr = Math.min(kernels.indexOf(kernel), MARKS - 1) + 1;
     if (course.length > 1) parts.push(svg("polyline", { points: course.map((p) => `${x(p.x)},${y(p.y)}`).join(" "), class: `course course-${nr}` }));
   }
-  for (const p of points) {
+  for (const p of [...points].sort((a, b) => (a.row.series_uid === own) - (b.row.series_uid === own))) {  // this one on top
     const mark = kernelMark(kernels, p.row.kernel, x(p.x), y(p.y));
     mark.append(svg("title", {}, `${date(p.row.study_date)}, ${p.row.kernel || "kernel not known"}: ${measured(p.y)}`));
     if (p.row.series_uid === own) parts.push(svg("circle", { cx: x(p.x), cy: y(p.y), r: 8, class: "own" }));
     parts.push(mark);
   }
-  const said = points.sort((a, b) => a.x - b.x).map((p) => `${date(p.row.study_date)} ${p.row.kernel} ${measured(p.y)}`).join("; ");
+  const said = [...points].sort((a, b) => a.x - b.x).map((p) => `${date(p.row.study_date)} ${p.row.kernel} ${measured(p.y)}`).join("; ");
   return svg("svg", { class: "timeline", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": `${column.label} over time: ${said}` }, ...parts);
 }
