@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import mimetypes
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -201,15 +202,22 @@ def create_app(
         return FileResponse(found, media_type=views.MADE[found.suffix], filename=name)
 
     @app.get("/api/cases/{series_uid}/thumbnail.png")
-    def get_thumbnail(series_uid: str) -> Response:
-        """A small picture; of a series that has none an answer without content, which is no error."""
+    def get_thumbnail(request: Request, series_uid: str) -> Response:
+        """A small picture; of a series that has none an answer without content, which is no error.
+
+        A browser keeps it, and asks each time whether it is still the same: after another run of the same
+        series it is not.
+        """
         row = store.row(series_uid)
         if row is None:
             return _json({"error": "the results hold no such series"}, status=404)
         small = views.small_picture(row.folder, folder)
-        caching = {"Cache-Control": "private, max-age=3600"}
         if small is None:
-            return Response(status_code=204, headers=caching)
+            return Response(status_code=204)
+        tag = f'"{hashlib.sha256(small).hexdigest()[:32]}"'
+        caching = {"Cache-Control": "private, no-cache", "ETag": tag}
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers=caching)
         return Response(small, media_type="image/png", headers=caching)
 
     @app.post(SQL_PATH)

@@ -47,7 +47,7 @@ export async function notScoredView(content, { about, go }) {
     table("Series without a score", [{ label: "Patient", keep: true }, { label: "Series" }, { label: "Date", keep: true }, { label: "Status" },
       { label: "Reason" }],
     found.rows.map((r) => [
-      r.series_uid ? h("a", { href: `/case/${r.series_uid}?${csv}` }, r.patient_id || "(no ID)") : r.patient_id || "–",
+      r.series_uid ? h("a", { href: `/case/${encodeURIComponent(r.series_uid)}?${csv}` }, r.patient_id || "(no ID)") : r.patient_id || "–",
       h("span", { class: "series" }, r.series_description || "–", h("span", { class: "quiet uid", title: r.series_uid }, shortUid(r.series_uid))),
       date(r.study_date),
       h("span", { class: `state ${r.status}` }, `${r.status}: ${r.code}`),

@@ -5,10 +5,10 @@ import { withValue } from "./filters.js";
 
 /** Cells that say more than their column. */
 const CELLS = {
-  patient_id: (r, about, query) => (r.series_uid ? h("a", { href: `/case/${r.series_uid}?${query}` }, r.patient_id || "(no ID)") : r.patient_id || "(no ID)"),
+  patient_id: (r, about, query) => (r.series_uid ? h("a", { href: `/case/${encodeURIComponent(r.series_uid)}?${query}` }, r.patient_id || "(no ID)") : r.patient_id || "(no ID)"),
   series_description: (r, about) => h("span", { class: "series" },
     r.series_description || "–", h("span", { class: "quiet under-series" }, h("span", { class: "uid", title: r.series_uid }, shortUid(r.series_uid)),
-      about.viewer && r.series_uid ? h("span", { class: "screen" }, " · ", h("a", { href: `/api/cases/${r.series_uid}/viewer`, target: "_blank", rel: "noopener", "aria-label": `viewer, ${r.patient_id} ${r.series_description}` }, "viewer")) : null)),
+      about.viewer && r.series_uid ? h("span", { class: "screen" }, " · ", h("a", { href: `/api/cases/${encodeURIComponent(r.series_uid)}/viewer`, target: "_blank", rel: "noopener", "aria-label": `viewer, ${r.patient_id} ${r.series_description}` }, "viewer")) : null)),
   time_point: (r) => h("span", { title: date(r.study_date) }, r.time_point || "–"),
   study_date: (r) => date(r.study_date),
   status: (r) => h("span", { class: `state ${r.status}`, title: r.reason }, r.code ? `${r.status}: ${r.code}` : r.status),
@@ -18,10 +18,10 @@ const CELLS = {
 /** A small picture of a case, asked for when its row is seen; nothing where there is none. */
 function picture(row, query, seen) {
   if (!row.series_uid) return h("td", { class: "thumb" });
-  const image = h("img", { alt: "", width: "44", height: "44", "data-src": `/api/cases/${row.series_uid}/thumbnail.png` });
+  const image = h("img", { alt: "", width: "44", height: "44", "data-src": `/api/cases/${encodeURIComponent(row.series_uid)}/thumbnail.png` });
   image.addEventListener("error", () => image.remove());
   seen.observe(image);
-  return h("td", { class: "thumb" }, h("a", { href: `/case/${row.series_uid}?${query}`, tabindex: "-1", "aria-hidden": "true" }, image));
+  return h("td", { class: "thumb" }, h("a", { href: `/case/${encodeURIComponent(row.series_uid)}?${query}`, tabindex: "-1", "aria-hidden": "true" }, image));
 }
 
 function cell(column, row, about, query) {

@@ -388,6 +388,13 @@ def test_the_colours_of_arteries_are_named_with_their_scores(
         assert colours == [f"rgb{labels[name]}" for name, _ in shown]
         assert len(set(colours)) == len(colours)
         assert "colours below" in page.locator("img.preview").get_attribute("alt")
+        # from a lesion to its slice
+        lesion = page.locator('section[aria-label="Lesions"] tbody tr').last
+        first, _, last = lesion.locator("td").nth(6).inner_text().partition("–")
+        lesion.get_by_role("button").click()
+        said = re.match(r"slice (\d+) of", page.locator(".slices output").inner_text())
+        assert said is not None
+        assert int(first) <= int(said[1]) <= int(last or first)
         page.close()
         assert site.said == []
     finally:
