@@ -27,21 +27,23 @@ READER = "Ann Miller"
 
 
 def with_ct(origin: str) -> str:
-    """The first scored series of the last page whose CT is at hand."""
-    with urllib.request.urlopen(f"{origin}/api/cases?status=scored&size=200&page=99999") as answer:
-        uids = [row["series_uid"] for row in json.load(answer)["rows"]]
-    for uid in uids:
-        try:
-            urllib.request.urlopen(f"{origin}/api/cases/{uid}/slices").close()
-        except OSError:
-            continue
-        return str(uid)
-    raise SystemExit("no series of the last page has its CT in the folder of --ct")
+    """The first scored series whose CT is at hand."""
+    page, pages = 1, 1
+    while page <= pages:
+        with urllib.request.urlopen(f"{origin}/api/cases?status=scored&size=200&page={page}") as answer:
+            found = json.load(answer)
+        for row in found["rows"]:
+            try:
+                urllib.request.urlopen(f"{origin}/api/cases/{row['series_uid']}/slices").close()
+            except OSError:
+                continue
+            return str(row["series_uid"])
+        page, pages = page + 1, found["pages"]
+    raise SystemExit("no scored series has its CT in the folder of --ct")
 
 
-def pages(origin: str, *, review: bool) -> dict[str, tuple[str, str]]:
+def pages(uid: str, *, review: bool) -> dict[str, tuple[str, str]]:
     """Address and what stands on it when it is complete, by name."""
-    uid = with_ct(origin)
     sql = "/sql?q=SELECT+series_uid,+kernel+FROM+results"
     found = {
         "table and charts": ("/?status=scored", "table.cases tbody tr"),
@@ -77,6 +79,7 @@ def look(origin: str, axe: str, *, review: bool, every: bool) -> int:
 
     count: Counter[str] = Counter()
     rules: Counter[str] = Counter()
+    looked = pages(with_ct(origin), review=review)
     with sync_playwright() as playwright:
         path = shutil.which("chromium") or shutil.which("chromium-browser")
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
@@ -86,7 +89,7 @@ def look(origin: str, axe: str, *, review: bool, every: bool) -> int:
                     viewport={"width": width, "height": 900}, color_scheme=scheme, bypass_csp=True
                 )
                 context.add_init_script(f"localStorage.setItem('reader', {READER!r})")
-                for name, (address, complete) in pages(origin, review=review).items():
+                for name, (address, complete) in looked.items():
                     page = context.new_page()
                     page.set_default_timeout(60_000)
                     page.goto(origin + address)
@@ -109,7 +112,7 @@ def look(origin: str, axe: str, *, review: bool, every: bool) -> int:
                 context.close()
         browser.close()
     print(f"\nrules on all pages: {dict(rules)}")
-    for name in pages(origin, review=review):
+    for name in looked:
         print(f"{name}: {count[name]} serious or critical in light and dark, 1280 and 390 px")
     return sum(count.values())
 
