@@ -306,7 +306,7 @@ function domain(details) {
   return panel("Like what the weights know?",
     h("p", {}, outside.length ? `Unlike in: ${outside.join(", ")}.` : "Inside in all that the weights state."),
     table("The scan beside what the weights were trained on",
-      [{ label: "" }, { label: "This scan" }, ...roles.map((role) => ({ label: `${role} weights` }))], rows));
+      [{ label: "Property" }, { label: "This scan" }, ...roles.map((role) => ({ label: `${role} weights` }))], rows));
 }
 
 function clinical(values) {
