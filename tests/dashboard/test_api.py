@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import shlex
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from deepcac2.dashboard.app import create_app
-from deepcac2.dashboard.views import small_picture
+from deepcac2.dashboard.views import made_file, small_picture
 from deepcac2.errors import DiskFull, InputError, InputUnreadable
 from deepcac2.imaging.labels import HEART
 from deepcac2.pipeline.results import MEANINGS, ResultRow, read_parquet, write_parquet
@@ -484,6 +485,22 @@ def test_a_picture_that_was_made_anew_is_shown(tmp_path: Path) -> None:
     path.write_bytes(b"no picture")
     assert small_picture(place, folder) is None
     assert small_picture(None, folder) is None
+
+
+def test_only_what_the_run_says_to_have_written_is_handed_out(tmp_path: Path) -> None:
+    place = tmp_path / "P" / "1.2.3"
+    place.mkdir(parents=True)
+    listed = ["cac.pdf", "cac.seg.dcm", "report.json", "../other.pdf", "gone.pdf", "link.pdf"]
+    (place / "details.json").write_text(json.dumps({"outputs": listed}))
+    (tmp_path / "P" / "other.pdf").write_bytes(b"%PDF")
+    for name in ("cac.pdf", "cac.seg.dcm", "report.json", "unlisted.pdf"):
+        (place / name).write_bytes(b"content")
+    (place / "link.pdf").symlink_to("/etc/hostname")
+    found = {name: made_file(tmp_path, {"folder": "P/1.2.3"}, name) for name in (*listed, "unlisted.pdf")}
+    assert {name: path.name for name, path in found.items() if path is not None} == {
+        "cac.pdf": "cac.pdf",
+        "cac.seg.dcm": "cac.seg.dcm",
+    }
 
 
 def test_without_the_viewers_files_no_link_leads_to_it(client: TestClient, table: pd.DataFrame) -> None:
