@@ -487,7 +487,8 @@ def test_names_and_roles(site: Site, page: Any) -> None:
         site.open(page, address)
         unnamed = page.evaluate(
             """() => [...document.querySelectorAll('input, select, textarea, button, a[href], [role=img]')]
-            .filter(e => e.offsetParent && !(e.getAttribute('aria-label') || e.labels?.length
+            .filter(e => e.offsetParent && !e.closest('[aria-hidden=true]'))
+            .filter(e => !(e.getAttribute('aria-label') || e.labels?.length
                 || e.textContent.trim()))
             .map(e => e.outerHTML)"""
         )
