@@ -7,8 +7,8 @@
     OUT/coming/<StudyInstanceUID>/<SeriesInstanceUID>/                    what is not whole yet
 
 A series appears below ``ct`` when every image that the service names is there, so that no run scores a part
-of one. What the service says is not believed: UIDs become names only when they are digits and dots, studies that
-do not match what was asked for end the call, and each file must be the image that it was fetched as.
+of one. What the service says is not believed: UIDs become names only when they are digits and dots, studies
+that do not match what was asked for end the call, and each file must be the image that it was fetched as.
 """
 
 from __future__ import annotations
