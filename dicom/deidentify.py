@@ -409,7 +409,9 @@ def _pixels(ds: FileDataset, made: Dataset) -> None:
     made.BitsAllocated = made.BitsStored = bits
     made.HighBit, made.PixelRepresentation = bits - 1, int(signed)
     padding = padding_range(ds, cells.dtype)
-    if padding is not None and bits == 16:
+    if ds.get("ModalityLUTSequence") or (padding is not None and bits != 16):
+        raise NotDeidentified("its pixels mean something that would have to go")
+    if padding is not None:
         for keyword, value in zip(("PixelPaddingValue", "PixelPaddingRangeLimit"), padding, strict=True):
             if keyword in ds:
                 made.add_new(Tag(keyword), "SS" if signed else "US", value)

@@ -6,8 +6,8 @@ import base64
 import hashlib
 import hmac
 
-STANDARD = "1.2.840.10008."
-"""Root of what DICOM itself has named: SOP classes, transfer syntaxes, well-known frames of reference."""
+from pydicom.config import IGNORE
+from pydicom.uid import UID
 
 
 class Pseudonyms:
@@ -21,6 +21,8 @@ class Pseudonyms:
     True
     >>> one.uid("1.2.840.10008.5.1.4.1.1.2"), one.uid(""), one.patient("")
     ('1.2.840.10008.5.1.4.1.1.2', '', '')
+    >>> one.uid("1.2.840.10008.5.1.4.1.1.2.4711")[:5]
+    '2.25.'
     """
 
     def __init__(self, key: bytes) -> None:
@@ -31,13 +33,13 @@ class Pseudonyms:
         return hmac.new(self._key, message, hashlib.sha256).digest()
 
     def uid(self, uid: str) -> str:
-        """The new UID; those of the standard, and none, stay.
+        """The new UID; those that DICOM itself has given (SOP classes and the like), and none, stay.
 
         It is below 2.25, from 122 bits of an HMAC-SHA-256, in the form of a UUID of version 8 (PS3.5 B.2,
         RFC 9562 5.8).
         """
         uid = uid.strip(" \0")
-        if not uid or uid.startswith(STANDARD):
+        if not uid or UID(uid, IGNORE).name != uid:  # it is in DICOM's list
             return uid
         number = int.from_bytes(self._digest("uid", uid)[:16], "big")
         number = number & ~(0xF << 76) | 8 << 76

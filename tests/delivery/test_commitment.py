@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -20,11 +21,14 @@ from pynetdicom.sop_class import (
     StorageCommitmentPushModelInstance,
 )
 
+from deepcac2.batch.run import Means
 from deepcac2.delivery.commitment import Committer, asked
 from deepcac2.delivery.inbox import CLOSED, Inbox, Limits
 from deepcac2.delivery.listening import Listen, Listener, Peer
-from deepcac2.delivery.node import NodeConfig
+from deepcac2.delivery.node import Node, NodeConfig
 from deepcac2.errors import InputError
+from deepcac2.pipeline import Workflow
+from deepcac2.pipeline.run import Job
 
 Series = Callable[..., list[pydicom.Dataset]]
 SERVICE, INSTANCE = StorageCommitmentPushModel, StorageCommitmentPushModelInstance
@@ -211,6 +215,36 @@ def test_configurations_that_would_lose_images() -> None:
         NodeConfig(listen=Listen(peers=peers, commitment=True), keep_days=7)
     with pytest.raises(InputError, match="port"):
         Listen(commitment=True, peers=(Peer(aet="CT1", address="127.0.0.1"),))
+
+
+def test_a_node_tells(tmp_path: Path, modality: Modality, series_of: Series) -> None:
+    peer = Peer(aet="CT1", address="127.0.0.1", port=modality.port)
+    told = threading.Event()
+    node = Node(
+        Job(workflow=Workflow.load("default"), output=tmp_path / "results"),
+        tmp_path / "inbox",
+        NodeConfig(
+            listen=Listen(port=0, peers=(peer,), commitment=True), limits=Limits(free_gb=0.001), http="",
+            quiet=600, patience=600,
+        ),
+        means=Means(),
+        environment={},
+        ready=lambda text: told.set(),
+    )  # fmt: skip
+    thread = threading.Thread(target=node.run)
+    thread.start()
+    try:
+        assert told.wait(60)
+        images = series_of("one", 2)
+        modality.send(node.listener.port, images)
+        assert modality.ask(node.listener.port, named(images)) == 0
+        until = time.monotonic() + 60
+        while not modality.told and time.monotonic() < until:
+            time.sleep(0.05)
+        assert modality.told[0][2] == {uid for _, uid in named(images)}
+    finally:
+        node.stop()
+        thread.join(120)
 
 
 def test_orthanc_is_told(tmp_path: Path, orthanc_module: Any, series_of: Series) -> None:

@@ -567,6 +567,14 @@ def test_pixels_say_nothing_else(there: Path, tmp_path: Path) -> None:
     assert SECRET.encode() not in made.PixelData
 
 
+def test_values_that_mean_something_else_are_refused(there: Path, tmp_path: Path) -> None:
+    def table(ds: Any) -> None:
+        ds.ModalityLUTSequence = [Dataset()]
+
+    with pytest.raises(NotDeidentified, match="mean something"):
+        handed(image(there, tmp_path, table))
+
+
 def test_contrast_stays_contrast(there: Path, tmp_path: Path) -> None:
     for agent, route, expected in (
         ("OMNIPAQUE QZ", "", ("CONTRAST", "IV")),
