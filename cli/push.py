@@ -11,6 +11,7 @@ from .run import count, duration, log_file, quiet_libraries
 from .screen import counter, note, say
 
 if TYPE_CHECKING:
+    from ..delivery.preparing import Preparation
     from ..delivery.push import Problem
     from ..delivery.sending import Destination
 
@@ -113,10 +114,8 @@ _SHOWN = 20
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0 when everything asked for is there, 1 when something was not taken."""
-    from ..delivery.preparing import AS_IT_IS, Deidentified
     from ..delivery.push import push
     from ..errors import InputError
-    from ..pipeline.hand_over import deidentifier
     from ..stats.tables import selected_series
 
     if not args.results.is_dir():
@@ -138,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
                 only=only,
                 again=args.again,
                 retries=args.retries,
-                preparation=AS_IT_IS if key is None else Deidentified(deidentifier(key)),
+                preparation=_preparation(key),
                 watch=(lambda done, total: None) if args.quiet else counter("series"),
                 tell=tell,
             )
@@ -158,6 +157,17 @@ def run(args: argparse.Namespace) -> int:
         f"{summary.series} series to {destination.name}; log: {log_path}"
     )
     return 1 if summary.problems else 0
+
+
+def _preparation(key: bytes | None) -> Preparation:
+    """What is sent: everything as it is, or with a key everything without its patient."""
+    from ..delivery.preparing import AS_IT_IS, Deidentified
+
+    if key is None:
+        return AS_IT_IS
+    from ..pipeline.hand_over import deidentifier
+
+    return Deidentified(deidentifier(key))
 
 
 def _destination(args: argparse.Namespace) -> Destination:

@@ -89,16 +89,19 @@ def _size(text: str) -> int:
 
 def run_build(args: argparse.Namespace) -> int:
     """Build a release."""
-    from ..pipeline.hand_over import deidentifier
     from ..release.build import build_release
 
-    key = key_of(args)
+    key, deidentify = key_of(args), None
+    if key is not None:
+        from ..pipeline.hand_over import deidentifier
+
+        deidentify = deidentifier(key)
     built = build_release(
         args.results,
         args.out,
         part_bytes=args.part_size,
         unfinished=args.unfinished,
-        deidentify=None if key is None else deidentifier(key),
+        deidentify=deidentify,
     )
     say(f"{built.series} series of {built.rows} in the table, {built.bytes / 1e6:.1f} MB unpacked")
     if built.missing != 0:

@@ -181,7 +181,9 @@ class Committer(threading.Thread):
 
     def tell_some(self) -> bool:
         """Tell what is due; whether there was anything."""
-        due = self._inbox.commitments_due(GIVEN_UP)
+        for transaction in self._inbox.give_up_commitments(GIVEN_UP):
+            log.error("storage commitment %s: given up, nobody takes its report", transaction)
+        due = self._inbox.commitments_due()
         for commitment in due:
             if self._stopping():
                 break

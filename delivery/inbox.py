@@ -410,9 +410,16 @@ class Inbox:
         )
         return True
 
-    def commitments_due(self, given_up: float) -> list[Commitment]:
-        """Requests whose report is due, some at most; those older than so many seconds are dropped."""
-        self._write("DELETE FROM commitments WHERE first < ?", (time.time() - given_up,))
+    def give_up_commitments(self, age: float) -> list[str]:
+        """Drop requests that are older than so many seconds; their TransactionUIDs."""
+        before = (time.time() - age,)
+        found = self._ask("SELECT transaction_uid FROM commitments WHERE first < ?", before)
+        if found:
+            self._write("DELETE FROM commitments WHERE first < ?", before)
+        return [str(uid) for (uid,) in found]
+
+    def commitments_due(self) -> list[Commitment]:
+        """Requests whose report is due, some at most."""
         rows = self._ask(
             "SELECT transaction_uid, title, host, port, images, tries FROM commitments WHERE next <= ? "
             "ORDER BY next LIMIT 20",
@@ -581,7 +588,8 @@ class Inbox:
         return int(self._ask("SELECT count(*) FROM series WHERE settled < version")[0][0])
 
     def counts(self) -> dict[str, int]:
-        """Series by status, those that wait, deliveries that wait, and those among them that were refused."""
+        """Series by status, and those that wait; deliveries that wait, and how many of them were refused;
+        reports of storage commitment that wait, and how many of them were tried in vain."""
         counts = dict.fromkeys(("scored", "rejected", "failed"), 0)
         for status, number in self._ask("SELECT status, count(*) FROM series GROUP BY status"):
             if status:
@@ -589,6 +597,8 @@ class Inbox:
         counts["waiting"] = self._count_waiting()
         pending = "SELECT count(*), COALESCE(SUM(reason <> ''), 0) FROM deliveries WHERE NOT delivered"
         counts["undelivered"], counts["delivery_problems"] = self._ask(pending)[0]
+        pending = "SELECT count(*), COALESCE(SUM(tries > 2), 0) FROM commitments"
+        counts["commitments"], counts["commitment_problems"] = self._ask(pending)[0]
         return counts
 
 

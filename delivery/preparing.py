@@ -24,10 +24,10 @@ class Preparation(Protocol):
     """Makes what is sent.
 
     Attributes:
-        whole_series: Whether of a CT series also goes what is no slice of it.
+        without_patients: Whether it takes out who the patient is. Of a CT series only the slices go then.
     """
 
-    whole_series: bool
+    without_patients: bool
 
     def left_out(self, instance: SliceRef) -> str:
         """Why an instance is not meant to be sent; "": it is."""
@@ -48,7 +48,7 @@ class Preparation(Protocol):
 class AsItIs:
     """Every file as it is; see `Preparation` and `sending.part10`."""
 
-    whole_series = True
+    without_patients = False
 
     def left_out(self, instance: SliceRef) -> str:
         return ""
@@ -68,7 +68,7 @@ AS_IT_IS: Preparation = AsItIs()
 class Deidentified:
     """Without its patient; see `Preparation` and `dicom.deidentify`."""
 
-    whole_series = False
+    without_patients = True
 
     def __init__(self, deidentifier: Deidentifier) -> None:
         self._make = deidentifier

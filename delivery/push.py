@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..batch.ledger import FOLDER, Lines, read_lines, take_lock
 from ..dicom import Series, SliceRef, chosen, discover, safe_name
@@ -87,6 +88,9 @@ class PushJournal:
         results: The results folder.
         name: Of the destination.
 
+    Attributes:
+        without_patients: Whether the destination got something without its patient before.
+
     Raises:
         OutputBusy: Another process is sending to this destination from here.
         InputUnreadable: What has its name is no regular file inside the results.
@@ -107,6 +111,8 @@ class PushJournal:
             "CREATE TABLE sent (uid TEXT PRIMARY KEY, sha256 TEXT, size INTEGER, changed INTEGER)"
         )
         self._known.executemany("INSERT OR REPLACE INTO sent VALUES (?, ?, ?, ?)", _sent_before(self.path))
+        marked = read_lines(self.path, holding=b'"without_patients"')
+        self.without_patients = any(line.get("without_patients") is True for line in marked)
         self._lines = Lines(self.path)
 
     def known(self, uid: str) -> tuple[str, int, int] | None:
@@ -114,10 +120,21 @@ class PushJournal:
         row = self._known.execute("SELECT sha256, size, changed FROM sent WHERE uid = ?", (uid,)).fetchone()
         return None if row is None else (str(row[0]), int(row[1]), int(row[2]))
 
-    def sent(self, series_uid: str, uid: str, sha256: str, size: int, changed: int) -> None:
+    def sent(
+        self,
+        series_uid: str,
+        uid: str,
+        sha256: str,
+        size: int,
+        changed: int,
+        *,
+        without_patients: bool = False,
+    ) -> None:
         """Note an instance that the destination has."""
         self._known.execute("INSERT OR REPLACE INTO sent VALUES (?, ?, ?, ?)", (uid, sha256, size, changed))
-        what = {"event": "sent", "series": series_uid, "instance": uid}
+        what: dict[str, Any] = {"event": "sent", "series": series_uid, "instance": uid}
+        if without_patients:
+            what["without_patients"] = self.without_patients = True
         self._lines.add({**what, "sha256": sha256, "size": size, "changed": changed})
 
     def problem(self, problem: Problem) -> None:
@@ -170,7 +187,8 @@ def push(
         tell: Told of what is not sent.
 
     Raises:
-        InputError: There is no table of a run, or no scored series; or there is no CT at all in `ct`.
+        InputError: There is no table of a run, or no scored series; or there is no CT at all in `ct`; or the
+            destination got something without patients before, and would get these now.
         DestinationUnreachable, DestinationRefused: The destination cannot be used (any more).
         OutputError: The journal cannot be written, or is in use.
     """
@@ -181,10 +199,10 @@ def push(
     summary = PushSummary(journal=journal.path, series=len(scored))
     if only is not None:
         summary.not_scored = len(set(only) - {uid for uid, _ in scored})
-    sender = Sender(
-        destination, journal, summary, again=again, retries=retries, preparation=preparation, tell=tell
-    )
     try:
+        sender = Sender(
+            destination, journal, summary, again=again, retries=retries, preparation=preparation, tell=tell
+        )
         watch(0, len(scored))
         for count, (uid, folder) in enumerate(scored):
             before = (summary.sent, summary.present, summary.problems)
@@ -193,7 +211,7 @@ def push(
                 if series is None:
                     sender.problem(Problem(series_uid=uid, reason="its CT is not in the folder of --ct"))
                 else:
-                    sender.send(uid, _instances(series, whole=preparation.whole_series))
+                    sender.send(uid, _instances(series, whole=not preparation.without_patients))
             sender.send_results(uid, folder, results)
             after = (summary.sent, summary.present, summary.problems)
             log.info(
@@ -268,6 +286,9 @@ class Sender:
         retries: How often an instance is tried again when the connection was lost.
         preparation: What is sent for each instance; the journal knows it by the UID that it is sent under.
         tell: Told of what is not sent.
+
+    Raises:
+        InputError: The destination got something without patients before, and would get these now.
     """
 
     destination: Destination
@@ -277,6 +298,13 @@ class Sender:
     retries: int = 0
     preparation: Preparation = AS_IT_IS
     tell: Callable[[Problem], None] = lambda problem: None
+
+    def __post_init__(self) -> None:
+        if self.journal.without_patients and not self.preparation.without_patients:
+            raise InputError(
+                f"{self.destination.name} got results without patients before: give --deidentify again, or, "
+                f"if it may know them, remove {self.journal.path}"
+            )
 
     def problem(self, problem: Problem) -> None:
         self.summary.problems += 1
@@ -344,7 +372,8 @@ class Sender:
                 )
             else:
                 self.summary.present += 1
-        self.journal.sent(series_uid, uid, digest, *state)
+        own = self.preparation.without_patients
+        self.journal.sent(series_uid, uid, digest, *state, without_patients=own)
         return ""
 
     def _try(self, instance: SliceRef, path: Path) -> str:

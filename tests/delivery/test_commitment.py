@@ -180,7 +180,15 @@ def test_a_report_outlives_a_kill_and_is_told_until_it_is_taken(
         assert [told[0] for told in modality.told] == [1, 1]
         assert modality.told[0][1] == modality.told[1][1]
         assert second.inbox._ask("SELECT * FROM commitments") == []
-        assert not second.inbox.commitments_due(0)
+        assert second.inbox.counts()["commitments"] == 0
+        assert modality.ask(second.port, named(images)) == 0
+        (due,) = second.inbox.commitments_due()
+        for _ in range(3):
+            second.inbox.commitment_not_told(due, 0)
+        assert second.inbox.counts()["commitment_problems"] == 1
+        assert second.inbox.give_up_commitments(60) == []
+        assert second.inbox.give_up_commitments(0) == [due.transaction]
+        assert second.inbox.counts()["commitments"] == 0
 
 
 def test_requests_that_are_refused(here: Here, modality: Modality, series_of: Series) -> None:
@@ -247,43 +255,33 @@ def test_a_node_tells(tmp_path: Path, modality: Modality, series_of: Series) -> 
         thread.join(120)
 
 
-def test_orthanc_is_told(tmp_path: Path, orthanc_module: Any, series_of: Series) -> None:
+def test_orthanc_is_told(tmp_path: Path, orthanc: Any, series_of: Series) -> None:
     """Orthanc sends two of three images, and asks about all."""
     images = series_of("one", 3)
+
+    def ask(path: str, content: Any, method: str = "POST") -> Any:
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        request = urllib.request.Request(orthanc.http + path, data=data, method=method)
+        request.add_header("Authorization", "Basic dGVzdGVyOmMwcnJlY3QtaG9yc2U=")
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.loads(answer.read() or b"null")
+
     with ExitStack() as stack:
-        pacs = orthanc_module.Orthanc(tmp_path / "orthanc")
-        stack.callback(pacs.stop)
-        node = Here(tmp_path / "inbox", Peer(aet="ORTHANC", address="127.0.0.1", port=pacs.dicom_port))
+        node = Here(tmp_path / "inbox", Peer(aet="ORTHANC", address="127.0.0.1", port=orthanc.dicom_port))
         stack.callback(node.close)
-
-        def post(path: str, content: Any) -> Any:
-            data = content if isinstance(content, bytes) else json.dumps(content).encode()
-            request = urllib.request.Request(pacs.http + path, data=data, method="POST")
-            request.add_header("Authorization", "Basic dGVzdGVyOmMwcnJlY3QtaG9yc2U=")
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                return json.loads(answer.read())
-
         where = {"AET": "DEEPCAC2", "Host": "127.0.0.1", "Port": node.port, "AllowStorageCommitment": True}
-        with urllib.request.urlopen(
-            urllib.request.Request(
-                f"{pacs.http}/modalities/DEEPCAC2",
-                data=json.dumps(where).encode(),
-                method="PUT",
-                headers={"Authorization": "Basic dGVzdGVyOmMwcnJlY3QtaG9yc2U="},
-            )
-        ):
-            pass
+        ask("/modalities/node", where, "PUT")
+        stack.callback(ask, "/modalities/node", None, "DELETE")
         ids = []
         for ds in images:
-            path = tmp_path / "x.dcm"
-            ds.save_as(path)
-            ids.append(post("/instances", path.read_bytes())["ID"])
-        post("/modalities/DEEPCAC2/store", ids[:2])
-        asked_for = post("/modalities/DEEPCAC2/storage-commitment", {"Resources": ids})
+            ds.save_as(tmp_path / "x.dcm")
+            ids.append(ask("/instances", (tmp_path / "x.dcm").read_bytes())["ID"])
+        ask("/modalities/node/store", ids[:2])
+        asked_for = ask("/modalities/node/storage-commitment", {"Resources": ids})
         until = time.monotonic() + 30
         while time.monotonic() < until:
             node.committer.tell_some()
-            told = pacs.get(f"/storage-commitment/{asked_for['ID']}")
+            told = orthanc.get(f"/storage-commitment/{asked_for['ID']}")
             if told["Status"] != "Pending":
                 break
             time.sleep(0.05)
