@@ -8,7 +8,8 @@
     │   ├── InputUnreadable         input-unreadable     12
     │   │   └── InputDamaged        undecodable          15   it is there, but damaged or not what it claims
     │   ├── OutputInsideInput       output-inside-input  13
-    │   └── MaskMismatch            mask-mismatch        14
+    │   ├── MaskMismatch            mask-mismatch        14
+    │   └── NotDeidentified         not-deidentified     16   it cannot be handed over without its patient
     ├── OutputError                 output               20   results cannot be written
     │   ├── DiskFull                disk-full            21
     │   ├── OutputUnwritable        output-unwritable    22
@@ -73,6 +74,11 @@ class OutputInsideInput(InputError):
 class MaskMismatch(InputError):
     code = "mask-mismatch"
     exit_code = 14
+
+
+class NotDeidentified(InputError):
+    code = "not-deidentified"
+    exit_code = 16
 
 
 class OutputError(DeepCACError):

@@ -11,6 +11,7 @@ from .run import count, duration, log_file, quiet_libraries
 from .screen import counter, note, say
 
 if TYPE_CHECKING:
+    from ..delivery.preparing import Preparation
     from ..delivery.push import Problem
     from ..delivery.sending import Destination
 
@@ -41,6 +42,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="TABLE",
         help="send the series of this table only (as deepcac2 run --only)",
     )
+    add_deidentify(parser)
     parser.add_argument("--again", action="store_true", help="send everything, also what was sent before")
     parser.add_argument(
         "--calling-aet",
@@ -73,6 +75,39 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.set_defaults(run=run, goes_on=True)
 
 
+def add_deidentify(parser: argparse.ArgumentParser) -> None:
+    """Add ``--deidentify``."""
+    parser.add_argument(
+        "--deidentify",
+        type=Path,
+        metavar="KEY",
+        help="hand over without patients: new UIDs and PatientIDs that follow from the secret in the file "
+        "KEY, which is made where there is none, and nothing else that names anybody (docs/deidentify.md)",
+    )
+
+
+def key_of(args: argparse.Namespace) -> bytes | None:
+    """The key that ``--deidentify`` names; None without it.
+
+    Raises:
+        InputError: It is none, or would lie among the results.
+    """
+    from ..errors import InputError
+    from ..system.secret import secret_key
+
+    if args.deidentify is None:
+        return None
+    if args.deidentify.resolve().is_relative_to(args.results.resolve()):
+        raise InputError(
+            f"--deidentify: {args.deidentify} lies in {args.results}; whoever gets both finds the patients "
+            "again: keep the key elsewhere"
+        )
+    key, made = secret_key(args.deidentify)
+    if made:
+        note(f"made a new key, {args.deidentify}: keep it, and keep it secret; without it names differ")
+    return key
+
+
 _SHOWN = 20
 """Instances that were not sent, shown on the screen at most; the log holds all."""
 
@@ -92,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
             problems.append(problem)
 
     only = None if args.only is None else selected_series(args.only)
-    destination = _destination(args)
+    destination, key = _destination(args), key_of(args)
     with quiet_libraries(), log_file(args.results, "push") as log_path:
         try:
             summary = push(
@@ -102,6 +137,7 @@ def run(args: argparse.Namespace) -> int:
                 only=only,
                 again=args.again,
                 retries=args.retries,
+                preparation=_preparation(key),
                 watch=(lambda done, total: None) if args.quiet else counter("series"),
                 tell=tell,
             )
@@ -114,11 +150,24 @@ def run(args: argparse.Namespace) -> int:
         note(f"and {summary.problems - len(problems)} more in the log")
     if summary.not_scored:
         note(f"{summary.not_scored} series of --only are not scored in {args.results}")
+    if summary.left_out:
+        note(f"{summary.left_out} pages and pictures left out: they show the patient's data")
     say(
         f"{summary.sent} sent, {summary.present} already there, {summary.problems} not sent, of "
         f"{summary.series} series to {destination.name}; log: {log_path}"
     )
     return 1 if summary.problems else 0
+
+
+def _preparation(key: bytes | None) -> Preparation:
+    """What is sent: everything as it is, or with a key everything without its patient."""
+    from ..delivery.preparing import AS_IT_IS, Deidentified
+
+    if key is None:
+        return AS_IT_IS
+    from ..pipeline.hand_over import deidentifier
+
+    return Deidentified(deidentifier(key))
 
 
 def _destination(args: argparse.Namespace) -> Destination:

@@ -37,6 +37,21 @@ def workflows() -> Rows:
     return rows
 
 
+def kept_files() -> dict[str, str]:
+    """What ``--keep`` knows, those of other packages too: the kind, and the files that a series gets then."""
+    from ..pipeline.writer import writers
+
+    found: dict[str, list[str]] = {}
+    for writer in writers().values():
+        if writer.keep:
+            found.setdefault(writer.keep, []).append(writer.file)
+    return {kind: _some(list(dict.fromkeys(files))) for kind, files in sorted(found.items())}
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:2]) + " …" * (len(names) > 2)
+
+
 def modules() -> Rows:
     """Every module of the chain, those of other packages too: its options, what it reads, finds and adds."""
     from ..pipeline.step import steps

@@ -6,6 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
+from .push import add_deidentify, key_of
 from .screen import counter, note, say, say_json
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -37,6 +38,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         action="store_true",
         help="make one of a run that is not finished too; README and manifest say what is missing",
     )
+    add_deidentify(build)
     build.set_defaults(run=run_build)
 
     verify = actions.add_parser(
@@ -89,7 +91,18 @@ def run_build(args: argparse.Namespace) -> int:
     """Build a release."""
     from ..release.build import build_release
 
-    built = build_release(args.results, args.out, part_bytes=args.part_size, unfinished=args.unfinished)
+    key, deidentify = key_of(args), None
+    if key is not None:
+        from ..pipeline.hand_over import deidentifier
+
+        deidentify = deidentifier(key)
+    built = build_release(
+        args.results,
+        args.out,
+        part_bytes=args.part_size,
+        unfinished=args.unfinished,
+        deidentify=deidentify,
+    )
     say(f"{built.series} series of {built.rows} in the table, {built.bytes / 1e6:.1f} MB unpacked")
     if built.missing != 0:
         missing = "it is not known which" if built.missing is None else f"{built.missing}"

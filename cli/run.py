@@ -110,14 +110,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "segments, file names without ending, values of a label map, or chambers, the five parts of "
         "TotalSegmentator 1 (default: what is known as the whole heart)",
     )
-    parser.add_argument(
-        "--keep",
-        action="append",
-        default=[],
-        metavar="KIND",
-        help="nifti or nrrd: also keep CT and masks as such files; fhir: also a FHIR R4 bundle; pdf, "
-        "dicom-pdf or secondary-capture: also a page about each case; repeatable",
-    )
+    add_keep(parser)
     parser.add_argument("--redo", action="store_true", help="compute everything again")
     screen = parser.add_mutually_exclusive_group()
     screen.add_argument("--quiet", action="store_true", help="print nothing but errors and the summary line")
@@ -134,7 +127,27 @@ def _more() -> str:
     from .registry import workflows
 
     named = "; ".join(f"{w['workflow']}: {w['description']}" for w in workflows())
-    return f"Workflows: {named}. What their modules take and find: deepcac2 inspect --modules"
+    return (
+        f"Workflows: {named}. What their modules take and find: deepcac2 inspect --modules. {kinds_to_keep()}"
+    )
+
+
+def add_keep(parser: argparse._ActionsContainer) -> None:
+    """Add ``--keep``; the help of the command names the kinds, see `kinds_to_keep`."""
+    parser.add_argument(
+        "--keep",
+        action="append",
+        default=[],
+        metavar="KIND",
+        help="also keep further files for each series, of one of the kinds below; repeatable",
+    )
+
+
+def kinds_to_keep() -> str:
+    """What ``--keep`` takes, for the help: each kind with the files that it is."""
+    from .registry import kept_files
+
+    return f"Kinds of files to keep: {'; '.join(f'{k} ({v})' for k, v in kept_files().items())}."
 
 
 def count(text: str) -> int:

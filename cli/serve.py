@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING
 
 from .run import (
     add_choices,
+    add_keep,
     chosen_workflow,
     count,
     duration,
     in_words,
+    kinds_to_keep,
     log_file,
     on_signals,
     quiet_libraries,
 )
-from .screen import note, say
+from .screen import Parser, note, say
 
 if TYPE_CHECKING:
     from ..delivery.node import Node
@@ -64,13 +66,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="longest time for one stage of a series, as 90s, 10m or 1h; 0: any (default: 10m)",
     )
     add_choices(parser)
-    parser.add_argument(
-        "--keep",
-        action="append",
-        default=[],
-        metavar="KIND",
-        help="fhir, nifti or nrrd: further files, as for 'deepcac2 run'; repeatable",
-    )
+    add_keep(parser)
     parser.add_argument(
         "--forget",
         action="append",
@@ -80,6 +76,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "repeatable",
     )
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    assert isinstance(parser, Parser)
+    parser.more = kinds_to_keep
     parser.set_defaults(run=run, goes_on=True)
 
 

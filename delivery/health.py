@@ -59,6 +59,11 @@ def state_of(node: Node) -> dict[str, Any]:
         problems.append("too many series wait: further ones are refused until some are scored")
     if counts["delivery_problems"]:
         problems.append(f"{counts['delivery_problems']} results were not taken by a destination; see the log")
+    if counts["commitment_problems"]:
+        problems.append(
+            f"{counts['commitment_problems']} reports of storage commitment are not taken; see the log, and "
+            "the port of the peer"
+        )
     alive = time.monotonic() - node.health.beat < _STUCK and not node.stopping
     return {
         "status": "ok" if alive and not problems else "troubled" if alive else "ill",
@@ -68,6 +73,7 @@ def state_of(node: Node) -> dict[str, Any]:
         "series": {k: counts[k] for k in ("scored", "rejected", "failed", "waiting")},
         "scoring": max(node.health.scoring, 0),
         "undelivered": counts["undelivered"],
+        "commitments": counts["commitments"],
         "instances": {k: received[k] for k in ("new", "again", "refused")},
         "bytes": received["bytes"],
         "echoes": received["echoes"],
@@ -102,6 +108,12 @@ def metrics_of(state: dict[str, Any]) -> str:
         "gauge",
         "results that a destination does not have yet",
         {"": state["undelivered"]},
+    )
+    add(
+        "commitments_waiting",
+        "gauge",
+        "requests for storage commitment that got no report yet",
+        {"": state["commitments"]},
     )
     add("instances_total", "counter", "instances offered since the start", state["instances"], "outcome")
     add("received_bytes_total", "counter", "bytes received", {"": state["bytes"]})

@@ -49,6 +49,8 @@ SUCCESS, NO_ROOM, MISMATCH, NOT_UNDERSTOOD, FAILED, DUPLICATE = 0x0000, 0xA700, 
 SOP_CLASSES = (CT_IMAGE, *ENHANCED_CT)
 """CT, enhanced CT, and legacy converted enhanced CT."""
 
+_MOST_COMMITMENTS = 10_000
+"""Requests for storage commitment that wait for their report. Chosen."""
 _UID = re.compile(r"[0-9.]{1,64}")
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -70,6 +72,11 @@ CREATE TABLE IF NOT EXISTS deliveries (
     reason TEXT NOT NULL DEFAULT '', PRIMARY KEY (destination, series)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS deliveries_due ON deliveries (destination, next) WHERE NOT delivered;
+CREATE TABLE IF NOT EXISTS commitments (
+    transaction_uid TEXT NOT NULL, title TEXT NOT NULL, host TEXT NOT NULL, port INTEGER NOT NULL,
+    images TEXT NOT NULL, first REAL NOT NULL, tries INTEGER NOT NULL DEFAULT 0, next REAL NOT NULL DEFAULT 0,
+    PRIMARY KEY (transaction_uid, title)
+) WITHOUT ROWID;
 """
 
 
@@ -143,6 +150,25 @@ class Delivery:
     folder: str
     version: int
     tries: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Commitment:
+    """A request for storage commitment that was not answered with a report yet.
+
+    Attributes:
+        transaction: TransactionUID.
+        title, host, port: Who wants the report.
+        images: SOPClassUID and SOPInstanceUID of each.
+        tries: How often it was tried.
+    """
+
+    transaction: str
+    title: str
+    host: str
+    port: int
+    images: tuple[tuple[str, str], ...]
+    tries: int = 0
 
 
 class Inbox:
@@ -364,6 +390,65 @@ class Inbox:
                     (how, how, OPEN, CLOSED, how, time.time(), uid),
                 )
 
+    # --- storage commitment -------------------------------------------------------------------------------
+
+    def stored(self, uid: str) -> tuple[Path, int, str] | None:
+        """An image that was received and not removed: its file, and bytes and SHA-256 of its data set."""
+        found = self._ask("SELECT series, size, sha256 FROM instances WHERE uid = ? AND present = 1", (uid,))
+        return None if not found else (self._file(found[0][0], uid), int(found[0][1]), str(found[0][2]))
+
+    def commit(self, commitment: Commitment) -> bool:
+        """Note a request; False: too many wait."""
+        (waiting,) = self._ask("SELECT COUNT(*) FROM commitments")[0]
+        if waiting >= _MOST_COMMITMENTS:
+            return False
+        one = commitment
+        self._write(
+            "INSERT OR REPLACE INTO commitments (transaction_uid, title, host, port, images, first) "
+            "VALUES (?, ?, ?, ?, ?, ?)",
+            (one.transaction, one.title, one.host, one.port, json.dumps(one.images), time.time()),
+        )
+        return True
+
+    def give_up_commitments(self, age: float) -> list[str]:
+        """Drop requests that are older than so many seconds; their TransactionUIDs."""
+        before = (time.time() - age,)
+        found = self._ask("SELECT transaction_uid FROM commitments WHERE first < ?", before)
+        if found:
+            self._write("DELETE FROM commitments WHERE first < ?", before)
+        return [str(uid) for (uid,) in found]
+
+    def commitments_due(self) -> list[Commitment]:
+        """Requests whose report is due, some at most."""
+        rows = self._ask(
+            "SELECT transaction_uid, title, host, port, images, tries FROM commitments WHERE next <= ? "
+            "ORDER BY next LIMIT 20",
+            (time.time(),),
+        )
+        return [
+            Commitment(
+                transaction=uid,
+                title=title,
+                host=host,
+                port=port,
+                images=tuple((a, b) for a, b in json.loads(images)),
+                tries=tries,
+            )
+            for uid, title, host, port, images, tries in rows
+        ]
+
+    def commitment_told(self, commitment: Commitment) -> None:
+        """Note that a report was taken."""
+        key = commitment.transaction, commitment.title
+        self._write("DELETE FROM commitments WHERE transaction_uid = ? AND title = ?", key)
+
+    def commitment_not_told(self, commitment: Commitment, wait: float) -> None:
+        """Note that a report was not taken, and is to be tried again after so many seconds."""
+        self._write(
+            "UPDATE commitments SET tries = tries + 1, next = ? WHERE transaction_uid = ? AND title = ?",
+            (time.time() + wait, commitment.transaction, commitment.title),
+        )
+
     # --- scoring ------------------------------------------------------------------------------------------
 
     def waiting(self) -> Iterator[Waiting]:
@@ -503,7 +588,8 @@ class Inbox:
         return int(self._ask("SELECT count(*) FROM series WHERE settled < version")[0][0])
 
     def counts(self) -> dict[str, int]:
-        """Series by status, those that wait, deliveries that wait, and those among them that were refused."""
+        """Series by status, and those that wait; deliveries that wait, and how many of them were refused;
+        reports of storage commitment that wait, and how many of them were tried in vain."""
         counts = dict.fromkeys(("scored", "rejected", "failed"), 0)
         for status, number in self._ask("SELECT status, count(*) FROM series GROUP BY status"):
             if status:
@@ -511,6 +597,8 @@ class Inbox:
         counts["waiting"] = self._count_waiting()
         pending = "SELECT count(*), COALESCE(SUM(reason <> ''), 0) FROM deliveries WHERE NOT delivered"
         counts["undelivered"], counts["delivery_problems"] = self._ask(pending)[0]
+        pending = "SELECT count(*), COALESCE(SUM(tries > 2), 0) FROM commitments"
+        counts["commitments"], counts["commitment_problems"] = self._ask(pending)[0]
         return counts
 
 

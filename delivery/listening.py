@@ -38,7 +38,20 @@ from pynetdicom.sop_class import Verification
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
 from ..errors import InputError
-from .inbox import CLOSED, CONFLICT, CUT, DUPLICATE, FAILED, NO_ROOM, REFUSED, SOP_CLASSES, SUCCESS, Inbox
+from . import commitment
+from .inbox import (
+    CLOSED,
+    CONFLICT,
+    CUT,
+    DUPLICATE,
+    FAILED,
+    NO_ROOM,
+    REFUSED,
+    SOP_CLASSES,
+    SUCCESS,
+    Commitment,
+    Inbox,
+)
 from .sending import check_title
 
 log = logging.getLogger(__name__)
@@ -71,14 +84,18 @@ class Peer:
     Attributes:
         aet: Calling AE title; ``*``: any.
         address: Its address, or those of its network, such as ``10.1.2.0/24``.
+        port: Where it listens for reports of storage commitment; 0: it gets none.
     """
 
     aet: str
     address: str
+    port: int = 0
 
     def __post_init__(self) -> None:
         if self.aet != "*":
             check_title(self.aet, "peers: aet")
+        if not 0 <= self.port <= 65535:
+            raise InputError("peers: port: a number from 0 to 65535")
         try:
             ipaddress.ip_network(self.address)
         except ValueError:
@@ -118,6 +135,7 @@ class Listen:
         idle: Seconds after which a silent caller is cut off; also the longest time for one PDU.
         held_mb: Megabytes (10⁶ bytes) that are in memory of all that is being received.
         rate_mb: Megabytes a second that are taken from one association; 0: any.
+        commitment: Whether storage commitment is offered, to peers with a `Peer.port`.
     """
 
     aet: str = "DEEPCAC2"
@@ -131,6 +149,7 @@ class Listen:
     idle: float = 60.0
     held_mb: float = 1024.0
     rate_mb: float = 0.0
+    commitment: bool = False
 
     def __post_init__(self) -> None:
         check_title(self.aet, "aet")
@@ -138,6 +157,8 @@ class Listen:
             raise InputError("port: a number from 0 to 65535")
         if min(self.associations, self.idle, self.held_mb) <= 0 or self.rate_mb < 0:
             raise InputError("associations, idle and held_mb must be above 0, rate_mb not below")
+        if self.commitment and not any(peer.port for peer in self.peers):
+            raise InputError("commitment: name the port of peers who shall get reports (peers: port)")
         if (self.key or self.ca) and not self.certificate:
             raise InputError("key and ca are about TLS; give a certificate, too")
 
@@ -321,7 +342,10 @@ class Listener:
         entity.add_supported_context(Verification)
         for sop_class in SOP_CLASSES:
             entity.add_supported_context(sop_class, list(SYNTAXES))
+        if listen.commitment:
+            entity.add_supported_context(commitment.SERVICE)
         handlers = [
+            (evt.EVT_N_ACTION, self._asked),
             (evt.EVT_REQUESTED, self._requested),
             (evt.EVT_PDU_RECV, self._received),
             (evt.EVT_C_STORE, self._store),
@@ -404,6 +428,35 @@ class Listener:
     def _echo(self, event: Any) -> int:
         self.counts["echoes"] += 1
         return SUCCESS
+
+    def _asked(self, event: Any) -> tuple[int, None]:
+        """Note a request for storage commitment, see `commitment`."""
+        transfer, request = self._transfer(event.assoc), event.request
+        try:
+            title = str(event.assoc.requestor.primitive.calling_ae_title).strip()
+            host = str(event.assoc.requestor.address)
+            ports = (p.port for p in self.peers if p.port and p.aet in ("*", title) and p.calls_from(host))
+            port = next(ports, 0)
+            if not port or self._closing:
+                log.warning("storage commitment: no port is known where %s listens for its report", host)
+                return commitment.NOT_AUTHORISED, None
+            data = b"" if request.ActionInformation is None else request.ActionInformation.getvalue()
+            found = commitment.asked(int(request.ActionTypeID), str(request.RequestedSOPInstanceUID), data)
+            if isinstance(found, int):
+                log.warning("storage commitment: refused with 0x%04X", found)
+                return found, None
+            noted = self._inbox.commit(
+                Commitment(
+                    transaction=found.transaction, title=title, host=host, port=port, images=found.images
+                )
+            )
+            self.counts["commitments"] += noted
+            return (SUCCESS if noted else commitment.NO_ROOM), None
+        except Exception as error:  # whatever it is: it is told that nothing was promised
+            log.error("storage commitment: %s", type(error).__name__)
+            return FAILED, None
+        finally:
+            transfer.held = 0
 
     def _store(self, event: Any) -> int:
         transfer = self._transfer(event.assoc)

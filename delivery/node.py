@@ -39,6 +39,7 @@ from ..pipeline.run import Job, read_details, settle_output, write_run
 from ..system.atomic import output_errors, remove_leftovers
 from ..system.codec import from_plain
 from ..system.foreign import parse_yaml, read_bytes
+from .commitment import Committer
 from .inbox import CLOSED, CONFLICT, CUT, OPEN, REFUSED, Delivery, Inbox, Limits, Waiting
 from .listening import Listen, Listener
 from .push import Problem, PushJournal, PushSummary, Sender
@@ -130,6 +131,11 @@ class NodeConfig:
     def __post_init__(self) -> None:
         if min(self.quiet, self.patience, self.keep_days) < 0:
             raise InputError("quiet, patience and keep_days must not be below 0")
+        if self.listen.commitment and self.keep_days:
+            raise InputError(
+                "commitment: who is told that images are safe may delete its own; it does not go together "
+                "with keep_days, which removes them here"
+            )
         if len({(t.dimse.lower(), t.dicomweb.rstrip("/")) for t in self.destinations}) < len(
             self.destinations
         ):
@@ -199,6 +205,7 @@ class Node:
         self.root = inbox
         self._means, self._watch, self._ready, self._log_path = means, watch, ready, log_path
         self._targets = [(t, t.opened(environment)) for t in config.destinations]
+        self._report_tls = tls_context(environment) if config.listen.certificate else None
         self._stop = threading.Event()
         self._engine: Engine | None = None
         self._versions: dict[str, int] = {}
@@ -252,6 +259,16 @@ class Node:
 
                 self.page = HealthPage(self, self.config.http)
                 stack.callback(self.page.stop)
+            if self.config.listen.commitment:
+                committer = Committer(
+                    self.inbox,
+                    self.config.listen.aet,
+                    tls=self._report_tls,
+                    stopping=lambda: self.stopping,
+                    wait=self.wait,
+                )
+                committer.start()
+                stack.callback(committer.join, _LAST_WAIT)
             for courier in couriers:
                 courier.start()
                 stack.callback(courier.join, _LAST_WAIT)

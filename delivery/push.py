@@ -13,17 +13,26 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..batch.ledger import FOLDER, Lines, read_lines, take_lock
 from ..dicom import Series, SliceRef, chosen, discover, safe_name
-from ..errors import DestinationUnreachable, InputDamaged, InputError, InputUnreadable, OutputBusy
+from ..errors import (
+    DestinationUnreachable,
+    InputDamaged,
+    InputError,
+    InputUnreadable,
+    NotDeidentified,
+    OutputBusy,
+)
 from ..pipeline.places import PARQUET
 from ..pipeline.results import read_parquet, series_folder
 from ..pipeline.run import stored_row
 from ..system.foreign import foreign
 from ..system.hashing import sha256_of
 from ..system.inside import regular_inside
-from .sending import ALREADY_THERE, Destination, file_of, part10
+from .preparing import AS_IT_IS, Preparation
+from .sending import ALREADY_THERE, Destination, file_of
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +64,7 @@ class PushSummary:
         series: Scored series that were asked for.
         sent, present, problems: Instances taken now, there already (sent by an earlier call, or the
             destination says so), and not taken.
+        left_out: Instances that are not for this destination, by `Preparation.left_out`.
         not_scored: Series that were asked for and are not among the scored ones.
     """
 
@@ -63,6 +73,7 @@ class PushSummary:
     sent: int = 0
     present: int = 0
     problems: int = 0
+    left_out: int = 0
     not_scored: int = 0
 
 
@@ -76,6 +87,9 @@ class PushJournal:
     Args:
         results: The results folder.
         name: Of the destination.
+
+    Attributes:
+        without_patients: Whether the destination got something without its patient before.
 
     Raises:
         OutputBusy: Another process is sending to this destination from here.
@@ -97,6 +111,8 @@ class PushJournal:
             "CREATE TABLE sent (uid TEXT PRIMARY KEY, sha256 TEXT, size INTEGER, changed INTEGER)"
         )
         self._known.executemany("INSERT OR REPLACE INTO sent VALUES (?, ?, ?, ?)", _sent_before(self.path))
+        marked = read_lines(self.path, holding=b'"without_patients"')
+        self.without_patients = any(line.get("without_patients") is True for line in marked)
         self._lines = Lines(self.path)
 
     def known(self, uid: str) -> tuple[str, int, int] | None:
@@ -104,10 +120,21 @@ class PushJournal:
         row = self._known.execute("SELECT sha256, size, changed FROM sent WHERE uid = ?", (uid,)).fetchone()
         return None if row is None else (str(row[0]), int(row[1]), int(row[2]))
 
-    def sent(self, series_uid: str, uid: str, sha256: str, size: int, changed: int) -> None:
+    def sent(
+        self,
+        series_uid: str,
+        uid: str,
+        sha256: str,
+        size: int,
+        changed: int,
+        *,
+        without_patients: bool = False,
+    ) -> None:
         """Note an instance that the destination has."""
         self._known.execute("INSERT OR REPLACE INTO sent VALUES (?, ?, ?, ?)", (uid, sha256, size, changed))
-        what = {"event": "sent", "series": series_uid, "instance": uid}
+        what: dict[str, Any] = {"event": "sent", "series": series_uid, "instance": uid}
+        if without_patients:
+            what["without_patients"] = self.without_patients = True
         self._lines.add({**what, "sha256": sha256, "size": size, "changed": changed})
 
     def problem(self, problem: Problem) -> None:
@@ -139,6 +166,7 @@ def push(
     only: Collection[str] | None = None,
     again: bool = False,
     retries: int = 5,
+    preparation: Preparation = AS_IT_IS,
     watch: Callable[[int, int], None] = lambda done, total: None,
     tell: Callable[[Problem], None] = lambda problem: None,
 ) -> PushSummary:
@@ -154,11 +182,13 @@ def push(
         only: SeriesInstanceUIDs of the CT: send no other series.
         again: Send what was sent before too.
         retries: How often an instance is tried again when the connection was lost.
+        preparation: What is sent for each instance.
         watch: Called before the first and after every series with series done and in all.
         tell: Told of what is not sent.
 
     Raises:
-        InputError: There is no table of a run, or no scored series; or there is no CT at all in `ct`.
+        InputError: There is no table of a run, or no scored series; or there is no CT at all in `ct`; or the
+            destination got something without patients before, and would get these now.
         DestinationUnreachable, DestinationRefused: The destination cannot be used (any more).
         OutputError: The journal cannot be written, or is in use.
     """
@@ -169,8 +199,10 @@ def push(
     summary = PushSummary(journal=journal.path, series=len(scored))
     if only is not None:
         summary.not_scored = len(set(only) - {uid for uid, _ in scored})
-    sender = Sender(destination, journal, summary, again=again, retries=retries, tell=tell)
     try:
+        sender = Sender(
+            destination, journal, summary, again=again, retries=retries, preparation=preparation, tell=tell
+        )
         watch(0, len(scored))
         for count, (uid, folder) in enumerate(scored):
             before = (summary.sent, summary.present, summary.problems)
@@ -179,7 +211,7 @@ def push(
                 if series is None:
                     sender.problem(Problem(series_uid=uid, reason="its CT is not in the folder of --ct"))
                 else:
-                    sender.send(uid, _instances(series))
+                    sender.send(uid, _instances(series, whole=not preparation.without_patients))
             sender.send_results(uid, folder, results)
             after = (summary.sent, summary.present, summary.problems)
             log.info(
@@ -209,10 +241,10 @@ def _scored(results: Path, only: Collection[str] | None) -> list[tuple[str, Path
     return found
 
 
-def _instances(series: Series) -> Iterator[SliceRef]:
-    """Every file of a series, those with one SOPInstanceUID once."""
+def _instances(series: Series, *, whole: bool) -> Iterator[SliceRef]:
+    """Every file of a series, or those of its slices alone; those with one SOPInstanceUID once."""
     seen = set()
-    for ref in (*series.slices, *series.left_out):
+    for ref in (*series.slices, *(series.left_out if whole else ())):
         if ref.sop_instance_uid not in seen:
             seen.add(ref.sop_instance_uid)
             yield ref
@@ -252,7 +284,11 @@ class Sender:
         summary: Counts.
         again: Send what was sent before too.
         retries: How often an instance is tried again when the connection was lost.
+        preparation: What is sent for each instance; the journal knows it by the UID that it is sent under.
         tell: Told of what is not sent.
+
+    Raises:
+        InputError: The destination got something without patients before, and would get these now.
     """
 
     destination: Destination
@@ -260,7 +296,15 @@ class Sender:
     summary: PushSummary
     again: bool = False
     retries: int = 0
+    preparation: Preparation = AS_IT_IS
     tell: Callable[[Problem], None] = lambda problem: None
+
+    def __post_init__(self) -> None:
+        if self.journal.without_patients and not self.preparation.without_patients:
+            raise InputError(
+                f"{self.destination.name} got results without patients before: give --deidentify again, or, "
+                f"if it may know them, remove {self.journal.path}"
+            )
 
     def problem(self, problem: Problem) -> None:
         self.summary.problems += 1
@@ -286,9 +330,15 @@ class Sender:
             OutputError: The journal cannot be written.
         """
         for instance in instances:
+            if why := self.preparation.left_out(instance):
+                self.summary.left_out += 1
+                log.info("series %s: instance %s left out: %s", series_uid, instance.sop_instance_uid, why)
+                continue
             try:
                 with foreign("its file"):
                     reason = self._send(series_uid, instance)
+            except NotDeidentified as error:
+                reason = f"not sent: {error}"
             except InputUnreadable as error:
                 reason = f"its file cannot be read ({_cause(error)})"
             if reason:
@@ -297,9 +347,9 @@ class Sender:
 
     def _send(self, series_uid: str, instance: SliceRef) -> str:
         """One instance; why it was not taken, or ""."""
-        uid = instance.sop_instance_uid
-        if not uid:
+        if not instance.sop_instance_uid:
             return "not sent: its header has no SOPInstanceUID"
+        uid = self.preparation.uid(instance)
         known = self.journal.known(uid)
         before = None if self.again else known
         status = instance.path.stat()
@@ -307,11 +357,11 @@ class Sender:
         if before is not None and before[1:] == state:
             self.summary.present += 1
             return ""
-        with part10(instance) as path:
+        with self.preparation.prepared(instance) as (sent, path):
             digest = sha256_of(path)
             if before is not None and before[0] == digest:
                 self.summary.present += 1
-            elif (answer := self._try(instance, path)) == "":
+            elif (answer := self._try(sent, path)) == "":
                 self.summary.sent += 1
             elif answer != ALREADY_THERE:
                 return answer
@@ -322,7 +372,8 @@ class Sender:
                 )
             else:
                 self.summary.present += 1
-        self.journal.sent(series_uid, uid, digest, *state)
+        own = self.preparation.without_patients
+        self.journal.sent(series_uid, uid, digest, *state, without_patients=own)
         return ""
 
     def _try(self, instance: SliceRef, path: Path) -> str:

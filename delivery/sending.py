@@ -14,7 +14,7 @@ import re
 import socket
 import ssl
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -263,7 +263,12 @@ def _multipart(path: Path) -> tuple[dict[str, str], Iterator[bytes]]:
     return {"Content-Type": kind, "Content-Length": str(len(begin) + size + len(end))}, content()
 
 
-class DicomWeb:
+_JSON = ("application/dicom+json", "application/json")
+BUSY = (429, 502, 503, 504)
+"""Statuses of a service that may answer later."""
+
+
+class WebService:
     """A DICOMweb service (PS3.18).
 
     Args:
@@ -308,38 +313,39 @@ class DicomWeb:
             ssl_context=tls,
         )
 
-    def check(self) -> None:
-        """See `Destination.check`: most services say here already whom they do not let in."""
-        status, kind, _ = self._request("OPTIONS")
-        if status in (401, 407):
-            self._judge(status, kind)
-
-    def send(self, instance: SliceRef, path: Path) -> str:
-        """See `Destination.send`."""
-        status, kind, content = self._request("POST", *_multipart(path))
-        self._judge(status, kind)
-        if status in (429, 502, 503, 504):
-            raise DestinationUnreachable(f"{self.name}: it is too busy or being restarted (HTTP {status})")
-        return self._outcome(instance.sop_instance_uid, status, content)
-
     def close(self) -> None:
-        """See `Destination.close`."""
+        """End the connection."""
         self._pool.clear()
 
-    def _request(
-        self, method: str, headers: Mapping[str, str] | None = None, body: Iterator[bytes] | None = None
-    ) -> tuple[int, str, bytes]:
-        """Status, media type and content of the answer to a request for ``studies``."""
+    @contextmanager
+    def _asked(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str] | None = None,
+        body: Iterator[bytes] | None = None,
+    ) -> Iterator[Any]:
+        """The answer to a request, its content not read yet.
+
+        Raises:
+            DestinationUnreachable, DestinationRefused: There is none, or none any more while it is read.
+        """
         from urllib3 import exceptions
 
-        url, headers = f"{self.name}/studies", {**self._headers, **(headers or {})}
         try:
             response = self._pool.request(
-                method, url, body=body, headers=headers, redirect=False, preload_content=False
+                method,
+                f"{self.name}/{path}",
+                body=body,
+                headers={**self._headers, **(headers or {})},
+                redirect=False,
+                preload_content=False,
             )
-            content = response.read(_LARGEST_ANSWER)
-            if len(content) == _LARGEST_ANSWER:
+            try:
+                yield response
+            except BaseException:
                 response.close()
+                raise
             response.release_conn()
         except exceptions.SSLError as error:
             raise _untrusted(self.name, error) from None
@@ -350,28 +356,72 @@ class DicomWeb:
             raise DestinationUnreachable(
                 f"{self.name}: no connection, or it was lost ({_why(error)})"
             ) from None
-        kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-        return response.status, kind, content
 
-    def _judge(self, status: int, kind: str) -> None:
-        """Raise where the answer is about the service as a whole and not about an instance."""
+    def _judge(self, status: int, kind: str, kinds: Sequence[str] = _JSON) -> None:
+        """Raise where the answer is about the service as a whole and not about an instance.
+
+        Args:
+            status, kind: Status and media type of the answer.
+            kinds: What it should be where it is a success.
+        """
         if status in (401, 407) and not self._signed_in:
             what = "asks for credentials: set DEEPCAC2_DICOMWEB_USER and _PASSWORD, or _TOKEN"
         elif status in (401, 407):
             what = "does not accept the credentials: check DEEPCAC2_DICOMWEB_USER and _PASSWORD, or _TOKEN"
         elif status == 403:
-            what = "does not allow this user or machine to store: check the rights there"
+            what = f"does not allow this user or machine to {self.purpose}: check the rights there"
         elif status in (404, 405, 410, 501):
-            what = f"has no STOW-RS at {self.name}/studies: check the URL, which is the DICOMweb root"
+            what = f"has no {self.service} at {self.name}/studies: check the URL, which is the DICOMweb root"
         elif 300 <= status < 400:
             what = "sends us elsewhere, to a login page perhaps: check the URL (https?) and the credentials"
-        elif 200 <= status < 300 and kind not in ("application/dicom+json", "application/json"):
+        elif 200 <= status < 300 and kind not in kinds:
             what = (
-                f"answers with {_plain(kind) or 'nothing'} instead of DICOM JSON: check the URL, or the login"
+                f"answers with {_plain(kind) or 'nothing'} instead of {self._expected(kinds)}: check the "
+                "URL, or the login"
             )
         else:
             return
         raise DestinationRefused(f"{self.name} {what} (HTTP {status})")
+
+    purpose, service = "store", "STOW-RS"
+    """What it is asked to do, in words."""
+
+    @staticmethod
+    def _expected(kinds: Sequence[str]) -> str:
+        return "DICOM JSON" if kinds == _JSON else "DICOM files"
+
+
+def media_type(response: Any) -> str:
+    """The media type of an answer, without parameters, in small letters."""
+    return str(response.headers.get("Content-Type", "")).partition(";")[0].strip().lower()
+
+
+class DicomWeb(WebService):
+    """A DICOMweb service that stores; see `Destination`."""
+
+    def check(self) -> None:
+        """See `Destination.check`: most services say here already whom they do not let in."""
+        status, kind, _ = self._request("OPTIONS")
+        if status in (401, 407):
+            self._judge(status, kind)
+
+    def send(self, instance: SliceRef, path: Path) -> str:
+        """See `Destination.send`."""
+        status, kind, content = self._request("POST", *_multipart(path))
+        self._judge(status, kind)
+        if status in BUSY:
+            raise DestinationUnreachable(f"{self.name}: it is too busy or being restarted (HTTP {status})")
+        return self._outcome(instance.sop_instance_uid, status, content)
+
+    def _request(
+        self, method: str, headers: Mapping[str, str] | None = None, body: Iterator[bytes] | None = None
+    ) -> tuple[int, str, bytes]:
+        """Status, media type and content of the answer to a request for ``studies``."""
+        with self._asked(method, "studies", headers, body) as response:
+            content = response.read(_LARGEST_ANSWER)
+            if len(content) == _LARGEST_ANSWER:
+                response.close()
+        return response.status, media_type(response), content
 
     def _outcome(self, uid: str, status: int, content: bytes) -> str:
         """What an answer says of the one instance that was sent: "" or why it was not taken."""

@@ -399,6 +399,31 @@ def _decode(ds: FileDataset, frames: list[int | None]) -> Iterator[npt.NDArray[A
         yield from iter_pixels(ds, indices=[frame or 0 for frame in frames], **options)
 
 
+def clean_cells(ds: FileDataset) -> npt.NDArray[Any]:
+    """Cells (rows, columns) of the one image of a file, decoded, and nothing beside its values in them.
+
+    What some files have in the bits above BitsStored, such as the graphics of an old overlay, is cleared: the
+    values are those of whole cells then. Padding stays as it is declared, which may need these bits.
+
+    Args:
+        ds: With its pixels, see `files.Upto.PIXELS`.
+
+    Raises:
+        ValueError: It has several images, or its pixels are not as it says; decoders raise nearly anything.
+    """
+    if int(ds.get("NumberOfFrames") or 1) != 1:
+        raise ValueError("it has several images")
+    cells: npt.NDArray[Any] = next(_decode(ds, [None]))
+    if cells.shape != (ds.Rows, ds.Columns):
+        raise ValueError(f"pixels are {cells.shape}, not {(ds.Rows, ds.Columns)}")
+    unused = _unused_bits(ds)
+    clean = (cells << unused) >> unused
+    padding = padding_range(ds, cells.dtype)
+    if padding is not None:
+        np.copyto(clean, cells, where=(cells >= padding[0]) & (cells <= padding[1]))
+    return clean
+
+
 def _size_of(stream: bytes) -> tuple[int, int]:
     """Rows and columns that a JPEG, JPEG-LS or JPEG 2000 codestream claims: what its decoder makes room for.
 
@@ -468,7 +493,7 @@ def _to_hu(cells: npt.NDArray[Any], ds: Dataset, frame: int | None, out: npt.NDA
         stored = (cells << unused) >> unused
         smallest, largest = int(stored.min()), int(stored.max())
     mask, refused = None, False
-    padding = _padding_range(ds, cells.dtype)
+    padding = padding_range(ds, cells.dtype)
     if padding is not None:
         low, high = padding
         # what does not fit into the stored bits stands in whole cells; of a cell whose further bits hold
@@ -562,7 +587,7 @@ def _rescale(ds: Dataset, frame: int | None) -> tuple[float, float] | None:
     return slope, intercept
 
 
-def _padding_range(ds: Dataset, dtype: np.dtype[Any]) -> tuple[int, int] | None:
+def padding_range(ds: Dataset, dtype: np.dtype[Any]) -> tuple[int, int] | None:
     """Lowest and highest cell that stands for padding, or None."""
     value = _as_cell(ds.get("PixelPaddingValue"), dtype)
     if value is None:

@@ -17,20 +17,23 @@ import unicodedata
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from .. import __version__
-from ..dicom import readable
+from ..dicom import SliceRef, readable
 from ..errors import InputError, InputUnreadable
 from ..outputs.report import REPORT
 from ..pipeline.places import DICTIONARY, PARQUET, RUN_FILE
-from ..pipeline.results import dictionary_csv, read_parquet
+from ..pipeline.results import dictionary_csv, read_parquet, write_parquet
 from ..system.atomic import atomic_path, json_bytes
 from ..system.foreign import MAX_JSON, foreign, parse_json, read_json
 from ..system.inside import regular_inside
+
+if TYPE_CHECKING:
+    from ..dicom.deidentify import Deidentifier
 
 SEG_NAME = "cac.seg.dcm"
 FILES = (SEG_NAME, REPORT.file)
@@ -161,7 +164,12 @@ def _member(name: str) -> zipfile.ZipInfo:
 
 
 def build_release(
-    results: Path, out: Path, *, part_bytes: int | None = None, unfinished: bool = False
+    results: Path,
+    out: Path,
+    *,
+    part_bytes: int | None = None,
+    unfinished: bool = False,
+    deidentify: Deidentifier | None = None,
 ) -> Built:
     """Write the release of a run.
 
@@ -176,8 +184,10 @@ def build_release(
         out: Zip file; with `part_bytes` the parts are ``NAME-001.zip``, ``NAME-002.zip`` and so on.
         part_bytes: Begin another part when this many bytes (before compression) are in one.
         unfinished: Make it of a run that is not finished, or does not say, too.
+        deidentify: Makes it without patients; the order of series is that of their new names then.
 
     Raises:
+        NotDeidentified: A SEG cannot be handed over so.
         InputError: No table, nothing scored in it, a scored series without its files, or a run that is not
             finished.
         DiskFull, OutputUnwritable: It cannot be written.
@@ -222,7 +232,7 @@ def build_release(
         )
     parts: list[Path] = []
     total = 0
-    with ExitStack() as stack:
+    with _content(results, selected, deidentify) as content, ExitStack() as stack:
         current: _Part | None = None
 
         def begin() -> _Part:
@@ -231,23 +241,22 @@ def build_release(
             parts.append(name)
             return part
 
-        for row in read_parquet(table):
-            if row.status != "scored":
-                continue
+        for before, folder in content.series:
             if current is None:
                 current = begin()
                 if len(parts) == 1:
-                    current.add(README, io.BytesIO(_readme(series, rows, selected, named).encode()))
-                    content = json_bytes(None if selected is None else asdict(selected))
-                    current.add(SELECTION, io.BytesIO(content))
-                    for uid in () if selected is None else selected.missing_series:
+                    readme = _readme(series, rows, content.selected, named, deidentify is not None)
+                    current.add(README, io.BytesIO(readme.encode()))
+                    said = None if content.selected is None else asdict(content.selected)
+                    current.add(SELECTION, io.BytesIO(json_bytes(said)))
+                    for uid in () if content.selected is None else content.selected.missing_series:
                         current.lacks(uid)
                     current.add(DICTIONARY, io.BytesIO(dictionary_csv()))
-                    with regular_inside(table, results).open("rb") as source:
+                    with content.table.open("rb") as source:
                         current.add(PARQUET, source)
             for name in FILES:
-                with regular_inside(results / row.folder / name, results).open("rb") as source:
-                    current.add(f"{row.folder}/{name}", source)
+                with content.file(before, name) as file:
+                    current.add(f"{folder}/{name}", file)
             if part_bytes is not None and current.bytes >= part_bytes:
                 total += current.bytes
                 current.close()
@@ -258,6 +267,63 @@ def build_release(
             current.close()
     missing = None if selected is None else selected.missing
     return Built(parts=tuple(parts), series=series, rows=rows, bytes=total, missing=missing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Content:
+    """What goes into a release.
+
+    Attributes:
+        series: Of each scored series its folder in the run, and in the release.
+        table: Its file.
+        selected: See `Selected`.
+        file: Opens a file of a series: its folder in the run, and the file's name.
+    """
+
+    series: Iterable[tuple[str, str]]
+    table: Path
+    selected: Selected | None
+    file: Callable[[str, str], IO[bytes]]
+
+
+@contextmanager
+def _content(results: Path, selected: Selected | None, deidentify: Deidentifier | None) -> Iterator[_Content]:
+    """What of a run goes into its release, as it is or without its patients."""
+    table = regular_inside(results / PARQUET, results)
+
+    def plain(folder: str, name: str) -> IO[bytes]:
+        return regular_inside(results / folder / name, results).open("rb")
+
+    if deidentify is None:
+        scored = ((row.folder, row.folder) for row in read_parquet(table) if row.status == "scored")
+        yield _Content(series=scored, table=table, selected=selected, file=plain)
+        return
+    from pydicom.uid import SegmentationStorage
+
+    from ..pipeline.hand_over import report_without_patient, row_without_patient
+
+    names = deidentify.pseudonyms
+
+    def made(folder: str, name: str) -> IO[bytes]:
+        path = regular_inside(results / folder / name, results)
+        if name == SEG_NAME:
+            return io.BytesIO(deidentify.encoded(SliceRef(path=path, sop_class_uid=SegmentationStorage)))
+        return io.BytesIO(json_bytes(report_without_patient(read_json(path, most=LARGEST[name]), names)))
+
+    # in the order of the new names: that of the old ones would say something of them
+    pairs = [(row_without_patient(row, names), row.folder) for row in read_parquet(table)]
+    pairs.sort(key=lambda pair: (pair[0].patient_id, pair[0].series_uid))
+    if selected is not None:
+        missing = sorted(map(names.uid, selected.missing_series))
+        selected = replace(selected, missing_series=tuple(missing))
+    with TemporaryDirectory() as folder:
+        write_parquet(Path(folder) / PARQUET, (row for row, _ in pairs))
+        yield _Content(
+            series=[(before, row.folder) for row, before in pairs if row.status == "scored"],
+            table=Path(folder) / PARQUET,
+            selected=selected,
+            file=made,
+        )
 
 
 def _check_finished(selected: Selected | None, results: Path) -> None:
@@ -275,7 +341,7 @@ def _check_finished(selected: Selected | None, results: Path) -> None:
         )
 
 
-def _readme(series: int, rows: int, selected: Selected | None, named: bool) -> str:
+def _readme(series: int, rows: int, selected: Selected | None, named: bool, deidentified: bool) -> str:
     by_class = "; from 3 on calcium by artery, and what was not counted by kind" if named else ""
     last = "PatientIDs that no folder can be named after are escaped (`%XX`)."
     if named:
@@ -286,6 +352,11 @@ def _readme(series: int, rows: int, selected: Selected | None, named: bool) -> s
     said = _UNKNOWN if selected is None else selected.sentence()
     if selected is None or selected.missing:
         said = f"**This release is not of a finished run. {said}**"
+    if deidentified:
+        last = (
+            "PatientIDs and UIDs are pseudonyms; dates, ages, sexes, names and descriptions were removed, "
+            f"and cautions and reasons are those of the gates in general.\n\n{last}"
+        )
     return f"""# Coronary calcium from chest CT: a release
 
 {said}

@@ -97,6 +97,8 @@ def part_label(label: Label) -> str:
 
 _PARTS = {part_label(label): label for label in (*labels.ARTERIES, labels.NOT_SURE, *labels.NOT_CORONARY)}
 """What our SEGs have from segment 3 on, by its label."""
+PART_LABELS = tuple(_PARTS)
+"""These labels."""
 
 
 def part_of(item: Dataset) -> Label | None:
