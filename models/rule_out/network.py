@@ -289,8 +289,11 @@ class ScreeningModel:
         mask = without_single_slices(root >= self.threshold)
         found = np.zeros(volume.hu.shape, dtype=bool)
         if mask.any():
-            back = resample(mask.astype(np.float32), grid, ct.geometry, outside=0.0).numpy()
-            found = np.ascontiguousarray(ct.undo(_marked(back, bright)))
+            box = bounding_box(bright)
+            back = resample(mask.astype(np.float32), grid, ct.geometry.part(box), outside=0.0).numpy()
+            marked = np.zeros(bright.shape, dtype=bool)
+            marked[box] = _marked(back, bright[box])
+            found = np.ascontiguousarray(ct.undo(marked))
         highest = highest_threshold(root)
         known = highest > 0 or self.least == LEAST or not any(run.values())
         return ScreeningPrediction(
