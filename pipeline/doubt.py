@@ -90,9 +90,13 @@ def doubted(case: Case, *, rule: str) -> Case:
     """The scored case with what was nearly counted; as it is where the network did not say how sure it is."""
     if CERTAINTY not in case:
         return case
+    certain, counted = case[CERTAINTY].array, case[CALCIUM].array
+    nearly_counted = np.zeros(certain.shape, dtype=bool)
+    planes = np.flatnonzero(certain.any(axis=(1, 2)))  # most have none
+    nearly_counted[planes] = (certain[planes] > 0) & (counted[planes] == 0)
     nearly = score(
         case[CT],
-        case[CERTAINTY].mask & ~case[CALCIUM].mask,
+        nearly_counted,
         rule=rule,
         slice_thickness=case.series.slice_thickness,
         kvp=case.series.kvp,

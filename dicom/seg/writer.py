@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,24 +114,25 @@ def write_segmentation(
     described = "Heart and coronary calcium" + ("" if signature is None else ", read")
     refs = tuple(series.slices if slices is None else slices)
     masks = {"heart": np.asarray(heart, dtype=np.bool_), "calcium": np.asarray(calcium, dtype=np.bool_)}
-    found = [label for labels in parts for label in labels.classes if (labels.array == label.value).any()]
-    masks |= {
-        label.name: labels.array == label.value
-        for labels in parts
-        for label in labels.classes
-        if label in found
-    }
-    _check_fit(geometry, masks, refs)
+    classes = [(labels, label) for labels in parts for label in _found(labels)]
+    found = [label for _, label in classes]
+    _check_fit(geometry, {**masks, **{label.name: labels.array for labels, label in classes}}, refs)
 
-    planes = {name: np.flatnonzero(np.any(mask, axis=(1, 2))) for name, mask in masks.items()}
-    hearts = planes["heart"] if planes["heart"].size else np.arange(geometry.shape[0])
-    z_of_empty = int(hearts[len(hearts) // 2])
-    empty = [name for name, z in planes.items() if z.size == 0]
-    used = np.unique(np.concatenate([*planes.values(), [z_of_empty] if empty else []]).astype(np.int64))
+    hearts = np.flatnonzero(masks["heart"].any(axis=(1, 2)))
+    middle = hearts if hearts.size else np.arange(geometry.shape[0])
+    z_of_empty = int(middle[len(middle) // 2])
+    empty = [name for name, mask in masks.items() if not mask.any()]
+    shown = np.asarray(masks["heart"].any(axis=(1, 2)) | masks["calcium"].any(axis=(1, 2)))
+    for labels, _ in classes:
+        shown |= labels.array.any(axis=(1, 2))
+    shown[z_of_empty] |= bool(empty)
+    used = np.flatnonzero(shown)
+    stacks = {name: mask[used] for name, mask in masks.items()}
+    stacks |= {label.name: labels.array[used] == label.value for labels, label in classes}
     # (slice, row, column, segment), but laid out segment by segment: highdicom adds them up 10 times faster
-    pixels = np.moveaxis(np.stack([mask[used].view(np.uint8) for mask in masks.values()]), 0, -1)
+    pixels = np.moveaxis(np.stack([stack.view(np.uint8) for stack in stacks.values()]), 0, -1)
     for name in empty:  # a mark keeps the frame, and is wiped below
-        pixels[used == z_of_empty, 0, 0, list(masks).index(name)] = 1
+        pixels[used == z_of_empty, 0, 0, list(stacks).index(name)] = 1
 
     with quiet_pydicom():
         header, content_time = _header(refs[0], series)
@@ -161,7 +162,7 @@ def write_segmentation(
     )
     if heart_by is not None:
         _by(segmentation.SegmentSequence[codes.HEART_SEGMENT - 1], heart_by)
-    _wipe_marks(segmentation, {list(masks).index(name) + 1 for name in empty})
+    _wipe_marks(segmentation, {list(stacks).index(name) + 1 for name in empty})
     _refer_to_images(segmentation, {_stand_in(z): refs[z] for z in used.tolist()})
     # highdicom sees only the slices used and takes their distance for the increment
     measures = segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
@@ -174,6 +175,13 @@ def write_segmentation(
         content_time = signature.content_time
         _point_to(segmentation, signature.replaces)
     write_whole(path, encoded_once(segmentation, *content_time))
+
+
+def _found(labels: Labels) -> list[Label]:
+    """The classes that have a voxel, in order."""
+    there = labels.array[labels.array.any(axis=(1, 2))]
+    values = set(np.unique(there[there > 0]).tolist())
+    return [label for label in labels.classes if label.value in values]
 
 
 def _point_to(segmentation: Dataset, replaced: Sequence[Path]) -> None:
@@ -198,7 +206,7 @@ def _point_to(segmentation: Dataset, replaced: Sequence[Path]) -> None:
         segmentation.SourceInstanceSequence = sources
 
 
-def _check_fit(geometry: Geometry, masks: dict[str, BoolArray], refs: Sequence[SliceRef]) -> None:
+def _check_fit(geometry: Geometry, masks: Mapping[str, npt.NDArray[Any]], refs: Sequence[SliceRef]) -> None:
     for name, mask in masks.items():
         if mask.shape != geometry.shape:
             raise MaskMismatch(
