@@ -109,11 +109,11 @@ def test_one_destination(quick_results: Path, options: list[str]) -> None:
     ("secrets", "url", "code"),
     [
         (USER, "", 0),
-        ({**USER, "DEEPCAC2_DICOMWEB_PASSWORD": "wr0ng-horse"}, "", 72),
+        pytest.param({**USER, "DEEPCAC2_DICOMWEB_PASSWORD": "wr0ng-horse"}, "", 72, marks=pytest.mark.slow),
         ({"DEEPCAC2_DICOMWEB_TOKEN": "s3cret-t0ken"}, "", 72),
         ({"DEEPCAC2_DICOMWEB_TOKEN": "s3cret-t0ken\n"}, "", 10),
         ({}, "http://tester:c0rrect-horse@127.0.0.1:9/dicom-web", 10),
-        (USER, "http://127.0.0.1:9/dicom-web", 71),
+        pytest.param(USER, "http://127.0.0.1:9/dicom-web", 71, marks=pytest.mark.slow),
         (USER, "http://192.0.2.7/dicom-web", 10),
         (USER, "https://127.0.0.1:9/dicom-web", 71),
     ],

@@ -130,6 +130,7 @@ def test_a_background_is_cut_to_the_surroundings_of_its_heart(background, shared
     assert make_background("x", background.volume, background.heart, nameless).kernel == "STANDARD"
 
 
+@pytest.mark.slow
 def test_named_crops_say_which_artery(background: Background) -> None:
     """The same crop as one without names, with arteries, kinds and depth instead of bare calcium."""
     plain, named = (replace(CROP, simulators=(2,), named=n) for n in (False, True))
