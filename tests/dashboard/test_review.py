@@ -410,23 +410,14 @@ def signed_score(review: Path, uid: str, reader: str, ct: Path, capsys: pytest.C
 
 
 @needs_browser
-@pytest.mark.parametrize("part", [slice(0, 3), pytest.param(slice(3, 10), marks=pytest.mark.slow)], ids=str)
-def test_ten_cases_with_the_keyboard_alone(
-    site: tuple[str, Path],
-    browser: Any,
-    uids: list[str],
-    to_read: Path,
-    capsys: pytest.CaptureFixture[str],
-    part: slice,
+def test_all_cases_with_the_keyboard_alone(
+    site: tuple[str, Path], browser: Any, uids: list[str], to_read: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     origin, review = site
     ann = Person(browser, origin, "Ann")
-    if part.start == 0:
-        ann.page.get_by_role("link", name="Read the next one").focus()
-        ann.press("Enter")
-    else:
-        ann.page.goto(f"{origin}/review/{uids[part.start]}")
-    for nr, uid in list(enumerate(uids))[part]:
+    ann.page.get_by_role("link", name="Read the next one").focus()
+    ann.press("Enter")
+    for nr, uid in enumerate(uids):
         ann.page.wait_for_url(f"**/review/{uid}")
         ann.settled()
         ann.press("2", "ArrowRight", "x", "ArrowRight", "4")  # the first is the LAD's, the second is out …
