@@ -228,7 +228,7 @@ def main() -> int:
     arguments = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as scratch:
-        folder = arguments.keep or Path(scratch)
+        folder = arguments.keep or Path(scratch) / "results"
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / PARQUET).is_file():
             write_table(folder / PARQUET, arguments.rows)
@@ -246,7 +246,10 @@ def main() -> int:
             started = time.perf_counter()
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
             assert server.stderr is not None
-            address = server.stderr.readline().split()[1].rstrip("/")
+            first = server.stderr.readline()
+            if "http" not in first:
+                raise SystemExit(first + server.stderr.read())
+            address = first.split()[1].rstrip("/")
             while True:
                 try:
                     ask(f"{address}/api/about")
