@@ -7,7 +7,8 @@ import math
 import os
 from pathlib import Path
 
-from .run import count, duration, log_file, quiet_libraries
+from .push import add_patience
+from .run import count, log_file, quiet_libraries
 from .screen import counter, note, say
 
 
@@ -66,21 +67,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--insecure", action="store_true", help="send credentials over plain http to another machine too"
     )
-    parser.add_argument(
-        "--timeout",
-        type=duration,
-        default=duration("60s"),
-        metavar="TIME",
-        help="longest wait for a connection and for each answer, as 90s or 10m; 0: any (default: 60s)",
-    )
-    parser.add_argument(
-        "--retries",
-        type=count,
-        default=5,
-        metavar="N",
-        help="how often a request is tried again when the connection was lost, with growing waits "
-        "(default: %(default)s)",
-    )
+    add_patience(parser, "a request")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors and the summary line")
     parser.set_defaults(run=run, goes_on=True)
 

@@ -56,6 +56,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         action="store_true",
         help="with --dicomweb, send credentials over plain http to another machine too",
     )
+    add_patience(parser, "an instance")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors and the summary line")
+    parser.set_defaults(run=run, goes_on=True)
+
+
+def add_patience(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add ``--timeout`` and ``--retries``, by which `what` is tried again."""
     parser.add_argument(
         "--timeout",
         type=duration,
@@ -68,11 +75,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         type=count,
         default=5,
         metavar="N",
-        help="how often an instance is tried again when the connection was lost, with growing waits "
+        help=f"how often {what} is tried again when the connection was lost, with growing waits "
         "(default: %(default)s)",
     )
-    parser.add_argument("--quiet", action="store_true", help="print nothing but errors and the summary line")
-    parser.set_defaults(run=run, goes_on=True)
 
 
 def add_deidentify(parser: argparse.ArgumentParser) -> None:

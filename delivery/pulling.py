@@ -18,7 +18,6 @@ import fnmatch
 import logging
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -35,7 +34,6 @@ from ..dicom.headers import CT_IMAGE, ENHANCED_CT, quiet_pydicom, text
 from ..dicom.series import SliceRef
 from ..errors import (
     DestinationRefused,
-    DestinationUnreachable,
     DiskFull,
     InputError,
     InputUnreadable,
@@ -44,7 +42,7 @@ from ..errors import (
 from ..system.atomic import on_disk, output_errors
 from ..system.foreign import parse_json
 from ..system.nearest import nearest
-from .sending import BUSY, WebService, media_type
+from .sending import WebService, media_type, tried
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +56,6 @@ _LARGEST_PAGE = 64 << 20
 _BLOCK = 1 << 20
 _LARGEST_HEAD = 1 << 13
 """Bytes of the headers of a part; chosen."""
-_FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0
-"""Seconds before the first and, doubled each time, at most before a later retry."""
 _UID = re.compile(r"(?:0|[1-9]\d*)(?:\.(?:0|[1-9]\d*))+")
 _DAY = r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])"
 _DATES = re.compile(rf"{_DAY}|{_DAY}-|-{_DAY}|{_DAY}-{_DAY}")
@@ -72,7 +68,7 @@ _OF_SERIES = (
 _STUDY_KEYS = (
     *("StudyDate", "StudyTime", "AccessionNumber", "ModalitiesInStudy", "ReferringPhysicianName"),
     *("PatientName", "PatientID", "StudyInstanceUID", "StudyID", "StudyDescription", "PatientBirthDate"),
-    *("PatientSex", "InstitutionName", "ModalitiesInStudy"),
+    *("PatientSex", "InstitutionName"),
 )
 _CT_CLASSES = (CT_IMAGE, *ENHANCED_CT)
 
@@ -213,10 +209,6 @@ class WebSource(WebService):
                     response.close()
             if status == 204 or (status == 200 and not content.strip()):
                 return
-            if status in BUSY:
-                raise DestinationUnreachable(
-                    f"{self.name}: it is too busy or being restarted (HTTP {status})"
-                )
             self._judge(status, kind)
             if status != 200:
                 raise DestinationRefused(
@@ -267,10 +259,6 @@ class WebSource(WebService):
         kind = 'multipart/related; type="application/dicom"; transfer-syntax=*'
         with self._asked("GET", path, {"Accept": kind}) as response:
             got = media_type(response)
-            if response.status in BUSY:
-                raise DestinationUnreachable(
-                    f"{self.name}: it is too busy or being restarted (HTTP {response.status})"
-                )
             if response.status in (404, 410):  # this one alone; the query has found it
                 raise NotFetched(f"it is not given (HTTP {response.status})")
             self._judge(response.status, got, ("multipart/related", "application/dicom"))
@@ -526,19 +514,7 @@ class _Puller:
 
     def _tried(self, ask: Callable[[], Any]) -> Any:
         """Ask, waiting and asking again when the connection is lost."""
-        wait = _FIRST_WAIT
-        for left in range(self._retries, -1, -1):
-            try:
-                return ask()
-            except DestinationUnreachable as error:
-                if not left:
-                    raise DestinationUnreachable(
-                        f"{error}; {self.found.images} images came, the same command goes on"
-                    ) from None
-                log.warning("%s; next try in %.0f s", error, wait)
-                time.sleep(wait)
-                wait = min(2 * wait, _LONGEST_WAIT)
-        raise AssertionError("unreachable")
+        return tried(ask, self._retries, lambda: f"{self.found.images} images came")
 
 
 def _merge(whole: Path, coming: Path) -> None:

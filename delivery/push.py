@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import logging
 import sqlite3
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ from typing import Any
 from ..batch.ledger import FOLDER, Lines, read_lines, take_lock
 from ..dicom import Series, SliceRef, chosen, discover, safe_name
 from ..errors import (
-    DestinationUnreachable,
     InputDamaged,
     InputError,
     InputUnreadable,
@@ -32,12 +30,9 @@ from ..system.foreign import foreign
 from ..system.hashing import sha256_of
 from ..system.inside import regular_inside
 from .preparing import AS_IT_IS, Preparation
-from .sending import ALREADY_THERE, Destination, file_of
+from .sending import ALREADY_THERE, Destination, file_of, tried
 
 log = logging.getLogger(__name__)
-
-_FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0
-"""Seconds before the first and, doubled each time, at most before a later retry."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -378,16 +373,8 @@ class Sender:
 
     def _try(self, instance: SliceRef, path: Path) -> str:
         """Send, waiting and trying again when the connection is lost; see `Destination.send`."""
-        wait = _FIRST_WAIT
-        for left in range(self.retries, -1, -1):
-            try:
-                return self.destination.send(instance, path)
-            except DestinationUnreachable as error:
-                if not left:
-                    raise DestinationUnreachable(
-                        f"{error}; {self.summary.sent} instances were sent, the same command goes on"
-                    ) from None
-                log.warning("%s; next try in %.0f s", error, wait)
-                time.sleep(wait)
-                wait = min(2 * wait, _LONGEST_WAIT)
-        raise AssertionError("unreachable")
+        return tried(
+            lambda: self.destination.send(instance, path),
+            self.retries,
+            lambda: f"{self.summary.sent} instances were sent",
+        )

@@ -13,13 +13,14 @@ import logging
 import re
 import socket
 import ssl
+import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import pydicom
@@ -45,6 +46,8 @@ from ..errors import DestinationRefused, DestinationUnreachable, InputDamaged, I
 from ..system.foreign import foreign, parse_json
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _BLOCK = 1 << 20
 """Bytes of a file in memory at once."""
@@ -266,6 +269,32 @@ def _multipart(path: Path) -> tuple[dict[str, str], Iterator[bytes]]:
 _JSON = ("application/dicom+json", "application/json")
 BUSY = (429, 502, 503, 504)
 """Statuses of a service that may answer later."""
+_FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0
+"""Seconds before the first and, doubled each time, at most before a later try; chosen."""
+
+
+def tried(ask: Callable[[], T], retries: int, so_far: Callable[[], str]) -> T:
+    """What a destination answers, waiting and asking again when the connection is lost.
+
+    Args:
+        ask: Asks once.
+        retries: How often it is asked again.
+        so_far: What was reached until then, for the error.
+
+    Raises:
+        DestinationUnreachable: It did not answer any time.
+    """
+    wait = _FIRST_WAIT
+    for left in range(retries, -1, -1):
+        try:
+            return ask()
+        except DestinationUnreachable as error:
+            if not left:
+                raise DestinationUnreachable(f"{error}; {so_far()}, the same command goes on") from None
+            log.warning("%s; next try in %.0f s", error, wait)
+            time.sleep(wait)
+            wait = min(2 * wait, _LONGEST_WAIT)
+    raise AssertionError("unreachable")
 
 
 class WebService:
@@ -372,6 +401,8 @@ class WebService:
             what = f"does not allow this user or machine to {self.purpose}: check the rights there"
         elif status in (404, 405, 410, 501):
             what = f"has no {self.service} at {self.name}/studies: check the URL, which is the DICOMweb root"
+        elif status in BUSY:
+            raise DestinationUnreachable(f"{self.name}: it is too busy or being restarted (HTTP {status})")
         elif 300 <= status < 400:
             what = "sends us elsewhere, to a login page perhaps: check the URL (https?) and the credentials"
         elif 200 <= status < 300 and kind not in kinds:
@@ -409,8 +440,6 @@ class DicomWeb(WebService):
         """See `Destination.send`."""
         status, kind, content = self._request("POST", *_multipart(path))
         self._judge(status, kind)
-        if status in BUSY:
-            raise DestinationUnreachable(f"{self.name}: it is too busy or being restarted (HTTP {status})")
         return self._outcome(instance.sop_instance_uid, status, content)
 
     def _request(

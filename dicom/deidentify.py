@@ -46,7 +46,7 @@ from . import structured_report
 from .contrast import INTRAVENOUS, NONE, contrast_kind
 from .derived import decimal
 from .files import Upto, encoding_of, limits_of, read_slice
-from .headers import quiet_pydicom, text, texts
+from .headers import MALFORMED, quiet_pydicom, text, texts
 from .pseudonyms import Pseudonyms
 from .reading import clean_cells, padding_range
 from .seg import codes
@@ -442,7 +442,7 @@ def _numbers(ds: Dataset, keyword: str) -> DataElement:
             numbers = [float(v) for v in values]
         else:
             numbers = [_whole(v) for v in values]
-    except (ValueError, TypeError, AttributeError, OverflowError, NotImplementedError, LookupError):
+    except MALFORMED:
         raise NotDeidentified(f"{keyword} holds no number") from None
     return DataElement(tag, vr, numbers[0] if len(numbers) == 1 else numbers)
 

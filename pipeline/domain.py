@@ -19,7 +19,7 @@ from ..weights import Domain, WeightSet
 from .case import Case
 from .facts import CT, DOMAIN, HEART
 
-_OFF_DOMAIN = {
+OFF_DOMAIN = {
     topic: register_gate(
         Gate(code=f"off-domain-{topic}", sentence=f"The weights were not trained on {scans}.", fatal=False)
     )
@@ -246,7 +246,7 @@ def _say(findings: list[Finding], topic: str, by_role: Mapping[str, list[_Outsid
     trained = ", ".join(
         f"the {' and '.join(roles)} weights were trained on {what}" for what, roles in by_training.items()
     )
-    for code in (*_SAID_BEFORE.get(topic, ()), _OFF_DOMAIN[topic].code):
+    for code in (*_SAID_BEFORE.get(topic, ()), OFF_DOMAIN[topic].code):
         for i, finding in enumerate(findings):
             if finding.code == code:
                 findings[i] = replace(finding, message=f"{finding.message}; {trained}")
@@ -255,4 +255,4 @@ def _say(findings: list[Finding], topic: str, by_role: Mapping[str, list[_Outsid
     measured = " and ".join(dict.fromkeys(o.measured for o in everything))
     effects = dict.fromkeys(o.effect for o in everything)
     known = [e for e in effects if e != UNKNOWN] or [UNKNOWN]
-    findings.append(_OFF_DOMAIN[topic].finding(f"{measured}; {trained}: {' and '.join(known)}"))
+    findings.append(OFF_DOMAIN[topic].finding(f"{measured}; {trained}: {' and '.join(known)}"))

@@ -17,6 +17,7 @@ from ..dicom.deidentify import KERNEL, VERSION, Deidentifier, Vocabulary, maker_
 from ..dicom.pseudonyms import Pseudonyms
 from ..scoring.rules import named_rules
 from ..weights import load_manifest
+from .domain import OFF_DOMAIN
 from .gates import gates
 from .places import series_folder
 from .results import MEANINGS, STATUSES, ResultRow
@@ -28,7 +29,6 @@ _SHORT = re.compile(r"[A-Za-z0-9<>=. ]{0,12}")
 """Words of `_GRADES`, such as ``very low``, ``>=1000``."""
 _GRADES = ("risk_group_name", "cac_drs", "chest_ct_grade", "score_class")
 """Columns of words that follow from the score."""
-_OFF_DOMAIN = ("kernel", "noise", "kvp", "slices", "field", "contrast", "unknown")
 _CAUTION = "A caution was removed with the patient's data; ask whom this is from."
 _SET = re.compile(r"([a-z_ -]{1,40}):([A-Za-z0-9._-]+)@([0-9a-f]{12})")
 
@@ -116,7 +116,7 @@ def _warnings(value: str, row: ResultRow) -> str:
 
 
 def _off_domain(value: str, row: ResultRow) -> str:
-    return ";".join(word for word in value.split(";") if word in _OFF_DOMAIN)
+    return ";".join(word for word in value.split(";") if word in (*OFF_DOMAIN, "unknown"))
 
 
 def _sets(value: str, row: ResultRow) -> str:

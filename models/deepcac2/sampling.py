@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -96,7 +97,7 @@ class Aligned(_Between):
     def heart_box(self, heart: Bools) -> Box | None:
         if not heart.any():
             return None
-        boxes = zip(positions(self.ct, self.full), bounding_box(heart), strict=True)
+        boxes = zip(self._every, bounding_box(heart), strict=True)
         at, near = [], []
         for p, b in boxes:
             near.append(np.flatnonzero((p > b.start - 1) & (p < b.stop)))
@@ -137,13 +138,17 @@ class Aligned(_Between):
         mask[np.ix_(*known)] = values >= threshold if at_threshold else values > threshold
         return mask
 
+    @cached_property
+    def _every(self) -> At:
+        """Where the voxels of the whole grid lie in the CT."""
+        return positions(self.ct, self.full)
+
     def _positions(self, begin: Floats) -> At:
         """Where the voxels of the crop lie in the CT; NaN outside of the resampled CT."""
         if np.any(begin % 1):
             return positions(self.ct, self._from(begin))
         result = []
-        every = positions(self.ct, self.full)
-        for all_of_them, first, size in zip(every, _ints(begin), self.crop, strict=True):
+        for all_of_them, first, size in zip(self._every, _ints(begin), self.crop, strict=True):
             at = np.full(size, np.nan)
             low, high = max(first, 0), min(first + size, len(all_of_them))
             at[low - first : max(high, low) - first] = all_of_them[low:high]

@@ -324,7 +324,7 @@ def test_limits(service: Service, tmp_path: Path) -> None:
 def test_a_busy_service_is_asked_again(
     service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deepcac2.delivery.pulling._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("deepcac2.delivery.sending._FIRST_WAIT", 0.01)
     service.busy = 2
     with served(service) as url:
         assert pulled(url, tmp_path, retries=2).images == 3
