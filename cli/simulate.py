@@ -52,10 +52,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--simulator",
         metavar="VERSION",
         type=int,
-        choices=(1, 2),
+        choices=(1, 2, 3),
         default=1,
         help="1, which the bundled weights were trained on and measured on; 2: arteries, motion and disease "
-        "nearer to patients' (default: 1)",
+        "nearer to patients'; 3: as 2, with collapsed lung against the heart (default: 1)",
     )
     parser.add_argument(
         "--trial",

@@ -12,7 +12,7 @@ import numpy as np
 from .arteries import sample_arteries, sample_plaques, sample_sleeves
 from .body import Body, sample_body, sample_frame, stream
 from .coronary import Deposit, sample_coronaries, sample_distractors, sample_lesions
-from .findings import Findings, sample_findings, with_more_beside
+from .findings import Findings, sample_findings, with_collapse, with_more_beside
 from .heart import Heart, sample_heart
 from .lungs import VesselTree, sample_vessels
 from .shapes import Frame, Points, Waves
@@ -20,7 +20,7 @@ from .vessels import Vessels, sample_great_vessels
 
 __all__ = ["Anatomy", "place_heart", "sample_anatomy", "sample_body", "sample_frame", "stream"]
 
-VERSIONS = (1, 2)
+VERSIONS = (1, 2, 3)
 """Versions of the simulator. A version never changes what it draws; a new one gets a new number."""
 CARDIOMEGALY_SHARE = 0.08
 """Share of clearly enlarged hearts (chosen)."""
@@ -35,7 +35,7 @@ class Anatomy:
     Attributes:
         frame: Where and how the patient lies on the table.
         version: Of the simulator: 1, or 2 with `arteries`, more disease beside the heart and motion as it is
-            without gating.
+            without gating; 3 is 2 with collapsed lung against the heart.
         coronaries: Centreline (n, 3) of ``LM``, ``LAD``, ``LCX``, ``RCA``; in version 2 of branches too.
         sleeves: Radius (n,) of the fat around each of their points, mm; empty in version 1.
         lesions: Coronary calcium. distractors: calcium elsewhere, and metal.
@@ -93,7 +93,7 @@ def sample_anatomy(seed: int, version: int = 1) -> Anatomy:
 
     Args:
         seed: The patient.
-        version: Of the simulator, 1 or 2, see `Anatomy`.
+        version: Of the simulator, one of `VERSIONS`, see `Anatomy`.
 
     Raises:
         ValueError: There is no such version.
@@ -115,6 +115,8 @@ def sample_anatomy(seed: int, version: int = 1) -> Anatomy:
     findings = sample_findings(seed, body, heart, vessels)
     if version > 1:
         findings = with_more_beside(stream(seed, "beside"), findings, heart)
+    if version > 2:
+        findings = with_collapse(stream(seed, "collapse"), findings, heart)
     distractors = sample_distractors(stream(seed, "distract"), heart, vessels.aorta, vessels.airways, target)
     rng = stream(seed, "texture")
     return Anatomy(

@@ -17,6 +17,8 @@ RARE = frozenset({"stent", "bypass clip", "pericardium"})
 """What is hardest to tell from coronary calcium, and rare: a training may want more of it."""
 ROOT_SHARE = 0.25
 """Share with calcium of the aortic root in version 2 of the simulator (chosen)."""
+BANDS_SHARE = 0.8
+"""Share of collapsed lungs with dense bands in version 3 (chosen)."""
 PIECE = 12
 """Points per piece of a long thing: short pieces have small boxes."""
 
@@ -33,6 +35,7 @@ def all_distractors(anatomy: Anatomy) -> tuple[Deposit, ...]:
         *_granulomas(rng, anatomy),
         *_oesophagus(rng, anatomy),
         *(_root(stream(anatomy.seed, "root"), anatomy) if anatomy.version > 1 else ()),
+        *_bands(stream(anatomy.seed, "bands"), anatomy),
     )
 
 
@@ -151,6 +154,28 @@ def _root(rng: np.random.Generator, anatomy: Anatomy) -> list[Deposit]:
         beads = rng.uniform(0.5, 2.2) * np.clip(rng.normal(1, 0.3, 9), 0.4, 1.6)
         hu = float(rng.uniform(250, 1300))
         out.append(Deposit(kind="aorta", points=ring + rng.normal(0, 0.5, ring.shape), radii=beads, hu=hu))
+    return out
+
+
+def _bands(rng: np.random.Generator, anatomy: Anatomy) -> list[Deposit]:
+    """Dense bands in collapsed lung along the heart: calcified bronchi, vessels and scars."""
+    collapse = anatomy.findings.collapse
+    if collapse is None or rng.random() >= BANDS_SHARE:
+        return []
+    heart, out = anatomy.heart, []
+    middle = np.array(collapse.centre)
+    for _ in range(int(rng.integers(1, 6))):
+        n = int(rng.integers(4, 14))
+        ends = middle + rng.normal(0, 0.45, (2, 3)) * collapse.radii
+        line = ends[0] + np.linspace(0, 1, n)[:, None] * (ends[1] - ends[0])
+        rays = line - heart.origin
+        rays /= np.linalg.norm(rays, axis=1, keepdims=True)
+        wall = heart.surface(np.repeat(heart.origin[None], n, axis=0), rays, 0.0)
+        outside = np.interp(np.linspace(0, 1, n), [0, 1], rng.uniform(0.5, 12, 2))[:, None]
+        points = wall + outside * rays + rng.normal(0, 0.4, (n, 3))
+        radii = rng.uniform(0.4, 1.7) * np.clip(rng.normal(1, 0.3, n), 0.4, 1.6)
+        hu = float(rng.uniform(180, 1100))
+        out.append(Deposit(kind="collapsed lung", points=points, radii=radii, hu=hu))
     return out
 
 

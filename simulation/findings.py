@@ -23,6 +23,9 @@ PLEURAL_SHARE = 0.05
 """Share with fluid behind a lung."""
 MORE_FLUID_SHARE, MORE_MASS_SHARE = 0.25, 0.16
 """Added in version 2 of the simulator: fluid behind the lungs, a mass against the heart."""
+COLLAPSE_SHARE = 0.35
+"""Added in version 3: a collapsed part of a lung against the heart, mostly with dense bands in it. Chosen far
+above what patients have: it is what version 3 is for."""
 FIBROSIS_SHARE = 0.08
 """Share with scarring under the pleura, worst at the base."""
 HERNIA_SHARE = 0.1
@@ -53,6 +56,7 @@ class Findings:
         fibrosis: 0 (none) to 1.
         hernia: Stomach in the chest, behind the heart: shape, and its HU; None mostly.
         hernia_gas: Share of the hernia's height filled with gas.
+        collapse: Collapsed lung against the heart, whose bands are `distractors`; it is one of `lung`, too.
     """
 
     lung: tuple[Blob, ...]
@@ -61,6 +65,7 @@ class Findings:
     fibrosis: float
     hernia: Blob | None
     hernia_gas: float
+    collapse: Blob | None = None
 
 
 def sample_findings(seed: int, body: Body, heart: Heart, vessels: Vessels) -> Findings:
@@ -111,6 +116,23 @@ def with_more_beside(rng: np.random.Generator, findings: Findings, heart: Heart)
         mass = _blob(rng, _beside(rng, heart), (10.0, 38.0), float(rng.uniform(-20, 55)), 5.0)
         findings = replace(findings, lung=(*findings.lung, mass))
     return findings
+
+
+def with_collapse(rng: np.random.Generator, findings: Findings, heart: Heart) -> Findings:
+    """Findings with a collapsed part of a lung beside and behind the heart added to `COLLAPSE_SHARE` of them.
+
+    Collapsed lung is as dense as muscle and has no fat before the heart: what is bright in it lies where an
+    artery could. Version 3 of the simulator.
+    """
+    if rng.random() >= COLLAPSE_SHARE:
+        return findings
+    angle = rng.uniform(0.0, 1.2)
+    if rng.random() < 0.35:
+        angle = np.pi - angle
+    ray = np.array([[np.cos(angle), np.sin(angle), rng.uniform(-0.6, 0.1)]])
+    place = heart.surface(heart.origin[None], ray / np.linalg.norm(ray), 0.0)[0]
+    collapse = _blob(rng, place, (16.0, 40.0), float(rng.uniform(25, 75)), 4.0)
+    return replace(findings, lung=(*findings.lung, collapse), collapse=collapse)
 
 
 def _blob(

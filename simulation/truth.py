@@ -44,6 +44,7 @@ OTHERS: tuple[Label, ...] = (
         region=Concept(value="32849002", scheme="SCT", meaning="Esophagus"),
         colour=(200, 180, 120),
     ),
+    _calcium("collapsed lung", 13, "39607008", "Lung"),
 )
 """Calcium that is not coronary, metal, and what is bright in the oesophagus.
 

@@ -7,6 +7,7 @@ import pytest
 
 from deepcac2.simulation import sample_acquisition
 from deepcac2.simulation.anatomy import sample_anatomy
+from deepcac2.simulation.distractors import all_distractors
 from deepcac2.simulation.specks import motion_path
 
 SEEDS = range(700, 716)
@@ -33,8 +34,8 @@ def test_the_version_before_is_the_default_and_has_no_branches():
 
 
 def test_an_unknown_version_is_refused():
-    with pytest.raises(ValueError, match="not 3"):
-        sample_anatomy(700, version=3)
+    with pytest.raises(ValueError, match="not 4"):
+        sample_anatomy(700, version=4)
 
 
 def test_branches_begin_on_their_artery(patients):
@@ -98,3 +99,23 @@ def test_gated_scans_are_zoomed():
     assert 10 < len(narrow) < 45
     assert all(150 <= s.field_of_view <= 260 and s.motion <= 2 for s in narrow)
     assert max(s.field_of_view for s in scans) > 450
+
+
+def test_version_3_adds_collapsed_lung_outside_the_heart_and_nothing_else():
+    seen = 0
+    for seed in range(700, 720):
+        second, third = (sample_anatomy(seed, version=v) for v in (2, 3))
+        kinds = [[d for d in all_distractors(a) if d.kind == "collapsed lung"] for a in (second, third)]
+        assert second.findings.collapse is None and not kinds[0]
+        assert [d.kind for d in all_distractors(second)] == [
+            d.kind for d in all_distractors(third) if d.kind != "collapsed lung"
+        ]
+        assert np.array_equal(second.coronaries["RCA"], third.coronaries["RCA"])
+        if third.findings.collapse is None:
+            assert third.findings == second.findings and not kinds[1]
+            continue
+        assert third.findings.lung == (*second.findings.lung, third.findings.collapse)
+        for band in kinds[1]:
+            seen += 1
+            assert np.percentile(depth(third, band.points), 90) < 1.0  # mm below the sac
+    assert seen > 5
