@@ -11,7 +11,6 @@ from .run import count, duration, log_file, quiet_libraries
 from .screen import counter, note, say
 
 if TYPE_CHECKING:
-    from ..delivery.preparing import Preparation
     from ..delivery.push import Problem
     from ..delivery.sending import Destination
 
@@ -97,17 +96,11 @@ def key_of(args: argparse.Namespace) -> bytes | None:
     Raises:
         InputError: It is none, or would lie among the results.
     """
-    from ..errors import InputError
     from ..system.secret import secret_key
 
     if args.deidentify is None:
         return None
-    if args.deidentify.resolve().is_relative_to(args.results.resolve()):
-        raise InputError(
-            f"--deidentify: {args.deidentify} lies in {args.results}; whoever gets both finds the patients "
-            "again: keep the key elsewhere"
-        )
-    key, made = secret_key(args.deidentify)
+    key, made = secret_key(args.deidentify, apart_from=args.results)
     if made:
         note(f"made a new key, {args.deidentify}: keep it, and keep it secret; without it names differ")
     return key
@@ -119,6 +112,7 @@ _SHOWN = 20
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0 when everything asked for is there, 1 when something was not taken."""
+    from ..delivery.preparing import prepared_with
     from ..delivery.push import push
     from ..errors import InputError
     from ..stats.tables import selected_series
@@ -142,7 +136,7 @@ def run(args: argparse.Namespace) -> int:
                 only=only,
                 again=args.again,
                 retries=args.retries,
-                preparation=_preparation(key),
+                preparation=prepared_with(key),
                 watch=(lambda done, total: None) if args.quiet else counter("series"),
                 tell=tell,
             )
@@ -162,17 +156,6 @@ def run(args: argparse.Namespace) -> int:
         f"{summary.series} series to {destination.name}; log: {log_path}"
     )
     return 1 if summary.problems else 0
-
-
-def _preparation(key: bytes | None) -> Preparation:
-    """What is sent: everything as it is, or with a key everything without its patient."""
-    from ..delivery.preparing import AS_IT_IS, Deidentified
-
-    if key is None:
-        return AS_IT_IS
-    from ..pipeline.hand_over import deidentifier
-
-    return Deidentified(deidentifier(key))
 
 
 def _destination(args: argparse.Namespace) -> Destination:

@@ -6,20 +6,16 @@ Nothing here is about a patient: counts, addresses of destinations, reasons in o
 from __future__ import annotations
 
 import html
-import re
 import shutil
-import socket
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from ..errors import InputError
+from .web import WebServer
 
 if TYPE_CHECKING:
     from .node import Node
@@ -34,23 +30,9 @@ _HEADERS = {
 }
 
 
-def address_of(text: str) -> tuple[str, int]:
-    """``HOST:PORT``, an IPv6 address in brackets.
-
-    Raises:
-        InputError: It is none.
-    """
-    match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(\d{1,5})", text)
-    if match is None or int(match[2]) > 65535:
-        raise InputError(
-            f"http: {text!r} is no HOST:PORT; give one such as 127.0.0.1:11180, or leave it empty"
-        )
-    return match[1].strip("[]"), int(match[2])
-
-
 def state_of(node: Node) -> dict[str, Any]:
     """All that is told of a node: JSON types."""
-    counts, received = node.inbox.counts(), node.listener.counts
+    counts, received = node.inbox.counts(), node.received()
     free = shutil.disk_usage(node.inbox.root).free
     problems = [text for text in node.health.destinations.values() if text]
     if free < node.config.limits.free_gb * 1e9:
@@ -152,33 +134,18 @@ def _in_words(value: Any) -> str:
     return str(value)
 
 
-class HealthPage:
+class HealthPage(WebServer):
     """Serves ``/``, ``/health`` and ``/metrics`` until it is stopped.
 
     Args:
         node: Of which it tells.
         address: ``HOST:PORT``.
 
-    Attributes:
-        port: Where it listens.
-
     Raises:
         InputError: It cannot listen there.
     """
 
     def __init__(self, node: Node, address: str) -> None:
-        host, port = address_of(address)
-        try:
-            family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-            self._socket = socket.socket(family, kind, protocol)
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._socket.bind(place)
-        except OSError as error:
-            raise InputError(
-                f"http: cannot listen at {address}: {error.strerror or error}; give another, or none"
-            ) from None
-        self.port: int = self._socket.getsockname()[1]
-
         def page(request: Request) -> Response:
             return HTMLResponse(page_of(state_of(node)), headers=_HEADERS)
 
@@ -191,26 +158,4 @@ class HealthPage:
             return PlainTextResponse(text, media_type="text/plain; version=0.0.4", headers=_HEADERS)
 
         app = Starlette(routes=[Route("/", page), Route("/health", health), Route("/metrics", metrics)])
-        config = uvicorn.Config(
-            app,
-            loop="asyncio",
-            ws="none",
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            limit_concurrency=32,
-            timeout_keep_alive=5,
-            timeout_graceful_shutdown=2,
-        )
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(
-            target=self._server.run, kwargs={"sockets": [self._socket]}, name="health", daemon=True
-        )
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End it."""
-        self._server.should_exit = True
-        self._thread.join(5)
-        self._socket.close()
+        super().__init__(app, address, option="http")

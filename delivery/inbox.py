@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from pydicom.uid import UID
 from ..batch.ledger import take_lock
 from ..dicom import safe_name
 from ..dicom.discovery import places_in
-from ..dicom.files import read_slice
+from ..dicom.files import HEAD_BYTES, read_slice, start_of_data_set
 from ..dicom.headers import CT_IMAGE, ENHANCED_CT, quiet_pydicom, text, whole
 from ..dicom.series import SliceRef
 from ..errors import InputError, InputUnreadable, OutputBusy
@@ -270,6 +271,7 @@ class Inbox:
         sop_class: str,
         uid: str,
         syntax: str,
+        study: str = "",
         transfer: str = OPEN,
     ) -> Answer:
         """Take an instance: when the answer is a success it is on the disk, and what follows from it noted.
@@ -278,17 +280,53 @@ class Inbox:
             parts: Its data set, encoded.
             sop_class, uid: SOPClassUID and SOPInstanceUID, as the sender says.
             syntax: Transfer syntax.
+            study: StudyInstanceUID that it must be of; "": of any.
             transfer: What is noted of the transfer until `ended` says more.
         """
         if sop_class not in SOP_CLASSES or not all(_UID.fullmatch(u) for u in (uid, syntax)):
             return Answer(status=MISMATCH, why="no CT, or its UIDs are none")
         path = self._coming / f"{os.getpid()}-{threading.get_ident()}-{time.monotonic_ns()}.dcm"
         try:
-            return self._receive(path, parts, sop_class, uid, syntax, transfer)
+            return self._receive(path, parts, sop_class, uid, syntax, study, transfer)
         except OSError as error:
             return Answer(status=NO_ROOM, why=f"it cannot be written ({error.strerror})")
         finally:
             path.unlink(missing_ok=True)
+
+    def receive_file(
+        self, blocks: Iterable[bytes], *, study: str = "", transfer: str = OPEN
+    ) -> tuple[str, str, Answer]:
+        """Take an instance that comes as a DICOM file (PS3.10), as `receive` does.
+
+        Args:
+            blocks: The file; they are taken until it is refused.
+            study: StudyInstanceUID that it must be of; "": of any.
+            transfer: As in `receive`.
+
+        Returns:
+            SOPClassUID and SOPInstanceUID by its file meta information, "" where there is none, and what
+            becomes of it.
+        """
+        rest, head = iter(blocks), b""
+        while len(head) < HEAD_BYTES and (block := next(rest, b"")):
+            head += block
+        try:
+            if head[128:132] != b"DICM":
+                raise InputUnreadable("it is no DICOM file")
+            with quiet_pydicom(), foreign("its file meta information"):
+                meta, start = start_of_data_set(head)
+                sop_class, uid, syntax = (
+                    text(meta, "MediaStorageSOPClassUID"),
+                    text(meta, "MediaStorageSOPInstanceUID"),
+                    text(meta, "TransferSyntaxUID"),
+                )
+        except InputUnreadable:
+            return "", "", Answer(status=NOT_UNDERSTOOD, why="it is no DICOM file")
+        parts = chain([head[start:]], rest)
+        answer = self.receive(
+            parts, sop_class=sop_class, uid=uid, syntax=syntax, study=study, transfer=transfer
+        )
+        return sop_class, uid, answer
 
     def _receive(
         self,
@@ -297,6 +335,7 @@ class Inbox:
         sop_class: str,
         uid: str,
         syntax: str,
+        wanted: str,
         transfer: str,
     ) -> Answer:
         digest, size = hashlib.sha256(), 0
@@ -322,6 +361,8 @@ class Inbox:
             return Answer(status=MISMATCH, why="its header names another SOP class or instance")
         if not (_UID.fullmatch(series) and _UID.fullmatch(study)):
             return Answer(status=NOT_UNDERSTOOD, why="its header names no series or study")
+        if wanted not in ("", study):
+            return Answer(status=MISMATCH, series_uid=series, why="it is of another study than that named")
         if places_in(path) != {(series, path.parent)}:  # what a run would not see is not taken
             return Answer(status=NOT_UNDERSTOOD, series_uid=series, why="its header cannot be read")
         expected = min(max(expected, 0), self.limits.images)

@@ -15,7 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from pydicom.uid import (
@@ -39,20 +39,9 @@ from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAsso
 
 from ..errors import InputError
 from . import commitment
-from .inbox import (
-    CLOSED,
-    CONFLICT,
-    CUT,
-    DUPLICATE,
-    FAILED,
-    NO_ROOM,
-    REFUSED,
-    SOP_CLASSES,
-    SUCCESS,
-    Commitment,
-    Inbox,
-)
+from .inbox import FAILED, NO_ROOM, SOP_CLASSES, SUCCESS, Commitment, Inbox
 from .sending import check_title
+from .transfer import Transfer
 
 log = logging.getLogger(__name__)
 
@@ -69,8 +58,6 @@ _DATA, _RELEASE = 0x04, 0x05
 _LARGEST_PDU = 1 << 20
 """Bytes of a PDU that are read at most, of whatever kind; a request for an association with 128 contexts of
 all transfer syntaxes has some 60 kB."""
-_MOST_REFUSED = 10_000
-"""Instances of an association that were refused and are remembered one by one. Chosen."""
 _BLOCK = 1 << 16
 _AT_ONCE: int | None = getattr(socket, "TCP_QUICKACK", None)
 """Linux, tcp(7): acknowledge at once. A sender with Nagle's algorithm holds the last part of each instance
@@ -161,47 +148,6 @@ class Listen:
             raise InputError("commitment: name the port of peers who shall get reports (peers: port)")
         if (self.key or self.ca) and not self.certificate:
             raise InputError("key and ca are about TLS; give a certificate, too")
-
-
-@dataclass(kw_only=True)
-class Transfer:
-    """What an association has brought so far.
-
-    Attributes:
-        association: The thread.
-        fresh: Series of which it brought something new.
-        seen: Series of which it brought anything.
-        refused: SOPInstanceUID of what was not taken, its series ("" where nobody knows it), and how that
-            counts.
-        flaw: Something was not taken of which nobody knows the series.
-        held: Bytes received and not stored yet.
-        begun, bytes: Since when, and what it brought in all.
-    """
-
-    association: Any
-    fresh: set[str] = field(default_factory=set)
-    seen: set[str] = field(default_factory=set)
-    refused: dict[str, tuple[str, str]] = field(default_factory=dict)
-    flaw: bool = False
-    held: int = 0
-    begun: float = field(default_factory=time.monotonic)
-    bytes: int = 0
-
-    def endings(self, released: bool) -> dict[str, str]:
-        """How it ended for each of its series, for `Inbox.ended`."""
-        flawed: dict[str, str] = {}
-        for uid, how in self.refused.values():
-            flawed[uid] = CONFLICT if CONFLICT in (how, flawed.get(uid)) else how
-        if flawed.pop("", "") or self.flaw:
-            return dict.fromkeys(self.seen, REFUSED) | flawed
-        if released:
-            return dict.fromkeys(self.seen, CLOSED) | flawed
-        return dict.fromkeys(self.fresh, CUT) | flawed
-
-    @property
-    def series(self) -> set[str]:
-        """Of which it has brought, or tried to bring, something."""
-        return self.seen | {uid for uid, _ in self.refused.values()} - {""}
 
 
 class _Socket(AssociationSocket):  # type: ignore[misc]
@@ -420,10 +366,8 @@ class Listener:
             log.warning("cut off a caller: an instance is larger than it may be, or all are together")
             event.assoc.dul.socket.close()
             return
-        if self.listen.rate_mb:
-            early = transfer.bytes / (self.listen.rate_mb * 1e6) - (time.monotonic() - transfer.begun)
-            if early > 0:
-                time.sleep(min(early, 1.0))
+        if (early := transfer.early(self.listen.rate_mb)) > 0:
+            time.sleep(min(early, 1.0))
 
     def _echo(self, event: Any) -> int:
         self.counts["echoes"] += 1
@@ -477,24 +421,15 @@ class Listener:
             return FAILED
         finally:
             transfer.held = 0
-        uid, instance = answer.series_uid, str(request.AffectedSOPInstanceUID)
         if answer.status == SUCCESS:
             self.counts["new" if answer.new else "again"] += 1
-            transfer.seen.add(uid)
-            if transfer.refused.get(instance, ("", ""))[1] != CONFLICT:
-                transfer.refused.pop(instance, None)  # another try
-            if answer.new:
-                transfer.fresh.add(uid)
-            return SUCCESS
-        self.counts["refused"] += 1
-        log.warning("series %s: an instance was refused with 0x%04X: %s", uid, answer.status, answer.why)
-        how = CONFLICT if answer.status == DUPLICATE else REFUSED
-        if uid:
-            self._inbox.ended({uid: how})  # before it is said: nobody may be there to note it later
-        if len(transfer.refused) < _MOST_REFUSED:
-            transfer.refused[instance] = (uid, how)
         else:
-            transfer.flaw = True
+            self.counts["refused"] += 1
+            log.warning(
+                "series %s: an instance was refused with 0x%04X: %s",
+                answer.series_uid, answer.status, answer.why,
+            )  # fmt: skip
+        transfer.answered(str(request.AffectedSOPInstanceUID), answer, self._inbox)
         return answer.status
 
     def sweep(self, *, everything: bool = False) -> None:

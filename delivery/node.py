@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -39,14 +40,17 @@ from ..pipeline.run import Job, read_details, settle_output, write_run
 from ..system.atomic import output_errors, remove_leftovers
 from ..system.codec import from_plain
 from ..system.foreign import parse_yaml, read_bytes
+from ..system.secret import secret_key
 from .commitment import Committer
 from .inbox import CLOSED, CONFLICT, CUT, OPEN, REFUSED, Delivery, Inbox, Limits, Waiting
 from .listening import Listen, Listener
+from .preparing import AS_IT_IS, Preparation, prepared_with
 from .push import Problem, PushJournal, PushSummary, Sender
 from .sending import Credentials, Destination, DicomWeb, Dimse, tls_context
 
 if TYPE_CHECKING:
     from .health import HealthPage
+    from .stow import Stow
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +79,7 @@ class Target:
         tls: Encrypt, with `dimse`.
         insecure: With `dicomweb`, send credentials over plain http to another machine too.
         timeout: Seconds to wait for a connection, and for each answer.
+        deidentify: File of the key by which it gets results without patients; "": it gets them as they are.
     """
 
     dimse: str = ""
@@ -83,6 +88,7 @@ class Target:
     tls: bool = False
     insecure: bool = False
     timeout: float = 60.0
+    deidentify: str = ""
 
     def __post_init__(self) -> None:
         if bool(self.dimse) == bool(self.dicomweb):
@@ -105,6 +111,17 @@ class Target:
         tls = tls_context(environment) if self.tls else None
         return Dimse(self.dimse, calling=self.calling, tls=tls, timeout=self.timeout)
 
+    def preparation(self, results: Path) -> Preparation:
+        """What it gets of the results in a folder.
+
+        Raises:
+            InputError: Its key is none, or lies there.
+            DiskFull, OutputUnwritable: There is no key yet, and none can be made.
+        """
+        if not self.deidentify:
+            return AS_IT_IS
+        return prepared_with(secret_key(Path(self.deidentify), apart_from=results)[0])
+
 
 @dataclass(frozen=True, kw_only=True)
 class NodeConfig:
@@ -118,6 +135,7 @@ class NodeConfig:
         patience: The same for one whose association is still open, has broken off, or had images refused.
         keep_days: Days after which the images of a finished series are removed; 0: never.
         http: ``HOST:PORT`` of the health page and the metrics; "": none.
+        stow: ``HOST:PORT`` where STOW-RS is taken, too; "": nowhere.
     """
 
     listen: Listen = field(default_factory=Listen)
@@ -127,6 +145,7 @@ class NodeConfig:
     patience: float = 300.0
     keep_days: float = 0.0
     http: str = "127.0.0.1:11180"
+    stow: str = ""
 
     def __post_init__(self) -> None:
         if min(self.quiet, self.patience, self.keep_days) < 0:
@@ -204,7 +223,8 @@ class Node:
         self.job, self.config, self.health = job, config, Health()
         self.root = inbox
         self._means, self._watch, self._ready, self._log_path = means, watch, ready, log_path
-        self._targets = [(t, t.opened(environment)) for t in config.destinations]
+        self._environment = environment
+        self._targets = [(t.opened(environment), t.preparation(job.output)) for t in config.destinations]
         self._report_tls = tls_context(environment) if config.listen.certificate else None
         self._stop = threading.Event()
         self._engine: Engine | None = None
@@ -214,6 +234,7 @@ class Node:
         self.inbox: Inbox
         self.listener: Listener
         self.page: HealthPage | None = None
+        self.stow: Stow | None = None
 
     def stop(self) -> None:
         """End: nothing more is received, and what is being computed is finished first. From any thread or
@@ -230,6 +251,10 @@ class Node:
     def stopping(self) -> bool:
         """Whether it was told to stop."""
         return self._stop.is_set()
+
+    def received(self) -> Counter[str]:
+        """What was received and turned away, by kind, since the start."""
+        return self.listener.counts + (self.stow.counts if self.stow is not None else Counter())
 
     def run(self) -> None:
         """Work until `stop`.
@@ -250,10 +275,15 @@ class Node:
             journal = Journal(output)
             stack.callback(journal.close)
             workers = stack.enter_context(self._means.workers(self.job, 1000, self._log_path))
-            couriers = [Courier(self, destination) for _, destination in self._targets]
+            couriers = [Courier(self, *target) for target in self._targets]
             self.listener = Listener(self.config.listen, self.inbox)
             stack.callback(self._listener_off)
             threading.Thread(target=self._sweep, name="sweeper", daemon=True).start()
+            if self.config.stow:
+                from .stow import Stow
+
+                self.stow = Stow(self.config.stow, self.config.listen, self.inbox, self._environment)
+                stack.callback(self.stow.stop)
             if self.config.http:
                 from .health import HealthPage
 
@@ -276,6 +306,8 @@ class Node:
             self._ready(
                 f"listening: {self.config.listen.aet} at {self.config.listen.host} port {self.listener.port}"
             )
+            if self.stow is not None:
+                self._ready(f"listening: STOW-RS at {self.stow.url}")
             self._loop(workers, journal)
             self._table_due = True
             self._write_table()
@@ -311,6 +343,8 @@ class Node:
     def _complete(self) -> list[Waiting]:
         """Series that are complete, `_BATCH` at most."""
         open_ones, now, found = self.listener.at_work(), time.time(), []
+        if self.stow is not None:
+            open_ones |= self.stow.at_work()
         for one in self.inbox.waiting():
             age = now - one.last
             at_work = one.uid in open_ones or one.transfer == OPEN
@@ -382,7 +416,7 @@ class Node:
                     path.unlink(missing_ok=True)
 
     def _settle(self, row: ResultRow) -> None:
-        names = [d.name for _, d in self._targets] if row.status == "scored" else []
+        names = [d.name for d, _ in self._targets] if row.status == "scored" else []
         self.inbox.settle(row.series_uid, self._versions[row.series_uid], asdict(row), names, row.folder)
         self._table_due = True
         self.health.settled += 1
@@ -448,9 +482,10 @@ def check_places(inbox: Path, output: Path) -> None:
 class Courier(threading.Thread):
     """Sends what is there for one destination, for as long as the node is at work."""
 
-    def __init__(self, node: Node, destination: Destination) -> None:
+    def __init__(self, node: Node, destination: Destination, preparation: Preparation) -> None:
         super().__init__(name=f"courier-{destination.name}", daemon=True)
-        self._node, self._destination, self._failures = node, destination, 0
+        self._node, self._destination, self._preparation = node, destination, preparation
+        self._failures = 0
         node.health.destinations[destination.name] = ""
 
     def run(self) -> None:
@@ -505,7 +540,9 @@ class Courier(threading.Thread):
                 break
             problems: list[Problem] = []
             summary = PushSummary(journal=journal.path, series=1)
-            sender = Sender(self._destination, journal, summary, tell=problems.append)
+            sender = Sender(
+                self._destination, journal, summary, preparation=self._preparation, tell=problems.append
+            )
             folder = series_folder(output.resolve(), delivery.folder)
             if folder is not None:
                 sender.send_results(delivery.series_uid, folder, output)

@@ -98,3 +98,12 @@ class Deidentified:
                 ),
                 path,
             )
+
+
+def prepared_with(key: bytes | None) -> Preparation:
+    """What is sent: everything as it is, or with a key everything without its patient."""
+    if key is None:
+        return AS_IT_IS
+    from ..pipeline.hand_over import deidentifier
+
+    return Deidentified(deidentifier(key))

@@ -42,6 +42,7 @@ from ..errors import (
 from ..system.atomic import on_disk, output_errors
 from ..system.foreign import parse_json
 from ..system.nearest import nearest
+from .multipart import NotMultipart, only_part
 from .sending import WebService, media_type, tried
 
 log = logging.getLogger(__name__)
@@ -54,8 +55,6 @@ _PAGE = 500
 _LARGEST_PAGE = 64 << 20
 """Bytes of an answer to a query that are read at most; some services ignore the limit."""
 _BLOCK = 1 << 20
-_LARGEST_HEAD = 1 << 13
-"""Bytes of the headers of a part; chosen."""
 _UID = re.compile(r"(?:0|[1-9]\d*)(?:\.(?:0|[1-9]\d*))+")
 _DAY = r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])"
 _DATES = re.compile(rf"{_DAY}|{_DAY}-|-{_DAY}|{_DAY}-{_DAY}")
@@ -266,52 +265,17 @@ class WebSource(WebService):
                 raise NotFetched(f"it is not given (HTTP {response.status})")
             blocks = response.stream(_BLOCK, decode_content=False)
             if got == "multipart/related":
-                blocks = _only_part(blocks, str(response.headers.get("Content-Type", "")))
-            for block in blocks:
-                room(len(block))
-                target.write(block)
+                blocks = only_part(blocks, str(response.headers.get("Content-Type", "")))
+            try:
+                for block in blocks:
+                    room(len(block))
+                    target.write(block)
+            except NotMultipart as error:
+                raise NotFetched(f"the answer {error}") from None
 
 
 class NotFetched(Exception):
     """Why one image did not come, in our own words."""
-
-
-def _only_part(blocks: Iterator[bytes], content_type: str) -> Iterator[bytes]:
-    """The content of the one part of a ``multipart/related`` body (RFC 2046 5.1.1).
-
-    Raises:
-        NotFetched: It is no such body, or does not end.
-    """
-    match = re.search(r'(?i);\s*boundary\s*=\s*("([^"]{1,70})"|([^\s;"]{1,70}))', content_type)
-    if match is None:
-        raise NotFetched("the answer names no boundary")
-    mark = b"--" + (match[2] or match[3]).encode("latin-1", "replace")
-    head = b""
-    while b"\r\n\r\n" not in head:
-        block = next(blocks, b"")
-        if not block or len(head) > _LARGEST_HEAD + _BLOCK:
-            raise NotFetched("the answer holds no part")
-        head += block
-    before, _, held = head.partition(b"\r\n\r\n")
-    if mark not in before or len(before) > _LARGEST_HEAD:
-        raise NotFetched("the answer holds no part")
-    mark = b"\r\n" + mark
-    while mark not in held:
-        if len(held) > len(mark):
-            yield held[: -len(mark)]
-            held = held[-len(mark) :]
-        block = next(blocks, b"")
-        if not block:
-            raise NotFetched("the answer was cut short")
-        held += block
-    content, _, rest = held.partition(mark)
-    yield content
-    while len(rest) < 2 and (block := next(blocks, b"")):
-        rest += block
-    if not rest.startswith(b"--"):
-        raise NotFetched("the answer holds several parts")
-    for _ in blocks:  # what may follow the end, so that the connection stays
-        pass
 
 
 def _values(item: Mapping[str, Any], tag: str) -> list[Any]:

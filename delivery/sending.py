@@ -219,29 +219,33 @@ class Credentials:
     header: str = field(default="", repr=False)
 
     @classmethod
-    def of(cls, environment: Mapping[str, str]) -> Credentials:
+    def of(cls, environment: Mapping[str, str], *, variables: str = "DEEPCAC2_DICOMWEB") -> Credentials:
         """``DEEPCAC2_DICOMWEB_TOKEN``, or ``DEEPCAC2_DICOMWEB_USER`` and ``DEEPCAC2_DICOMWEB_PASSWORD``.
+
+        Args:
+            environment: Where they are.
+            variables: What their names begin with.
 
         Raises:
             InputError: They do not go together, or cannot be sent.
         """
-        token = environment.get("DEEPCAC2_DICOMWEB_TOKEN", "")
-        user = environment.get("DEEPCAC2_DICOMWEB_USER", "")
-        password = environment.get("DEEPCAC2_DICOMWEB_PASSWORD", "")
+        token = environment.get(f"{variables}_TOKEN", "")
+        user = environment.get(f"{variables}_USER", "")
+        password = environment.get(f"{variables}_PASSWORD", "")
         if token and (user or password):
-            raise InputError("set DEEPCAC2_DICOMWEB_TOKEN or DEEPCAC2_DICOMWEB_USER and _PASSWORD, not both")
+            raise InputError(f"set {variables}_TOKEN or {variables}_USER and _PASSWORD, not both")
         if bool(user) != bool(password):
-            raise InputError("set both DEEPCAC2_DICOMWEB_USER and DEEPCAC2_DICOMWEB_PASSWORD, or none")
+            raise InputError(f"set both {variables}_USER and {variables}_PASSWORD, or none")
         if token:
             if not re.fullmatch(r"[\x21-\x7e]+", token):
                 raise InputError(
-                    "DEEPCAC2_DICOMWEB_TOKEN holds a space, a line break or no ASCII; give the token alone"
+                    f"{variables}_TOKEN holds a space, a line break or no ASCII; give the token alone"
                 )
             return cls(header=f"Bearer {token}")
         if not user:
             return cls()
         if ":" in user:
-            raise InputError("DEEPCAC2_DICOMWEB_USER holds a colon, which HTTP does not allow")
+            raise InputError(f"{variables}_USER holds a colon, which HTTP does not allow")
         return cls(header="Basic " + base64.b64encode(f"{user}:{password}".encode()).decode("ascii"))
 
 
@@ -325,7 +329,7 @@ class WebService:
         from .. import __version__
 
         self.name, host = _root(url)
-        if credentials.header and self.name.startswith("http://") and not (insecure or _is_here(host)):
+        if credentials.header and self.name.startswith("http://") and not (insecure or is_here(host)):
             raise InputError(
                 f"{self.name}: over plain http everybody on the way can read the credentials; give an https "
                 "URL, or --insecure where the network is safe"
@@ -507,7 +511,7 @@ def _root(url: str) -> tuple[str, str]:
     return f"{parts.scheme}://{where}{suffix}{parts.path.rstrip('/')}", host
 
 
-def _is_here(host: str) -> bool:
+def is_here(host: str) -> bool:
     """Whether a host is this machine itself."""
     try:
         return ipaddress.ip_address(host).is_loopback

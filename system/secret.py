@@ -18,16 +18,24 @@ _MOST = 4096
 """Bytes of a key file that are read at most; chosen."""
 
 
-def secret_key(path: Path) -> tuple[bytes, bool]:
+def secret_key(path: Path, *, apart_from: Path) -> tuple[bytes, bool]:
     """The key that a file holds, as hexadecimal digits; the file is made, with a random one, where it is not.
+
+    Args:
+        path: The file.
+        apart_from: Folder with what the key makes safe to hand over; whoever gets both has undone it.
 
     Returns:
         The key, 32 bytes or more, and whether it was made now.
 
     Raises:
-        InputError: The file cannot be read, others may read it, or it holds no key.
+        InputError: The file lies in that folder, cannot be read, others may read it, or it holds no key.
         DiskFull, OutputUnwritable: It cannot be made.
     """
+    if path.resolve().is_relative_to(apart_from.resolve()):
+        raise InputError(
+            f"{path} lies in {apart_from}; whoever gets both finds the patients again: keep the key elsewhere"
+        )
     made = _made(path)
     with foreign(str(path), error=InputError, advice="give the file of a key"), open_regular(path) as file:
         mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)

@@ -18,16 +18,17 @@ from typing import Any
 
 import pydicom
 import pytest
+from dicomweb_client import DICOMwebClient
 from pyarrow import parquet
 from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE
 from pynetdicom.sop_class import CTImageStorage
 
 from deepcac2.batch.run import Means
-from deepcac2.delivery.health import address_of
 from deepcac2.delivery.inbox import CLOSED, CONFLICT, CUT, REFUSED, Limits, Waiting
 from deepcac2.delivery.listening import Listen
 from deepcac2.delivery.node import Node, NodeConfig, Target, _incomplete, check_places, load_config
+from deepcac2.delivery.web import address_of
 from deepcac2.errors import InputError, OutputInsideInput, OutputMismatch
 from deepcac2.pipeline import Workflow
 from deepcac2.pipeline.run import Job
@@ -108,7 +109,7 @@ def test_what_is_sent_has_its_row_and_its_results_are_sent_on_once(
     small = {name: series_of(name, 4, PatientID=name) for name in names}
     uids = {name: str(sent[0].SeriesInstanceUID) for name, sent in small.items()}
     target = Target(dimse=orthanc.address)
-    with node_at(tmp_path, destinations=(target,)) as node:
+    with node_at(tmp_path, destinations=(target,), stow="127.0.0.1:0") as node:
         port = node.listener.port
         assert set(send(port, whole)) == {0}
         send(port, small["cut"], abort=True)
@@ -118,7 +119,8 @@ def test_what_is_sent_has_its_row_and_its_results_are_sent_on_once(
         send(port, small["late"][:3])
         until(lambda: done(node) and len(table(tmp_path)) == 4)
         assert table(tmp_path)[uids["late"]]["n_slices"] == 3
-        send(port, small["late"][3:])
+        assert node.stow is not None
+        DICOMwebClient(node.stow.url).store_instances(small["late"][3:])
         send(port, small["contradicted"])
         small["contradicted"][0].PatientName = "Somebody^Else"
         send(port, small["contradicted"][:1])
@@ -182,15 +184,41 @@ def test_a_destination_that_is_away_holds_nothing_else_up(
         with node_at(tmp_path, destinations=(away,)) as node:
             send(node.listener.port, series_of("a", 2))
             until(lambda: bool(table(tmp_path)))
-            uid = next(iter(table(tmp_path)))
-            row = {**table(tmp_path)[uid], "status": "scored"}
-            folder = quick_results.relative_to(tmp_path / "results")
-            scored = next(p.parent for p in quick_results.rglob("cac.seg.dcm"))
-            name = node._targets[0][1].name
-            node.inbox.settle(uid, 10, row, [name], str(folder / scored.relative_to(quick_results)))
+            name = settle(node, next(iter(table(tmp_path))), quick_results, tmp_path)
             until(lambda: bool(node.health.destinations[name]))
             assert "no connection" in node.health.destinations[name]
             assert node.inbox.counts()["undelivered"] == 1
+
+
+def settle(node: Node, uid: str, results: Path, folder: Path) -> str:
+    """Let a series of a node have results that are there already; the name of its destination."""
+    row = {**table(folder)[uid], "status": "scored"}
+    scored = next(p.parent for p in results.rglob("cac.seg.dcm"))
+    name = node._targets[0][0].name
+    node.inbox.settle(uid, 10, row, [name], str(scored.relative_to(folder / "results")))
+    return name
+
+
+def test_a_destination_that_gets_no_patients(
+    quick_results: Path, tmp_path: Path, series_of: Series, orthanc: Any
+) -> None:
+    key = tmp_path / "keys" / "trial.key"
+    sent_on = next(quick_results.rglob("cac.seg.dcm"))
+    target = Target(dimse=orthanc.address, deidentify=str(key))
+    with node_at(tmp_path, destinations=(target,)) as node:
+        send(node.listener.port, series_of("a", 2))
+        until(lambda: bool(table(tmp_path)))
+        settle(node, next(iter(table(tmp_path))), quick_results, tmp_path)
+        until(lambda: done(node))
+    before = pydicom.dcmread(sent_on)
+    (held,) = orthanc.stored()
+    assert held not in (before.SOPInstanceUID, "")
+    (journal,) = (tmp_path / "results" / "logs").glob("push-*.jsonl")
+    assert '"without_patients": true' in journal.read_text()
+    assert key.is_file()
+    inside = Target(dimse=orthanc.address, deidentify=str(tmp_path / "results" / "key"))
+    with pytest.raises(InputError, match="elsewhere"), node_at(tmp_path, destinations=(inside,)):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -238,8 +266,8 @@ def test_places_and_configuration(tmp_path: Path) -> None:
             load_config(path)
     for text in ("x", "a:b", "127.0.0.1:70000", "127.0.0.1"):
         with pytest.raises(InputError, match="HOST:PORT"):
-            address_of(text)
-    assert address_of("[::1]:80") == ("::1", 80)
+            address_of(text, "http")
+    assert address_of("[::1]:80", "http") == ("::1", 80)
 
 
 def test_another_configuration_gets_other_folders(tmp_path: Path) -> None:

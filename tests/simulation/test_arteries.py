@@ -106,13 +106,15 @@ def test_version_3_adds_collapsed_lung_outside_the_heart_and_nothing_else():
     for seed in range(700, 720):
         second, third = (sample_anatomy(seed, version=v) for v in (2, 3))
         kinds = [[d for d in all_distractors(a) if d.kind == "collapsed lung"] for a in (second, third)]
-        assert second.findings.collapse is None and not kinds[0]
+        assert second.findings.collapse is None
+        assert not kinds[0]
         assert [d.kind for d in all_distractors(second)] == [
             d.kind for d in all_distractors(third) if d.kind != "collapsed lung"
         ]
         assert np.array_equal(second.coronaries["RCA"], third.coronaries["RCA"])
         if third.findings.collapse is None:
-            assert third.findings == second.findings and not kinds[1]
+            assert third.findings == second.findings
+            assert not kinds[1]
             continue
         assert third.findings.lung == (*second.findings.lung, third.findings.collapse)
         for band in kinds[1]:
