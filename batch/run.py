@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -18,7 +18,7 @@ from ..outputs.report import write_run_report
 from ..pipeline.image_series import ImageSeries, find_series
 from ..pipeline.places import PARQUET
 from ..pipeline.results import STATUSES, ResultRow, read_parquet, unreadable_row, write_table
-from ..pipeline.run import Job, check_folders, settle_output, stored_row, write_run
+from ..pipeline.run import Job, check_folders, finished, settle_output, stored_row, write_run
 from ..pipeline.workflow import Workflow
 from ..system.atomic import remove_leftovers
 from .cluster import RayWorkers
@@ -239,6 +239,48 @@ def run_folder(
         )
 
 
+def run_arriving(
+    known: Sequence[Series],
+    arrive: Callable[[Sequence[str]], Iterable[Series]],
+    output: Path,
+    *,
+    workflow: Workflow,
+    means: Means,
+    allow: Collection[str] = (),
+    keep: Collection[str] = (),
+    watch: Callable[[Progress], None] = lambda progress: None,
+    ready: Callable[[str], None] = lambda device: None,
+    running: Callable[[Engine], None] = lambda engine: None,
+    log_path: Path | None = None,
+) -> RunSummary:
+    """Score series that come one after the other, as `run_folder` scores those of a folder.
+
+    Args:
+        known: All of them, by SeriesInstanceUID and PatientID.
+        arrive: Brings those with the UIDs that it is told; one that does not come has no row.
+        output: Folder for the results; made when missing.
+
+    Raises:
+        InputError, OutputError, WeightsError, DeviceError: The run cannot start or go on.
+    """
+    job = Job(workflow=workflow, output=output, allow=frozenset(allow), keep=frozenset(keep))
+    done = [one for one in known if finished(job.folder(one)) is not None]
+    there = {one.series_uid for one in done}
+    left = [one.series_uid for one in known if one.series_uid not in there]
+    with OutputLock(output) as lock:
+        return run_found(
+            job,
+            Discovery(series=known),
+            lock,
+            arriving=chain(done, arrive(left)),
+            means=means,
+            watch=watch,
+            ready=ready,
+            running=running,
+            log_path=log_path,
+        )
+
+
 def run_found(
     job: Job,
     discovery: Discovery,
@@ -247,6 +289,7 @@ def run_found(
     means: Means,
     found: int | None = None,
     absent: Sequence[str] = (),
+    arriving: Iterable[Series] | None = None,
     redo: bool = False,
     watch: Callable[[Progress], None] = lambda progress: None,
     ready: Callable[[str], None] = lambda device: None,
@@ -264,6 +307,8 @@ def run_found(
     Args:
         found: Series in the input folder; None: those of `discovery`.
         absent: SeriesInstanceUIDs that were asked for and are not there.
+        arriving: The series of `discovery` as they are to be read, which come one after the other; None:
+            those of `discovery`.
     """
     output, shard = job.output, lock.shard
     selected: dict[str, Any] = {
@@ -284,7 +329,7 @@ def run_found(
 
     def mine() -> Iterator[Series]:
         nonlocal images
-        for one in discovery.series:
+        for one in discovery.series if arriving is None else arriving:
             if shard is None or shard.holds(one.series_uid):
                 images += isinstance(one, ImageSeries)
                 yield one

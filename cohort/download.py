@@ -10,7 +10,8 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,80 @@ class Arrived:
     sha256: str
 
 
+class Store:
+    """Series of IDC, and a folder for them: `<PatientID>/<StudyInstanceUID>/<SeriesInstanceUID>`.
+
+    Args:
+        folder: Made when missing.
+        uids: SeriesInstanceUIDs.
+        tables: Of IDC; None: those that are installed.
+
+    Attributes:
+        known: What IDC says of each series.
+
+    Raises:
+        InputError: The package is missing, or IDC has no such series.
+        OutputUnwritable: The folder cannot be made.
+    """
+
+    def __init__(self, folder: Path, uids: Sequence[str], *, tables: Tables | None = None) -> None:
+        try:
+            from idc_index import IDCClient
+        except ImportError as error:
+            raise InputError(
+                "downloading needs the package idc-index: .venv/bin/pip install -e '.[download]'"
+            ) from error
+        self.folder, self.known = folder, stored(tables or find_tables(), uids)
+        self._connect: Callable[[], Any] = IDCClient
+        self._client: Any = None
+        if absent := [uid for uid in uids if uid not in self.known]:
+            raise InputError(
+                f"{len(absent)} of {len(uids)} series are not in IDC's index ({absent[0]}); leave them out, "
+                "or take the index that the table was selected from"
+            )
+        with output_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def fetch(self, uids: Sequence[str]) -> list[str]:
+        """Fetch what some series lack, and note those that are whole then; the others are returned.
+
+        Raises:
+            InputError: IDC cannot be reached.
+            DiskFull, OutputUnwritable: The journal cannot be written.
+        """
+        try:
+            self._client = self._client or self._connect()
+            self._client.download_from_selection(
+                downloadDir=str(self.folder),
+                seriesInstanceUID=list(uids),
+                dirTemplate="%PatientID/%StudyInstanceUID/%SeriesInstanceUID",
+                use_s5cmd_sync=True,
+            )
+        except Exception as error:  # of the package, of the network, of the programs that it starts
+            raise InputError(
+                f"the download from IDC broke off ({error}); the same command goes on"
+            ) from error
+        broken = []
+        for uid in uids:
+            one, there = self.known[uid], self.folder / self.known[uid].place
+            if _measured(there) == (one.files, one.size):
+                sums = _sum_of(there)
+                _note(self.folder, Arrived(series_uid=uid, files=one.files, size=one.size, sha256=sums))
+            else:
+                broken.append(uid)
+        return broken
+
+    def remove(self, uid: str) -> None:
+        """Remove the images of a series, and folders that are empty then."""
+        place = self.folder / self.known[uid].place
+        with output_errors(place):
+            if place.exists():
+                shutil.rmtree(place)
+            with suppress(OSError):  # not empty
+                for above in (place.parent, place.parent.parent):
+                    above.rmdir()
+
+
 def download(
     uids: Iterable[str],
     folder: Path,
@@ -77,21 +152,9 @@ def download(
         DiskFull: There is no room for what is missing.
         OutputUnwritable: The folder cannot be written.
     """
-    try:
-        from idc_index import IDCClient
-    except ImportError as error:
-        raise InputError(
-            "downloading needs the package idc-index: .venv/bin/pip install -e '.[download]'"
-        ) from error
     wanted = sorted(set(uids))
-    known = stored(tables or find_tables(), wanted)
-    if absent := [uid for uid in wanted if uid not in known]:
-        raise InputError(
-            f"{len(absent)} of {len(wanted)} series are not in IDC's index ({absent[0]}); leave them out, or "
-            "take the index that the table was selected from"
-        )
-    with output_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    store = Store(folder, wanted, tables=tables)
+    known = store.known
     noted = _read_journal(folder)
     missing = []
     for uid in wanted:
@@ -118,28 +181,10 @@ def download(
     if watch is not None:
         watch(done, len(wanted))
     broken: list[str] = []
-    client: Any = None
     for start in range(0, len(missing), _AT_ONCE):
         some = missing[start : start + _AT_ONCE]
-        try:
-            client = client or IDCClient()
-            client.download_from_selection(
-                downloadDir=str(folder),
-                seriesInstanceUID=some,
-                dirTemplate="%PatientID/%StudyInstanceUID/%SeriesInstanceUID",
-                use_s5cmd_sync=True,
-            )
-        except Exception as error:  # of the package, of the network, of the programs that it starts
-            raise InputError(
-                f"the download from IDC broke off ({error}); the same command goes on"
-            ) from error
-        for uid in some:
-            one, there = known[uid], folder / known[uid].place
-            if _measured(there) == (one.files, one.size):
-                _note(folder, Arrived(series_uid=uid, files=one.files, size=one.size, sha256=_sum_of(there)))
-                done += 1
-            else:
-                broken.append(uid)
+        broken += store.fetch(some)
+        done = len(wanted) - len(missing) + start + len(some) - len(broken)
         if watch is not None:
             watch(done, len(wanted))
     if broken:

@@ -139,8 +139,8 @@ MIXED_IDENTITY = register_gate(
 TRANSFER_INCOMPLETE = register_gate(
     Gate(
         code="transfer-incomplete",
-        sentence="The node that listens did not get all of the series as it was sent: the transfer broke "
-        "off, images of it were refused, or one came again with other content.",
+        sentence="Not all of the series came as it was sent: a transfer to the node that listens broke off, "
+        "images were refused or came again with other content, or files of a download cannot be read.",
         overridable=True,
     )
 )
