@@ -242,12 +242,9 @@ def run_folder(
 def run_arriving(
     known: Sequence[Series],
     arrive: Callable[[Sequence[str]], Iterable[Series]],
-    output: Path,
+    job: Job,
     *,
-    workflow: Workflow,
     means: Means,
-    allow: Collection[str] = (),
-    keep: Collection[str] = (),
     watch: Callable[[Progress], None] = lambda progress: None,
     ready: Callable[[str], None] = lambda device: None,
     running: Callable[[Engine], None] = lambda engine: None,
@@ -258,16 +255,15 @@ def run_arriving(
     Args:
         known: All of them, by SeriesInstanceUID and PatientID.
         arrive: Brings those with the UIDs that it is told; one that does not come has no row.
-        output: Folder for the results; made when missing.
+        job: What is done with each; its output folder is made when missing.
 
     Raises:
         InputError, OutputError, WeightsError, DeviceError: The run cannot start or go on.
     """
-    job = Job(workflow=workflow, output=output, allow=frozenset(allow), keep=frozenset(keep))
     done = [one for one in known if finished(job.folder(one)) is not None]
     there = {one.series_uid for one in done}
     left = [one.series_uid for one in known if one.series_uid not in there]
-    with OutputLock(output) as lock:
+    with OutputLock(job.output) as lock:
         return run_found(
             job,
             Discovery(series=known),

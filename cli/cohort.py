@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from .screen import say
+from .run import add_work, ended, job_of, watched
+from .screen import note, say
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -50,7 +53,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "download",
         help="fetch selected series from the Imaging Data Commons",
         description="Download the series that a table selects (needs the internet and idc-index). "
-        "What is there whole, by number of files, bytes and sum, is not fetched again.",
+        "What is there whole, by number of files, bytes and sum, is not fetched again. With --score each "
+        "series is scored as 'deepcac2 run' does while others come, and its images are removed then.",
     )
     download.add_argument(
         "table", metavar="TABLE", type=Path, help="table of 'cohort select' or 'cohort query'"
@@ -64,6 +68,21 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         action="store_true",
         help="read what is there, too, and fetch again what has changed since it was downloaded",
     )
+    download.add_argument(
+        "--score",
+        type=Path,
+        metavar="RESULTS",
+        help="score the series into this folder, and remove from FOLDER what has its row",
+    )
+    download.add_argument(
+        "--room",
+        type=float,
+        default=50.0,
+        metavar="GB",
+        help="with --score, what the images may take on the disk together (default: %(default)g)",
+    )
+    add_work(download)
+    download.add_argument("--quiet", action="store_true", help="with --score, as for 'deepcac2 run'")
     download.set_defaults(run=run_download, goes_on=True)
     query = actions.add_parser(
         "query",
@@ -113,6 +132,8 @@ def run_download(args: argparse.Namespace) -> int:
     from ..stats.tables import selected_series
 
     uids = sorted(selected_series(args.table))
+    if args.score is not None:
+        return _score(args, uids)
     asked = download(
         uids,
         args.folder,
@@ -122,6 +143,34 @@ def run_download(args: argparse.Namespace) -> int:
     )
     say(f"{len(uids)} series, {asked} of them fetched now: {args.folder}")
     return 0
+
+
+def _score(args: argparse.Namespace, uids: Sequence[str]) -> int:
+    """Download and score; exit codes as of 'deepcac2 run', and 1 where a series did not come whole."""
+    from ..batch.run import Means, Progress, find_devices, run_arriving
+    from ..cohort.arriving import Arriving
+    from ..cohort.download import Store
+    from ..cohort.idc import find_tables
+    from ..errors import InputError
+    from ..pipeline.run import check_folders
+
+    if args.verify:
+        raise InputError("--verify and --score: what is scored is not kept; leave one of them out")
+    job = job_of(args, args.score)
+    store = Store(args.folder, uids, tables=find_tables(args.idc))
+    check_folders(args.folder, args.score)
+    source = Arriving(store, room=args.room * 1e9, allow=frozenset(job.provenance["allowed_gates"]))
+
+    def settled(event: Progress) -> None:
+        if event.row is not None and not event.skipped:
+            source.settled(event.row.series_uid)
+
+    means = Means(devices=find_devices(args.devices), timeout=args.timeout or None)
+    start = partial(run_arriving, [source.named(uid) for uid in uids], source.series, job, means=means)
+    summary = watched(start, args.score, "download", quiet=args.quiet, settled=settled)
+    if source.broken:
+        note(f"{len(source.broken)} series did not come whole; the same command asks for them again")
+    return ended(summary, left=len(source.broken))
 
 
 def run_query(args: argparse.Namespace) -> int:

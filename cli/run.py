@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from ..batch.engine import Engine, Statistics
     from ..batch.run import Progress, RunSummary
     from ..pipeline.results import ResultRow
+    from ..pipeline.run import Job
     from ..pipeline.step import Described
     from ..pipeline.workflow import Workflow
 
@@ -174,7 +176,6 @@ def run(args: argparse.Namespace) -> int:
     from ..pipeline.run import check_folders
     from ..pipeline.workflow import Workflow
     from ..stats.tables import selected_series
-    from ..system.progress import followed
 
     check_folders(args.input, args.output)
     if args.ray:
@@ -191,32 +192,68 @@ def run(args: argparse.Namespace) -> int:
         retries=args.retries,
         ray=args.ray,
     )
+    start = partial(
+        run_folder,
+        args.input,
+        args.output,
+        workflow=workflow,
+        means=means,
+        allow=args.allow,
+        keep=args.keep,
+        redo=args.redo,
+        shard=shard,
+        only=None if args.only is None else selected_series(args.only),
+        patient_from=args.patient_from,
+    )
     # of other shards it may be the folder, too
     fresh = nullcontext() if shard else _nothing_empty(args.output)
-    with quiet_libraries(), fresh, log_file(args.output, "run") as log_path:
-        watcher = _Watcher(quiet=args.quiet, as_json=args.json_progress)
+    with fresh:
+        summary = watched(start, args.output, "run", quiet=args.quiet, as_json=args.json_progress)
+    return ended(summary)
+
+
+def watched(
+    start: Callable[..., RunSummary],
+    output: Path,
+    command: str,
+    *,
+    quiet: bool,
+    as_json: bool = False,
+    settled: Callable[[Progress], None] = lambda event: None,
+) -> RunSummary:
+    """A run, shown while it is at work, stopped by signals, logged, and reported at its end.
+
+    Args:
+        start: `run_folder` or its like, with all of its arguments but for those that are about watching it.
+        settled: Told of its progress, too.
+    """
+    from ..system.progress import followed
+
+    with quiet_libraries(), log_file(output, command) as log_path:
+        watcher = _Watcher(quiet=quiet, as_json=as_json)
+
+        def watch(event: Progress) -> None:
+            watcher(event)
+            settled(event)
+
         with watcher, followed(log_path, watcher.say), _stoppable(watcher) as running:
-            summary = run_folder(
-                args.input,
-                args.output,
-                workflow=workflow,
-                means=means,
-                allow=args.allow,
-                keep=args.keep,
-                redo=args.redo,
-                shard=shard,
-                only=None if args.only is None else selected_series(args.only),
-                patient_from=args.patient_from,
-                watch=watcher,
+            summary = start(
+                watch=watch,
                 ready=lambda device: watcher.say(f"device: {device}"),
                 running=running,
                 log_path=log_path,
             )
-    _report(summary, log_path, quiet=args.quiet or args.json_progress)
-    if summary.stopped:
+    _report(summary, log_path, quiet=quiet or as_json)
+    return summary
+
+
+def ended(summary: RunSummary, *, left: int = 0) -> int:
+    """The exit code of a run; of the series that have no row, so many are left for another reason than that
+    it was stopped."""
+    if summary.left > left:
         note(f"{summary.left} series left; the same command goes on where this one stopped")
         return 130
-    return 1 if summary.count("failed") else 0
+    return 1 if summary.count("failed") or left else 0
 
 
 def _with_hearts(args: argparse.Namespace, workflow: Workflow) -> Workflow:
@@ -272,6 +309,46 @@ def _stoppable(watcher: _Watcher) -> Iterator[Callable[[Engine], None]]:
     stopped: list[int] = []
     with on_signals(stop):
         yield engines.append
+
+
+def add_work(parser: argparse._ActionsContainer, timeout: str = "--timeout") -> None:
+    """Add how series are scored, for `job_of`; `timeout` names the longest time for a stage."""
+    parser.add_argument(
+        "--workflow",
+        default="default",
+        metavar="NAME|FILE",
+        help="as for 'deepcac2 run' (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--devices", default="auto", metavar="LIST", help="as for 'deepcac2 run' (default: %(default)s)"
+    )
+    parser.add_argument(
+        timeout,
+        type=duration,
+        default=duration("10m"),
+        metavar="TIME",
+        help="longest time for one stage of a series, as 90s, 10m or 1h; 0: any (default: 10m)",
+    )
+    add_choices(parser)
+    add_keep(parser)
+
+
+def job_of(args: argparse.Namespace, output: Path) -> Job:
+    """What is done with every series, as `add_work` asks for it.
+
+    Raises:
+        WorkflowError, WeightsError: There is no such workflow, option or set.
+    """
+    from ..pipeline.run import Job
+    from ..pipeline.workflow import Workflow
+
+    workflow = Workflow.combine([Workflow.load(name) for name in args.workflow.split(",")])
+    return Job(
+        workflow=chosen_workflow(args, workflow),
+        output=output,
+        allow=frozenset(args.allow),
+        keep=frozenset(args.keep),
+    )
 
 
 def add_choices(parser: argparse._ActionsContainer) -> None:

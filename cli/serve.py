@@ -9,18 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .run import (
-    add_choices,
-    add_keep,
-    chosen_workflow,
-    count,
-    duration,
-    in_words,
-    kinds_to_keep,
-    log_file,
-    on_signals,
-    quiet_libraries,
-)
+from .run import add_work, count, in_words, job_of, kinds_to_keep, log_file, on_signals, quiet_libraries
 from .screen import Parser, note, say
 
 if TYPE_CHECKING:
@@ -48,25 +37,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--port", type=count, metavar="N", help="port to listen at (default: the file's, 11112)"
     )
-    parser.add_argument(
-        "--workflow",
-        default="default",
-        metavar="NAME|FILE",
-        help="as for 'deepcac2 run' (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--devices", default="auto", metavar="LIST", help="as for 'deepcac2 run' (default: %(default)s)"
-    )
+    add_work(parser)
     parser.add_argument("--prefetch", type=count, metavar="N", help="as for 'deepcac2 run'")
-    parser.add_argument(
-        "--timeout",
-        type=duration,
-        default=duration("10m"),
-        metavar="TIME",
-        help="longest time for one stage of a series, as 90s, 10m or 1h; 0: any (default: 10m)",
-    )
-    add_choices(parser)
-    add_keep(parser)
     parser.add_argument(
         "--forget",
         action="append",
@@ -87,8 +59,6 @@ def run(args: argparse.Namespace) -> int:
 
     from ..batch.run import Means, find_devices
     from ..delivery.node import Node, check_places, load_config
-    from ..pipeline.run import Job
-    from ..pipeline.workflow import Workflow
 
     check_places(args.inbox, args.results)
     config = load_config(args.config)
@@ -96,13 +66,7 @@ def run(args: argparse.Namespace) -> int:
         return _forget(args)
     if args.port is not None:
         config = replace(config, listen=replace(config.listen, port=args.port))
-    workflow = Workflow.combine([Workflow.load(name) for name in args.workflow.split(",")])
-    job = Job(
-        workflow=chosen_workflow(args, workflow),
-        output=args.results,
-        allow=frozenset(args.allow),
-        keep=frozenset(args.keep),
-    )
+    job = job_of(args, args.results)
     means = Means(devices=find_devices(args.devices), prefetch=args.prefetch, timeout=args.timeout or None)
 
     def tell(text: str) -> None:

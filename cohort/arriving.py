@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 from ..dicom import Series, discover
 from ..dicom.gates import TRANSFER_INCOMPLETE
-from ..errors import InputError, InputUnreadable, NoDicomFound
+from ..errors import DiskFull, InputError, InputUnreadable, NoDicomFound
 from .download import Store
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,14 @@ class Arriving:
             DiskFull, OutputUnwritable: The folder cannot be written.
         """
         portions = self._portions(uids)
-        with ThreadPoolExecutor(1, thread_name_prefix="download") as pool:
+        needed = min(self._room, sum(self._store.known[uid].size for uid in uids))
+        if needed > (free := shutil.disk_usage(self._store.folder).free):
+            raise DiskFull(
+                f"--room: {self._store.folder} has room for {free / 1e9:.1f} GB, not for {needed / 1e9:.1f}; "
+                "make room, or give it less"
+            )
+        pool = ThreadPoolExecutor(1, thread_name_prefix="download")
+        try:
             coming: Future[list[str]] | None = None
             for i, portion in enumerate(portions):
                 broken = (coming or pool.submit(self._store.fetch, portion)).result()
@@ -66,6 +74,8 @@ class Arriving:
                 for uid in broken:
                     log.warning("series %s: it did not come whole", uid)
                 yield from (self._found(uid) for uid in portion if uid not in broken)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def settled(self, uid: str) -> None:
         """Remove the images of a series that has its row."""

@@ -14,12 +14,14 @@ import pydicom
 import pytest
 
 from deepcac2.batch.run import Means, Progress, run_arriving
+from deepcac2.cli.main import main
 from deepcac2.cohort.arriving import Arriving
 from deepcac2.cohort.download import Store
 from deepcac2.cohort.idc import find_tables
 from deepcac2.errors import InputError
 from deepcac2.pipeline import Workflow
 from deepcac2.pipeline.results import read_parquet
+from deepcac2.pipeline.run import Job
 
 
 class IDCClient:
@@ -95,8 +97,7 @@ def scored(tmp_path: Path, uids: list[str], **options: Any) -> tuple[Arriving, d
     summary = run_arriving(
         [source.named(uid) for uid in uids],
         source.series,
-        tmp_path / "results",
-        workflow=Workflow.load("default"),
+        Job(workflow=Workflow.load("default"), output=tmp_path / "results"),
         means=Means(),
         watch=watch,
         **options,
@@ -158,6 +159,25 @@ def test_files_that_are_something_else(tmp_path: Path, remote: list[str]) -> Non
         remote[2]: "too-few-slices",
     }
     assert left == 0
+
+
+def test_on_the_command_line(tmp_path: Path, remote: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    table, results = tmp_path / "cohort.csv", tmp_path / "results"
+    table.write_text("series_uid\n" + "\n".join(remote))
+    command = ["cohort", "download", str(table), str(tmp_path / "ct"), "--idc", str(tmp_path / "index")]
+    command += ["--score", str(results), "--devices", "cpu"]
+    assert main([*command, "--room", "0"]) == 10
+    assert main([*command, "--verify"]) == 10
+    assert main([*command, "--score", str(tmp_path / "ct" / "in")]) in range(10, 30)
+    index = pd.read_parquet(tmp_path / "index" / "idc_index.parquet")
+    larger = index.assign(series_size_MB=1e12)
+    (tmp_path / "larger").mkdir()
+    larger.to_parquet(tmp_path / "larger" / "idc_index.parquet")
+    assert main([*command, "--idc", str(tmp_path / "larger"), "--room", "1e9"]) == 21
+    assert not IDCClient.asked
+    assert main(command) == 0
+    assert "0 scored, 7 rejected, 0 failed" in capsys.readouterr().out
+    assert not list((tmp_path / "ct").rglob("*.dcm"))
 
 
 def test_portions_keep_within_the_room(tmp_path: Path, remote: list[str]) -> None:
