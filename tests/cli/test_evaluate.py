@@ -26,6 +26,7 @@ def results(simulated_results: Path) -> Path:
     return simulated_results
 
 
+@pytest.mark.slow
 def test_summary_and_report(
     simulated: Path, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

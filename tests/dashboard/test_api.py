@@ -361,7 +361,7 @@ def test_no_space_for_the_copy_of_the_table_is_said(
 ) -> None:
     """A file system of its own for temporary files, too small for the copy."""
     rows = list(read_parquet(dashboard_results / "results.parquet"))
-    many = (replace(rows[i % len(rows)], series_uid=f"1.2.3.{i}" + "4" * 40) for i in range(20_000))
+    many = (replace(rows[i % len(rows)], series_uid=f"1.2.3.{i}" + "4" * 40) for i in range(6_000))
     write_parquet(tmp_path / "results.parquet", many)
     small = tmp_path / "small"
     small.mkdir()

@@ -409,6 +409,7 @@ def signed_score(review: Path, uid: str, reader: str, ct: Path, capsys: pytest.C
     return float(json.loads(capsys.readouterr().out)["total"])
 
 
+@pytest.mark.slow
 @needs_browser
 def test_all_cases_with_the_keyboard_alone(
     site: tuple[str, Path], browser: Any, uids: list[str], to_read: Path, capsys: pytest.CaptureFixture[str]

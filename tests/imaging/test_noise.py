@@ -92,7 +92,14 @@ def test_the_noise_of_a_simulated_heart() -> None:
         assert noise_sd(noisy.volume, noisy.heart) == pytest.approx(truth, rel=0.08)
 
 
-@pytest.mark.parametrize("name", ["Lung_Dx-A0001-B", "Lung_Dx-A0001-L", "LIDC-IDRI-0306"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("Lung_Dx-A0001-B", marks=pytest.mark.slow),
+        "Lung_Dx-A0001-L",
+        pytest.param("LIDC-IDRI-0306", marks=pytest.mark.slow),
+    ],
+)
 def test_noise_added_to_a_real_scan_adds_up(shared_data: Path, name: str) -> None:
     """Independent noises add as squares; the scans are of a soft, a lung and a bone kernel."""
     (series,) = discover(shared_data / "chest" / name).series
