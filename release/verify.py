@@ -29,6 +29,7 @@ from ..outputs.report import REPORT
 from ..pipeline.places import DICTIONARY, PARQUET, patient_folder
 from ..scoring import RULES, risk_group, score, whole_pieces
 from ..scoring.grades import SHARES
+from ..scoring.rules import VOLTAGE_RULES, find_rule, named_rules
 from ..system.foreign import foreign, parse_json
 from .build import (
     FILES,
@@ -125,8 +126,10 @@ class Verification:
         """The one rule that gives the most stored scores; None without CT or where several give as many."""
         if not self.rules or not self.rules[0].same:
             return None
-        best = [r for r in self.rules if r.same == self.rules[0].same]
-        return best[0].rule if len(best) == 1 else None
+        best = [r.rule for r in self.rules if r.same == self.rules[0].same]
+        # at 120 kV a rule by the voltage is the plain one
+        plain = [rule for rule in best if rule not in VOLTAGE_RULES] or best
+        return plain[0] if len(plain) == 1 else None
 
 
 def verify(
@@ -383,7 +386,7 @@ def _check_scores(
 
 def _rounded(value: float, rule: str) -> float:
     """A score as a rule's group sees it."""
-    return round(value) if RULES[rule].round_total else value
+    return round(value) if find_rule(rule).round_total else value
 
 
 def _groups(value: float) -> tuple[int, ...]:
@@ -567,7 +570,7 @@ def _not_adding_up(table: Path) -> Iterator[tuple[str, float, float]]:
     from pyarrow import parquet
 
     texts, values = ("series_uid", "rule"), ("agatston_score", *SHARES)
-    exact = {name for name, rule in RULES.items() if not (rule.round_total or rule.round_lesions)}
+    exact = {name for name, rule in named_rules().items() if not (rule.round_total or rule.round_lesions)}
     with table.open("rb") as opened:
         file = parquet.ParquetFile(opened, read_dictionary=[*texts])
         schema = file.schema_arrow
@@ -609,9 +612,15 @@ def _scores(place: str, found: _Masks, scan: Series, problems: _Problems) -> Ite
         other = masks["mapped"] != whole_pieces(reading.volume.hu, masks["calcium"], lowest)
         if count := int(other.sum()):
             problems.note("seg", place, f"{MAPPED_NAME} is not the mapped {NRRD_NAME}: {count} voxels differ")
-    for name in RULES:
+    for name in named_rules():
         try:
-            result = score(reading.volume, masks["calcium"], rule=name, slice_thickness=scan.slice_thickness)
+            result = score(
+                reading.volume,
+                masks["calcium"],
+                rule=name,
+                slice_thickness=scan.slice_thickness,
+                kvp=scan.kvp,
+            )
         except DeepCACError:
             continue  # a rule that wants what the header does not say; counted in `RuleFit.not_computed`
         yield name, result.total
@@ -623,7 +632,7 @@ def _same(a: float, b: float) -> bool:
 
 def _fits(stored: Mapping[str, float], computed: Mapping[str, Mapping[str, float]]) -> tuple[RuleFit, ...]:
     fits = []
-    for rule in RULES:
+    for rule in named_rules():
         errors = [abs(computed[p][rule] - v) for p, v in stored.items() if rule in computed[p]]
         same = sum(_same(computed[p][rule], v) for p, v in stored.items() if rule in computed[p])
         fits.append(

@@ -187,11 +187,20 @@ def fine(tmp_path_factory: pytest.TempPathFactory) -> tuple[Series, Volume, np.n
     return series, volume, mask
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", [*RULES, "agatston-kvp"])
 def test_verify_names_the_rule_that_made_the_scores(
     fine: tuple[Series, Volume, np.ndarray], tmp_path: Path, rule: str
 ) -> None:
     series, volume, mask = fine
+    assert series.kvp == 100
+    if rule == "agatston":  # that by the voltage gives the same at 120 kV
+        for path in (tmp_path / "ct" / s.path.name for s in series.slices):
+            path.parent.mkdir(exist_ok=True)
+            header = pydicom.dcmread(series.slices[0].path.with_name(path.name))
+            header.KVP = 120
+            header.save_as(path)
+        (series,) = discover(tmp_path / "ct").series
+    ct = series.slices[0].path.parent
     place = tmp_path / series.patient_id / series.series_uid
     write_segmentation(
         place / SEG_NAME,
@@ -201,11 +210,12 @@ def test_verify_names_the_rule_that_made_the_scores(
         calcium=mask,
         algorithm_version="0",
     )
-    total = round(score(volume, mask, rule=rule, slice_thickness=series.slice_thickness).total, 4)
+    scored = score(volume, mask, rule=rule, slice_thickness=series.slice_thickness, kvp=series.kvp)
+    total = round(scored.total, 4)
     report = dict(zip(KEYS, (total, int(risk_group(total)), series.series_uid), strict=True))
     (place / REPORT.file).write_text(json.dumps(report))
     with Release(tmp_path) as release:
-        found = verify(release, ct=series.slices[0].path.parent)
+        found = verify(release, ct=ct)
     assert found.problems == ()
     assert found.with_ct == 1
     assert found.rule == rule
