@@ -63,10 +63,11 @@ def parts(blocks: Iterator[bytes], content_type: str) -> Iterator[Part]:
     Raises:
         NotMultipart: It is no such body, or does not end.
     """
-    match = re.search(r'(?i);\s*boundary\s*=\s*("([^"]{1,70})"|([^\s;"]{1,70}))', content_type)
+    # Orthanc's boundaries have 73 characters, three more than the RFC allows.
+    match = re.search(r'(?i);\s*boundary\s*=\s*(?:"([^"]{1,200})"|([^\s;"]{1,200}))\s*(?:;|$)', content_type)
     if match is None:
         raise NotMultipart("names no boundary")
-    mark = b"\r\n--" + (match[2] or match[3]).encode("latin-1", "replace")
+    mark = b"\r\n--" + (match[1] or match[2]).encode("latin-1", "replace")
     held = _Held(chain([b"\r\n"], blocks))  # the first boundary may begin the body
     before = 0
     try:

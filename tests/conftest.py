@@ -380,3 +380,20 @@ def series_of(few_slices: list[Path]) -> Callable[..., Any]:
         return made
 
     return make
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that signs itself, its key in the same file."""
+    path = tmp_path_factory.mktemp("tls") / "node.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    try:
+        made = subprocess.run(
+            [*command, *subject, "-keyout", path, "-out", f"{path}.crt"], capture_output=True
+        )
+    except FileNotFoundError:
+        pytest.skip("needs openssl")
+    assert made.returncode == 0
+    path.write_bytes(Path(f"{path}.crt").read_bytes() + path.read_bytes())
+    return path

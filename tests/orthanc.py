@@ -118,17 +118,27 @@ class Orthanc:
             self._process.wait(60)
             self._process = None
 
-    def open(self, path: str, headers: dict[str, str] | None = None, method: str = "GET") -> Any:
+    def open(
+        self,
+        path: str,
+        headers: dict[str, str] | None = None,
+        method: str = "GET",
+        data: bytes | None = None,
+    ) -> Any:
         """The answer to a request of the registered user."""
-        request = urllib.request.Request(self.http + path, method=method, headers=headers or {})
+        request = urllib.request.Request(self.http + path, data, method=method, headers=headers or {})
         secret = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
         request.add_header("Authorization", f"Basic {secret}")
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         return opener.open(request, timeout=60)
 
-    def _request(self, method: str, path: str) -> bytes:
-        with self.open(path, method=method) as response:
+    def _request(self, method: str, path: str, data: bytes | None = None) -> bytes:
+        with self.open(path, method=method, data=data) as response:
             return bytes(response.read())
+
+    def post(self, path: str, data: bytes) -> Any:
+        """JSON that it answers to what is given to its REST API."""
+        return json.loads(self._request("POST", path, data))
 
     def get(self, path: str) -> Any:
         """JSON from its REST API."""

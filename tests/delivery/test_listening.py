@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import ssl
 import struct
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -275,23 +274,6 @@ def test_random_bytes_in_an_association_harm_nobody(start: Start, series_of: Ser
 
 
 # --- TLS --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One that signs itself, its key in the same file."""
-    path = tmp_path_factory.mktemp("tls") / "node.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
-    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-    try:
-        made = subprocess.run(
-            [*command, *subject, "-keyout", path, "-out", f"{path}.crt"], capture_output=True
-        )
-    except FileNotFoundError:
-        pytest.skip("needs openssl")
-    assert made.returncode == 0
-    path.write_bytes(Path(f"{path}.crt").read_bytes() + path.read_bytes())
-    return path
 
 
 def test_tls_and_a_caller_who_has_to_show_a_certificate(

@@ -7,9 +7,10 @@ import http.client
 import io
 import json
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +69,22 @@ def body_of(contents: Sequence[bytes], kind: str = "application/dicom") -> bytes
     return b"nobody reads this" + b"".join(head + c for c in contents) + b"\r\n--limit--\r\n"
 
 
-def post(service: Stow, body: bytes, path: str = "/dicom-web/studies", **headers: str) -> tuple[int, Any]:
-    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
+def post(
+    service: Stow,
+    body: bytes,
+    path: str = "/dicom-web/studies",
+    tls: ssl.SSLContext | None = None,
+    **headers: str,
+) -> tuple[int, Any]:
+    if tls is None:
+        connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
+    else:
+        connection = http.client.HTTPSConnection("localhost", service.port, timeout=60, context=tls)
     kind = 'multipart/related; type="application/dicom"; boundary=limit'
-    connection.request("POST", path, body, {"Content-Type": kind, **headers})
-    answer = connection.getresponse()
-    content = answer.read()
-    connection.close()
+    with closing(connection):
+        connection.request("POST", path, body, {"Content-Type": kind, **headers})
+        answer = connection.getresponse()
+        content = answer.read()
     is_json = answer.getheader("Content-Type") == "application/dicom+json"
     return answer.status, json.loads(content) if is_json else content.decode()
 
@@ -237,6 +247,27 @@ def test_other_machines_only_encrypted_and_known(tmp_path: Path) -> None:
     inbox.close()
 
 
+def test_encrypted_and_from_those_who_show_a_certificate(
+    tmp_path: Path, series_of: Series, certificate: Path
+) -> None:
+    inbox = Inbox(tmp_path / "inbox", Limits(free_gb=0.001))
+    here = Peer(aet="*", address="127.0.0.1")
+    listen = Listen(certificate=str(certificate), ca=str(certificate), peers=(here,))
+    service = Stow("0.0.0.0:0", listen, inbox, {})
+    assert service.url == f"https://0.0.0.0:{service.port}/dicom-web"
+    body = body_of([encoded(ds) for ds in series_of("a", 2)])
+    with pytest.raises((http.client.HTTPException, OSError)):
+        post(service, body)
+    tls = ssl.create_default_context(cafile=str(certificate))
+    with pytest.raises((http.client.HTTPException, OSError)):
+        post(service, body, tls=tls)
+    tls.load_cert_chain(certificate)
+    assert post(service, body, tls=tls)[0] == 200
+    assert [images for _, images in transfers(service).values()] == [2]
+    service.stop()
+    inbox.close()
+
+
 def test_what_is_too_large_or_has_no_room(start: Start, series_of: Series) -> None:
     body = body_of([encoded(series_of("a", 1)[0]) + bytes(3_000_000)])
     service = start(Limits(free_gb=0.001, instance_mb=0.001))
@@ -263,5 +294,20 @@ def test_a_body_of_one_part() -> None:
     for wrong, said in (([], "no part"), ([b"x", b"y"], "several")):
         with pytest.raises(NotMultipart, match=said):
             b"".join(only_part(iter([body_of(wrong)]), kind))
-    with pytest.raises(NotMultipart, match="boundary"):
-        list(parts(iter([b""]), "multipart/related"))
+    for none in ("", "; boundary=" + "x" * 300, "; boundary=a b"):
+        with pytest.raises(NotMultipart, match="boundary"):
+            list(parts(iter([b""]), f"multipart/related{none}"))
+
+
+def test_orthanc_sends_a_series(
+    start: Start, series_of: Series, start_orthanc: Callable[..., Any], tmp_path: Path
+) -> None:
+    service = start(environment={"DEEPCAC2_STOW_USER": "ct", "DEEPCAC2_STOW_PASSWORD": "secret"})
+    node = [f"{service.url}/", "ct", "secret"]
+    orthanc = start_orthanc(DicomWeb={"Enable": True, "Servers": {"node": node}})
+    sent = series_of("a")
+    for ds in sent:
+        orthanc.post("/instances", encoded(ds))
+    studies = orthanc.get("/studies")
+    orthanc.post("/dicom-web/servers/node/stow", json.dumps({"Resources": studies}).encode())
+    assert transfers(service) == {str(sent[0].SeriesInstanceUID): (CLOSED, 4)}
