@@ -76,7 +76,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit code 0 when every workitem was completed, or canceled for scans that a gate refuses; else 1."""
+    """Exit code 0 when every workitem was completed, or canceled for scans that a gate refuses, or when it was
+    told to stop or to abandon; else 1."""
     from ..batch.run import Means, find_devices
     from ..delivery.node import check_places
     from ..delivery.pulling import PullLimits
@@ -114,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
         f"{done.withdrawn} ended by others, of the list at {services.worklist.name}; table: "
         f"{args.results / CSV}; log: {log_path}"
     )
-    return 1 if done.problems and not args.abandon else 0
+    return 1 if done.problems and not (args.abandon or args.every) else 0
 
 
 def _services(args: argparse.Namespace) -> Services:

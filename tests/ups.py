@@ -45,6 +45,8 @@ class Hospital:
         transactions: Who has them.
         instances: Files by SOPInstanceUID.
         stored: How often each instance came by STOW-RS.
+        changed: Those that came with another content than before.
+        refused: SOP classes that the archive does not take.
         asked: Method, path and headers of every request.
         before, after: Called with method and path (and after the request has had its effect, too); a number
             is the status to be answered instead.
@@ -57,6 +59,7 @@ class Hospital:
         self.instances: dict[str, bytes] = {}
         self.headers: dict[str, Dataset] = {}
         self.stored: Counter[str] = Counter()
+        self.changed: set[str] = set()
         self.refused: set[str] = set()
         self.asked: list[tuple[str, str, dict[str, str]]] = []
         self.before: Callable[[str, str], int | None] = lambda method, path: None
@@ -181,6 +184,8 @@ class Hospital:
         if str(ds.SOPClassUID) in self.refused:
             one["00081197"] = {"vr": "US", "Value": [0x0122]}
             return 409, {"00081198": {"vr": "SQ", "Value": [one]}}
+        if self.instances.get(str(ds.SOPInstanceUID), part) != part:
+            self.changed.add(str(ds.SOPInstanceUID))
         self.stored[self._keep(part)] += 1
         return 200, {"00081199": {"vr": "SQ", "Value": [one]}}
 
