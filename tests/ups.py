@@ -1,8 +1,8 @@
 """A hospital for tests: a worklist that keeps DICOM's rules (UPS-RS), and an archive (QIDO-RS, WADO-RS, STOW-RS).
 
-The rules of the worklist are those of PS3.4 annex CC and PS3.18 section 11: which state follows which, who may
-change what, what must be known before the end. They are written here from the standard's tables and share
-nothing with the program but pydicom.
+The rules of the worklist are those of PS3.4 annex CC and PS3.18 section 11: which state follows which, who
+may change what, what must be known before the end. They are written here from the standard's tables and
+share nothing with the program but pydicom.
 """
 
 from __future__ import annotations
