@@ -76,8 +76,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit code 0 when every workitem was completed, or canceled for scans that a gate refuses, or when it was
-    told to stop or to abandon; else 1."""
+    """Exit code 0 when every workitem was completed, or canceled for scans that a gate refuses; else 1.
+
+    With ``--every`` and ``--abandon`` it is 0.
+    """
     from ..batch.run import Means, find_devices
     from ..delivery.node import check_places
     from ..delivery.pulling import PullLimits

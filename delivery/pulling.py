@@ -185,15 +185,21 @@ class WebSource(WebService):
         """
         return self._found("studies", query.study, "0020000D")
 
-    def series(self, study_uid: str, query: Query) -> Iterator[dict[str, Any]]:
-        """Series of a study that match; see `studies`."""
-        return self._found(f"studies/{study_uid}/series", query.series, "0020000E")
+    def series(self, study_uid: str, query: Query, *, known: bool = True) -> Iterator[dict[str, Any]]:
+        """Series of a study that match; see `studies`.
+
+        Args:
+            known: The service has named the study itself; else there may be none.
+        """
+        return self._found(f"studies/{study_uid}/series", query.series, "0020000E", known=known)
 
     def instances(self, study_uid: str, series_uid: str) -> Iterator[dict[str, Any]]:
         """All instances of a series; see `studies`."""
         return self._found(f"studies/{study_uid}/series/{series_uid}/instances", {}, "00080018")
 
-    def _found(self, path: str, keys: Mapping[str, str], uid_tag: str) -> Iterator[dict[str, Any]]:
+    def _found(
+        self, path: str, keys: Mapping[str, str], uid_tag: str, *, known: bool = True
+    ) -> Iterator[dict[str, Any]]:
         seen: set[str] = set()
         while True:
             asked = [*keys.items(), ("limit", str(self.page)), ("offset", str(len(seen)))]
@@ -208,7 +214,7 @@ class WebSource(WebService):
                     response.close()
             if status == 204 or (status == 200 and not content.strip()):
                 return
-            if status == 404 and "/" in path:  # there is no such study or series
+            if status == 404 and not known:
                 return
             self._judge(status, kind)
             more = more or status == 206
@@ -410,9 +416,10 @@ class Puller:
                 raise InputError(f"more than {count} studies match; narrow --query, or raise --most-studies")
             yield study
 
-    def series_of(self, study: str, query: Query) -> list[tuple[Any, Any]]:
-        """SeriesInstanceUID and Modality of the series of a study that match, as the service says them."""
-        found = self._tried(lambda: list(self._source.series(study, query)))
+    def series_of(self, study: str, query: Query, *, known: bool = True) -> list[tuple[Any, Any]]:
+        """SeriesInstanceUID and Modality of the series of a study that match, as the service says them; for
+        `known` see `WebSource.series`."""
+        found = self._tried(lambda: list(self._source.series(study, query, known=known)))
         return [(first_in(one, "0020000E"), first_in(one, "00080060")) for one in found]
 
     def places(self, study: str, uid: str) -> tuple[Path, Path]:

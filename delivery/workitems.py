@@ -181,8 +181,11 @@ def _text(item: Any, keyword: str) -> str:
 
 
 def _code(item: Any) -> Code:
-    parts = [_text(item, k) for k in ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")]
-    return Code(*parts) if all(0 < len(p) <= 64 and p.isprintable() for p in parts) else IMAGE_PROCESSING
+    """A code that fits its attributes (PS3.5 table 6.2-1: SH 16, LO 64), else the general one."""
+    most = {"CodeValue": 16, "CodingSchemeDesignator": 16, "CodeMeaning": 64}
+    parts = {keyword: _text(item, keyword) for keyword in most}
+    fit = all(0 < len(part) <= most[keyword] and part.isprintable() for keyword, part in parts.items())
+    return Code(*parts.values()) if fit else IMAGE_PROCESSING
 
 
 def _inputs(item: Any) -> tuple[Wanted, ...] | None:
@@ -281,8 +284,10 @@ class Worklist(WebSource):
         return self._tell("POST", f"workitems/{uid}?{where}&transaction-uid={where}", changes)
 
     def end(self, uid: str, transaction: str, state: str) -> int:
-        """Bring a workitem that is ours to a final state; the status of the answer."""
-        return self._tell("PUT", f"workitems/{uid}/state", _state(state, transaction))
+        """Bring a workitem that is ours to a final state; the status of the answer, 200 where it is there."""
+        status = self._tell("PUT", f"workitems/{uid}/state", _state(state, transaction))
+        found = None if status == 200 else self.workitem(uid)
+        return 200 if found is not None and found.state == state else status
 
     def _tell(self, method: str, path: str, content: Dataset) -> int:
         body = json.dumps(content.to_json_dict()).encode()

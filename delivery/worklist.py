@@ -334,11 +334,13 @@ class Performer:
         with self._opened():
             for uid, claim in list(self._claims.open.items()):
                 try:
-                    if not self._claim(uid, claim, True):
+                    item = self._item(uid)
+                    tell = partial(self._list.update, uid, claim.transaction, progress(0, "given up"))
+                    if self._tried(tell) != 200:
                         raise Withdrawn
-                    self._end(self._item(uid), claim, Outcome(lacks=[Lack("given up", GIVEN_UP)]))
+                    self._end(item, claim, Outcome(lacks=[Lack("given up", GIVEN_UP)]))
                 except Withdrawn:
-                    self._forget(uid, "it has ended, or others have it")
+                    self._forget(uid, "it is not ours (any more)")
         return self.done
 
     @contextmanager
@@ -507,9 +509,12 @@ class Performer:
         where, lacks = self._services.source.name, outcome.lacks
         if item.inputs is None:
             lacks.append(Lack("it names its images in a way that cannot be read", INCOMPLETE))
+        elif len(item.inputs) > _MOST_SERIES:
+            lacks.append(Lack(f"it names {len(item.inputs)} series, more than are taken", NO_ROOM))
+            return {}
         for one in item.inputs or ():
             if one.study not in listed:
-                found = self._puller.series_of(one.study, Query(study={}, series={}))
+                found = self._puller.series_of(one.study, Query(study={}, series={}), known=False)
                 listed[one.study] = {uid: modality for uid, modality in found if is_uid(uid)}
             there = listed[one.study]
             if not there or (one.series and one.series not in there):
@@ -616,7 +621,7 @@ class Performer:
 
     def _forget(self, uid: str, how: str) -> None:
         """Note that nothing is to be done any more for a workitem, and remove its images."""
-        log.info("workitem %s: %s", uid, how)
+        log.info("workitem %s: %s", uid, how.partition(";")[0])
         self._claims.ended(uid)
         self._tell(f"workitem {uid}: {how}")
         kept = () if self._keep_ct else (WHOLE,)

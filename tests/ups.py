@@ -1,4 +1,4 @@
-"""A hospital for tests: a worklist that keeps DICOM's rules (UPS-RS), and an archive (QIDO-RS, WADO-RS, STOW-RS).
+"""A hospital for tests: a worklist that keeps DICOM's rules (UPS-RS), and an archive (QIDO-, WADO-, STOW-RS).
 
 The rules of the worklist are those of PS3.4 annex CC and PS3.18 section 11: which state follows which, who
 may change what, what must be known before the end. They are written here from the standard's tables and
@@ -222,7 +222,8 @@ class Hospital:
         if parts == ["studies"] and method == "POST":
             return _json(*self.store(body, kind))
         if len(parts) == 3:
-            return _json(200, self.series(parts[1]))
+            found = self.series(parts[1])
+            return _json(200, found) if found else Response(status_code=404)
         if len(parts) == 5:
             return _json(200, self.images(parts[1], parts[3]))
         if len(parts) == 6 and parts[5] in self.instances:

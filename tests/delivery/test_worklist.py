@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import socket
@@ -534,6 +535,10 @@ def test_a_worklist_that_does_not_let_us_in(
     hospital.before = lambda method, path: 400 if method == "PUT" else None
     with pytest.raises(DestinationRefused, match="which nobody has"):
         work(hospital, tmp_path)
+    assert performer(hospital, tmp_path).abandon() == Worked()
+    assert hospital.state(uid) == "SCHEDULED"
+    with pytest.raises(DestinationRefused, match="which nobody has"):
+        work(hospital, tmp_path)
     hospital.before = lambda method, path: 409 if method == "POST" else None
     with pytest.raises(DestinationRefused, match="which is ours"):
         work(hospital, tmp_path)
@@ -588,6 +593,29 @@ def test_nothing_goes_where_nobody_said(
         assert "c0rrect" not in "".join(p.read_text() for p in (tmp_path / "out" / "logs").glob("work*"))
     assert main([*command[:3], *command[5:]]) == InputError.exit_code
     assert main([*command, "--station", "much-too-long-for-a-code"]) == InputError.exit_code
+
+
+def test_a_worker_that_goes_on_ends_when_it_is_told(
+    hospital: Any,
+    ups: ModuleType,
+    series_of: Series,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In the middle of a workitem, which it finishes, with another on the list."""
+    uids = [scheduled(hospital, ups, series_of(n)) for n in ("one", "two")]
+
+    def told(method: str, path: str) -> None:
+        if method == "POST" and "CANCELED" not in map(hospital.state, uids):
+            os.kill(os.getpid(), signal.SIGTERM)
+            hospital.after = lambda method, path: None
+
+    hospital.after = told
+    command = ["worklist", str(tmp_path / "in"), str(tmp_path / "results"), "--query", *OURS]
+    command += ["--dicomweb", hospital.url, "--keep-free", "0", "--devices", "cpu", "--every", "1h"]
+    assert main(command) == 0
+    assert sorted(map(hospital.state, uids)) == ["CANCELED", "SCHEDULED"]
+    assert "1 canceled" in capsys.readouterr().out
 
 
 def test_abandon_cancels_what_is_claimed_and_nothing_else(
