@@ -359,8 +359,8 @@ class Death(BaseException):
     """The end of a process, as far as one can have it without."""
 
 
-def dying(one: Performer, at: Callable[[int, str], bool], *, late: bool) -> None:
-    """A worker that is gone before or after one of its requests has had its effect, and works until then.
+def dying(one: Performer, at: Callable[[int, str], bool]) -> None:
+    """A worker that is gone when one of its requests has had its effect, and works until then.
 
     Args:
         at: Which: it is given its number from 0, and its method and path.
@@ -373,9 +373,8 @@ def dying(one: Performer, at: Callable[[int, str], bool], *, late: bool) -> None
             nonlocal number
             number += 1
             if at(number, " ".join(args[:2])):
-                if late:
-                    with asked(*args, **more) as response:
-                        response.read()
+                with asked(*args, **more) as response:
+                    response.read()
                 raise Death
             return asked(*args, **more)
 
@@ -383,9 +382,8 @@ def dying(one: Performer, at: Callable[[int, str], bool], *, late: bool) -> None
     one.run()
 
 
-@pytest.mark.parametrize("late", [False, True])
 def test_wherever_it_ends_the_next_start_goes_on(
-    hospital: Any, ups: ModuleType, series_of: Series, tmp_path: Path, late: bool
+    hospital: Any, ups: ModuleType, series_of: Series, tmp_path: Path
 ) -> None:
     images = series_of("short", 2)
     hospital.keep(*images)
@@ -394,7 +392,7 @@ def test_wherever_it_ends_the_next_start_goes_on(
         folder = tmp_path / str(number)
         uid = hospital.schedule(ups.about(images))
         try:
-            dying(performer(hospital, folder), lambda n, what: n == number, late=late)  # noqa: B023
+            dying(performer(hospital, folder), lambda n, what: n == number)  # noqa: B023
         except Death:
             work(hospital, folder)
             assert hospital.state(uid) == "CANCELED", number
@@ -630,7 +628,7 @@ def test_abandon_cancels_what_is_claimed_and_nothing_else(
 ) -> None:
     uid, other = (scheduled(hospital, ups, series_of(n)) for n in ("one", "two"))
     with pytest.raises(Death):
-        dying(performer(hospital, tmp_path), lambda n, what: n == 8, late=False)
+        dying(performer(hospital, tmp_path), lambda n, what: n == 8)
     states = {hospital.state(u): u for u in (uid, other)}
     assert states.keys() == {"IN PROGRESS", "SCHEDULED"}
     command = ["worklist", str(tmp_path / "in"), str(tmp_path / "results"), "--abandon"]
@@ -657,7 +655,7 @@ def test_with_a_real_archive(
     uid = hospital.schedule(ups.about(headers), patient=headers[0].PatientID)
     options = {"archive": orthanc.dicomweb, "signed_in": True}
     with pytest.raises(Death):  # its first result is there, and it does not know
-        dying(performer(hospital, tmp_path, **options), lambda n, what: what == "POST studies", late=True)
+        dying(performer(hospital, tmp_path, **options), lambda n, what: what == "POST studies")
     assert hospital.state(uid) == "IN PROGRESS"
     assert work(hospital, tmp_path, **options) == Worked(completed=1)
     assert (tmp_path / "in" / JOURNAL).read_text().count('"settled"') == 1
