@@ -147,7 +147,7 @@ class Claims:
 
     def __init__(self, folder: Path, results: Path, name: str) -> None:
         path = folder / JOURNAL
-        if not path.is_file() and any((folder / "ct").glob("*/*")):
+        if not path.is_file() and any(any((folder / name).glob("*/*")) for name in (WHOLE, COMING)):
             raise InputError(
                 f"{folder} holds scans that did not come from a worklist; give a folder of the worker's own"
             )
