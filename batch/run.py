@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -174,6 +175,58 @@ def _absent_row(uid: str) -> ResultRow:
     return ResultRow(
         patient_id="", study_uid="", series_uid=uid, status="failed", code="not-found", reason=reason
     )
+
+
+def write_tables(job: Job, rows: Iterable[ResultRow]) -> bool:
+    """Write the table of a run, and the report of its rows; see `write_table` for what it returns."""
+    workbook = write_table(job.output, rows)
+    write_run_report(job.output, job.workflow, read_parquet(job.output / PARQUET))
+    return workbook
+
+
+_TABLE_SHARE = 20
+"""A `LiveTable` is written anew when that has taken less than this part of the time since it was last
+written."""
+
+
+class LiveTable:
+    """The table of a run that goes on and on, written anew now and then.
+
+    Args:
+        job: What is done with every series.
+        rows: All rows there are; asked for anew each time.
+        counted: What ``run.json`` says of the series, see `run_found`, by the rows of each status.
+
+    Attributes:
+        due: Whether there is something new.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        rows: Callable[[], Iterable[ResultRow]],
+        counted: Callable[[Mapping[str, int]], dict[str, Any]],
+    ) -> None:
+        self._job, self._rows, self._counted = job, rows, counted
+        self.due, self._at, self._seconds = True, 0.0, 0.0
+
+    def write(self, *, now: bool = False) -> None:
+        """Write it where that is due and has not just been done; `now`: all the same."""
+        began = time.monotonic()
+        if not now and not (self.due and began - self._at >= _TABLE_SHARE * self._seconds):
+            return
+        counts = dict.fromkeys(STATUSES, 0)
+
+        def rows() -> Iterator[ResultRow]:
+            for row in self._rows():
+                counts[row.status] += 1
+                yield row
+
+        self.due = False
+        write_tables(self._job, rows())
+        write_run(self._job, self._counted(counts))
+        self._at = time.monotonic()
+        self._seconds = self._at - began
 
 
 def run_folder(
@@ -382,8 +435,7 @@ def run_found(
                             fates[row.status] += 1
                             yield row
 
-                workbook = write_table(output, chain(unreadable, stored()))
-                write_run_report(output, job.workflow, read_parquet(output / PARQUET))
+                workbook = write_tables(job, chain(unreadable, stored()))
                 written = True
                 selected |= {s: fates[s] for s in STATUSES}
                 selected |= {"missing": len(missing), "missing_series": missing, "finished": not missing}

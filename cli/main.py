@@ -24,6 +24,7 @@ from . import (
     stats,
     train,
     weights,
+    worklist,
 )
 from .screen import Parser, guard_log, note
 
@@ -36,6 +37,7 @@ COMMANDS = (
     pull,
     push,
     serve,
+    worklist,
     simulate,
     train,
     evaluate,

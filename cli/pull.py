@@ -36,19 +36,28 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="what to fetch: attributes of studies or series, such as StudyDate=20260101-20260131, "
         "ModalitiesInStudy=CT, PatientID=4711, SeriesDescription=*LUNG*; repeatable, all must match",
     )
-    parser.add_argument(
-        "--keep-free",
-        metavar="GB",
-        type=amount,
-        default=10.0,
-        help="stop before the disk has less room than this (default: %(default)g)",
-    )
+    add_limits(parser)
     parser.add_argument(
         "--most-studies",
         metavar="N",
         type=count,
         default=1000,
         help="fetch nothing where more studies match (default: %(default)s)",
+    )
+    add_insecure(parser)
+    add_patience(parser, "a request")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors and the summary line")
+    parser.set_defaults(run=run, goes_on=True)
+
+
+def add_limits(parser: argparse.ArgumentParser) -> None:
+    """Add ``--keep-free``, ``--most-images`` and ``--most-mb``."""
+    parser.add_argument(
+        "--keep-free",
+        metavar="GB",
+        type=amount,
+        default=10.0,
+        help="stop before the disk has less room than this (default: %(default)g)",
     )
     parser.add_argument(
         "--most-images",
@@ -64,12 +73,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default=512.0,
         help="leave out images that are larger (default: %(default)g)",
     )
+
+
+def add_insecure(parser: argparse.ArgumentParser) -> None:
+    """Add ``--insecure``."""
     parser.add_argument(
         "--insecure", action="store_true", help="send credentials over plain http to another machine too"
     )
-    add_patience(parser, "a request")
-    parser.add_argument("--quiet", action="store_true", help="print nothing but errors and the summary line")
-    parser.set_defaults(run=run, goes_on=True)
 
 
 def amount(text: str) -> float:

@@ -14,6 +14,7 @@ from .screen import Parser, note, say
 
 if TYPE_CHECKING:
     from ..delivery.node import Node
+    from ..delivery.worklist import Performer
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
             ready=tell,
             log_path=log_path,
         )
-        with _stoppable(node):
+        with stoppable(node):
             node.run()
     return 0
 
@@ -105,13 +106,13 @@ def _forget(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _stoppable(node: Node) -> Iterator[None]:
+def stoppable(worker: Node | Performer) -> Iterator[None]:
     """SIGINT and SIGTERM let what is being computed finish; the second one ends it."""
 
     def stop(number: int, frame: object) -> None:
-        if node.stopping:
+        if worker.stopping:
             raise KeyboardInterrupt
-        node.stop()
+        worker.stop()
         note("stopping: what is being computed is finished first; once more to end at once")
 
     with on_signals(stop):

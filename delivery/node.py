@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ..batch.engine import Engine
 from ..batch.ledger import Journal, OutputLock
 from ..batch.local import Workers
-from ..batch.run import Means
+from ..batch.run import LiveTable, Means
 from ..dicom import Discovery, Series, discover
 from ..dicom.gates import TRANSFER_INCOMPLETE
 from ..errors import (
@@ -33,11 +33,9 @@ from ..errors import (
     NoDicomFound,
     OutputInsideInput,
 )
-from ..outputs.report import write_run_report
-from ..pipeline.places import DETAILS_NAME, PARQUET
-from ..pipeline.results import STATUSES, ResultRow, checked_row, read_parquet, series_folder, write_table
-from ..pipeline.run import Job, read_details, settle_output, write_run
-from ..system.atomic import output_errors, remove_leftovers
+from ..pipeline.results import STATUSES, ResultRow, checked_row, series_folder
+from ..pipeline.run import Job, clear_results, settle_output
+from ..system.atomic import remove_leftovers
 from ..system.codec import from_plain
 from ..system.foreign import parse_yaml, read_bytes
 from ..system.secret import secret_key
@@ -58,8 +56,6 @@ _TICK = 0.5
 """Seconds between two looks at what has come."""
 _BATCH = 32
 """Series that go to the workers at once at most; those that come meanwhile wait for the next turn."""
-_TABLE_SHARE = 20
-"""The table is written anew when that has taken less than this part of the time since it was last written."""
 _LONGEST_WAIT = 300.0
 """Seconds before another try to send, at most."""
 _LAST_WAIT = 30.0
@@ -229,8 +225,9 @@ class Node:
         self._stop = threading.Event()
         self._engine: Engine | None = None
         self._versions: dict[str, int] = {}
-        self._table_due = True
-        self._table_at, self._table_seconds = 0.0, 0.0
+        self._table = LiveTable(
+            job, lambda: (checked_row(row) for row in self.inbox.rows()), lambda counts: self._counted()
+        )
         self.inbox: Inbox
         self.listener: Listener
         self.page: HealthPage | None = None
@@ -271,7 +268,7 @@ class Node:
             settle_output(self.job, redo=False, series=self._counted())
             self.inbox.belongs_to(output)
             remove_leftovers(output)
-            self._write_table()
+            self._table.write(now=True)
             journal = Journal(output)
             stack.callback(journal.close)
             workers = stack.enter_context(self._means.workers(self.job, 1000, self._log_path))
@@ -309,8 +306,7 @@ class Node:
             if self.stow is not None:
                 self._ready(f"listening: STOW-RS at {self.stow.url}")
             self._loop(workers, journal)
-            self._table_due = True
-            self._write_table()
+            self._table.write(now=True)
 
     def _listener_off(self) -> None:
         self._stop.set()
@@ -330,8 +326,7 @@ class Node:
             batch = self._complete()
             if batch:
                 self._score(batch, workers, journal)
-            if self._table_due and time.monotonic() - self._table_at >= _TABLE_SHARE * self._table_seconds:
-                self._write_table()
+            self._table.write()
             if self.config.keep_days and time.monotonic() - cleaned > 60:
                 cleaned = time.monotonic()
                 self.inbox.remove_old(self.config.keep_days)
@@ -406,19 +401,13 @@ class Node:
         """Remove what an earlier row of a series left, so that it does not stand beside the new one."""
         row = self.inbox.row(uid)
         folder = None if row is None else series_folder(self.job.output.resolve(), str(row.get("folder", "")))
-        if folder is None or not (folder / DETAILS_NAME).is_file():
-            return
-        with suppress(InputError), output_errors(folder):
-            names = [str(name) for name in read_details(folder).get("outputs", ())]
-            (folder / DETAILS_NAME).unlink()
-            for path in ((folder / name).resolve() for name in names):
-                if path.is_relative_to(self.job.output.resolve()):
-                    path.unlink(missing_ok=True)
+        if folder is not None:
+            clear_results(self.job.output, folder)
 
     def _settle(self, row: ResultRow) -> None:
         names = [d.name for d, _ in self._targets] if row.status == "scored" else []
         self.inbox.settle(row.series_uid, self._versions[row.series_uid], asdict(row), names, row.folder)
-        self._table_due = True
+        self._table.due = True
         self.health.settled += 1
         self.health.scoring -= 1
         self._watch(row)
@@ -428,16 +417,6 @@ class Node:
         done = {s: counts[s] for s in STATUSES}
         known = sum(done.values())
         return {"found": known, "selected": known, "finished": counts["waiting"] == 0, **done, "missing": 0}
-
-    def _write_table(self) -> None:
-        """The table, as `deepcac2 run` writes it, of all series that have a row."""
-        output, began = self.job.output, time.monotonic()
-        write_table(output, (checked_row(row) for row in self.inbox.rows()))
-        write_run_report(output, self.job.workflow, read_parquet(output / PARQUET))
-        write_run(self.job, self._counted())
-        self._table_due = False
-        self._table_at = time.monotonic()
-        self._table_seconds = self._table_at - began
 
 
 def _all_there(one: Waiting) -> bool:

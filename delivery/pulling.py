@@ -43,15 +43,13 @@ from ..system.atomic import on_disk, output_errors
 from ..system.foreign import parse_json
 from ..system.nearest import nearest
 from .multipart import NotMultipart, only_part
-from .sending import WebService, media_type, tried
+from .sending import WebService, first_in, media_type, tried, values_in
 
 log = logging.getLogger(__name__)
 
 WHOLE, COMING = "ct", "coming"
 """Folders in that of a pull."""
 
-_PAGE = 500
-"""Results that are asked for at once. Chosen: a study is a kilobyte."""
 _LARGEST_PAGE = 64 << 20
 """Bytes of an answer to a query that are read at most; some services ignore the limit."""
 _BLOCK = 1 << 20
@@ -100,7 +98,7 @@ class Query:
                     f"--query {given!r}: give KEYWORD=VALUE, such as StudyDate=20260101-20260131"
                 )
             keyword = _keyword(name.strip())
-            _check(keyword, value)
+            check_value(keyword, value)
             into = series if keyword in _OF_SERIES else study
             if into.get(keyword, value) != value and keyword != "Modality":
                 raise InputError(f"--query {keyword} is given twice")
@@ -130,7 +128,7 @@ def _keyword(name: str) -> str:
     return name
 
 
-def _check(keyword: str, value: str) -> None:
+def check_value(keyword: str, value: str) -> None:
     """See that a value is one that can match anything: else it would find nothing, and nobody would know."""
     vr = dictionary_VR(keyword)
     if vr == "DA" and not _DATES.fullmatch(value):
@@ -142,7 +140,7 @@ def _check(keyword: str, value: str) -> None:
         raise InputError(f"--query {keyword}: {value!r} ends before it begins")
     if vr == "TM" and not _TIMES.fullmatch(value):
         raise InputError(f"--query {keyword}: {value!r} is no time; give HHMMSS or HHMMSS-HHMMSS")
-    if vr == "UI" and not _is_uid(value):
+    if vr == "UI" and not is_uid(value):
         raise InputError(f"--query {keyword}: {value!r} is no UID")
     if vr == "CS" and not re.fullmatch(r"[A-Z0-9_ *?\\,]{1,64}", value):
         raise InputError(f"--query {keyword}: {value!r} is no code of capital letters, digits and _")
@@ -150,7 +148,7 @@ def _check(keyword: str, value: str) -> None:
         raise InputError(f"--query {keyword}: it does not print, or is too long")
 
 
-def _is_uid(text: Any) -> bool:
+def is_uid(text: Any) -> bool:
     return isinstance(text, str) and len(text) <= 64 and _UID.fullmatch(text) is not None
 
 
@@ -175,6 +173,8 @@ class WebSource(WebService):
     """A DICOMweb service that is asked and fetched from; see `WebService` for what it takes."""
 
     purpose, service = "read", "QIDO-RS or WADO-RS"
+    page = 500
+    """Results that are asked for at once. Chosen: a study is a kilobyte."""
 
     def studies(self, query: Query) -> Iterator[dict[str, Any]]:
         """Studies that match, each in the DICOM JSON model.
@@ -185,19 +185,25 @@ class WebSource(WebService):
         """
         return self._found("studies", query.study, "0020000D")
 
-    def series(self, study_uid: str, query: Query) -> Iterator[dict[str, Any]]:
-        """Series of a study that match; see `studies`."""
-        return self._found(f"studies/{study_uid}/series", query.series, "0020000E")
+    def series(self, study_uid: str, query: Query, *, known: bool = True) -> Iterator[dict[str, Any]]:
+        """Series of a study that match; see `studies`.
+
+        Args:
+            known: The service has named the study itself; else there may be none.
+        """
+        return self._found(f"studies/{study_uid}/series", query.series, "0020000E", known=known)
 
     def instances(self, study_uid: str, series_uid: str) -> Iterator[dict[str, Any]]:
         """All instances of a series; see `studies`."""
         return self._found(f"studies/{study_uid}/series/{series_uid}/instances", {}, "00080018")
 
-    def _found(self, path: str, keys: Mapping[str, str], uid_tag: str) -> Iterator[dict[str, Any]]:
+    def _found(
+        self, path: str, keys: Mapping[str, str], uid_tag: str, *, known: bool = True
+    ) -> Iterator[dict[str, Any]]:
         seen: set[str] = set()
         while True:
-            asked = [*keys.items(), ("limit", str(_PAGE)), ("offset", str(len(seen)))]
-            asked += [("includefield", k) for k in keys]
+            asked = [*keys.items(), ("limit", str(self.page)), ("offset", str(len(seen)))]
+            asked += [("includefield", k) for k in dict.fromkeys(k.partition(".")[0] for k in keys)]
             # wildcards as they are: Orthanc 1.10 does not know them as %2A
             words = urlencode(asked, quote_via=quote, safe="*?,")
             with self._asked("GET", f"{path}?{words}") as response:
@@ -208,8 +214,11 @@ class WebSource(WebService):
                     response.close()
             if status == 204 or (status == 200 and not content.strip()):
                 return
+            if status == 404 and not known:
+                return
             self._judge(status, kind)
-            if status != 200:
+            more = more or status == 206
+            if status not in (200, 206):
                 raise DestinationRefused(
                     f"{self.name} does not take the query (HTTP {status}): check --query"
                 )
@@ -218,7 +227,7 @@ class WebSource(WebService):
                 raise DestinationRefused(f"{self.name} answers with something that is no list of results")
             before = len(seen)
             for item in page:
-                uid = str(_first(item, uid_tag))
+                uid = str(first_in(item, uid_tag))
                 if uid not in seen:
                     seen.add(uid)
                     self._matching(item, keys)
@@ -234,10 +243,10 @@ class WebSource(WebService):
         """See that a result is one of what was asked for: some services ignore keys that they do not know."""
         for keyword, value in keys.items():
             tag, vr = f"{tag_for_keyword(keyword):08X}", dictionary_VR(keyword)
-            there = [str(v) for v in _values(item, tag) if not isinstance(v, dict)]
+            there = [str(v) for v in values_in(item, tag) if not isinstance(v, dict)]
             if not there or vr in ("PN", "TM"):
                 continue
-            if not any(_agrees(vr, value, one) for one in there):
+            if not any(agrees(vr, value, one) for one in there):
                 raise DestinationRefused(
                     f"{self.name} gives results that are not what --query {keyword} asks for; it seems not "
                     "to know this key"
@@ -278,18 +287,7 @@ class NotFetched(Exception):
     """Why one image did not come, in our own words."""
 
 
-def _values(item: Mapping[str, Any], tag: str) -> list[Any]:
-    element = item.get(tag)
-    value = element.get("Value") if isinstance(element, dict) else None
-    return value if isinstance(value, list) else []
-
-
-def _first(item: Mapping[str, Any], tag: str) -> Any:
-    """First value of an attribute in the DICOM JSON model, None where it is absent."""
-    return next(iter(_values(item, tag)), None)
-
-
-def _agrees(vr: str, asked: str, value: str) -> bool:
+def agrees(vr: str, asked: str, value: str) -> bool:
     """Whether a value matches a key (PS3.4 C.2.2.2): a range, a list of UIDs, wildcards."""
     value = value.strip()
     if vr == "DA":
@@ -354,74 +352,95 @@ def pull(
         DiskFull: The disk would have less room than is to stay free; what came is kept.
         OutputBusy, OutputUnwritable: Another pull is at work there, or it cannot be written.
     """
-    at_most = limits or PullLimits()
-    lock = take_lock(folder / COMING / ".lock", fcntl.LOCK_EX)
-    if lock is None:
-        raise OutputBusy(f"another pull is at work in {folder}; wait for it, or give another folder")
-    with lock:
-        puller = _Puller(source, query, folder, at_most, retries, tell)
-        return puller.run(watch)
+    with Puller(source, folder, limits=limits, retries=retries) as puller:
+        return puller.all_of(query, tell, watch)
 
 
-class _Puller:
+class Puller:
+    """Fetches series into a folder, alone there while it is open; see `pull`.
+
+    Attributes:
+        found: What came so far.
+
+    Raises:
+        OutputBusy, OutputUnwritable: Another pull is at work there, or it cannot be written.
+    """
+
     def __init__(
-        self,
-        source: WebSource,
-        query: Query,
-        folder: Path,
-        limits: PullLimits,
-        retries: int,
-        tell: Callable[[str, str], None],
+        self, source: WebSource, folder: Path, *, limits: PullLimits | None = None, retries: int = 5
     ) -> None:
-        self._source, self._query, self._folder, self._limits = source, query, folder, limits
-        self._retries, self._tell, self.found = retries, tell, Pulled()
+        self._source, self._folder, self._limits = source, folder, limits or PullLimits()
+        self._retries, self.found = retries, Pulled()
+        lock = take_lock(folder / COMING / ".lock", fcntl.LOCK_EX)
+        if lock is None:
+            raise OutputBusy(f"another pull is at work in {folder}; wait for it, or give another folder")
+        self._lock = lock
 
-    def run(self, watch: Callable[[int, int], None]) -> Pulled:
+    def __enter__(self) -> Puller:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._lock.close()
+
+    def all_of(
+        self, query: Query, tell: Callable[[str, str], None], watch: Callable[[int, int], None]
+    ) -> Pulled:
+        """See `pull`."""
         found = self.found
-        studies = self._tried(lambda: list(self._some_studies()))
+
+        def problem(uid: str, reason: str) -> None:
+            found.problems += 1
+            log.warning("series %s: %s", uid, reason)
+            tell(uid, reason)
+
+        studies = self._tried(lambda: list(self._some_studies(query)))
         found.studies = len(studies)
         watch(0, len(studies))
         for count, study in enumerate(studies):
-            uid = _first(study, "0020000D")
-            if not _is_uid(uid):
-                self._problem("", "a study has no StudyInstanceUID that is one")
+            uid = first_in(study, "0020000D")
+            if not is_uid(uid):
+                problem("", "a study has no StudyInstanceUID that is one")
                 continue
-            for series in self._tried(partial(self._series_of, uid)):
+            for series_uid, _ in self.series_of(uid, query):
                 found.series += 1
-                series_uid = _first(series, "0020000E")
-                if not _is_uid(series_uid):
-                    self._problem("", "a series has no SeriesInstanceUID that is one")
-                elif reason := self._series(uid, series_uid):
-                    self._problem(series_uid, reason)
+                if not is_uid(series_uid):
+                    problem("", "a series has no SeriesInstanceUID that is one")
+                elif reason := self.series(uid, series_uid):
+                    problem(series_uid, reason)
             watch(count + 1, len(studies))
         return found
 
-    def _some_studies(self) -> Iterator[dict[str, Any]]:
-        for count, study in enumerate(self._source.studies(self._query)):
+    def _some_studies(self, query: Query) -> Iterator[dict[str, Any]]:
+        for count, study in enumerate(self._source.studies(query)):
             if count == self._limits.studies:
                 raise InputError(f"more than {count} studies match; narrow --query, or raise --most-studies")
             yield study
 
-    def _series_of(self, study: str) -> list[dict[str, Any]]:
-        return list(self._source.series(study, self._query))
+    def series_of(self, study: str, query: Query, *, known: bool = True) -> list[tuple[Any, Any]]:
+        """SeriesInstanceUID and Modality of the series of a study that match, as the service says them; for
+        `known` see `WebSource.series`."""
+        found = self._tried(lambda: list(self._source.series(study, query, known=known)))
+        return [(first_in(one, "0020000E"), first_in(one, "00080060")) for one in found]
 
-    def _problem(self, uid: str, reason: str) -> None:
-        self.found.problems += 1
-        log.warning("series %s: %s", uid, reason)
-        self._tell(uid, reason)
+    def places(self, study: str, uid: str) -> tuple[Path, Path]:
+        """Where a series is when it is whole, and where until then."""
+        return self._folder / WHOLE / study / uid, self._folder / COMING / study / uid
 
-    def _series(self, study: str, uid: str) -> str:
-        """Fetch what is missing of a series; why it is not whole, or ""."""
-        named = [
-            _first(item, "00080018") for item in self._tried(lambda: list(self._source.instances(study, uid)))
-        ]
+    def series(self, study: str, uid: str) -> str:
+        """Fetch what is missing of a series; why it is not whole, or "".
+
+        Args:
+            study, uid: UIDs that are some.
+        """
+        found = self._tried(lambda: list(self._source.instances(study, uid)))
+        named = [first_in(item, "00080018") for item in found]
         if not named:
             return "the service names no images of it"
-        if not all(map(_is_uid, named)):
+        if not all(map(is_uid, named)):
             return "an image has no SOPInstanceUID that is one"
         if len(named) > self._limits.images:
             return f"it has {len(named)} images, more than --most-images"
-        whole, coming = self._folder / WHOLE / study / uid, self._folder / COMING / study / uid
+        whole, coming = self.places(study, uid)
         missing = [i for i in named if not (whole / f"{i}.dcm").is_file()]
         if not missing:
             self.found.present += 1

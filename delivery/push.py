@@ -245,7 +245,9 @@ def _instances(series: Series, *, whole: bool) -> Iterator[SliceRef]:
             yield ref
 
 
-def _outputs(folder: Path, results: Path, uid: str, problem: Callable[[Problem], None]) -> Iterator[SliceRef]:
+def outputs_of(
+    folder: Path, results: Path, uid: str, problem: Callable[[Problem], None]
+) -> Iterator[SliceRef]:
     """The DICOM files of a series' results, by name: the SEG stands before the SR that refers to it."""
     if stored_row(folder) is None:
         problem(Problem(series_uid=uid, reason="files of its results are missing; run the series again"))
@@ -315,7 +317,7 @@ class Sender:
             folder: Where they are.
             results: Output folder of the run.
         """
-        self.send(series_uid, _outputs(folder, results, series_uid, self.problem))
+        self.send(series_uid, outputs_of(folder, results, series_uid, self.problem))
 
     def send(self, series_uid: str, instances: Iterable[SliceRef]) -> None:
         """Each instance that is not there yet.

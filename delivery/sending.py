@@ -208,6 +208,10 @@ def _untrusted(name: str, error: BaseException) -> DestinationRefused:
 # --- DICOMweb ---------------------------------------------------------------------------------------------
 
 
+DICOMWEB = "DEEPCAC2_DICOMWEB"
+"""What the environment's variables with credentials begin with, where nothing else is said."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Credentials:
     """How to sign in.
@@ -219,8 +223,8 @@ class Credentials:
     header: str = field(default="", repr=False)
 
     @classmethod
-    def of(cls, environment: Mapping[str, str], *, variables: str = "DEEPCAC2_DICOMWEB") -> Credentials:
-        """``DEEPCAC2_DICOMWEB_TOKEN``, or ``DEEPCAC2_DICOMWEB_USER`` and ``DEEPCAC2_DICOMWEB_PASSWORD``.
+    def of(cls, environment: Mapping[str, str], *, variables: str = DICOMWEB) -> Credentials:
+        """``<variables>_TOKEN``, or ``<variables>_USER`` and ``<variables>_PASSWORD``.
 
         Args:
             environment: Where they are.
@@ -328,7 +332,7 @@ class WebService:
 
         from .. import __version__
 
-        self.name, host = _root(url)
+        self.name, host = _root(url, self.option, self.resource)
         if credentials.header and self.name.startswith("http://") and not (insecure or is_here(host)):
             raise InputError(
                 f"{self.name}: over plain http everybody on the way can read the credentials; give an https "
@@ -356,7 +360,7 @@ class WebService:
         method: str,
         path: str,
         headers: Mapping[str, str] | None = None,
-        body: Iterator[bytes] | None = None,
+        body: Iterator[bytes] | bytes | None = None,
     ) -> Iterator[Any]:
         """The answer to a request, its content not read yet.
 
@@ -398,13 +402,16 @@ class WebService:
             kinds: What it should be where it is a success.
         """
         if status in (401, 407) and not self._signed_in:
-            what = "asks for credentials: set DEEPCAC2_DICOMWEB_USER and _PASSWORD, or _TOKEN"
+            what = f"asks for credentials: set {self.variables}_USER and _PASSWORD, or _TOKEN"
         elif status in (401, 407):
-            what = "does not accept the credentials: check DEEPCAC2_DICOMWEB_USER and _PASSWORD, or _TOKEN"
+            what = f"does not accept the credentials: check {self.variables}_USER and _PASSWORD, or _TOKEN"
         elif status == 403:
             what = f"does not allow this user or machine to {self.purpose}: check the rights there"
         elif status in (404, 405, 410, 501):
-            what = f"has no {self.service} at {self.name}/studies: check the URL, which is the DICOMweb root"
+            what = (
+                f"has no {self.service} at {self.name}/{self.resource}: check the URL, which is the DICOMweb "
+                "root"
+            )
         elif status in BUSY:
             raise DestinationUnreachable(f"{self.name}: it is too busy or being restarted (HTTP {status})")
         elif 300 <= status < 400:
@@ -418,8 +425,10 @@ class WebService:
             return
         raise DestinationRefused(f"{self.name} {what} (HTTP {status})")
 
-    purpose, service = "store", "STOW-RS"
-    """What it is asked to do, in words."""
+    purpose, service, resource = "store", "STOW-RS", "studies"
+    """What it is asked to do, in words, and where below its root."""
+    option, variables = "--dicomweb", DICOMWEB
+    """Who names it, and its credentials."""
 
     @staticmethod
     def _expected(kinds: Sequence[str]) -> str:
@@ -462,8 +471,8 @@ class DicomWeb(WebService):
         stored: dict[Any, Any] = {}
         with suppress(InputUnreadable), foreign("the answer"):
             answer = parse_json(content, "the answer")
-            failed = {_value(i, "00081155"): i for i in _items(answer, "00081198")}
-            stored = {_value(i, "00081155"): i for i in _items(answer, "00081199")}
+            failed = {first_in(i, "00081155"): i for i in values_in(answer, "00081198")}
+            stored = {first_in(i, "00081155"): i for i in values_in(answer, "00081199")}
         if uid in failed:
             code = _number(failed[uid], "00081197")
             if code in _DUPLICATE:
@@ -481,15 +490,19 @@ class DicomWeb(WebService):
         return f"not stored: the answer does not name it (HTTP {status})"
 
 
-def _root(url: str) -> tuple[str, str]:
+def _root(url: str, option: str, resource: str) -> tuple[str, str]:
     """A DICOMweb root in one way of writing, and its host.
+
+    Args:
+        option: Who names it.
+        resource: What is asked for below it.
 
     Raises:
         InputError: It is none. The text does not repeat what may hold a password.
     """
     if "@" in url:
         raise InputError(
-            "--dicomweb: there is an @ in the URL; user and password do not belong there, set "
+            f"{option}: there is an @ in the URL; user and password do not belong there, set "
             "DEEPCAC2_DICOMWEB_USER and DEEPCAC2_DICOMWEB_PASSWORD"
         )
     try:
@@ -497,18 +510,28 @@ def _root(url: str) -> tuple[str, str]:
         host, port = parts.hostname or "", parts.port
     except ValueError:
         host, port, parts = "", None, urlsplit("")
-    if parts.path.rstrip("/").endswith("/studies"):
-        raise InputError("--dicomweb: give the DICOMweb root, without /studies at the end")
+    if parts.path.rstrip("/").endswith(f"/{resource}"):
+        raise InputError(f"{option}: give the DICOMweb root, without /{resource} at the end")
     wrong = parts.query or parts.fragment or "\\" in url or any(not "!" <= c <= "~" for c in url)
     if parts.scheme not in ("http", "https") or not host or wrong:
         raise InputError(
-            "--dicomweb: that is no DICOMweb root; give one such as https://pacs.example.org/dicom-web, "
+            f"{option}: that is no DICOMweb root; give one such as https://pacs.example.org/dicom-web, "
             "without ? and #"
         )
     where = f"[{host}]" if ":" in host else host
     usual = {"http": 80, "https": 443}[parts.scheme]
     suffix = "" if port in (None, usual) else f":{port}"
     return f"{parts.scheme}://{where}{suffix}{parts.path.rstrip('/')}", host
+
+
+def same_server(one: str, other: str) -> bool:
+    """Whether two DICOMweb roots are at the same machine and port by the same protocol.
+
+    Raises:
+        InputError: One is none.
+    """
+    (first, _), (second, _) = (_root(url, "--dicomweb", "studies") for url in (one, other))
+    return urlsplit(first)[:2] == urlsplit(second)[:2]
 
 
 def is_here(host: str) -> bool:
@@ -523,21 +546,22 @@ def _plain(text: str) -> str:
     return re.sub(r"[^a-z0-9.+/-]", "?", text)[:60]
 
 
-def _items(answer: Any, tag: str) -> list[Any]:
-    """Items of a sequence in the DICOM JSON model (PS3.18 F.2)."""
-    return list(answer.get(tag, {}).get("Value") or [])
+def values_in(item: Any, tag: str) -> list[Any]:
+    """Values of an attribute in the DICOM JSON model (PS3.18 F.2); none where it is absent or malformed."""
+    element = item.get(tag) if isinstance(item, dict) else None
+    value = element.get("Value") if isinstance(element, dict) else None
+    return value if isinstance(value, list) else []
 
 
-def _value(item: Any, tag: str) -> Any:
+def first_in(item: Any, tag: str) -> Any:
     """First value of an attribute in the DICOM JSON model, None where it is absent."""
-    values = item.get(tag, {}).get("Value")
-    return values[0] if values else None
+    return next(iter(values_in(item, tag)), None)
 
 
 def _number(item: Any, tag: str) -> int | None:
     """A status in the DICOM JSON model, None where it is absent or none."""
     with suppress(InputUnreadable), foreign("the answer"):
-        value = _value(item, tag)
+        value = first_in(item, tag)
         return value if isinstance(value, int) and 0 <= value <= 0xFFFF else None
     return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -206,3 +207,23 @@ def read_details(folder: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputUnreadable(f"{path} holds no JSON object; give the output folder of 'deepcac2 run'")
     return content
+
+
+def clear_results(output: Path, folder: Path) -> None:
+    """Remove what an earlier row of a series left, so that it does not stand beside that of a new one.
+
+    Args:
+        output: The run's output folder; nothing outside it is removed.
+        folder: Of the series, below it.
+
+    Raises:
+        OutputUnwritable: It cannot be removed.
+    """
+    if not (folder / DETAILS_NAME).is_file():
+        return
+    with suppress(InputError), output_errors(folder):
+        names = [str(name) for name in read_details(folder).get("outputs", ())]
+        (folder / DETAILS_NAME).unlink()
+        for path in ((folder / name).resolve() for name in names):
+            if path.is_relative_to(output.resolve()):
+                path.unlink(missing_ok=True)

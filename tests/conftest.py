@@ -116,6 +116,12 @@ def orthanc_module() -> ModuleType:
     return _beside("orthanc")
 
 
+@pytest.fixture(scope="session")
+def ups() -> ModuleType:
+    """`ups.py` beside this file: a worklist and an archive for tests."""
+    return _beside("ups")
+
+
 def _beside(name: str) -> ModuleType:
     """A module beside this file, which no test can import."""
     spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))

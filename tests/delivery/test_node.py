@@ -97,7 +97,7 @@ def table(folder: Path) -> dict[str, dict[str, Any]]:
 
 def done(node: Node) -> bool:
     counts = node.inbox.counts()
-    return not counts["waiting"] and not counts["undelivered"] and not node._table_due
+    return not counts["waiting"] and not counts["undelivered"] and not node._table.due
 
 
 def test_what_is_sent_has_its_row_and_its_results_are_sent_on_once(
