@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from .run import add_work, ended, job_of, watched
-from .screen import note, say
+from .run import add_work, ended, job_of, kinds_to_keep, watched
+from .screen import Parser, note, say
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -83,6 +83,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     add_work(download)
     download.add_argument("--quiet", action="store_true", help="with --score, as for 'deepcac2 run'")
+    assert isinstance(download, Parser)
+    download.more = kinds_to_keep
     download.set_defaults(run=run_download, goes_on=True)
     query = actions.add_parser(
         "query",
