@@ -21,6 +21,7 @@ from typing import IO
 
 import numpy as np
 from pydicom.dataset import Dataset
+from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
 
 from ..errors import InputDamaged, InputUnreadable, NoDicomFound
 from ..imaging.scan_files import refused_format, scan_format
@@ -82,6 +83,7 @@ _TAGS = [
     "ClinicalTrialTimePointID", "ConvolutionKernel", "StudyInstanceUID", "SeriesInstanceUID",
     "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient", "NumberOfFrames", "Rows",
     "Columns", "PixelSpacing", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+    "LossyImageCompression",
 ]  # fmt: skip
 
 
@@ -425,6 +427,7 @@ def _images(ds: Dataset, sop_class: str, path: Path, member: str | None) -> Iter
         "birth_date": text(ds, "PatientBirthDate"),
         "patient_sex": text(ds, "PatientSex"),
         "rescale_type": text(ds, "RescaleType"),
+        "lossy": "yes" if _is_lossy(ds) else "",
         "energy_kev": text(
             first_item("MultienergyCTCharacteristicsSequence", ds) or Dataset(),
             "MonoenergeticEnergyEquivalent",
@@ -571,6 +574,7 @@ def _assemble(images: list[_Image]) -> Series:
         patient_positions=different("patient_position"),
         acquired=(*acquired[:1], *acquired[1:][-1:]),
         spectral=min(signs, default=""),
+        lossy=bool(different("lossy")),
         patient_age=age,
         no_age=no_age,
         patient_sex=sex_of(fact("patient_sex")),
@@ -596,6 +600,13 @@ def _sorted_out(images: list[_Image]) -> tuple[list[_Image], list[_Image]]:
     return kept, left_out
 
 
+def _is_lossy(ds: Dataset) -> bool:
+    """Whether an image was compressed with loss: now, or by what its header says once (PS3.3 C.7.6.1.1.5)."""
+    return text(ds, "LossyImageCompression") == "01" or text(ds.file_meta, "TransferSyntaxUID") in _LOSSY
+
+
+_LOSSY = frozenset({JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless})
+"""Transfer syntaxes that know nothing else; JPEG 2000 (…4.91) may be without loss."""
 _SPECTRAL = ("series_description", "rescale_type", "energy_kev")
 
 

@@ -313,6 +313,13 @@ MIXED_KERNEL = register_gate(
         fatal=False,
     )
 )
+LOSSY = register_gate(
+    Gate(
+        code="lossy",
+        sentence="The images were compressed with loss: values differ from those that the scanner made.",
+        fatal=False,
+    )
+)
 ESCAPED_ID = register_gate(
     Gate(
         code="escaped-id",
@@ -583,6 +590,8 @@ def _check_acquisition(series: Series) -> Iterator[_Result]:
         yield CONTRAST, f"the header names a contrast agent: {(given or amount)[:60]}", None
     if series.spectral:
         yield SPECTRAL, f"computed from spectral data, not an ordinary CT image: {series.spectral}", None
+    if series.lossy:
+        yield LOSSY, "compressed with loss: small calcium may be gone, and other may have been made", None
     if len(series.kvps) > 1:
         volts = " and ".join(f"{v:g}" for v in series.kvps)
         yield KVP, f"its slices were taken at {volts} kV: they do not score alike", None

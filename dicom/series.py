@@ -101,6 +101,7 @@ class Series:
         acquired: AcquisitionDate and AcquisitionTime of the first and the last slice taken (YYYYMMDD, or
             YYYYMMDDHHMMSS), one value where they are the same.
         spectral: What says that the images were computed for an energy or a material, "" for none.
+        lossy: Whether an image was compressed with loss.
         time_point: ClinicalTrialTimePointID, such as NLST's "T0".
         patient_age: At the scan, completed years, or None; no_age then says why (see `patient.age_at`).
         patient_sex: "M" or "F", else "".
@@ -130,6 +131,7 @@ class Series:
     patient_positions: tuple[str, ...] = ()
     acquired: tuple[str, ...] = ()
     spectral: str = ""
+    lossy: bool = False
     gantry_tilt: float | None = None
     increment: float | None = None
     mixed_identity: bool = False

@@ -145,6 +145,7 @@ def turned(chest: Volume) -> Iterator[tuple[str, Volume]]:
     turns: dict[str, tuple[npt.NDArray[np.int16], tuple[float, float, float]]] = {
         "upside down": (chest.hu[::-1], (z, y, x)),
         "face down": (chest.hu[:, ::-1], (z, y, x)),
+        "mirrored": (chest.hu[:, :, ::-1], (z, y, x)),
         "turned by half": (chest.hu[:, ::-1, ::-1], (z, y, x)),
         "turned by a quarter": (np.rot90(chest.hu, 1, (1, 2)), (z, x, y)),
         "turned by a quarter back": (np.rot90(chest.hu, 3, (1, 2)), (z, x, y)),

@@ -35,7 +35,7 @@ CHEST_IMPLAUSIBLE = register_gate(
     Gate(
         code="chest-implausible",
         sentence="What was found as heart does not lie as a heart does: lungs on both sides, the spine "
-        "behind it, the head above.",
+        "behind it, the head above, the apex on the left.",
         overridable=True,
     )
 )
@@ -96,6 +96,11 @@ RIGHT_OF_SPINE_MM, LEFT_OF_SPINE_MM = 40.0, 68.0
 right (scoliosis) to 56 mm to the left; stacks turned by a quarter: 73 mm or more; hearts moved onto the
 spleen 57 to 97 mm to the left, onto the liver's right half 44 to 82 mm to the right."""
 
+MIN_APEX_LEFT = 0.0
+"""How clearly the left part of the heart must be its lower and front part, where the apex is; see
+`Surroundings.apex_left`. Chests: 0.05 to 0.72 (60 simulated), 0.39 to 0.50 (5 real); mirrored the opposite.
+A simulated patient with a score of 516 had 138 when mirrored: the networks know where an artery lies."""
+
 MAX_LUNG_WITHIN = 0.1
 """Share of a heart that may look like lung. Chests: 0.03 or less."""
 
@@ -122,6 +127,9 @@ class Surroundings:
         field_mm: Width of the field from right to left, mm.
         upright: Share of lung above the heart minus that below it, -1 to 1; None where the scan ends there.
         lung_within: Share of lung inside the mask, 0 to 1.
+        apex_left: Correlation between how far to the left a block of the heart lies and how far below the
+            others, plus that with how far in front of them, -2 to 2: above 0 where the apex points to the
+            left; 0 where there is none.
     """
 
     lung_right: float
@@ -133,6 +141,7 @@ class Surroundings:
     field_mm: float
     upright: float | None
     lung_within: float
+    apex_left: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types, rounded."""
@@ -177,6 +186,7 @@ def surroundings(volume: Volume, heart: npt.NDArray[np.bool_]) -> Surroundings:
         field_mm=hu.shape[2] * size[2],
         upright=_upright(mask, lung, size),
         lung_within=float((hu[mask] < LUNG_HU).mean()),
+        apex_left=_apex_left(mask, size),
     )
 
 
@@ -207,11 +217,22 @@ def objection(found: Surroundings) -> tuple[Gate, str] | None:
         )
     if found.lung_within > MAX_LUNG_WITHIN:
         against.append(f"{found.lung_within:.0%} of it is lung")
+    if found.apex_left < MIN_APEX_LEFT:
+        against.append("its apex points to the right, as in a mirrored stack (or a heart on the right side)")
     if found.upright is not None and found.upright < MIN_UPRIGHT:
         against.append("lung below it and not above, as in a stack upside down")
     if not against:
         return None
     return CHEST_IMPLAUSIBLE, f"what was found as heart lies otherwise than one: {'; '.join(against)}"
+
+
+def _apex_left(mask: npt.NDArray[np.bool_], size: list[float]) -> float:
+    """See `Surroundings.apex_left`."""
+    points = (np.argwhere(mask) * size).T
+    if points.shape[1] < 2 or (np.ptp(points, axis=1) == 0).any():
+        return 0.0
+    upwards_backwards = np.corrcoef(points)[:2, 2]
+    return -float(upwards_backwards.sum())
 
 
 def _block_means(array: npt.NDArray[Any], steps: list[int]) -> npt.NDArray[np.float32]:

@@ -193,6 +193,9 @@ CASES: dict[str, tuple[Any, dict[str, Any], str | None, set[str]]] = {
     "two voltages": (put(half, KVP=80), {}, None, {"kvp"}),
     "two kernels": (put(half, ConvolutionKernel="SOFT"), {}, None, {"mixed-kernel"}),
     "soft and lung": (put(half, ConvolutionKernel="LUNG"), {}, None, {"mixed-kernel", "sharp-kernel"}),
+    "with loss": (put(LossyImageCompression="01"), {}, None, {"lossy"}),
+    "one with loss": (put(lambda i: i == 3, LossyImageCompression="01"), {}, None, {"lossy"}),
+    "without loss": (put(LossyImageCompression="00"), {}, None, set()),
     "two frames": (put(half, FrameOfReferenceUID="1.2.3"), {}, "mixed-frame", set()),
     "two positions": (
         lambda i, ds: put(PatientPosition="HFP" if half(i) else "HFS")(i, ds), {}, "mixed-scan", set()

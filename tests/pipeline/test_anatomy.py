@@ -96,7 +96,7 @@ def test_a_simulated_chest_passes_and_its_turns_and_parts_do_not(model: HeartMod
         assert verdict(model, other) != "", name
 
 
-@pytest.mark.parametrize("turn", ["face down", "turned by half", "turned by a quarter"])
+@pytest.mark.parametrize("turn", ["face down", "mirrored", "turned by half", "turned by a quarter"])
 def test_a_turned_stack_is_seen_even_with_the_right_heart(
     patient: Volume, true_heart: np.ndarray, turn: str
 ) -> None:

@@ -15,13 +15,14 @@ import pytest
 import SimpleITK as sitk
 
 from deepcac2.cli.main import main
-from deepcac2.dicom import Discovery
+from deepcac2.dicom import Discovery, discover, read_series
 from deepcac2.dicom.series import slice_positions
 from deepcac2.errors import InputError, NoDicomFound, SeriesFailed, SeriesRejected
+from deepcac2.imaging.files import write_image
 from deepcac2.pipeline.case import Case
 from deepcac2.pipeline.facts import CT
 from deepcac2.pipeline.image_series import UNJUDGED, ImageSeries, find_series, read_image_series
-from deepcac2.pipeline.reading import build_volume, check_headers
+from deepcac2.pipeline.reading import AT_LIMIT, build_volume, check_headers, cut_off
 from deepcac2.pipeline.results import ResultRow, read_parquet
 
 
@@ -177,6 +178,31 @@ def test_a_doubtful_header_is_a_rejection_with_a_row(tmp_path: Path) -> None:
 
 
 OFTEN, ELSE = ("RAS", "PIR"), ("LPS", "LAS", "RPI", "LAI")
+
+
+def test_what_was_cut_off_is_refused_or_said(simulated: Path, tmp_path: Path) -> None:
+    """As data sets that were made for other networks are."""
+    (series,) = (s for s in discover(simulated).series if s.modality == "CT")
+    volume = read_series(series).volume
+    assert cut_off(volume.hu) is None
+
+    def built(limit: int) -> Case:
+        path = tmp_path / str(limit) / "a.nii.gz"
+        path.parent.mkdir()
+        write_image(path, np.minimum(volume.hu, limit).astype(np.int16), volume.geometry)
+        return build_volume(Case(series=only_series(find_series(path.parent))))
+
+    for limit in (240, 399):
+        with pytest.raises(SeriesRejected, match=f"nothing is above {limit} HU") as caught:
+            built(limit)
+        assert caught.value.code == "hu-clipped"
+    assert [(f.code, f.fatal) for f in built(400).findings] == [("hu-clipped", False)]
+    hu = volume.hu.copy()
+    hu[0].flat[:AT_LIMIT] = 1999
+    assert cut_off(np.minimum(hu, 1999)) == 1999
+    assert cut_off(np.minimum(hu, 1998)) == 1998
+    hu[0].flat[:AT_LIMIT] = 2000  # where scanners themselves end
+    assert cut_off(np.minimum(hu, 2000)) is None
 
 
 @pytest.mark.parametrize("order", [*OFTEN, *(pytest.param(o, marks=pytest.mark.slow) for o in ELSE)])
