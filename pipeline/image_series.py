@@ -165,6 +165,12 @@ def _one_series(
         return replace(series, findings=(DOUBTFUL_HEADER.finding(str(error)),))
     grid = _rounded(header.geometry)
     series = replace(series, slices=_slices(path, grid), increment=grid.spacing[0])
+    if grid.spacing == (1.0, 1.0, 1.0) and not any(header.geometry.origin):
+        message = (
+            "it has what programs write where nothing is known: voxels of 1 mm, the first at 0, 0, 0; the "
+            "scan's own header was lost, convert it anew"
+        )
+        return replace(series, findings=(DOUBTFUL_HEADER.finding(message),))
     unit = "" if header.unit_stated else " and in which unit its lengths are (only mm make a body of it)"
     message = (
         f"a file of the format {series.format} does not say how the scan was taken{unit}; not known to "

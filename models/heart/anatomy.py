@@ -130,6 +130,8 @@ class Surroundings:
         apex_left: Correlation between how far to the left a block of the heart lies and how far below the
             others, plus that with how far in front of them, -2 to 2: above 0 where the apex points to the
             left; 0 where there is none.
+        height: How far the heart reaches along the body, by how far across it (standard deviations of its
+            blocks; across it the geometric mean of both directions); 1 where there is too little of it.
     """
 
     lung_right: float
@@ -142,6 +144,7 @@ class Surroundings:
     upright: float | None
     lung_within: float
     apex_left: float = 0.0
+    height: float = 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types, rounded."""
@@ -174,7 +177,7 @@ def surroundings(volume: Volume, heart: npt.NDArray[np.bool_]) -> Surroundings:
     mask = share >= min(0.5, float(share.max()))  # all blocks of a tiny mask hold less than half of it
     zs = bounding_box(mask)[0]
     y, x = np.argwhere(mask)[:, 1:].mean(axis=0)
-    lung = _lung(hu)
+    lung, points = _lung(hu), (np.argwhere(mask) * size).T
     spine, front, beside, room = _bones((hu > BONE_HU)[zs] & ~mask[zs], y, x, size)
     return Surroundings(
         lung_right=_lung_beside(mask, lung, size, to_left=False),
@@ -186,7 +189,8 @@ def surroundings(volume: Volume, heart: npt.NDArray[np.bool_]) -> Surroundings:
         field_mm=hu.shape[2] * size[2],
         upright=_upright(mask, lung, size),
         lung_within=float((hu[mask] < LUNG_HU).mean()),
-        apex_left=_apex_left(mask, size),
+        apex_left=_apex_left(points),
+        height=_height(points),
     )
 
 
@@ -226,13 +230,24 @@ def objection(found: Surroundings) -> tuple[Gate, str] | None:
     return CHEST_IMPLAUSIBLE, f"what was found as heart lies otherwise than one: {'; '.join(against)}"
 
 
-def _apex_left(mask: npt.NDArray[np.bool_], size: list[float]) -> float:
-    """See `Surroundings.apex_left`."""
-    points = (np.argwhere(mask) * size).T
-    if points.shape[1] < 2 or (np.ptp(points, axis=1) == 0).any():
+def _apex_left(points: npt.NDArray[np.float64]) -> float:
+    """See `Surroundings.apex_left`; points (3, n) along z, y, x, mm."""
+    if _flat(points):
         return 0.0
-    upwards_backwards = np.corrcoef(points)[:2, 2]
-    return -float(upwards_backwards.sum())
+    correlation: npt.NDArray[np.float64] = np.asarray(np.corrcoef(points))
+    return -float(correlation[:2, 2].sum())
+
+
+def _height(points: npt.NDArray[np.float64]) -> float:
+    """See `Surroundings.height`; points (3, n) along z, y, x, mm."""
+    if _flat(points):
+        return 1.0
+    z, y, x = points.std(axis=1)
+    return float(z / math.sqrt(y * x))
+
+
+def _flat(points: npt.NDArray[np.float64]) -> bool:
+    return points.shape[1] < 2 or bool((np.ptp(points, axis=1) == 0).any())
 
 
 def _block_means(array: npt.NDArray[Any], steps: list[int]) -> npt.NDArray[np.float32]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -107,6 +108,24 @@ def test_a_turned_stack_is_seen_even_with_the_right_heart(
     found = objection(surroundings(turned, dict(zoo.turned(mask))[turn].hu > 0))
     assert found is not None
     assert found[0].code == "chest-implausible"
+
+
+@pytest.mark.parametrize(
+    ("scale", "wrong"),
+    [
+        ((1.0, 1.0, 1.0), False),
+        ((0.4, 1.0, 1.0), True),  # slices of 2.5 mm taken for 1 mm
+        ((2.0, 1.0, 1.0), True),  # every other slice lost
+        ((0.4, 1.43, 1.43), True),  # all three taken for 1 mm
+    ],
+)
+def test_another_slice_distance_than_the_scan_s_is_seen(
+    patient: Volume, true_heart: np.ndarray, scale: tuple[float, float, float], wrong: bool
+) -> None:
+    z, y, x = (a * b for a, b in zip(patient.geometry.spacing, scale, strict=True))
+    other = Volume(hu=patient.hu, geometry=replace(patient.geometry, spacing=(z, y, x)))
+    _, found = check_heart(other, true_heart)
+    assert ("as high as wide" in " ".join(f.message for f in found)) == wrong
 
 
 @pytest.mark.parametrize("mm", [180, 250])

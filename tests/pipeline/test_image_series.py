@@ -180,6 +180,26 @@ def test_a_doubtful_header_is_a_rejection_with_a_row(tmp_path: Path) -> None:
 OFTEN, ELSE = ("RAS", "PIR"), ("LPS", "LAS", "RPI", "LAI")
 
 
+def test_a_header_that_was_lost_is_refused(tmp_path: Path) -> None:
+    """What is written by programs that were given an array alone; a scan's score by it is any other."""
+    values = fresh_scan(tmp_path / "whole" / "a.nrrd")
+    for name in ("simpleitk.nii.gz", "simpleitk.nrrd"):
+        (tmp_path / name).mkdir()
+        sitk.WriteImage(sitk.GetImageFromArray(values), str(tmp_path / name / name))
+    (tmp_path / "nibabel").mkdir()
+    nib.save(nib.Nifti1Image(values.T, np.eye(4)), tmp_path / "nibabel" / "a.nii.gz")
+    for name in ("simpleitk.nii.gz", "simpleitk.nrrd", "nibabel"):
+        case = check_headers(Case(series=only_series(find_series(tmp_path / name))))
+        assert case.stop is not None, name
+        assert case.stop.code == "doubtful-header"
+        assert "the scan's own header was lost" in case.stop.reason
+    image = sitk.GetImageFromArray(values)
+    image.SetOrigin((-100.0, -120.0, 30.0))
+    sitk.WriteImage(image, str(tmp_path / "nibabel" / "b.nrrd"))  # resampled to 1 mm, and placed
+    found = findings(find_series(tmp_path / "nibabel"))
+    assert "doubtful-header" not in found["b.nrrd"]
+
+
 def test_what_was_cut_off_is_refused_or_said(simulated: Path, tmp_path: Path) -> None:
     """As data sets that were made for other networks are."""
     (series,) = (s for s in discover(simulated).series if s.modality == "CT")

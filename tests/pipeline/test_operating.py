@@ -142,6 +142,7 @@ def test_the_bundled_sets_state_all_their_numbers(role: str) -> None:
     [
         (Plausible, {"min_solidity": 1.0}, "min_solidity is at least 0 and below 1"),
         (Plausible, {"heart_volume_ml": [900, 100]}, r"heart_volume_ml is \[lowest, highest\]"),
+        (Plausible, {"height": [1.6, 0.6]}, r"height is \[lowest, highest\]"),
         (Plausible, {"heart_volume_ml": "any"}, "'heart_volume_ml' must be"),
         (Patches, {"patch_step": [8, 32, 65]}, "grow in this order"),
         (Patches, {"patch_step": [0, 32, 32]}, "grow in this order"),
