@@ -167,6 +167,10 @@ def check_heart(
     against = objection(around)
     if against is not None and against[0] == NO_CHEST:
         findings.append(NO_CHEST.finding(against[1]))
+    areas = heart.sum(axis=(1, 2))
+    border = max(int(areas[0]), int(areas[-1]))
+    sides = int(heart[:, [0, -1], :].sum() + heart[:, :, [0, -1]].sum())
+    cut = border > MAX_BORDER_SHARE * areas.max() or sides > 0.02 * heart.sum()
     lowest, highest = (plausible := plausible or Plausible()).heart_volume_ml
     if not lowest <= millilitres <= highest or median < MIN_HEART_HU:
         message = (
@@ -178,7 +182,7 @@ def check_heart(
             f"what was found fills {roundness:.0%} of its convex hull: part of it is not heart; look at it"
         )
         findings.append(HEART_IMPLAUSIBLE.finding(message, allow=allow))
-    elif not plausible.height[0] <= around.height <= plausible.height[1]:
+    elif not cut and not plausible.height[0] <= around.height <= plausible.height[1]:
         message = (
             f"what was found is {around.height:.2f} times as high as wide: the distance of the slices or the "
             "size of the pixels in the header is not that of the scan"
@@ -187,10 +191,7 @@ def check_heart(
     elif blood < MIN_BLOOD_HU:
         message = f"the inner heart's median is {blood:.0f} HU, not about 40: the scan's values are not HU"
         findings.append(HU_IMPLAUSIBLE.finding(message, allow=allow))
-    areas = heart.sum(axis=(1, 2))
-    border = max(int(areas[0]), int(areas[-1]))
-    sides = int(heart[:, [0, -1], :].sum() + heart[:, :, [0, -1]].sum())
-    if border > MAX_BORDER_SHARE * areas.max() or sides > 0.02 * heart.sum():
+    if cut:
         message = "the heart reaches beyond the scanned field; part of its calcium would be missing"
         findings.append(HEART_CUT_OFF.finding(message, allow=allow))
     if against is not None and against[0] != NO_CHEST:
