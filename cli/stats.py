@@ -218,8 +218,7 @@ def run_survival(args: argparse.Namespace) -> int:
 def run_report(args: argparse.Namespace) -> int:
     """One page about a cohort; exit code 1 where a part of it could not be made."""
     from ..dicom.gates import is_sharp_kernel
-    from ..pipeline.results import COLUMNS
-    from ..reporting.statistics import cohort_page, survival_parts
+    from ..reporting.statistics import COHORT_COLUMNS, cohort_page, survival_parts
     from ..stats.arteries import by_artery
     from ..stats.longitudinal import kernel_pairs, progression
     from ..stats.percentiles import by_ethnicity
@@ -233,7 +232,7 @@ def run_report(args: argparse.Namespace) -> int:
         raise InputError(f"--{given[0]} goes with --clinical TABLE")
     if args.clinical is not None and given != ["ethnicity"] and not (args.time and args.event):
         raise InputError("--clinical needs --time COLUMN and --event COLUMN, or --ethnicity COLUMN")
-    results = read_table(args.results, only=COLUMNS)
+    results = read_table(args.results, only=COHORT_COLUMNS)
     scans = scored(results)
     missing: dict[str, str] = {}
 

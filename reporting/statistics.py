@@ -12,13 +12,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from .. import __version__
-from ..scoring.grades import CHEST_CT_GRADES, SCORE_CLASSES
+from ..scoring.grades import CHEST_CT_GRADES, SCORE_CLASSES, SHARES
 from ..stats.agreement import RISK_CUTS, Agreement, group_names, grouped
-from ..stats.arteries import ByArtery
+from ..stats.arteries import NOT_COUNTED, ByArtery
 from ..stats.columns import AgreementStudy
 from ..stats.longitudinal import KernelPair, Progression
 from ..stats.percentiles import Percentiles
 from ..stats.reconstructions import Reconstructions
+from ..stats.scans import COLUMNS as SCAN_COLUMNS
 from ..stats.scans import Scans
 from ..stats.survival import Cohort, Survival
 from ..stats.tables import Flow
@@ -44,6 +45,14 @@ _GRADES = (
     ("percentile", "percentile", ()),
 )
 """Column of the results table, heading, and its values in order; (): in that of their letters, `<` first."""
+COHORT_COLUMNS = (
+    *SCAN_COLUMNS,
+    *("n_slices", "code", "volume_mm3", "slice_thickness", "patient_age", "patient_sex"),
+    *(column for column, _, _ in _GRADES),
+    *SHARES,
+    *NOT_COUNTED,
+)
+"""Columns of a results table that a cohort's report looks at; of millions of rows the others are not read."""
 _AGREEMENT = (
     ("Spearman", "spearman", 3),
     ("Pearson", "pearson", 3),

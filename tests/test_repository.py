@@ -237,6 +237,7 @@ def test_what_runs_a_method_loads_no_training_and_every_training_is_a_steps() ->
     assert set(trained) == {"deepcac2." + ".".join(path.with_suffix("").parts) for path in trainings}
 
 
+@pytest.mark.slow
 def test_the_order_of_steps_does_not_depend_on_what_is_imported_first() -> None:
     found = "from deepcac2.pipeline.step import steps\nprint(*steps())"
     usual = python(found)

@@ -89,6 +89,7 @@ def test_a_series_that_killed_two_workers_is_set_aside_until_told_otherwise(tmp_
     assert set(outcomes(healed).values()) == {("scored", "")}
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_and_keeps_what_is_done(tmp_path: Path) -> None:
     output = tmp_path / "out"
     with pytest.raises(DiskFull, match="free some"):

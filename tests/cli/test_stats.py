@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from deepcac2.cli.main import main
+from deepcac2.pipeline.results import COLUMNS
+from deepcac2.reporting import statistics
 
 
 def write(path: Path, header: str, rows: list[str]) -> str:
@@ -86,6 +88,18 @@ def test_survival_and_report(
     assert "goes with --clinical" in _error(
         capsys, ["stats", "report", results, "--time", "years", "--report", str(page)]
     )
+
+
+@pytest.mark.slow
+def test_a_report_needs_no_column_that_it_does_not_read(
+    tmp_path: Path, dashboard_results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["stats", "report", str(dashboard_results / "results.parquet"), "--report"]
+    assert main([*command, str(tmp_path / "some")]) == 0
+    monkeypatch.setattr(statistics, "COHORT_COLUMNS", COLUMNS)
+    assert main([*command, str(tmp_path / "all")]) == 0
+    some, everything = ((tmp_path / n / "report.md").read_text() for n in ("some", "all"))
+    assert some == everything
 
 
 @pytest.mark.slow

@@ -328,13 +328,13 @@ def test_queries_are_saved_in_the_browser(site: Site, page: Any) -> None:
     assert set(column(page, "Kernel")) == {"LUNG"}
     page.locator(".saved summary").click()
     page.get_by_role("button", name="forget <b>sharp</b>").click()
-    assert "None yet" in page.locator(".saved").inner_text()
+    page.locator(".saved", has_text="None yet").wait_for()
     site.open(page, "/sql?q=SELECT+7")
     page.locator(".saved summary").click()
-    assert "None yet" in page.locator(".saved").inner_text()
+    page.locator(".saved", has_text="None yet").wait_for()
     page.get_by_label("Name", exact=True).fill("seven")
     page.keyboard.press("Enter")
-    assert "seven" in page.locator(".saved").inner_text()
+    page.locator(".saved", has_text="seven").wait_for()
     assert not [url for url in site.asked if "seven" in url or "sharp" in url]
 
 

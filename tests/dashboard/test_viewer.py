@@ -168,6 +168,7 @@ def test_a_case_opens_with_its_segmentation(
     assert page.locator("[data-cy=back-to-dashboard]").get_attribute("href") == "/"
 
 
+@pytest.mark.slow
 def test_the_viewer_opens_the_slice_that_the_dashboard_names(
     page: Any, with_viewer: str, viewer_case: Any
 ) -> None:

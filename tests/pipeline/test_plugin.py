@@ -153,6 +153,7 @@ def python(elsewhere: Path, code: str, *arguments: object) -> subprocess.Complet
     )
 
 
+@pytest.mark.slow
 def test_one_file_outside_is_a_method_an_output_a_gate_and_a_rule(
     elsewhere: Path, simulated: Path, tmp_path: Path
 ) -> None:
