@@ -6,11 +6,10 @@ import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 
-from ..dicom import Series, discover
-from ..dicom.gates import TRANSFER_INCOMPLETE
-from ..errors import DiskFull, InputError, InputUnreadable, NoDicomFound
+from ..dicom import Series, discover_within
+from ..dicom.gates import transfer_incomplete
+from ..errors import DiskFull, InputError
 from .download import Store
 
 log = logging.getLogger(__name__)
@@ -96,16 +95,12 @@ class Arriving:
 
     def _found(self, uid: str) -> Series:
         place = self._store.folder / self._store.known[uid].place
-        try:
-            found = discover(place, allow=self._allow)
-        except (InputUnreadable, NoDicomFound):
-            found = None
-        series = None if found is None else found.find(uid)
-        if found is None or series is None:
+        found = discover_within(place, allow=self._allow)
+        series = found.find(uid)
+        if series is None:
             said = "no image of the series that was asked for is in what came"
-            return replace(self.named(uid), findings=(TRANSFER_INCOMPLETE.finding(said),))
+            return transfer_incomplete(self.named(uid), said)
         if found.unreadable:
             said = f"{len(found.unreadable)} of its files cannot be read"
-            finding = TRANSFER_INCOMPLETE.finding(said, allow=self._allow)
-            series = replace(series, findings=(finding, *series.findings))
+            return transfer_incomplete(series, said, allow=self._allow)
         return series

@@ -366,8 +366,7 @@ class Listener:
             log.warning("cut off a caller: an instance is larger than it may be, or all are together")
             event.assoc.dul.socket.close()
             return
-        if (early := transfer.early(self.listen.rate_mb)) > 0:
-            time.sleep(min(early, 1.0))
+        transfer.slowed(self.listen.rate_mb)
 
     def _echo(self, event: Any) -> int:
         self.counts["echoes"] += 1
@@ -421,15 +420,7 @@ class Listener:
             return FAILED
         finally:
             transfer.held = 0
-        if answer.status == SUCCESS:
-            self.counts["new" if answer.new else "again"] += 1
-        else:
-            self.counts["refused"] += 1
-            log.warning(
-                "series %s: an instance was refused with 0x%04X: %s",
-                answer.series_uid, answer.status, answer.why,
-            )  # fmt: skip
-        transfer.answered(str(request.AffectedSOPInstanceUID), answer, self._inbox)
+        transfer.answered(str(request.AffectedSOPInstanceUID), answer, self._inbox, self.counts)
         return answer.status
 
     def sweep(self, *, everything: bool = False) -> None:

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,15 +22,13 @@ from ..batch.engine import Engine
 from ..batch.ledger import Journal, OutputLock
 from ..batch.local import Workers
 from ..batch.run import LiveTable, Means
-from ..dicom import Discovery, Series, discover
-from ..dicom.gates import TRANSFER_INCOMPLETE
+from ..dicom import Series, discover_within
+from ..dicom.gates import transfer_incomplete
 from ..errors import (
     DeepCACError,
     DestinationError,
     DestinationRefused,
     InputError,
-    InputUnreadable,
-    NoDicomFound,
     OutputInsideInput,
 )
 from ..pipeline.results import STATUSES, ResultRow, checked_row, series_folder
@@ -382,20 +380,12 @@ class Node:
         """A series as its files make it up, with what must be said of its transfer; or why it is none."""
         missing = self.inbox.tidy(one.uid)
         allowed = frozenset(self.job.provenance["allowed_gates"])
-        try:
-            found = discover(self.inbox.folder(one.uid), allow=allowed)
-        except (InputUnreadable, NoDicomFound):
-            found = Discovery(series=())
+        found = discover_within(self.inbox.folder(one.uid), allow=allowed)
         series = found.find(one.uid)
         if series is None:
             return Series(series_uid=one.uid), "none of its images can be read (any more); send it again"
         said = _incomplete(one, missing + len(found.unreadable))
-        if said:
-            # First: what the other gates say is of a part of the series, and may be because of that.
-            finding = TRANSFER_INCOMPLETE.finding(said, allow=allowed)
-            ordered = sorted((finding, *series.findings), key=lambda f: not f.fatal)
-            series = replace(series, findings=tuple(ordered))
-        return series, ""
+        return transfer_incomplete(series, said, allow=allowed) if said else series, ""
 
     def _clear(self, uid: str) -> None:
         """Remove what an earlier row of a series left, so that it does not stand beside the new one."""

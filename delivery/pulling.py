@@ -91,13 +91,8 @@ class Query:
         study: dict[str, str] = {}
         series = {"Modality": "CT"}
         for given in texts:
-            name, equals, value = given.partition("=")
-            value = value.strip()
-            if not equals or not value:
-                raise InputError(
-                    f"--query {given!r}: give KEYWORD=VALUE, such as StudyDate=20260101-20260131"
-                )
-            keyword = _keyword(name.strip())
+            name, value = asked_for(given, "StudyDate=20260101-20260131")
+            keyword = _keyword(name)
             check_value(keyword, value)
             into = series if keyword in _OF_SERIES else study
             if into.get(keyword, value) != value and keyword != "Modality":
@@ -113,6 +108,18 @@ class Query:
                 "StudyDate=20260101-20260131"
             )
         return cls(study=study, series=series)
+
+
+def asked_for(given: str, example: str) -> tuple[str, str]:
+    """Name and value of a ``KEYWORD=VALUE``.
+
+    Raises:
+        InputError: It is none; it says to give one such as the example.
+    """
+    name, equals, value = (part.strip() for part in given.partition("="))
+    if not equals or not value:
+        raise InputError(f"--query {given!r}: give KEYWORD=VALUE, such as {example}")
+    return name, value
 
 
 def _keyword(name: str) -> str:

@@ -436,7 +436,7 @@ class WebService:
 
 
 def media_type(response: Any) -> str:
-    """The media type of an answer, without parameters, in small letters."""
+    """The media type of an answer, or of a request, without parameters, in small letters."""
     return str(response.headers.get("Content-Type", "")).partition(";")[0].strip().lower()
 
 

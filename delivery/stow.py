@@ -29,7 +29,7 @@ from ..errors import InputError
 from .inbox import FAILED, SUCCESS, Answer, Inbox
 from .listening import THIS_MACHINE, Listen, server_tls
 from .multipart import NotMultipart, parts
-from .sending import Credentials, is_here
+from .sending import Credentials, is_here, media_type
 from .transfer import Transfer
 from .web import WebServer, address_of
 
@@ -126,8 +126,7 @@ class Stow:
                 answer = self._refused("credentials", host, 401, "sign in first")
                 answer.headers["WWW-Authenticate"] = f'{kind} realm="deepcac2"'
                 return answer
-        content = request.headers.get("content-type", "")
-        if content.partition(";")[0].strip().lower() != "multipart/related":
+        if media_type(request) != "multipart/related":
             return _said(415, 'send multipart/related; type="application/dicom"')
         return None
 
@@ -150,13 +149,10 @@ class Stow:
                     transfer.flaw = True
                     break
                 sop_class, uid, answer = self._one(part.content, path.get("study", ""))
-                transfer.answered(uid, answer, self._inbox)
-                self.counts["refused" if answer.status else "new" if answer.new else "again"] += 1
+                transfer.answered(uid, answer, self._inbox, self.counts)
                 if answer.status == SUCCESS:
                     stored.append((sop_class, uid))
                 else:
-                    log.warning("series %s: an instance was refused with 0x%04X: %s", answer.series_uid,
-                                answer.status, answer.why)  # fmt: skip
                     failed.append((sop_class, uid, answer.status))
                 body.begin()
             else:
@@ -232,9 +228,7 @@ class _Body:
             self._since += len(block)
             if self._since > self._most:
                 raise _TooLarge
-            early = self._transfer.early(self._listen.rate_mb)
-            if early > 0:
-                time.sleep(min(early, 1.0))
+            self._transfer.slowed(self._listen.rate_mb)
             yield block
 
 

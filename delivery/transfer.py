@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 from .inbox import CLOSED, CONFLICT, CUT, DUPLICATE, REFUSED, SUCCESS, Answer, Inbox
+
+log = logging.getLogger(__name__)
 
 _MOST_REFUSED = 10_000
 """Instances of a transfer that were refused and are remembered one by one. Chosen."""
@@ -36,22 +40,26 @@ class Transfer:
     begun: float = field(default_factory=time.monotonic)
     bytes: int = 0
 
-    def answered(self, instance: str, answer: Answer, inbox: Inbox) -> None:
+    def answered(self, instance: str, answer: Answer, inbox: Inbox, counts: Counter[str]) -> None:
         """Note what became of an instance, before its sender is told.
 
         Args:
             instance: SOPInstanceUID.
             answer: That the sender gets.
             inbox: Where a refusal is noted at once: nobody may be there to note it later.
+            counts: In which it is counted as ``new``, ``again`` or ``refused``.
         """
         uid = answer.series_uid
         if answer.status == SUCCESS:
+            counts["new" if answer.new else "again"] += 1
             self.seen.add(uid)
             if self.refused.get(instance, ("", ""))[1] != CONFLICT:
                 self.refused.pop(instance, None)  # another try
             if answer.new:
                 self.fresh.add(uid)
             return
+        counts["refused"] += 1
+        log.warning("series %s: an instance was refused with 0x%04X: %s", uid, answer.status, answer.why)
         how = CONFLICT if answer.status == DUPLICATE else REFUSED
         if uid:
             inbox.ended({uid: how})
@@ -60,11 +68,11 @@ class Transfer:
         else:
             self.flaw = True
 
-    def early(self, rate_mb: float) -> float:
-        """Seconds by which it is ahead of a rate in megabytes a second; 0: any rate will do."""
-        if not rate_mb:
-            return 0.0
-        return self.bytes / (rate_mb * 1e6) - (time.monotonic() - self.begun)
+    def slowed(self, rate_mb: float) -> None:
+        """Wait, a second at most, where it is ahead of a rate in megabytes a second; 0: any rate will do."""
+        if rate_mb:
+            early = self.bytes / (rate_mb * 1e6) - (time.monotonic() - self.begun)
+            time.sleep(min(max(early, 0.0), 1.0))
 
     def endings(self, released: bool) -> dict[str, str]:
         """How it ended for each of its series, for `Inbox.ended`."""

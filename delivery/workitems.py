@@ -22,7 +22,7 @@ from pydicom.sr.coding import Code
 from ..errors import DestinationRefused, InputError
 from ..system.foreign import parse_json
 from ..system.nearest import nearest
-from .pulling import WebSource, agrees, check_value, is_uid
+from .pulling import WebSource, agrees, asked_for, check_value, is_uid
 from .sending import first_in, media_type, values_in
 
 SCHEDULED, IN_PROGRESS, COMPLETED, CANCELED = "SCHEDULED", "IN PROGRESS", "COMPLETED", "CANCELED"
@@ -78,9 +78,7 @@ class Choice:
         """
         keys: dict[str, str] = {}
         for given in texts:
-            name, equals, value = (part.strip() for part in given.partition("="))
-            if not equals or not value:
-                raise InputError(f"--query {given!r}: give KEYWORD=VALUE, such as WorklistLabel=CAC")
+            name, value = asked_for(given, "WorklistLabel=CAC")
             if name not in _KEYS:
                 raise InputError(f"--query {name}: workitems are not chosen by this.{nearest(name, _KEYS)}")
             if keys.setdefault(name, value) != value:

@@ -34,7 +34,7 @@ from ..batch.engine import Engine
 from ..batch.ledger import Journal, Lines, OutputLock, read_lines
 from ..batch.local import Workers
 from ..batch.run import LiveTable, Means
-from ..dicom import Series, SliceRef, discover
+from ..dicom import Series, SliceRef, discover_within
 from ..dicom.files import DERIVED, read_slice
 from ..dicom.headers import quiet_pydicom, text
 from ..errors import (
@@ -42,8 +42,6 @@ from ..errors import (
     DestinationUnreachable,
     DiskFull,
     InputError,
-    InputUnreadable,
-    NoDicomFound,
 )
 from ..pipeline.results import ResultRow, series_folder
 from ..pipeline.run import Job, clear_results, settle_output, stored_row
@@ -566,11 +564,8 @@ class Performer:
         return [row for row in rows if row.status == "scored"]
 
     def _series(self, folder: Path) -> Series | None:
-        try:
-            found = discover(folder, allow=frozenset(self.job.provenance["allowed_gates"]))
-        except (InputUnreadable, NoDicomFound):
-            return None
-        return found.find(folder.name)
+        allowed = frozenset(self.job.provenance["allowed_gates"])
+        return discover_within(folder, allow=allowed).find(folder.name)
 
     def _store(self, rows: Sequence[ResultRow], item: Workitem, outcome: Outcome) -> None:
         """Store the results of series that have a score.

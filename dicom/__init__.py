@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .discovery import Discovery, UnreadableFile, chosen, discover
+from .discovery import Discovery, UnreadableFile, chosen, discover, discover_within
 from .gates import GATES, Gate, check_headers
 from .names import printable, readable, safe_name
 from .reading import Reading, read_series
@@ -31,6 +31,7 @@ __all__ = [
     "check_headers",
     "chosen",
     "discover",
+    "discover_within",
     "printable",
     "read_segmentation",
     "read_series",

@@ -152,6 +152,18 @@ class _Image:
     contrast_ml: float | None
 
 
+def discover_within(folder: Path, *, allow: Collection[str] = ()) -> Discovery:
+    """What lies in a folder that was made for one series: nothing, where it holds no image (any more).
+
+    Args:
+        allow: See `discover`.
+    """
+    try:
+        return discover(folder, allow=allow)
+    except (InputUnreadable, NoDicomFound):
+        return Discovery(series=())
+
+
 def discover(
     root: Path,
     *,

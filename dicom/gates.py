@@ -12,7 +12,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import numpy as np
@@ -617,6 +617,16 @@ def _check_acquisition(series: Series) -> Iterator[_Result]:
         text = f"reconstructed with the sharp kernel {kernel}: noise and edges may raise the score"
         yield SHARP_KERNEL, text, None
         break
+
+
+def transfer_incomplete(series: Series, why: str, *, allow: Collection[str] = ()) -> Series:
+    """A series with the finding that not all of it came.
+
+    It stands before what the other gates found, which is of a part of the series and may be because of that.
+    """
+    finding = TRANSFER_INCOMPLETE.finding(why, allow=allow)
+    ordered = sorted((finding, *series.findings), key=lambda f: not f.fatal)
+    return replace(series, findings=tuple(ordered))
 
 
 def named_contrast(series: Series) -> str:
