@@ -270,8 +270,7 @@ def run_folder(
     check_folders(source, output)
     job = Job(workflow=workflow, output=output, allow=frozenset(allow), keep=frozenset(keep))
     with OutputLock(output, shard) as lock:
-        allowed = frozenset(job.provenance["allowed_gates"])
-        discovery = find_series(source, allow=allowed, patient_from=patient_from)
+        discovery = find_series(source, allow=job.allowed, patient_from=patient_from)
         found = len(discovery.uids)
         absent: list[str] = []
         if only is not None:

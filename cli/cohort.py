@@ -161,7 +161,7 @@ def _score(args: argparse.Namespace, uids: Sequence[str]) -> int:
     job = job_of(args, args.score)
     store = Store(args.folder, uids, tables=find_tables(args.idc))
     check_folders(args.folder, args.score)
-    source = Arriving(store, room=args.room * 1e9, allow=frozenset(job.provenance["allowed_gates"]))
+    source = Arriving(store, room=args.room * 1e9, allow=job.allowed)
 
     def settled(event: Progress) -> None:
         if event.row is not None and not event.skipped:

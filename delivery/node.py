@@ -379,13 +379,12 @@ class Node:
     def _series(self, one: Waiting) -> tuple[Series, str]:
         """A series as its files make it up, with what must be said of its transfer; or why it is none."""
         missing = self.inbox.tidy(one.uid)
-        allowed = frozenset(self.job.provenance["allowed_gates"])
-        found = discover_within(self.inbox.folder(one.uid), allow=allowed)
+        found = discover_within(self.inbox.folder(one.uid), allow=self.job.allowed)
         series = found.find(one.uid)
         if series is None:
             return Series(series_uid=one.uid), "none of its images can be read (any more); send it again"
         said = _incomplete(one, missing + len(found.unreadable))
-        return transfer_incomplete(series, said, allow=allowed) if said else series, ""
+        return transfer_incomplete(series, said, allow=self.job.allowed) if said else series, ""
 
     def _clear(self, uid: str) -> None:
         """Remove what an earlier row of a series left, so that it does not stand beside the new one."""

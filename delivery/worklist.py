@@ -564,8 +564,7 @@ class Performer:
         return [row for row in rows if row.status == "scored"]
 
     def _series(self, folder: Path) -> Series | None:
-        allowed = frozenset(self.job.provenance["allowed_gates"])
-        return discover_within(folder, allow=allowed).find(folder.name)
+        return discover_within(folder, allow=self.job.allowed).find(folder.name)
 
     def _store(self, rows: Sequence[ResultRow], item: Workitem, outcome: Outcome) -> None:
         """Store the results of series that have a score.

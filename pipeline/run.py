@@ -69,6 +69,11 @@ class Job:
                 raise InputError(f"--keep {word}: there is no such output.{nearest(word, kept())}")
 
     @cached_property
+    def allowed(self) -> frozenset[str]:
+        """Codes of all gates that shall warn instead of reject: those of `allow` and of the workflow."""
+        return frozenset(self.provenance["allowed_gates"])
+
+    @cached_property
     def made_with(self) -> dict[str, Any]:
         """What two runs must share for their results to stand in one folder."""
         keys = ("deepcac2", "workflow_fingerprint", "weights", "allowed_gates")
