@@ -254,15 +254,16 @@ def _paint_hernia(canvas: Canvas, anatomy: Anatomy) -> None:
 def _paint_lung_vessels(canvas: Canvas, anatomy: Anatomy) -> None:
     limit = 0.3 * canvas.edge
     for tree in anatomy.trees:
-        for i in range(1, len(tree.points)):
-            j = tree.parent[i]
-            if tree.radius[j] < limit:
-                continue
-            canvas.tube(
-                tree.points[[j, i]],
-                np.array([min(tree.radius[j], 1.6 * tree.radius[i]), tree.radius[i]]),
-                anatomy.body.blood_hu,
-            )
+        parent = np.asarray(tree.parent[1:])
+        ends = 1 + np.flatnonzero(tree.radius[parent] >= limit)
+        begins = parent[ends - 1]
+        canvas.sticks(
+            tree.points[begins],
+            tree.points[ends],
+            np.minimum(tree.radius[begins], 1.6 * tree.radius[ends]),
+            tree.radius[ends],
+            anatomy.body.blood_hu,
+        )
 
 
 def paint_heart(canvas: Canvas, anatomy: Anatomy) -> Array:

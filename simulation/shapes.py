@@ -252,11 +252,7 @@ class Canvas:
     def tube(self, points: Points, radii: Points | float, hu: float) -> None:
         """Paint a tube along `points` (n, 3); thinner than a voxel it becomes fainter, not wider."""
         for box, d, r in self._pieces(points, radii):
-            cover = self.coverage(d)
-            if 2 * r < self.edge:
-                cover *= np.float32((2 * r / self.edge) ** 2 / min(1.0, r / self.edge + 0.5))
-            view = self.hu[box]
-            view += cover * (np.float32(hu) - view)
+            self._paint_thin(box, d, r, hu)
 
     def hollow(
         self, tubes: Sequence[tuple[Points, Points | float]], wall: float, hu: float, core: float
@@ -274,20 +270,35 @@ class Canvas:
                 np.maximum(inner[box], self.coverage(d + np.float32(wall)), out=inner[box])
         self.hu += outer * (np.float32(hu) - self.hu) + inner * np.float32(core - hu)
 
+    def sticks(self, a: Points, b: Points, ra: Points, rb: Points, hu: float) -> None:
+        """Paint round-ended sticks from `a` (n, 3) to `b` (n, 3), one after the other, as `tube` does."""
+        for box, d, r in self._sticks(a, b, ra, rb):
+            self._paint_thin(box, d, r, hu)
+
+    def _paint_thin(self, box: Box, d: Array, r: float, hu: float) -> None:
+        cover = self.coverage(d)
+        if 2 * r < self.edge:
+            cover *= np.float32((2 * r / self.edge) ** 2 / min(1.0, r / self.edge + 0.5))
+        view = self.hu[box]
+        view += cover * (np.float32(hu) - view)
+
     def _pieces(self, points: Points, radii: Points | float) -> Iterator[tuple[Box, Array, float]]:
         """Box, signed distance and largest radius of each piece of a tube that touches the canvas."""
         radius = np.broadcast_to(np.asarray(radii, dtype=np.float64), len(points))
-        index = self.geometry.to_index(self._frame.to_lps(points))
-        wide = np.maximum(radius[:-1], radius[1:])
+        return self._sticks(points[:-1], points[1:], radius[:-1], radius[1:])
+
+    def _sticks(self, a: Points, b: Points, ra: Points, rb: Points) -> Iterator[tuple[Box, Array, float]]:
+        """Box, signed distance and largest radius of each stick that touches the canvas."""
+        from_, to = np.split(self.geometry.to_index(self._frame.to_lps(np.concatenate([a, b]))), 2)
+        wide = np.maximum(ra, rb)
         # the warp may bend the stick between its ends, and stretch it across
-        slack = self._frame.slope() * (0.5 * np.linalg.norm(np.diff(points, axis=0), axis=1) + wide)
+        slack = self._frame.slope() * (0.5 * np.linalg.norm(b - a, axis=1) + wide)
         half = (wide + slack + self.edge)[:, None] / np.array(self.geometry.spacing)
-        low = np.maximum(np.floor(np.minimum(index[:-1], index[1:]) - half), 0).astype(int)
-        high = np.minimum(np.ceil(np.maximum(index[:-1], index[1:]) + half) + 1, self.geometry.shape)
+        low = np.maximum(np.floor(np.minimum(from_, to) - half), 0).astype(int)
+        high = np.minimum(np.ceil(np.maximum(from_, to) + half) + 1, self.geometry.shape)
         for i in np.flatnonzero((high > low).all(axis=1)):
             box = _slices(low[i], high[i])
-            d = capsule(*self.at(box), points[i], points[i + 1], float(radius[i]), float(radius[i + 1]))
-            yield box, d, float(wide[i])
+            yield box, capsule(*self.at(box), a[i], b[i], float(ra[i]), float(rb[i])), float(wide[i])
 
 
 def _slices(start: npt.NDArray[np.int_], stop: npt.NDArray[np.int_]) -> Box:

@@ -200,14 +200,17 @@ def _paint_cage(canvas: Canvas, b: Body) -> None:
         bones.append((clavicle, 5.5))
     canvas.hollow(bones, 1.3, cortical, marrow)
     _paint_breast_bone(canvas, b)
+    begins, ends = [], []
     for side in (-1.0, 1.0):
         for i, low in enumerate(np.linspace(0.42, 0.95, 18)):
             spread = 0.5 + 0.5 * i / 17
             z = low * b.apex
             middle, deep = 0.5 * (b.front(z) + b.back(z)), 0.5 * (b.back(z) - b.front(z))
             inner = np.array([side * 0.6 * b.half_width, middle + 0.8 * deep + 12, z])
-            outer = inner + np.array([side * 54 * spread, -30 * spread, 6.0])
-            canvas.tube(np.stack([inner, outer]), 2.4, 0.7 * cortical)
+            begins.append(inner)
+            ends.append(inner + np.array([side * 54 * spread, -30 * spread, 6.0]))
+    wide = np.full(len(begins), 2.4)
+    canvas.sticks(np.stack(begins), np.stack(ends), wide, wide, 0.7 * cortical)
 
 
 def _paint_breast_bone(canvas: Canvas, b: Body) -> None:
