@@ -515,6 +515,8 @@ def _seg(place: str, paths: Mapping[str, Path | None], problems: _Problems) -> _
             if len(segments) != 2 and not _by_class(seg):
                 listed = ", ".join(segments) or "none"
                 wrong(f"has the segments {listed} instead of heart and coronary calcium")
+            if seg.undescribed:
+                wrong(f"has frames of segment {seg.undescribed[0]}, which it does not describe")
             frames = int(ds.get("NumberOfFrames", 0) or 0)
             if not frames or len(seg.frames) != frames:
                 wrong(f"says {frames} frames and describes {len(seg.frames)}")

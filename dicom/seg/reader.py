@@ -193,6 +193,14 @@ class Segmentation:
         """``"heart"`` or ``"calcium"`` by SegmentNumber, of the segments that are one of them."""
         return {int(item.SegmentNumber): kind for item in self.segments if (kind := kind_of(item))}
 
+    @cached_property
+    def undescribed(self) -> list[int]:
+        """Numbers of segments that have frames but no item of SegmentSequence; a label map says none."""
+        if self.dataset.get("SegmentationType") == "LABELMAP":
+            return []
+        described = {int(item.SegmentNumber) for item in self.segments}
+        return sorted({self._number(own) for own in self.frames} - described)
+
     @property
     def series_uid(self) -> str:
         """SeriesInstanceUID of the images that it was made on, "" where it does not say."""
@@ -273,11 +281,16 @@ class Segmentation:
             raise InputUnreadable(
                 f"{self.what} has {len(pixels)} frames but describes {len(self.frames)}: write the SEG again"
             )
+        if self.undescribed:
+            raise InputUnreadable(
+                f"{self.what} has frames of segment {self.undescribed[0]}, which it does not describe: write "
+                "the SEG again"
+            )
         for own, frame in zip(self.frames, pixels, strict=True):
             if ds.get("SegmentationType") == "LABELMAP":
                 wanted = {kind: np.isin(frame, [n for n, k in kinds.items() if k == kind]) for kind in masks}
             else:
-                number = int(self._group(own, "SegmentIdentificationSequence").ReferencedSegmentNumber)
+                number = self._number(own)
                 wanted = {kinds[number]: frame >= minimum} if number in kinds else {}
             place = self._placement(own, frame.shape, geometry)
             for kind, mask in wanted.items():
@@ -306,7 +319,7 @@ class Segmentation:
         _, rows, columns = geometry.shape
         for own in self.frames:
             if self.dataset.get("SegmentationType") != "LABELMAP":
-                number = int(self._group(own, "SegmentIdentificationSequence").ReferencedSegmentNumber)
+                number = self._number(own)
                 if number not in numbers:
                     continue
             shape = (int(self.dataset.Rows), int(self.dataset.Columns))
@@ -338,6 +351,10 @@ class Segmentation:
                     "source: give one that was made on this series"
                 )
         return self.joined(geometry, dict.fromkeys(numbers, "mask"))["mask"]
+
+    def _number(self, own: Dataset) -> int:
+        """SegmentNumber of a frame."""
+        return int(self._group(own, "SegmentIdentificationSequence").ReferencedSegmentNumber)
 
     def _group(self, own: Dataset, keyword: str) -> Dataset:
         """A functional group of the frame that has these of its own."""

@@ -732,6 +732,24 @@ def test_what_is_left_out_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert caplog.messages[0].endswith("coronary calcium: Aortic calcification")
 
 
+@pytest.mark.parametrize("kept", [(0,), (1,)])
+def test_frames_of_a_segment_that_is_not_described_are_refused(tmp_path: Path, kept: tuple[int, ...]) -> None:
+    """Whose they are nobody knows: the mask of what is described may not be whole."""
+    geometry = make_geometry()
+    heart, calcium = make_masks()
+    path = tmp_path / "seg.dcm"
+    write_segmentation(
+        path, series=write_ct(tmp_path / "ct", geometry), geometry=geometry, heart=heart, calcium=calcium,
+        algorithm_version="1",
+    )  # fmt: skip
+    ds = pydicom.dcmread(path)
+    ds.SegmentSequence = [ds.SegmentSequence[i] for i in kept]
+    ds.save_as(path)
+    number = 2 - kept[0]
+    with pytest.raises(InputUnreadable, match=f"frames of segment {number}, which it does not describe"):
+        read_segmentation(path, geometry)
+
+
 def test_what_is_no_segmentation(tmp_path: Path) -> None:
     geometry = make_geometry()
     series = write_ct(tmp_path / "ct", geometry)

@@ -374,6 +374,7 @@ def _with(name: str, data: bytes) -> Change:
         (_seg(lambda ds: setattr(ds, "PatientID", "other")), "seg", "PatientID"),
         (_seg(lambda ds: setattr(ds, "PixelData", ds.PixelData[:100])), "seg", "cut off"),
         (_seg(lambda ds: ds.SegmentSequence.__delitem__(slice(1, None))), "seg", "instead of heart and"),
+        (_seg(lambda ds: ds.SegmentSequence.__delitem__(-1)), "seg", "which it does not describe"),
     ],
 )  # fmt: skip
 def test_what_is_spoilt_is_found(
