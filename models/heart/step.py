@@ -46,6 +46,12 @@ HEART_IMPLAUSIBLE = register_gate(
         overridable=True,
     )
 )
+BROKEN_SLICES = register_gate(
+    Gate(
+        code="broken-slices",
+        sentence="Whole rows or columns through the heart have a single value: part of a slice is missing.",
+    )
+)
 HU_IMPLAUSIBLE = register_gate(
     Gate(
         code="hu-implausible",
@@ -121,6 +127,25 @@ def _inner(mask: npt.NDArray[np.bool_], geometry: Geometry, depth_mm: float) -> 
     return np.asarray(minimum_filter(mask, size=size, mode="constant"), dtype=bool)
 
 
+def broken_slices(volume: Volume, heart: npt.NDArray[np.bool_]) -> npt.NDArray[np.int_]:
+    """Slices in which whole rows or columns that cross the heart's box have a single value.
+
+    Args:
+        volume: The CT.
+        heart: bool (z, y, x) on its grid, not empty.
+
+    Returns:
+        Indices of the slices, ascending. Less than −1024 HU counts as that: padding, or air cut off there.
+    """
+    zs, ys, xs = bounding_box(heart)
+    hu = np.maximum(volume.hu[zs], -1024)
+    rows, columns = np.ptp(hu[:, ys], axis=2), np.ptp(hu[:, :, xs], axis=1)
+    found: npt.NDArray[np.int_] = zs.start + np.flatnonzero(
+        (rows.min(axis=1) == 0) | (columns.min(axis=1) == 0)
+    )
+    return found
+
+
 def check_heart(
     volume: Volume,
     heart: npt.NDArray[np.bool_],
@@ -138,8 +163,8 @@ def check_heart(
 
     Returns:
         Numbers for the details JSON, none where the mask is empty; and the findings: heart-not-found,
-        no-chest, heart-implausible, hu-implausible, heart-cut-off, chest-implausible or contrast-measured,
-        fatal but where `allow` turned them into warnings.
+        no-chest, heart-implausible, hu-implausible, heart-cut-off, chest-implausible, contrast-measured or
+        broken-slices, fatal but where `allow` turned them into warnings.
     """
     if not heart.any():
         message = "no heart was found in this series; look at the scan and its orientation"
@@ -199,6 +224,13 @@ def check_heart(
     if blood > CONTRAST_HU:
         message = f"the inner heart has a median of {blood:.0f} HU: this scan seems to be contrast-enhanced"
         findings.append(CONTRAST_MEASURED.finding(message, allow=allow))
+    if len(broken := broken_slices(volume, heart)):
+        first = volume.geometry.slice_number(int(broken[0]))
+        message = (
+            f"in {len(broken)} of {len(heart)} slices (number {first} from the lowest, …) rows or columns "
+            "through the heart have a single value: part of them is missing; get the series again"
+        )
+        findings.append(BROKEN_SLICES.finding(message))
     return facts, tuple(findings)
 
 

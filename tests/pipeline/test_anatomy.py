@@ -128,6 +128,26 @@ def test_another_slice_distance_than_the_scan_s_is_seen(
     assert ("as high as wide" in " ".join(f.message for f in found)) == wrong
 
 
+@pytest.mark.parametrize("part", ["below", "above", "left", "stripe"])
+@pytest.mark.parametrize("value", [-1024, 0, -3000])
+def test_slices_that_lack_a_part_are_seen(
+    patient: Volume, true_heart: np.ndarray, part: str, value: int
+) -> None:
+    """A patient with 1,234 points had 772 where half of a few slices was zero, and nothing was said."""
+    y, x = np.argwhere(true_heart)[:, 1:].mean(axis=0).astype(int)
+    gone = {"below": np.s_[y:], "above": np.s_[:y], "left": np.s_[:, x:], "stripe": np.s_[y : y + 3]}[part]
+    zs = np.flatnonzero(true_heart.any(axis=(1, 2)))
+    some = zs[len(zs) // 2 :: 3][:4]
+    hu, found = patient.hu.copy(), true_heart.copy()
+    for z in some:
+        hu[z][gone], found[z][gone] = value, False  # nothing is found where nothing is shown
+    _, findings = check_heart(Volume(hu=hu, geometry=patient.geometry), found, allow=["broken-slices"])
+    (finding,) = (f for f in findings if f.code == "broken-slices")
+    assert finding.fatal
+    assert f"in 4 of {len(hu)} slices (number {some[0] + 1} from the lowest" in finding.message
+    assert "broken-slices" not in {f.code for f in check_heart(patient, true_heart)[1]}
+
+
 @pytest.mark.parametrize("mm", [180, 250])
 def test_a_field_zoomed_onto_the_heart_passes(patient: Volume, found_heart: np.ndarray, mm: float) -> None:
     middle = np.argwhere(found_heart).mean(axis=0)
