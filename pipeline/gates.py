@@ -14,6 +14,16 @@ from .step import load_all
 HEART_NOT_FOUND = register_gate(Gate(code="heart-not-found", sentence="No heart was found."))
 """Every method that looks for the heart may say so."""
 
+HEART_UNCHECKED = register_gate(
+    Gate(
+        code="heart-unchecked",
+        sentence="Nothing made sure that a heart in a chest was looked at, without contrast agent and whole.",
+        fatal=False,
+        caution=True,
+    )
+)
+"""Said where a method finds the heart in a way that `models.heart.step.check_heart` cannot look at."""
+
 
 @cache
 def gates() -> Mapping[str, Gate]:

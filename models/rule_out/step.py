@@ -14,7 +14,7 @@ from ...pipeline.case import Case, Fact
 from ...pipeline.cautions import zero_findings
 from ...pipeline.domain import compare, stated
 from ...pipeline.facts import CT, EXCLUDED, HEART, POSSIBLE_CALCIUM
-from ...pipeline.gates import HEART_NOT_FOUND
+from ...pipeline.gates import HEART_NOT_FOUND, HEART_UNCHECKED
 from ...pipeline.operating import check_margin, one_of, operating_point
 from ...pipeline.shown import Shown, by_slice
 from ...pipeline.step import Column, Context, Step, Value, register
@@ -102,6 +102,8 @@ class RuleOut:
                 message = "no heart lies between the walls of the chest; use the heart mask (localise: heart)"
                 return case.noted(HEART_NOT_FOUND.finding(message))
             centre = between_walls
+            message = "where the crop was laid was not checked: it need not hold a heart"
+            case = case.noted(HEART_UNCHECKED.finding(message))
         found = self.model.predict(volume, centre, region=region)
         excluded = self.exclude and not found.positive
         answer = {

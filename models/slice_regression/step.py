@@ -14,7 +14,7 @@ from ...pipeline.case import Case, Fact, ImageFile
 from ...pipeline.cautions import zero_findings
 from ...pipeline.domain import compare, stated
 from ...pipeline.facts import CT, HEART
-from ...pipeline.gates import HEART_NOT_FOUND
+from ...pipeline.gates import HEART_NOT_FOUND, HEART_UNCHECKED
 from ...pipeline.operating import OperatingPoint, one_of, operating_point
 from ...pipeline.shown import Shown
 from ...pipeline.step import Column, Context, Step, Value, register
@@ -40,11 +40,12 @@ class DirectRunnerOptions:
 
     Attributes:
         weights: Name in `weights/manifest.json`, or a folder with a set.
-        localise: Where the heart's box comes from: ``networks``, its own three, or ``heart``, the mask.
+        localise: Where the heart's box comes from: ``heart``, the mask, which the gates have looked at, or
+            ``networks``, its own three, which no gate looks at.
     """
 
     weights: str = "bundled"
-    localise: str = "networks"
+    localise: str = "heart"
 
     def __post_init__(self) -> None:
         one_of("localise", self.localise, ("networks", "heart"))
@@ -64,7 +65,7 @@ class ScoreDirectly:
     model: DirectModel
     weights: WeightSet
     point: OperatingPoint
-    localise: str = "networks"
+    localise: str = "heart"
     attend: bool = True
 
     def __call__(self, case: Case) -> Case:
@@ -85,6 +86,9 @@ class ScoreDirectly:
             "box": [[s.start, s.stop] for s in found.box],
         }
         case = case.noted(*self.point.findings).add(DIRECT, answer)
+        if heart is None:
+            message = "the heart's box was not checked: a head or an abdomen may have a score, too"
+            case = case.noted(HEART_UNCHECKED.finding(message))
         if self.attend:
             case = case.add(ATTENTION, self.model.attention(case[CT], found))
         if group == 0:

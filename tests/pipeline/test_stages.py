@@ -23,6 +23,7 @@ from deepcac2.models.heart.step import FindHeart, check_heart
 from deepcac2.models.rule_out.step import SCREENING, RuleOut
 from deepcac2.models.slice_regression.step import ATTENTION, DIRECT, ScoreDirectly
 from deepcac2.pipeline.case import Case
+from deepcac2.pipeline.cautions import cautions
 from deepcac2.pipeline.facts import (
     CALCIUM,
     CALCIUM_RUN,
@@ -336,16 +337,20 @@ def test_direct_scoring_has_a_score_and_none_in_air(scan: Case, truth: dict[str,
     weights = bundled("direct")
     point = operating_point(weights, least_slice=None)
     stage = ScoreDirectly(model=DirectModel.load(weights, CPU), weights=weights, point=point)
-    case = replace(stage, localise="heart")(scan.add(HEART, heart_labels(truth["heart"])))
+    case = stage(scan.add(HEART, heart_labels(truth["heart"])))
     assert case[DIRECT]["score"] > 100  # its true score is far above 400
+    assert "heart-unchecked" not in [f.code for f in case.findings]
     assert case[DIRECT]["score"] == pytest.approx(sum(case[DIRECT]["slice_scores"]), rel=0.01)
     assert case[ATTENTION].max() > 0
 
+    stage = replace(stage, localise="networks", attend=False)
     nowhere = stage(air(scan))
     assert nowhere.stop is not None
     assert nowhere.stop.code == "heart-not-found"
     assert nowhere.warnings == scan.warnings
     assert DIRECT not in nowhere
+    case = stage(scan)
+    assert any("was not checked" in sentence for sentence in cautions(case))
 
 
 def test_the_score_of_the_true_calcium_is_the_true_score(

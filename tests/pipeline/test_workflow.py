@@ -129,6 +129,13 @@ def test_several_workflows_run_each_module_once() -> None:
     assert turned.options("DSegConverter").converted_file_name == "cac.seg.dcm"
 
 
+@pytest.mark.parametrize("name", sorted(p.stem for p in (Path(__file__).parents[2] / "config").glob("*.yml")))
+def test_every_bundled_workflow_lets_the_gates_look_at_the_heart(name: str) -> None:
+    """Direct scoring without gave a face CT 100 points."""
+    order = [step.module for step in Workflow.load(name).steps]
+    assert any(module.startswith("HeartRunner") for module in order), name
+
+
 def test_workflows_that_want_different_things_are_not_combined() -> None:
     with pytest.raises(WorkflowError, match="screening and cascade want different things of ScreeningRunner"):
         Workflow.combine([Workflow.load("screening"), Workflow.load("cascade")])
@@ -140,7 +147,7 @@ def test_workflows_that_want_different_things_are_not_combined() -> None:
         ("screening", ("localise: heart", "localise: liver"), "localise is one of heart, chest-wall"),
         ("screening", ("threshold: null", "threshold: 1.5"), "threshold is between 0 and 1"),
         ("screening", ("- HeartRunner\n", ""), "ScreeningRunner needs HeartRunner"),
-        ("direct", ("localise: networks", "localise: heart"), "DirectRunner needs HeartRunner"),
+        ("direct", ("- HeartRunner\n", ""), "DirectRunner needs HeartRunner"),
         ("screening", ("- ScreeningRunner\n", ""), "DSegConverter needs ScreeningRunner or DeepCACRunner"),
     ],
 )
