@@ -14,7 +14,7 @@ Every statistic reduces the last axis, so that a bootstrap computes all resample
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
@@ -85,7 +85,7 @@ def bootstrap(
         samples: Arrays (n,), resampled together.
         patients: Whose case each is, n hashable values; all cases of a drawn patient come along. None:
             every case is another patient's.
-        n_resamples: How many.
+        n_resamples: How many; 0: no interval.
         level: Of the interval, in (0, 1).
         seed: Of the resampling.
 
@@ -116,15 +116,48 @@ def bootstrap_all(
     if any(d.shape != (n,) for d in data) or (patients is not None and len(patients) != n):
         raise ValueError("the samples must be one-dimensional and of one length")
     values = {name: _number(statistic(*data)) if n else None for name, statistic in statistics.items()}
-    codes = np.arange(n) if patients is None else _codes(patients)
+    codes = _codes(patients, n)
     wanted = {name: s for name, s in statistics.items() if values[name] is not None}
-    if not wanted or len(np.unique(codes)) < MIN_PATIENTS:
+    if not wanted or not n_resamples or codes.max() + 1 < MIN_PATIENTS:
         return {name: Estimate(value=value, n=n) for name, value in values.items()}
     drawn = _resampled(wanted, data, codes, n_resamples, np.random.default_rng(seed))
     return {
         name: _estimate(value, drawn[name], n, level) if name in drawn else Estimate(value=None, n=n)
         for name, value in values.items()
     }
+
+
+def bootstrap_median(
+    values: npt.ArrayLike,
+    *,
+    patients: Sequence[Any] | None = None,
+    n_resamples: int = N_RESAMPLES,
+    level: float = 0.95,
+    seed: int = SEED,
+) -> Estimate:
+    """What `bootstrap` gives of `median`, faster: the values are sorted once and not in each resample.
+
+    Args:
+        values: (n,), finite.
+        patients, n_resamples, level, seed: See `bootstrap`.
+    """
+    data = np.asarray(values, dtype=np.float64)
+    n = len(data)
+    codes = _codes(patients, n)
+    value = _number(median(data)) if n else None
+    if not n or not n_resamples or codes.max() + 1 < MIN_PATIENTS:
+        return Estimate(value=value, n=n)
+    order = np.argsort(data)
+    data, codes = data[order], codes[order]
+    drawn = np.empty(n_resamples)
+    first = 0
+    for times in _drawn(int(codes.max()) + 1, n_resamples, n, np.random.default_rng(seed)):
+        for own in times:
+            ends = np.cumsum(own[codes])
+            middle = np.searchsorted(ends, [(ends[-1] - 1) // 2, ends[-1] // 2], side="right")
+            drawn[first] = data[middle].mean()
+            first += 1
+    return _estimate(value, drawn, n, level)
 
 
 def _estimate(value: float | None, drawn: FloatArray, n: int, level: float) -> Estimate:
@@ -147,28 +180,34 @@ def _resampled(
     rng: np.random.Generator,
 ) -> dict[str, FloatArray]:
     """The statistics of `count` resamples of whole patients; resamples with as many cases go together."""
-    sizes = np.bincount(codes)
-    order = np.argsort(codes, kind="stable")
-    starts = np.cumsum(sizes) - sizes
     values = {name: np.empty(count) for name in statistics}
-    block = max(1, _BLOCK // len(codes))
-    for first in range(0, count, block):
-        picks = rng.integers(0, len(sizes), size=(min(block, count - first), len(sizes)))
-        lengths = sizes[picks].sum(axis=1)
+    first = 0
+    for drawn in _drawn(int(codes.max()) + 1, count, len(codes), rng):
+        times = drawn[:, codes]
+        lengths = times.sum(axis=1)
         for length in np.unique(lengths):
             rows = np.flatnonzero(lengths == length)
-            patients = picks[rows].ravel()
-            own = sizes[patients]
-            within = np.arange(own.sum()) - np.repeat(np.cumsum(own) - own, own)
-            index = order[np.repeat(starts[patients], own) + within].reshape(len(rows), length)
-            resampled = [d[index] for d in data]
+            resampled = [
+                np.repeat(np.tile(d, len(rows)), times[rows].ravel()).reshape(len(rows), length) for d in data
+            ]
             for name, statistic in statistics.items():
                 values[name][first + rows] = statistic(*resampled)
+        first += len(drawn)
     return values
 
 
-def _codes(patients: Sequence[Any]) -> IntArray:
-    """Patients as numbers 0, 1, …"""
+def _drawn(patients: int, count: int, cases: int, rng: np.random.Generator) -> Iterator[IntArray]:
+    """How often each patient is in each of `count` resamples, (resamples, patients), some at a time."""
+    block = max(1, _BLOCK // cases)
+    for first in range(0, count, block):
+        picks = rng.integers(0, patients, size=(min(block, count - first), patients))
+        yield np.stack([np.bincount(own, minlength=patients) for own in picks])
+
+
+def _codes(patients: Sequence[Any] | None, n: int) -> IntArray:
+    """Whose each of n cases is, as numbers 0, 1, … in the order in which patients first come."""
+    if patients is None:
+        return np.arange(n)
     known: dict[Any, int] = {}
     return np.array([known.setdefault(p, len(known)) for p in patients], dtype=np.int64)
 
@@ -196,11 +235,16 @@ def rate(
     """
     values = np.asarray(hits, dtype=np.float64)
     n = len(values)
-    persons = n if patients is None else len(set(patients))
-    few = persons < MIN_PATIENTS or (persons == n and n < EXACT_BELOW)
-    if n and (few or values.min() == values.max()):
+    if not n or not n_resamples:
+        return Estimate(value=_number(values.mean()) if n else None, n=n)
+    codes = _codes(patients, n)
+    found, cases = np.bincount(codes, values).astype(np.int64), np.bincount(codes)
+    few = len(cases) < MIN_PATIENTS or (len(cases) == n and n < EXACT_BELOW)
+    if few or values.min() == values.max():
         return exact_rate(int(values.sum()), n, level=level)
-    return bootstrap(mean, values, patients=patients, n_resamples=n_resamples, level=level)
+    rng = np.random.default_rng(SEED)
+    drawn = [(times @ found) / (times @ cases) for times in _drawn(len(cases), n_resamples, n, rng)]
+    return _estimate(float(values.mean()), np.concatenate(drawn), n, level)
 
 
 def exact_rate(hits: int, n: int, *, level: float = 0.95) -> Estimate:
@@ -415,7 +459,7 @@ def agreement(
         cuts: Groups' upper limits, ascending, see `grouped`.
         thresholds: A score above one of these is positive.
         thresholds_from: A score of at least one of these is positive.
-        n_resamples: Of the bootstrap.
+        n_resamples: Of the bootstrap; 0: without intervals.
 
     Raises:
         ValueError: The scores are not of one length.

@@ -92,18 +92,17 @@ def by_artery(scans: Scans) -> ByArtery | None:
     scores = frame[[*SHARES]].round(_DIGITS)
     there = scores[[c for c in SHARES if c != UNSURE]] > 0
     unknown = scores[UNSURE] > 0
+    arteries = there.sum(axis=1).to_numpy()
+    scored, place = np.unique(frame["agatston_score"].to_numpy(dtype=float), return_inverse=True)
+    grade = np.array([cac_drs(score).a for score in scored.tolist()], dtype=np.int64)[place]
+    known = (arteries > 0) & ~unknown.to_numpy()
     categories = np.zeros((4, MOST_ARTERIES + 2), dtype=np.int64)
-    for total, unsure, values in zip(
-        frame["agatston_score"], unknown, scores[[*there.columns]].to_numpy(), strict=True
-    ):
-        found = cac_drs(float(total), dict(zip(ARTERIES, values.tolist(), strict=True)))
-        known = found.a == 0 or (found.n is not None and not unsure)
-        categories[found.a, (found.n or 0) if known else -1] += 1
+    np.add.at(categories, (grade, np.where(grade == 0, 0, np.where(known, arteries, -1))), 1)
     others = {name: _finite(frame[column]) for column, name in NOT_COUNTED.items() if column in frame}
     return ByArtery(
         sites=tuple(_site(name, scores[column].to_numpy(dtype=float)) for column, name in SHARES.items()),
         not_counted=tuple(_site(name, values) for name, values in others.items()),
-        with_calcium=np.bincount(there.sum(axis=1)[~unknown], minlength=MOST_ARTERIES + 1),
+        with_calcium=np.bincount(arteries[~unknown], minlength=MOST_ARTERIES + 1),
         unknown=int(unknown.sum()),
         categories=categories,
         flow=flow,

@@ -14,13 +14,12 @@ from .agreement import (
     Agreement,
     Estimate,
     agreement,
-    bootstrap,
+    bootstrap_median,
     group_names,
     grouped,
-    median,
     rate,
 )
-from .columns import FEWEST_RESAMPLES, resamples_for
+from .columns import resamples_for
 from .scans import Scans, one_scan_each
 from .tables import Flow
 
@@ -68,7 +67,7 @@ class KernelPair:
 
     Attributes:
         first, second: Kernels; the second's score is compared with the first's.
-        result: See `Agreement`; differences are second − first.
+        result: See `Agreement`, without intervals; differences are second − first.
         n: Pairs of scans.
     """
 
@@ -119,7 +118,7 @@ def progression(scans: Scans, *, cuts: Sequence[float] = RISK_CUTS) -> Progressi
         years=float(np.median(years)),
         names=names,
         transitions=transitions,
-        change=bootstrap(median, (b - a) / years, patients=who, n_resamples=n),
+        change=bootstrap_median((b - a) / years, patients=who, n_resamples=n),
         incident=rate(b[zero] > 0, patients=[p for p, z in zip(who, zero, strict=True) if z], n_resamples=n),
         progressed=progressed,
         pairs=pd.DataFrame({"patient_id": who, "years": years, "before": a, "after": b}),
@@ -142,7 +141,7 @@ def kernel_pairs(scans: Scans, *, cuts: Sequence[float] = RISK_CUTS) -> tuple[Ke
         ["study_uid", "kernel", "n_slices", "series_uid"], ascending=[True, True, False, True]
     )
     frame = frame[~frame.duplicated(["study_uid", "kernel"])]
-    columns = frame[["study_uid", "patient_id", "kernel", "agatston_score"]]
+    columns = frame[["study_uid", "kernel", "agatston_score"]]
     both = columns.merge(columns, on="study_uid", suffixes=("", "_other"))
     both = both[both["kernel"] < both["kernel_other"]]
     groups = [(key, own) for key, own in both.groupby(["kernel", "kernel_other"]) if len(own) >= MIN_PAIRS]
@@ -151,9 +150,8 @@ def kernel_pairs(scans: Scans, *, cuts: Sequence[float] = RISK_CUTS) -> tuple[Ke
         result = agreement(
             own["agatston_score"].to_numpy(dtype=float),
             own["agatston_score_other"].to_numpy(dtype=float),
-            patients=own["patient_id"].tolist(),
             cuts=cuts,
-            n_resamples=FEWEST_RESAMPLES,  # there may be many pairs, and their report shows no intervals
+            n_resamples=0,  # their report shows no intervals
         )
         pairs.append(KernelPair(first=str(first), second=str(second), n=len(own), result=result))
     return tuple(pairs)

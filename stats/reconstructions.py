@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from .agreement import RISK_CUTS, Estimate, bland_altman, bootstrap, grouped, median
+from .agreement import RISK_CUTS, Estimate, bland_altman, bootstrap_median, grouped
 from .columns import resamples_for
 from .longitudinal import MIN_PAIRS
 from .scans import Scans
@@ -136,8 +136,8 @@ def _difference(
         thickness=thickness,
         studies=pairs["study_uid"].nunique(),
         n=len(pairs),
-        median=bootstrap(
-            median, second - first, patients=pairs["patient_id"].tolist(), n_resamples=n_resamples
+        median=bootstrap_median(
+            second - first, patients=pairs["patient_id"].tolist(), n_resamples=n_resamples
         ),
         limits=None if low is None or high is None else (float(low), float(high)),
         regrouped=int((grouped(first, cuts) != grouped(second, cuts)).sum()),

@@ -162,13 +162,23 @@ def _as_text(frame: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     out = {}
-    for name, column in frame.items():
+    for name in list(frame):
+        column = frame.pop(name)  # two tables of millions of rows need not be there at once
         if pd.api.types.is_float_dtype(column):
-            text = column.map(lambda v: "" if v != v else f"{v:.17g}")
+            text = _of_numbers(column)
         else:
             text = column.astype("string").fillna("").astype(str)
         out[str(name)] = text
     return pd.DataFrame(out)
+
+
+def _of_numbers(column: pd.Series[float]) -> pd.Series[str]:
+    """Numbers as text that reads back as the same number; each different one is written once."""
+    import pandas as pd
+
+    places, different = pd.factorize(column.to_numpy(dtype=np.float64, na_value=np.nan) + 0.0)  # no -0
+    texts = pd.array([*(f"{v:.17g}" for v in different.tolist()), ""], dtype="str")
+    return pd.Series(texts.take(places), column.index)  # a missing one has the place -1, the last
 
 
 def need(frame: pd.DataFrame, names: Sequence[str], table: str) -> None:
