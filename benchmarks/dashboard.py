@@ -133,8 +133,7 @@ REQUESTS = {
     "page of the table": "/api/cases?status=scored",
     "last page": "/api/cases?status=scored&page=100000",
     "sorted by score": f"/api/cases?{SORTED}",
-    "counts of all filters": "/api/facets?status=scored",
-    "all charts": "/api/charts?status=scored",
+    "counts of all filters and charts": "/api/counts?status=scored",
     "export of everything": "/api/export.csv",
 }
 FILTERS = {
@@ -260,7 +259,7 @@ def main() -> int:
             begin, _ = memory_mb(server.pid)
             before = processor(server.pid)
             first = [ask(address + path) for path in ("/", "/api/about", "/api/cases?status=scored")]
-            first += [ask(f"{address}/api/facets?status=scored"), ask(f"{address}/api/charts?status=scored")]
+            first += [ask(f"{address}/api/counts?status=scored")]
             print(f"{os.cpu_count()} cores, {arguments.rows} rows, {arguments.repeat} times each\n")
             print("| what | median, ms | longest, ms | processor, ms |\n|---|---|---|---|")
             line("start of the server", [start], before)
@@ -275,7 +274,7 @@ def main() -> int:
             for name, query in FILTERS.items():
                 before = processor(server.pid)
                 took = [
-                    sum(ask(f"{address}/api/{what}?{query}") for what in ("cases", "facets", "charts"))
+                    sum(ask(f"{address}/api/{what}?{query}") for what in ("cases", "counts"))
                     for _ in range(arguments.repeat)
                 ]
                 line(f"filter: {name} (table, counts and charts)", took, processor(server.pid) - before)

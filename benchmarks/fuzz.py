@@ -549,7 +549,7 @@ class Fuzzer:
         instance = f"{dicom}/instances/{self.instance}"
         path = self.rng.choice(
             [
-                *("/", "/api/about", "/api/cases", "/api/facets", "/api/charts", "/api/not-scored", "/%00"),
+                *("/", "/api/about", "/api/cases", "/api/counts", "/api/not-scored", "/%00"),
                 *("/api/cases?page=1&size=999999999", "/api/cases?search=" + "a" * 5000, "/api/export.csv"),
                 *(f"/api/cases/{series}", f"/api/cases/{series}/preview.png", f"/api/cases/{series}/slices"),
                 *(f"/api/cases/{series}/slices/40.png", "/assets/app.js", "/assets/..%2f..%2fsecret.txt"),

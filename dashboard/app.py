@@ -138,13 +138,10 @@ def create_app(
             found["rows"] = [{**row, "read": review.signed_scores(desk, row)} for row in found["rows"]]
         return _json(found)
 
-    @app.get("/api/facets")
-    def get_facets(request: Request) -> Response:
-        return _json(views.facets(results, selection(request)))
-
-    @app.get("/api/charts")
-    def get_charts(request: Request) -> Response:
-        return _json(views.charts(results, selection(request)))
+    @app.get("/api/counts")
+    def get_counts(request: Request) -> Response:
+        """What the filters and the charts show."""
+        return _json(views.counts(results, selection(request)))
 
     @app.get("/api/not-scored")
     def get_not_scored(request: Request) -> Response:

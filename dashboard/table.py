@@ -255,15 +255,17 @@ class Results:
         part = "" if limit is None else f"LIMIT {literal(limit)} OFFSET {literal(offset)}"
         chosen = self.all(
             f"SELECT rowid FROM everything WHERE {selection.where(self.filters)} "
-            f"ORDER BY {selection.order()} {part}"
+            f"ORDER BY {selection.order(self.columns)} {part}"
         )
-        names = ", ".join(map(quoted, columns))
+        names = ", ".join(f"e.{quoted(name)}" for name in columns)
         for begin in range(0, len(chosen), _ROWS_AT_ONCE):
             numbers = [number for (number,) in chosen[begin : begin + _ROWS_AT_ONCE]]
             found = {
                 row.pop("rowid"): row
-                for row in self.dicts(
-                    f"SELECT rowid, {names} FROM everything WHERE rowid IN ({literals(numbers)})"
+                for row in self.dicts(  # a join looks only where these rows are, a condition everywhere
+                    f"SELECT e.rowid, {names} FROM everything e "
+                    f"JOIN (VALUES {', '.join(f'({number})' for number in numbers)}) AS v(number) "
+                    "ON e.rowid = v.number"
                 )
             }
             yield from (found[number] for number in numbers)
@@ -598,37 +600,58 @@ class Selection:
     descending: bool = False
     columns: tuple[str, ...] = ()
 
-    def where(self, filters: Mapping[str, Filter], *, without: str = "") -> str:
-        """The condition; `without` a filter, to count what its other values would give."""
-        parts = ["true"]
-        for name, chosen in self.values.items():
-            if name == without:
-                continue
-            column = quoted(filters[name].column)
-            if filters[name].kind == "list":
-                parts.append(f"list_has_any(string_split({column}, ';'), [{literals(chosen)}])")
-            elif filters[name].number:
-                numbers = [n for n in map(_number, chosen) if n is not None]
-                parts.append(f"coalesce({column} IN ({literals(numbers)}), false)")
-                if "" in chosen:
-                    parts[-1] = f"({parts[-1]} OR {column} IS NULL)"
-            else:
-                parts.append(f"coalesce(CAST({column} AS VARCHAR), '') IN ({literals(chosen)})")
+    def where(self, filters: Mapping[str, Filter]) -> str:
+        """The condition; what takes longest stands last."""
+        of_values = (_one_of(filters[name], chosen) for name, chosen in self.values.items())
+        return " AND ".join([*self._of_ranges(filters), *of_values, *self._of_texts()]) or "true"
+
+    def nearly(self, filters: Mapping[str, Filter]) -> tuple[str, str]:
+        """What is chosen but for the values of one filter at most, to count what its other values would give.
+
+        Returns:
+            The number in `values`, from 1, of the filter that a row does not fit, 0 where it fits all of
+            them; and the condition; both in SQL.
+        """
+        fits = [_one_of(filters[name], chosen) for name, chosen in self.values.items()]
+        missed = " + ".join(f"CASE WHEN {fit} THEN 0 ELSE {nr} END" for nr, fit in enumerate(fits, 1))
+        number = " + ".join(f"CASE WHEN {fit} THEN 0 ELSE 1 END" for fit in fits)
+        parts = [*self._of_ranges(filters), f"{number or 0} <= 1", *self._of_texts()]
+        return missed or "0", " AND ".join(parts)
+
+    def _of_ranges(self, filters: Mapping[str, Filter]) -> Iterator[str]:
         for name, (low, high) in self.ranges.items():
             for limit, sign in ((low, ">="), (high, "<=")):
-                if limit is not None and name != without:
-                    parts.append(f"{quoted(filters[name].column)} {sign} {literal(limit)}")
-        if self.patient:
-            parts.append(f"contains(lower(patient_id), {literal(self.patient.lower())})")
-        if self.search:
-            parts.append(f"contains({SEARCH_COLUMN}, {literal(self.search.lower())})")
-        return " AND ".join(parts)
+                if limit is not None:
+                    yield f"{quoted(filters[name].column)} {sign} {literal(limit)}"
 
-    def order(self) -> str:
-        """The order, complete: the same rows always stand in the same place; missing values come last."""
+    def _of_texts(self) -> Iterator[str]:
+        if self.patient:
+            yield f"contains(lower(patient_id), {literal(self.patient.lower())})"
+        if self.search:
+            yield f"contains({SEARCH_COLUMN}, {literal(self.search.lower())})"
+
+    def order(self, columns: Mapping[str, Described]) -> str:
+        """The order, complete: the same rows always stand in the same place; missing values come last.
+
+        Args:
+            columns: Of the table, by name.
+        """
         direction = "DESC" if self.descending else "ASC"
         column = quoted(self.sort)
-        return f"(coalesce(CAST({column} AS VARCHAR), '') = ''), {column} {direction}, {_TIES}"
+        missing = f"coalesce({column}, '') = ''" if columns[self.sort].kind is str else f"{column} IS NULL"
+        return f"({missing}), {column} {direction}, {_TIES}"
+
+
+def _one_of(by: Filter, chosen: Sequence[str]) -> str:
+    """Whether a row has one of the values, in SQL."""
+    column = quoted(by.column)
+    if by.kind == "list":
+        return f"list_has_any(string_split({column}, ';'), [{literals(chosen)}])"
+    if not by.number:
+        return f"coalesce(CAST({column} AS VARCHAR), '') IN ({literals(chosen)})"
+    numbers = [n for n in map(_number, chosen) if n is not None]
+    fits = f"coalesce({column} IN ({literals(numbers)}), false)"
+    return f"({fits} OR {column} IS NULL)" if "" in chosen else fits
 
 
 def _number(text: str) -> float | None:

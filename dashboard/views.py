@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,9 @@ MOST_SCORED_KERNELS = 10
 
 MADE = {".dcm": "application/dicom", ".pdf": "application/pdf"}
 """Files of a case that are handed out as they are, by ending: their media type. They name the patient."""
+_TIME_POINT = quoted("time_point")
+_SETS_AT_ONCE = 30
+"""Sets of columns that are counted while the table is read once; DuckDB takes 64 columns. Chosen."""
 _THUMBNAILS = 1000
 """Small pictures kept in memory, some 20 kB each. Chosen."""
 
@@ -66,7 +70,7 @@ def cases(results: Results, selection: Selection, *, page: int, size: int) -> di
 
 def beside(results: Results, selection: Selection, series_uid: str) -> dict[str, Any] | None:
     """Where a series stands in a selection; see `Results.beside`."""
-    return results.beside(series_uid, selection.where(results.filters), selection.order())
+    return results.beside(series_uid, selection.where(results.filters), selection.order(results.columns))
 
 
 def usual(results: Results) -> list[str]:
@@ -77,22 +81,79 @@ def usual(results: Results) -> list[str]:
     return ["patient_id", "series_description", "time_point", "status", *found, *scan, *clinical]
 
 
-def facets(results: Results, selection: Selection) -> dict[str, Any]:
+def counts(results: Results, selection: Selection) -> dict[str, Any]:
+    """What the filters and the charts show of a selection; see `_facets` and `_charts`.
+
+    Both together, because all that they count is counted while the table is read once.
+    """
+    lists = [one for one in results.filters.values() if one.kind != "range"]
+    free = [(quoted(one.column),) for one in lists if one.name not in selection.values]
+    charted = [(quoted(one.column),) for one in _charted(results)]
+    by_time = [(_TIME_POINT, quoted(name)) for name in _groups(results)]
+    found = _grouped(results, selection.where(results.filters), [*free, *charted, *by_time])
+    return {
+        "facets": _facets(results, selection, lists, found),
+        "charts": _charts(results, selection, found),
+    }
+
+
+Counts = dict[tuple[str, ...], Counter[tuple[str, ...]]]
+"""By expressions in SQL, how many rows have the same values of them."""
+
+
+def _grouped(results: Results, where: str, sets: Sequence[tuple[str, ...]]) -> Counts:
+    """Rows counted by the values, as text, of each of several sets of expressions; "" is no value."""
+    out: Counts = {one: Counter() for one in sets}
+    for begin in range(0, len(out), _SETS_AT_ONCE):
+        part = [*out][begin : begin + _SETS_AT_ONCE]
+        names = {expression: f"c{nr}" for nr, expression in enumerate(dict.fromkeys(chain(*part)))}
+        own = ", ".join(f"{expression} AS {name}" for expression, name in names.items())
+        texts = ", ".join(f"coalesce(CAST({name} AS VARCHAR), '')" for name in names.values())
+        grouping = ", ".join(f"({', '.join(names[expression] for expression in one)})" for one in part)
+        rows = results.all(
+            f"SELECT GROUPING({', '.join(names.values())}), {texts}, count(*) "
+            f"FROM (SELECT {own} FROM everything WHERE {where}) GROUP BY GROUPING SETS ({grouping})"
+        )
+        places = {expression: nr for nr, expression in enumerate(names)}
+        left = {
+            one: sum(1 << len(names) - 1 - nr for e, nr in places.items() if e not in one) for one in part
+        }
+        of = {mask: (out[one], [places[e] for e in one]) for one, mask in left.items()}
+        for mask, *values, n in rows:
+            counter, taken = of[mask]
+            counter[tuple(values[place] for place in taken)] += n
+    return out
+
+
+def _facets(results: Results, selection: Selection, lists: Sequence[Filter], found: Counts) -> dict[str, Any]:
     """How many rows each value of each filter would give, the other filters being as they are.
+
+    Args:
+        lists: The filters but for the ranges.
+        found: The selected rows by each filter of which nothing is chosen.
 
     Returns:
         By filter: ``{"values": [{"value", "n"}, …], "different": …}``, or of a range the smallest and the
         largest number of the whole table.
     """
-    lists = [one for one in results.filters.values() if one.kind != "range"]
-    found = _counts(results, selection, [one for one in lists if one.name not in selection.values])
-    for one in lists:
-        if one.name in selection.values:
-            found |= _counts(results, selection, [one], without=one.name)
+    numbers = {name: str(nr) for nr, name in enumerate(selection.values, 1)}
+    missed, where = selection.nearly(results.filters)
+    own = [(missed, quoted(results.filters[name].column)) for name in numbers]
+    nearly = _grouped(results, where, own)
     out: dict[str, Any] = {}
     for one in lists:
         chosen = selection.values.get(one.name, ())
-        counted = dict.fromkeys(chosen, 0) | found[one.name]  # what was chosen stays, to be given up again
+        counted = Counter(dict.fromkeys(chosen, 0))  # what was chosen stays, to be given up again
+        if one.name not in numbers:
+            rows = ((value, n) for (value,), n in found[quoted(one.column),].items())
+        else:
+            fits = ("0", numbers[one.name])
+            of_all = nearly[missed, quoted(one.column)].items()
+            rows = ((value, n) for (missing, value), n in of_all if missing in fits)
+        for value, n in rows:
+            for part in value.split(";") if one.kind == "list" else [value]:
+                if part or one.kind != "list":
+                    counted[part] += n
         order = sorted(counted, key=_place) if one.ordered else _frequent(counted)
         shown = [value for i, value in enumerate(order) if i < MOST_VALUES or value in chosen]
         out[one.name] = {
@@ -100,39 +161,6 @@ def facets(results: Results, selection: Selection) -> dict[str, Any]:
             "different": len(order),
         }
     return out | results.limits
-
-
-def _counts(
-    results: Results, selection: Selection, filters: Sequence[Filter], *, without: str = ""
-) -> dict[str, dict[str, int]]:
-    """By filter, how many of the selected rows have each value; all in one query.
-
-    Each column is scanned with the condition: to keep the chosen rows of all columns takes several times the
-    memory of a connection from a million rows on. Only a text that is searched for costs more than that.
-    """
-    where = selection.where(results.filters, without=without)
-    parts = []
-    for nr, one in enumerate(filters):
-        column = quoted(one.column)
-        if one.kind == "list":
-            inner = f"SELECT unnest(string_split({column}, ';')) AS value FROM chosen"
-            source, condition = f"({inner})", "value <> ''"
-        else:
-            source, condition = f"(SELECT {column} AS value FROM chosen)", "true"
-        grouped = f"SELECT value, count(*) AS n FROM {source} WHERE {condition} GROUP BY value"
-        parts.append(f"SELECT {nr}, coalesce(CAST(value AS VARCHAR), ''), n FROM ({grouped})")
-    columns = ", ".join(dict.fromkeys(quoted(one.column) for one in filters))
-    out: dict[str, dict[str, int]] = {one.name: {} for one in filters}
-    kept = "MATERIALIZED" if selection.search or selection.patient else "NOT MATERIALIZED"
-    if parts:
-        rows = results.all(
-            f"WITH chosen AS {kept} (SELECT {columns} FROM everything WHERE {where}) "
-            + " UNION ALL ".join(parts),
-        )
-        for nr, value, n in rows:
-            counts = out[filters[nr].name]
-            counts[value] = counts.get(value, 0) + n
-    return out
 
 
 def _frequent(counts: Mapping[str, int]) -> list[str]:
@@ -152,8 +180,28 @@ def _place(value: str) -> tuple[bool, str, float, str]:
     return False, value[: number.start()], float(number[0]), value
 
 
-def charts(results: Results, selection: Selection) -> dict[str, Any]:
+def _groups(results: Results) -> list[str]:
+    """Names of the results that are groups."""
+    return [c.name for c in results.results if c.groups]
+
+
+def _classed(results: Results) -> list[str]:
+    """Names of the results that have classes."""
+    return [c.name for c in results.results if c.name in CLASSES]
+
+
+def _charted(results: Results) -> list[Filter]:
+    """The filters whose values have a chart of their numbers."""
+    classes = (CLASSES[name].name for name in _classed(results))
+    wanted = ("kernel", "time_point", *_groups(results), *classes)
+    return [results.filters[name] for name in wanted if name in results.filters]
+
+
+def _charts(results: Results, selection: Selection, found: Counts) -> dict[str, Any]:
     """The numbers of every chart, over the selected rows.
+
+    Args:
+        found: The selected rows by each of `_charted`, and by time point and each of `_groups`.
 
     Returns:
         ``counts``: by filter, the rows (``value``, ``n``) of each value, and how many are too rare to be
@@ -162,27 +210,25 @@ def charts(results: Results, selection: Selection) -> dict[str, Any]:
         with ``kernel``, ``time_point``, ``n``, ``mean`` and ``median``, and how many kernels are ``left``.
     """
     where = selection.where(results.filters)
-    groups = [c.name for c in results.results if c.groups]
-    classed = [c.name for c in results.results if c.name in CLASSES]
-    wanted = ["kernel", "time_point", *groups, *(CLASSES[name].name for name in classed)]
-    filters = [results.filters[name] for name in wanted if name in results.filters]
     counts: dict[str, Any] = {}
-    for name, found in _counts(results, selection, filters).items():
-        if name not in ("kernel", "time_point"):
-            found.pop("", None)
-        order = _frequent(found) if name == "kernel" else sorted(found, key=_place)
-        shown = order[:MOST_KERNELS] if name == "kernel" else order
-        rows = [{"value": value, "n": found[value]} for value in shown]
-        counts[name] = {"rows": rows, "left": len(order) - len(shown)}
+    for one in _charted(results):
+        own = {value: n for (value,), n in found[quoted(one.column),].items()}
+        if one.name not in ("kernel", "time_point"):
+            own.pop("", None)
+        order = _frequent(own) if one.name == "kernel" else sorted(own, key=_place)
+        shown = order[:MOST_KERNELS] if one.name == "kernel" else order
+        rows = [{"value": value, "n": own[value]} for value in shown]
+        counts[one.name] = {"rows": rows, "left": len(order) - len(shown)}
     by_time: dict[str, Any] = {}
-    for name in groups:
-        by_time[name] = results.dicts(
-            f"SELECT time_point, CAST({quoted(name)} AS VARCHAR) AS value, count(*) AS n FROM everything "
-            f"WHERE {where} AND {quoted(name)} IS NOT NULL GROUP BY ALL"
-        )
+    for name in _groups(results):
+        by_time[name] = [
+            {"time_point": time, "value": value, "n": n}
+            for (time, value), n in found[_TIME_POINT, quoted(name)].items()
+            if value
+        ]
         by_time[name].sort(key=lambda row: (_place(row["time_point"]), _place(row["value"])))
     means: dict[str, Any] = {}
-    for name in classed:
+    for name in _classed(results):
         column = quoted(name)
         averages = results.dicts(
             f"SELECT kernel, time_point, count(*) AS n, avg({column}) AS mean, median({column}) AS median "

@@ -85,7 +85,8 @@ def progression(scans: Scans, *, cuts: Sequence[float] = RISK_CUTS) -> Progressi
         cuts: Limits of the groups.
     """
     flow = Flow("scored scans", len(scans.frame))
-    frame, flow = one_scan_each(scans.frame, flow, "visit")
+    looked_at = ["patient_id", "series_uid", "date", "kernel", "n_slices", "agatston_score", "volume_mm3"]
+    frame, flow = one_scan_each(scans.frame[[c for c in looked_at if c in scans.frame]], flow, "visit")
     frame = frame.sort_values(["patient_id", "date"])
     days = frame.groupby("patient_id")["date"].diff().dt.days
     frame = flow.keep(
@@ -136,10 +137,10 @@ def kernel_pairs(scans: Scans, *, cuts: Sequence[float] = RISK_CUTS) -> tuple[Ke
         scans: Of `scored`.
         cuts: Limits of the groups.
     """
-    frame = scans.frame[(scans.frame["study_uid"] != "") & (scans.frame["kernel"] != "")]
-    frame = frame.sort_values(
-        ["study_uid", "kernel", "n_slices", "series_uid"], ascending=[True, True, False, True]
-    )
+    order = ["study_uid", "kernel", "n_slices", "series_uid"]
+    frame = scans.frame[[*order, "agatston_score"]]
+    frame = frame[(frame["study_uid"] != "") & (frame["kernel"] != "")]
+    frame = frame.sort_values(order, ascending=[True, True, False, True])
     frame = frame[~frame.duplicated(["study_uid", "kernel"])]
     columns = frame[["study_uid", "kernel", "agatston_score"]]
     both = columns.merge(columns, on="study_uid", suffixes=("", "_other"))

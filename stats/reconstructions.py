@@ -20,6 +20,15 @@ from .scans import Scans
 from .tables import Flow, numbers
 
 ALL = "all"
+_LOOKED_AT = (
+    "patient_id",
+    "study_uid",
+    "series_uid",
+    "kernel",
+    "slice_thickness",
+    "n_slices",
+    "agatston_score",
+)
 _DIGITS = 2
 """To which a thickness is rounded, mm: headers have 1.25 and 1.250001."""
 
@@ -80,9 +89,9 @@ def reconstructions(
         sharp: Whether a kernel of this name is sharp.
         cuts: Limits of the groups.
     """
-    frame = scans.frame
-    if "slice_thickness" not in frame:
+    if "slice_thickness" not in scans.frame:
         return None
+    frame = scans.frame[[*_LOOKED_AT]]
     flow = Flow("scored scans", len(frame))
     frame = flow.keep(frame, frame["study_uid"] != "", "no study_uid")
     frame = flow.keep(frame, frame["kernel"] != "", "no kernel")

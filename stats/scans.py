@@ -41,7 +41,8 @@ def scored(results: pd.DataFrame) -> Scans:
     """
     need(results, COLUMNS, "the results table")
     flow = Flow("scans", len(results))
-    frame = results.assign(**{c: results[c].str.strip() for c in COLUMNS})
+    results = results.reset_index(drop=True)
+    frame = pd.DataFrame({c: results[c].str.strip() for c in COLUMNS})
     for status, reason in (("rejected", "rejected by a quality gate"), ("failed", "failed")):
         frame = flow.keep(frame, frame["status"] != status, reason)
     frame = flow.keep(frame, frame["status"] == "scored", "not scored")
@@ -50,6 +51,7 @@ def scored(results: pd.DataFrame) -> Scans:
     frame = numbers(frame, "agatston_score", flow, minimum=0)
     if frame.empty:
         raise InputError("no scan of the results table is scored: " + "; ".join(flow.lines()))
+    frame = results.drop(columns=[*COLUMNS]).loc[frame.index].assign(**frame)
     slices = pd.to_numeric(frame.get("n_slices", pd.Series("", frame.index)), errors="coerce").fillna(0)
     date = pd.to_datetime(frame["study_date"].str.replace("-", ""), format="%Y%m%d", errors="coerce")
     return Scans(frame=frame.assign(n_slices=slices, date=date), flow=flow)

@@ -58,8 +58,8 @@ export async function casesView(content, { about, go }) {
     csv.href = `/api/export.csv?${selection}`;
     content.setAttribute("aria-busy", "true");
     try {
-      const [found, facets, numbers] = await Promise.all([
-        get("/api/cases", now, signal), get("/api/facets", selection, signal), get("/api/charts", selection, signal),
+      const [found, { facets, charts: numbers }] = await Promise.all([
+        get("/api/cases", now, signal), get("/api/counts", selection, signal),
       ]);
       problem.hidden = true;
       charts.element.hidden = cases.element.hidden = false;

@@ -113,7 +113,7 @@ def test_filters(client: TestClient, table: pd.DataFrame, query: str) -> None:
 @pytest.mark.parametrize("query", QUERIES)
 def test_charts(client: TestClient, table: pd.DataFrame, query: str) -> None:
     chosen = table[QUERIES[query](table)]
-    found = ask(client, "/api/charts", query)
+    found = ask(client, "/api/counts", query)["charts"]
 
     def counts(name: str) -> dict[str, int]:
         assert found["counts"][name]["left"] == 0
@@ -139,7 +139,7 @@ def test_charts(client: TestClient, table: pd.DataFrame, query: str) -> None:
 
 
 def test_facets_leave_out_their_own_filter(client: TestClient, table: pd.DataFrame) -> None:
-    found = ask(client, "/api/facets", "status=scored&kernel=B30f")
+    found = ask(client, "/api/counts", "status=scored&kernel=B30f")["facets"]
     scored = table[table.status == "scored"]
     kernels = {v["value"]: v["n"] for v in found["kernel"]["values"]}
     assert kernels == scored.kernel.value_counts().to_dict()
@@ -153,7 +153,7 @@ def test_facets_leave_out_their_own_filter(client: TestClient, table: pd.DataFra
 
 
 def test_a_chosen_value_stays_in_its_list(client: TestClient) -> None:
-    found = ask(client, "/api/facets", "kernel=B30f&search=no such thing")
+    found = ask(client, "/api/counts", "kernel=B30f&search=no such thing")["facets"]
     assert {"value": "B30f", "n": 0} in found["kernel"]["values"]
 
 
@@ -337,12 +337,12 @@ def test_tables_of_other_methods_and_older_versions(tmp_path: Path) -> None:
         assert "agatston_score" not in about["usual"]
         rows = ask(client, "/api/cases", "sort=direct_score&order=desc")["rows"]
         assert [r["direct_score"] for r in rows] == [500.0, 12.5]
-        charts = ask(client, "/api/charts")
+        charts = ask(client, "/api/counts")["charts"]
         assert charts["counts"].keys() == {"kernel", "time_point", "direct_group"}
         assert charts["counts"]["kernel"]["rows"] == [{"value": "", "n": 2}]
         assert [r["value"] for r in charts["by_time"]["direct_group"]] == ["4", "2"]
         assert charts["means"] == {}
-        facets = ask(client, "/api/facets")
+        facets = ask(client, "/api/counts")["facets"]
         assert facets["direct_score"] == {"min": 12.5, "max": 500.0}
         assert not {"agatston_score", "agatston_score_class", "risk_group"} & set(facets)
         assert client.get("/api/export.csv").text.count("\n") == 3
@@ -394,7 +394,7 @@ def test_one_maker_in_several_spellings_is_one(dashboard_results: Path, tmp_path
     rows = [replace(row, series_uid=f"1.{nr}", manufacturer=maker) for nr, maker in enumerate(spelt)]
     write_parquet(tmp_path / "results.parquet", rows)
     with TestClient(create_app(tmp_path), base_url=HERE) as client:
-        found = client.get("/api/facets").json()["manufacturer"]["values"]
+        found = client.get("/api/counts").json()["facets"]["manufacturer"]["values"]
         assert {v["value"]: v["n"] for v in found} == {"GE MEDICAL SYSTEMS": 4, "Philips": 1, "": 1}
         chosen = client.get("/api/cases", params={"manufacturer": "GE MEDICAL SYSTEMS"}).json()
         assert chosen["series"] == 4

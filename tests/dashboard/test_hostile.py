@@ -300,7 +300,7 @@ def test_columns_of_other_types(results: Path) -> None:
         assert cases.json()["series"] == 1
         assert cases.json()["rows"][0]["patient_id"] == "[P, Q]"
         assert len(cases.content) < 20_000
-        for path in ("/api/facets", "/api/charts", "/api/export.csv", "/dicomweb/studies", "/api/about"):
+        for path in ("/api/counts", "/api/export.csv", "/dicomweb/studies", "/api/about"):
             assert client.get(path).status_code == 200
 
 
