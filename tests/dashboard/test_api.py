@@ -152,6 +152,32 @@ def test_facets_leave_out_their_own_filter(client: TestClient, table: pd.DataFra
     assert thickness == sorted(thickness, key=lambda v: float(v) if v else np.inf)
 
 
+def test_of_several_filters_each_is_counted_without_itself(client: TestClient, table: pd.DataFrame) -> None:
+    chosen = {"kernel": ["B30f", "LUNG"], "time_point": ["T1"], "status": ["scored"]}
+    query = "&".join(f"{name}={value}" for name, values in chosen.items() for value in values)
+    found = ask(client, "/api/counts", f"{query}&agatston_score_min=1&search=scan")["facets"]
+    rest = table[(table.agatston_score >= 1) & table.series_description.str.contains("scan")]
+    for name in (*chosen, "manufacturer", "code", "contrast"):
+        own = rest
+        for other, values in chosen.items():
+            own = own if other == name else own[own[other].isin(values)]
+        counted = {v["value"]: v["n"] for v in found[name]["values"] if v["n"]}
+        assert counted == own[name].value_counts().to_dict()
+
+
+def test_a_clinical_column_may_have_any_name(dashboard_results: Path, tmp_path: Path) -> None:
+    path = tmp_path / "clinical.csv"
+    path.write_text("patient_id,c0,c1,number,rowid,e\nP001,a,x,1,y,1\nP002,b,x,2,z,1\n")
+    with TestClient(create_app(dashboard_results, clinical=path), base_url=HERE) as client:
+        found = ask(client, "/api/counts", "c.c0=b&status=scored")["facets"]
+        rows = ask(client, "/api/cases", "c.c0=b&status=scored&sort=number")["rows"]
+    assert rows
+    assert {row["patient_id"] for row in rows} == {"P002"}
+    assert {row["number"] for row in rows} == {2}
+    assert {v["value"]: v["n"] for v in found["c.c0"]["values"]}["b"] == len(rows)
+    assert [v["value"] for v in found["c.c1"]["values"]] == ["x"]
+
+
 def test_a_chosen_value_stays_in_its_list(client: TestClient) -> None:
     found = ask(client, "/api/counts", "kernel=B30f&search=no such thing")["facets"]
     assert {"value": "B30f", "n": 0} in found["kernel"]["values"]

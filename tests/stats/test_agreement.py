@@ -92,6 +92,23 @@ def test_groups_are_those_of_the_score() -> None:
     assert ag.grouped(scores).tolist() == [int(risk_group(s)) for s in scores]
 
 
+@pytest.mark.parametrize(("n", "patients"), [(40, None), (41, 13), (300, 120), (12, 4), (0, None)])
+def test_a_median_and_a_share_are_those_of_the_bootstrap(n: int, patients: int | None) -> None:
+    """The ways around the resampled values end at the same numbers."""
+    rng = np.random.default_rng(n)
+    values = np.round(rng.normal(0, 3, n))  # with ties
+    whose = None if patients is None else rng.integers(0, patients, n).tolist()
+    if n:
+        plain = ag.bootstrap(ag.median, values, patients=whose, n_resamples=300)
+        assert ag.bootstrap_median(values, patients=whose, n_resamples=300) == plain
+    hits = values > 0
+    share = ag.rate(hits, patients=whose, n_resamples=300)
+    if share.method != "exact":
+        assert share == ag.bootstrap(ag.mean, hits, patients=whose, n_resamples=300)
+    without = ag.rate(hits, patients=whose, n_resamples=0)
+    assert (without.value, without.low, without.method) == (share.value, None, "")
+
+
 def test_undefined_is_nan() -> None:
     flat, varied = np.ones(5), np.arange(5.0)
     assert np.isnan(ag.pearson(flat, varied))

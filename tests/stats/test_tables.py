@@ -27,6 +27,16 @@ def test_text_stays_text_and_parquet_reads_as_csv(tmp_path: Path) -> None:
     assert parquet["score"].tolist() == ["1.5", ""]
 
 
+def test_numbers_of_parquet_read_back_as_the_same_numbers(tmp_path: Path) -> None:
+    numbers = [0.1, 1 / 3, 7.0, 1e22, 2.5e-9, -4.0, 0.1, float("inf"), -0.0, float("nan"), None]
+    pd.DataFrame({"x": numbers, "none": [None] * 11}).astype(float).to_parquet(tmp_path / "a.parquet")
+    frame = read_table(tmp_path / "a.parquet")
+    assert frame["x"].tolist()[2:6] == ["7", "1e+22", "2.5000000000000001e-09", "-4"]
+    assert frame["x"].tolist()[8:] == ["0", "", ""]
+    assert [float(text) for text in frame["x"][:8]] == numbers[:8]
+    assert set(frame["none"]) == {""}
+
+
 @pytest.mark.parametrize(
     ("name", "content", "error", "says"),
     [
