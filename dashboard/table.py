@@ -557,7 +557,7 @@ def _read_clinical(
         if _PRIVATE.search(name) and not show_phi:
             left_out.append(name)
             continue
-        taken = (*MEANINGS, *(c.name for c in _OURS), SEARCH_COLUMN)
+        taken = (*MEANINGS, *(c.name for c in _OURS), SEARCH_COLUMN, "rowid")  # the last is DuckDB's own
         ours = f"clinical_{name}" if name.lower() in taken else name
         if name.lower() == "time_point":
             time_point = ours

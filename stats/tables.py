@@ -162,13 +162,13 @@ def _as_text(frame: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     out = {}
-    for name in list(frame):
+    for name in map(str, list(frame)):
         column = frame.pop(name)  # two tables of millions of rows need not be there at once
         if pd.api.types.is_float_dtype(column):
             text = _of_numbers(column)
         else:
             text = column.astype("string").fillna("").astype(str)
-        out[str(name)] = text
+        out[name] = text
     return pd.DataFrame(out)
 
 
