@@ -88,13 +88,13 @@ class RuleOut:
         from .network import chest_wall_crop
 
         volume = case[CT]
-        region = None
+        region = mask = None
         chosen: Mapping[str, Any] = {}
         if self.localise == "heart":
-            heart = case[HEART].mask
-            centre = box_centre(heart, volume.geometry)
+            mask = case[HEART].mask
+            centre = box_centre(mask, volume.geometry)
             point = operating_point(self.weights, heart_margin_mm=self.heart_margin_mm)
-            region = region_within(heart, volume.geometry, point.values["heart_margin_mm"])
+            region = region_within(mask, volume.geometry, point.values["heart_margin_mm"])
             chosen, case = point.facts, case.noted(*point.findings)
         else:
             between_walls = chest_wall_crop(volume)
@@ -104,7 +104,7 @@ class RuleOut:
             centre = between_walls
             message = "where the crop was laid was not checked: it need not hold a heart"
             case = case.noted(HEART_UNCHECKED.finding(message))
-        found = self.model.predict(volume, centre, region=region)
+        found = self.model.predict(volume, centre, region=region, heart=mask)
         excluded = self.exclude and not found.positive
         answer = {
             "positive": found.positive,
