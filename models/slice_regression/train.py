@@ -21,7 +21,7 @@ from ...imaging.masks import bounding_box
 from ...imaging.orientation import ORIENTATIONS
 from ...scoring import score
 from ...system.atomic import write_json, write_whole
-from ...training.crops import CropCache, coronary, elsewhere, split_patients
+from ...training.crops import UNSURE, CropCache, coronary, elsewhere, split_patients
 from ...training.export import export_networks
 from ...training.hearts import HeartsRecipe, make_hearts
 from ...training.loop import Batch, run_steps
@@ -248,8 +248,8 @@ class ScoredSlices:
 
     Half of a batch's slices have calcium, and half of these are drawn as often as they score: the few slices
     that most of a large score comes from. Of the others one in three holds calcium or metal that is not
-    coronary, where there is any. The box is the heart's, its sides moved by up to `jitter_mm`. Where a
-    slice's size is changed, its voxels are too, and the score stays.
+    coronary, where there is any; slices with something not sure are left out. The box is the heart's, its
+    sides moved by up to `jitter_mm`. Where a slice's size is changed, its voxels are too; the score stays.
 
     Args:
         cache: Crops and their labels.
@@ -279,7 +279,10 @@ class ScoredSlices:
                 continue
             self.boxes[crop] = box
             other = np.asarray(elsewhere(label).any(axis=(1, 2)))
+            unsure = np.asarray((label == UNSURE).any(axis=(1, 2)))
             for k in slices_in(box[0]):
+                if unsure[max(0, _nearest(k) - 1) : _nearest(k) + 2].any():
+                    continue  # nobody knows what it scores
                 has_other = bool(other[_nearest(k)])
                 kind = "calcium" if scores[crop][k] > 0 else "other" if has_other else "any"
                 pools[kind].append((crop, k))
