@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...errors import WeightsError
 from ...imaging.labels import calcium_labels, heart_labels
 from ...imaging.masks import box_centre, region_within
 from ...pipeline.case import Case, Fact
@@ -80,8 +81,16 @@ class RuleOut:
     exclude: bool = False
 
     def __post_init__(self) -> None:
-        """Raises `WeightsError` where the set's numbers cannot be read: before the first series."""
+        """Raises `WeightsError` where the set cannot be used like this: before the first series."""
+        from .network import are_placed
+
         operating_point(self.weights, heart_margin_mm=self.heart_margin_mm)
+        if self.localise != "heart" and are_placed(self.model.networks):
+            raise WeightsError(
+                f"the weights {self.weights.name!r} are told where in the heart they look, and localise: "
+                f"{self.localise} finds none: write localise: heart, or name weights that are not "
+                "(deepcac2-screening-1)"
+            )
 
     def __call__(self, case: Case) -> Case:
         """Rejects the case, heart-not-found, where image processing finds no heart."""

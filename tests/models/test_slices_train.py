@@ -18,6 +18,7 @@ from deepcac2.imaging.crop import CROP_SHAPE, CROP_SPACING
 from deepcac2.imaging.heart_position import heart_depth
 from deepcac2.models.rule_out import train as screening
 from deepcac2.models.rule_out.network import ScreeningModel
+from deepcac2.models.rule_out.step import RuleOut
 from deepcac2.models.rule_out.train import CalciumSlices, ScreeningRecipe, operating_point
 from deepcac2.models.slice_regression import train as direct
 from deepcac2.models.slice_regression.network import DirectModel
@@ -287,13 +288,16 @@ def test_named_crops_are_the_same_to_slices(cache: CropCache, named_cache: CropC
 
 def test_a_placed_exclusion_is_trained_and_needs_the_heart(named_cache: CropCache, tmp_path: Path) -> None:
     recipe = replace(SCREENING, validation_share=0.34, placed=True, crops={"named": True})
-    model = ScreeningModel.load(describe(screening.train_on(recipe, tmp_path, named_cache, device=CPU)), CPU)
+    weights = describe(screening.train_on(recipe, tmp_path, named_cache, device=CPU))
+    model = ScreeningModel.load(weights, CPU)
     geometry = Geometry(shape=CROP_SHAPE, spacing=CROP_SPACING, origin=(0.0, 0.0, 0.0))
     volume = Volume(hu=np.array(named_cache.hu[0]), geometry=geometry)
     middle = tuple(float(v) for v in geometry.to_lps(np.array(CROP_SHAPE) / 2))
     assert model.predict(volume, middle, heart=ball((29, 128, 128), 45)).mask.shape == CROP_SHAPE
     with pytest.raises(ValueError, match="give its mask"):
         model.predict(volume, middle)
+    with pytest.raises(WeightsError, match="write localise: heart"):
+        RuleOut(model=model, weights=weights, localise="chest-wall")
 
 
 def test_direct_scoring_begins_with_weights(cache: CropCache, tmp_path: Path) -> None:
