@@ -72,6 +72,7 @@ class DirectRecipe(SliceRecipe):
             a risk group. Our own addition, chosen for the bundled set on 120 simulated scans
             (docs/evaluation/methods.md); the least lesion of the rule ``agatston``, 1 mm² of weight 1, would
             be 0.5 in one of two slices every 3 mm.
+        score_factor: See `DirectModel.load`; to be chosen on scans that the training has not seen.
     """
 
     hearts: dict[str, Any] = field(default_factory=dict)
@@ -89,6 +90,7 @@ class DirectRecipe(SliceRecipe):
     jitter_mm: float = 8.0
     zoom: float = 0.2
     least_slice: float = 1.5
+    score_factor: float = 1.0
 
     def __post_init__(self) -> None:
         if self.data_for not in ("both", "hearts"):
@@ -102,6 +104,7 @@ class DirectRecipe(SliceRecipe):
             "architecture": {"presence": {"channels": self.box_channels}, "regressor": regressor},
             "normalisation": {"window_hu": list(WINDOW_HU), "box_window_hu": list(BOX_WINDOW_HU)},
             "least_slice": self.least_slice,
+            "score_factor": self.score_factor,
         }
 
 
