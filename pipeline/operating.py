@@ -29,6 +29,7 @@ NEUTRAL: Mapping[str, tuple[float, str]] = {
     "heart_margin_mm": (math.inf, "the whole crop is searched"),
     "peak_probability": (0.5, "a lesion counts however unsure the network is"),
     "least_slice": (0.0, "dozens of slices without calcium may add up to a score"),
+    "score_factor": (1.0, "scores are what the network reads, also where it reads too little"),
 }
 """Name of each number in ``weights.json`` and in a workflow → what stands in for it, as in the methods'
 papers, and what that means."""

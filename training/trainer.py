@@ -6,15 +6,16 @@ import io
 import json
 import logging
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from ..errors import TrainingError
+from ..errors import TrainingError, WeightsError
 from ..system.atomic import write_whole
+from ..weights import WeightSet, resolve
 from .crops import UNSURE, CropCache
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ class StepsRecipe:
         learning_rate: Of Adam; falls to zero along half a cosine when `cosine` is true.
         seed: Of all that is drawn at random.
         log_every, checkpoint_every: Steps between.
+        start: Name and hash of the weights to begin with, "": random ones; `beginning` sets it.
     """
 
     name: str
@@ -40,6 +42,49 @@ class StepsRecipe:
     seed: int = 1
     log_every: int = 50
     checkpoint_every: int = 200
+    start: str = ""
+
+
+Recipe = TypeVar("Recipe", bound=StepsRecipe)
+
+
+def beginning(recipe: Recipe, start: str, role: str) -> tuple[Recipe, WeightSet | None]:
+    """The weights that a training begins with, and its recipe, which names them.
+
+    Args:
+        recipe: As it was read.
+        start: Name or path of the weights; "": none.
+        role: That the weights must have.
+
+    Raises:
+        TrainingError: The recipe names weights that are not given.
+        WeightsError: As `weights.resolve`.
+    """
+    if start:
+        weights = resolve(start, role)
+        return replace(recipe, start=f"{weights.name}@{weights.hash[:12]}"), weights
+    if recipe.start:
+        raise TrainingError(f"the recipe begins with {recipe.start!r}; name these weights with --start")
+    return recipe, None
+
+
+def require_architecture(weights: WeightSet, own: Mapping[str, Any], beside: Collection[str] = ()) -> None:
+    """See that weights to begin with are of the recipe's network.
+
+    Args:
+        own: The architecture by the recipe.
+        beside: Keys that may differ.
+
+    Raises:
+        WeightsError: They are of another network.
+    """
+    theirs = weights.metadata.get("architecture") or {}
+    mine = json.loads(json.dumps(own))
+    if any(theirs.get(key) != mine.get(key) for key in {*theirs, *mine} - {*beside}):
+        raise WeightsError(
+            f"the weights {weights.name!r} are another network than the recipe's; copy 'architecture' from "
+            f"{weights.path / 'weights.json'} into the recipe"
+        )
 
 
 def binary_dice_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

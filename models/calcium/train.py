@@ -8,10 +8,9 @@ stopped anywhere and goes on gives what an unbroken one would have given.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...errors import TrainingError, WeightsError
+from ...errors import WeightsError
 from ...evaluation import metrics
 from ...evaluation.cases import CaseResult, Evaluation, Prediction, compared
 from ...evaluation.datasets import AnnotatedScan
@@ -50,8 +49,16 @@ from ...training.mining import find_mistakes, load_mistakes, save_mistakes
 from ...training.patches import Batches, GridBatches, PatchRecipe, RandomBatches
 from ...training.recipe import Inputs
 from ...training.sources import INSERTED, SIMULATED, crop_origin, make_crops
-from ...training.trainer import LOSSES, Checkpoint, StepsRecipe, Trainer, segmentation_loss
-from ...weights import WeightSet, resolve, stated_window
+from ...training.trainer import (
+    LOSSES,
+    Checkpoint,
+    StepsRecipe,
+    Trainer,
+    beginning,
+    require_architecture,
+    segmentation_loss,
+)
+from ...weights import WeightSet, stated_window
 from .kinds import KINDS
 from .network import CalciumModel, build_network
 
@@ -83,7 +90,6 @@ class CalciumRecipe(CropRecipe, PatchRecipe, StepsRecipe):
         epochs: Length of a training on the grid.
         steps: Length of a training on random patches, optimiser steps.
         loss: ``"dice"`` (binary Dice, DeepCAC2 paper) or ``"dice_ce"`` (plus binary cross-entropy).
-        start: Name and hash of the weights that the training begins with; "": random ones. `train` sets it.
         amp: On a GPU mixed precision, float16 with gradient scaling; on a CPU it is float32 all the same.
         architecture: Keyword arguments of MONAI's `UNet`, and of ours ``placed`` and ``kinds`` (`unet.UNet`).
         kinds_share: Weight of the names of artery and kind in the loss.
@@ -98,7 +104,6 @@ class CalciumRecipe(CropRecipe, PatchRecipe, StepsRecipe):
     epochs: int = 0
     steps: int = 0
     loss: str = "dice_ce"
-    start: str = ""
     amp: bool = False
     architecture: dict[str, Any]
     kinds_share: float = 0.3
@@ -154,11 +159,9 @@ def train(recipe: CalciumRecipe, work: Path, inputs: Inputs) -> Path:
         WeightsError: The weights to begin with cannot be used, or their network is another.
     """
     log.info("training on %s", describe_device(inputs.device))
-    weights = resolve(inputs.start, "calcium") if inputs.start else None
+    recipe, weights = beginning(recipe, inputs.start, "calcium")
     if weights is not None:
-        recipe = _beginning_with(weights, recipe)
-    elif recipe.start:
-        raise TrainingError(f"the recipe begins with {recipe.start!r}; name these weights with --start")
+        _fits(weights, recipe)
     cache = make_crops(recipe, work / "crops", inputs)
     training, held_out = split_patients(cache, recipe.validation_share, recipe.seed)
     names = listed([cache.names[i] for i in held_out], _NAMED)
@@ -205,12 +208,8 @@ def train(recipe: CalciumRecipe, work: Path, inputs: Inputs) -> Path:
     )
 
 
-def _beginning_with(weights: WeightSet, recipe: CalciumRecipe) -> CalciumRecipe:
-    """The recipe of a training that begins with these weights.
-
-    Raises:
-        WeightsError: Their network or its window is another than the recipe's.
-    """
+def _fits(weights: WeightSet, recipe: CalciumRecipe) -> None:
+    """Raises `WeightsError` where weights to begin with have another network or window than the recipe's."""
     if (window := stated_window(weights) or WINDOW_HU) != recipe.window_hu:
         raise WeightsError(
             f"the weights {weights.name!r} were trained with window_hu {list(window)}; "
@@ -221,16 +220,7 @@ def _beginning_with(weights: WeightSet, recipe: CalciumRecipe) -> CalciumRecipe:
             f"the weights {weights.name!r} are the published network, which is not trained here; name others "
             "with --start"
         )
-    own, theirs = (
-        {k: v for k, v in dict(a or {}).items() if k not in ("placed", "kinds")}
-        for a in (recipe.architecture, weights.metadata.get("architecture"))
-    )
-    if theirs != json.loads(json.dumps(own)):
-        raise WeightsError(
-            f"the weights {weights.name!r} are another network than the recipe's; copy 'architecture' from "
-            f"{weights.path / 'weights.json'} into the recipe"
-        )
-    return replace(recipe, start=f"{weights.name}@{weights.hash[:12]}")
+    require_architecture(weights, recipe.architecture, beside=("placed", "kinds"))
 
 
 def begin_with(network: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:

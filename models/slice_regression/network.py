@@ -284,9 +284,11 @@ class DirectModel:
         device: torch.device,
         batch_size: int = 16,
         least_slice: float = 0.0,
+        score_factor: float = 1.0,
     ) -> None:
         self.device = device
         self.least_slice = least_slice
+        self.score_factor = score_factor
         self.batch_size = batch_size
         self.presence = {name: presence[name].to(device).eval() for name in ORIENTATIONS}
         layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
@@ -296,11 +298,20 @@ class DirectModel:
             network.requires_grad_(False)
 
     @classmethod
-    def load(cls, weights: WeightSet, device: torch.device, *, least_slice: float = 0.0) -> DirectModel:
+    def load(
+        cls,
+        weights: WeightSet,
+        device: torch.device,
+        *,
+        least_slice: float = 0.0,
+        score_factor: float = 1.0,
+    ) -> DirectModel:
         """Load a verified set of weights.
 
         Args:
-            least_slice: Score below which a slice has none.
+            least_slice: Score, as the network reads it, below which a slice has none.
+            score_factor: What the network reads is multiplied by it: a network that is trained on the
+                logarithm reads the middle of what a slice may have, which is less than its mean.
 
         Raises:
             WeightsMissing, WeightsAltered: See `weights.load_tensors`.
@@ -320,7 +331,7 @@ class DirectModel:
             about = architecture["regressor"]
             regressor = SliceRegressor(**{**about, "channels": tuple(about["channels"])})
             regressor.load_state_dict(load_tensors(weights, "regressor.safetensors"))
-        return cls(presence, regressor, device=device, least_slice=least_slice)
+        return cls(presence, regressor, device=device, least_slice=least_slice, score_factor=score_factor)
 
     @torch.inference_mode()
     def find_box(self, hu: npt.NDArray[np.int16], geometry: Geometry) -> Box | None:
@@ -368,6 +379,7 @@ class DirectModel:
             scores = torch.cat(
                 [self.regressor.score(p, self._voxel(len(p)), self.least_slice) for p in parts]
             )
+            scores *= self.score_factor
         middle = (box[0].start + box[0].stop - 1) / 2 * ct.geometry.spacing[0]
         heights = middle + (np.arange(len(planes)) - (len(planes) - 1) / 2) * INCREMENT_MM
         return DirectPrediction(

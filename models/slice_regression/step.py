@@ -100,8 +100,8 @@ def _build(options: DirectRunnerOptions, context: Context) -> ScoreDirectly:
     from .network import DirectModel
 
     weights, device = context.network()
-    point = operating_point(weights, least_slice=None)
-    model = DirectModel.load(weights, device, least_slice=point.values["least_slice"])
+    point = operating_point(weights, least_slice=None, score_factor=None)
+    model = DirectModel.load(weights, device, **point.values)
     return ScoreDirectly(model=model, weights=weights, point=point, localise=options.localise)
 
 

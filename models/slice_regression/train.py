@@ -21,19 +21,21 @@ from ...imaging.masks import bounding_box
 from ...imaging.orientation import ORIENTATIONS
 from ...scoring import score
 from ...system.atomic import write_json, write_whole
-from ...training.crops import CALCIUM, OTHER, CropCache, split_patients
+from ...training.crops import UNSURE, CropCache, coronary, elsewhere, split_patients
 from ...training.export import export_networks
 from ...training.hearts import HeartsRecipe, make_hearts
 from ...training.loop import Batch, run_steps
 from ...training.patches import SliceRecipe
 from ...training.recipe import Inputs, build
 from ...training.sources import crop_origin, make_crops
-from ...training.trainer import Trainer
+from ...training.trainer import Trainer, beginning, require_architecture
+from ...weights import WeightSet
 from .network import (
     BOX_WINDOW_HU,
     INCREMENT_MM,
     THICKNESS_MM,
     Box,
+    DirectModel,
     SlicePresence,
     SliceRegressor,
     box_input,
@@ -60,7 +62,8 @@ class DirectRecipe(SliceRecipe):
         hearts: Keys of `HeartsRecipe` that say which hearts the box is learnt from.
         data_for: What annotated scans are for: ``"both"``, or ``"hearts"``: the box only, so that their
             calcium is left to test on.
-        box_steps, box_batch_size, box_learning_rate, box_channels: Of the box's three networks.
+        box_steps, box_batch_size, box_learning_rate, box_channels: Of the box's three networks; without steps
+            they stay as they were in the weights that the training begins with, and `hearts` are not needed.
         steps, batch_size: Of the regression.
         channels, hidden, shared, log_target: See `SliceRegressor`.
         jitter_mm: Largest shift of each side of the heart's box, mm: the networks' box is not perfect.
@@ -69,6 +72,7 @@ class DirectRecipe(SliceRecipe):
             a risk group. Our own addition, chosen for the bundled set on 120 simulated scans
             (docs/evaluation/methods.md); the least lesion of the rule ``agatston``, 1 mm² of weight 1, would
             be 0.5 in one of two slices every 3 mm.
+        score_factor: See `DirectModel.load`; to be chosen on scans that the training has not seen.
     """
 
     hearts: dict[str, Any] = field(default_factory=dict)
@@ -86,6 +90,7 @@ class DirectRecipe(SliceRecipe):
     jitter_mm: float = 8.0
     zoom: float = 0.2
     least_slice: float = 1.5
+    score_factor: float = 1.0
 
     def __post_init__(self) -> None:
         if self.data_for not in ("both", "hearts"):
@@ -99,6 +104,7 @@ class DirectRecipe(SliceRecipe):
             "architecture": {"presence": {"channels": self.box_channels}, "regressor": regressor},
             "normalisation": {"window_hu": list(WINDOW_HU), "box_window_hu": list(BOX_WINDOW_HU)},
             "least_slice": self.least_slice,
+            "score_factor": self.score_factor,
         }
 
 
@@ -110,15 +116,28 @@ def train(recipe: DirectRecipe, work: Path, inputs: Inputs) -> Path:
 
     The work folder gets ``hearts/``, ``crops/``, one folder a network, ``held_out.json`` and ``weights/``.
     """
+    recipe, first = beginning(recipe, inputs.start, "direct")
+    if first is not None:
+        require_architecture(first, recipe.described()["architecture"])
+    elif not recipe.box_steps:
+        raise TrainingError("without box_steps the box is that of other weights; name them with --start")
     scored = inputs if recipe.data_for == "both" else replace(inputs, data=())
     cache = make_crops(recipe.of_crops(), work / "crops", scored)
-    about = build(recipe.hearts, HeartsRecipe, where="hearts")
-    hearts = load_hearts(make_hearts(work / "hearts", about, data=inputs.data))
-    return train_on(recipe, work, cache, hearts, device=inputs.device)
+    hearts: list[Heart] = []
+    if recipe.box_steps:
+        about = build(recipe.hearts, HeartsRecipe, where="hearts")
+        hearts = load_hearts(make_hearts(work / "hearts", about, data=inputs.data))
+    return train_on(recipe, work, cache, hearts, device=inputs.device, first=first)
 
 
 def train_on(
-    recipe: DirectRecipe, work: Path, cache: CropCache, hearts: Sequence[Heart], *, device: torch.device
+    recipe: DirectRecipe,
+    work: Path,
+    cache: CropCache,
+    hearts: Sequence[Heart],
+    *,
+    device: torch.device,
+    first: WeightSet | None = None,
 ) -> Path:
     """`train` on crops and hearts that are there."""
 
@@ -129,17 +148,24 @@ def train_on(
         wanted = target[:, 0].log1p() if recipe.log_target else target[:, 0]
         return torch.nn.functional.l1_loss(answer(planes, target[:, 1:]), wanted)
 
+    before = None if first is None else DirectModel.load(first, device)
     networks: dict[str, torch.nn.Module] = {}
     of_box = replace(recipe, learning_rate=recipe.box_learning_rate)
     for axis, name in enumerate(ORIENTATIONS):
         torch.manual_seed(recipe.seed + axis)
         networks[name] = SlicePresence(channels=recipe.box_channels)
+        if before is not None:
+            networks[name].load_state_dict(before.presence[name].state_dict())
+        if not recipe.box_steps:
+            continue
         trainer = Trainer(networks[name], presence, of_box, total=recipe.box_steps, device=device)
         run_steps(trainer, PresenceSlices(hearts, recipe, axis=axis), recipe, cache, work / name)
     training, held_out = split_patients(cache, recipe.validation_share, recipe.seed)
     batches = ScoredSlices(cache, training, recipe, _scores(cache, work / "scores.npz"))
     torch.manual_seed(recipe.seed)
     regressor = SliceRegressor(**recipe.described()["architecture"]["regressor"])
+    if before is not None:
+        regressor.load_state_dict(before.regressor.state_dict())
     trainer = Trainer(regressor, error, recipe, total=recipe.steps, device=device, layout=torch.channels_last)
     run_steps(trainer, batches, recipe, cache, work / "regressor")
     found = held_out_scores(regressor.eval(), batches, held_out)
@@ -225,8 +251,8 @@ class ScoredSlices:
 
     Half of a batch's slices have calcium, and half of these are drawn as often as they score: the few slices
     that most of a large score comes from. Of the others one in three holds calcium or metal that is not
-    coronary, where there is any. The box is the heart's, its sides moved by up to `jitter_mm`. Where a
-    slice's size is changed, its voxels are too, and the score stays.
+    coronary, where there is any; slices with something not sure are left out. The box is the heart's, its
+    sides moved by up to `jitter_mm`. Where a slice's size is changed, its voxels are too; the score stays.
 
     Args:
         cache: Crops and their labels.
@@ -255,8 +281,11 @@ class ScoredSlices:
             if box is None:
                 continue
             self.boxes[crop] = box
-            other = (label == OTHER).any(axis=(1, 2))
+            other = np.asarray(elsewhere(label).any(axis=(1, 2)))
+            unsure = np.asarray((label == UNSURE).any(axis=(1, 2)))
             for k in slices_in(box[0]):
+                if unsure[max(0, _nearest(k) - 1) : _nearest(k) + 2].any():
+                    continue  # nobody knows what it scores
                 has_other = bool(other[_nearest(k)])
                 kind = "calcium" if scores[crop][k] > 0 else "other" if has_other else "any"
                 pools[kind].append((crop, k))
@@ -324,7 +353,7 @@ def crop_scores(hu: npt.NDArray[np.int16], label: npt.NDArray[np.uint8]) -> npt.
         float32 (slices,); their sum is the crop's score.
     """
     own = np.zeros(len(hu), dtype=np.float32)
-    calcium = label == CALCIUM
+    calcium = coronary(label)
     if calcium.any():
         geometry = Geometry(shape=hu.shape, spacing=CROP_SPACING, origin=(0.0, 0.0, 0.0))
         for lesion in score(Volume(hu=np.asarray(hu), geometry=geometry), calcium).lesions:

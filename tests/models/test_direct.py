@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import numpy as np
 import pytest
 import torch
@@ -131,6 +133,13 @@ def test_attention_adds_up_to_the_score_and_lies_in_the_box(model: DirectModel) 
     assert 0 < attention.sum() <= shown * 1.001
     assert not attention[:, : box[1].start].any()
     assert model.predict(volume, heart=np.zeros_like(heart)) is None
+    more = copy(model)
+    more.score_factor = 1.5
+    higher = more.predict(volume, heart=heart)
+    assert higher is not None
+    np.testing.assert_allclose(higher.slice_scores, 1.5 * found.slice_scores, rtol=1e-5)
+    assert higher.score == pytest.approx(1.5 * found.score)
+    np.testing.assert_allclose(more.attention(volume, higher).sum(), 1.5 * attention.sum(), rtol=1e-4)
 
 
 def test_presence_takes_slices_of_any_size() -> None:

@@ -12,10 +12,13 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from deepcac2.errors import TrainingError, WorkflowError
+from deepcac2.errors import TrainingError, WeightsError, WorkflowError
+from deepcac2.imaging import Geometry, Volume
 from deepcac2.imaging.crop import CROP_SHAPE, CROP_SPACING
+from deepcac2.imaging.heart_position import heart_depth
 from deepcac2.models.rule_out import train as screening
 from deepcac2.models.rule_out.network import ScreeningModel
+from deepcac2.models.rule_out.step import RuleOut
 from deepcac2.models.rule_out.train import CalciumSlices, ScreeningRecipe, operating_point
 from deepcac2.models.slice_regression import train as direct
 from deepcac2.models.slice_regression.network import DirectModel
@@ -28,9 +31,9 @@ from deepcac2.models.slice_regression.train import (
     slices_in,
     thick_slice,
 )
-from deepcac2.training.crops import CropCache, CropSource, build_cache
+from deepcac2.training.crops import ARTERY, KIND, UNSURE, CropCache, CropSource, build_cache
 from deepcac2.training.loop import run_steps
-from deepcac2.training.recipe import BUNDLED, load_recipe
+from deepcac2.training.recipe import BUNDLED, Inputs, load_recipe
 from deepcac2.training.trainer import Trainer
 from deepcac2.weights import describe
 
@@ -234,6 +237,89 @@ def test_the_exclusion_is_trained_and_loaded(cache: CropCache, tmp_path: Path) -
     assert {f["calcium"] for f in found} == {True, False}
 
 
+def named_crop(seed: int, *, calcium: bool) -> tuple[npt.NDArray[Any], ...]:
+    """The same with an artery, a kind, a depth, and something that nobody is sure about."""
+    hu, label = crop(seed, calcium=calcium)
+    label[label == 1] = ARTERY + 2
+    label[label == 4] = KIND + 1
+    speck = ball((29, 125, 105), 5)
+    hu[speck], label[speck] = 400, UNSURE
+    return hu, label, heart_depth(ball((29, 128, 128), 45).astype(np.float32))
+
+
+@pytest.fixture(scope="module")
+def named_cache(tmp_path_factory: pytest.TempPathFactory) -> CropCache:
+    def source(i: int) -> CropSource:
+        return CropSource(name=f"c{i}", patient=f"p{i}", make=lambda: named_crop(i, calcium=i % 2 == 0))
+
+    return build_cache(
+        [source(i) for i in range(4)], tmp_path_factory.mktemp("crops"), settings={"named": True}
+    )
+
+
+def test_named_crops_are_the_same_to_slices(cache: CropCache, named_cache: CropCache) -> None:
+    """Arteries are calcium, kinds are something else, what is not sure is marked, the place is told."""
+    recipe = replace(SCREENING, window=64, batch_size=8, noise_hu=0.0, offset_hu=0.0, seed=1, other_share=0.5)
+    plain, _ = CalciumSlices(cache, range(4), recipe, axis=1).batch(3)
+    told = replace(recipe, placed=True, crops={"named": True})
+    image, label = CalciumSlices(named_cache, range(4), told, axis=1).batch(3)
+    assert image.shape == (8, 6, 64, 64)
+    assert set(label.unique().tolist()) == {0, 1, UNSURE}
+    assert (image[:, 1][label[:, 0] > 0] == 1).all()
+    sure = label[0, 0] != UNSURE
+    assert torch.equal(image[0, 0][sure], plain[0, 0][sure])
+    lesion = label[:, 0] == 1
+    assert (image[:, 2][lesion] > 0.4).all()  # deep inside, and near the middle
+    assert (image[:, 3:].abs().amax(dim=1)[lesion] < 0.9).all()
+    with pytest.raises(ValueError, match="set named to true"):
+        replace(SCREENING, placed=True)
+    scores = {i: crop_scores(named_cache.hu[i], named_cache.label[i]) for i in range(4)}
+    for i, found in scores.items():
+        np.testing.assert_array_equal(found, crop_scores(cache.hu[i], cache.label[i]))
+    drawn = ScoredSlices(named_cache, range(4), DIRECT, scores)._pools
+    shown = [number for pool in drawn.values() for _, number in pool]
+    middles = 1.5 * np.array(shown)
+    assert (
+        (middles < 2.5 * 27 - 1.5) | (middles > 2.5 * 31 + 1.5)
+    ).all()  # what is not sure: slices 27 to 31
+    assert min(middles) < 2.5 * 27
+    assert max(middles) > 2.5 * 31
+
+
+def test_a_placed_exclusion_is_trained_and_needs_the_heart(named_cache: CropCache, tmp_path: Path) -> None:
+    recipe = replace(SCREENING, validation_share=0.34, placed=True, crops={"named": True})
+    weights = describe(screening.train_on(recipe, tmp_path, named_cache, device=CPU))
+    model = ScreeningModel.load(weights, CPU)
+    geometry = Geometry(shape=CROP_SHAPE, spacing=CROP_SPACING, origin=(0.0, 0.0, 0.0))
+    volume = Volume(hu=np.array(named_cache.hu[0]), geometry=geometry)
+    middle = tuple(float(v) for v in geometry.to_lps(np.array(CROP_SHAPE) / 2))
+    assert model.predict(volume, middle, heart=ball((29, 128, 128), 45)).mask.shape == CROP_SHAPE
+    with pytest.raises(ValueError, match="give its mask"):
+        model.predict(volume, middle)
+    with pytest.raises(WeightsError, match="write localise: heart"):
+        RuleOut(model=model, weights=weights, localise="chest-wall")
+
+
+def test_direct_scoring_begins_with_weights(cache: CropCache, tmp_path: Path) -> None:
+    heart = np.zeros((30, 40, 50), np.uint8)
+    heart[10:20, 15:30, 20:35] = 1
+    first = describe(
+        direct.train_on(DIRECT, tmp_path / "a", cache, [(heart.astype(np.int16), heart)], device=CPU)
+    )
+    still = replace(DIRECT, box_steps=0, steps=1, learning_rate=1e-9)
+    second = describe(direct.train_on(still, tmp_path / "b", cache, [], device=CPU, first=first))
+    old, new = (DirectModel.load(w, CPU) for w in (first, second))
+    for name, network in old.presence.items():
+        for a, b in zip(network.parameters(), new.presence[name].parameters(), strict=True):
+            assert torch.equal(a, b)
+    for a, b in zip(old.regressor.parameters(), new.regressor.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=0.0)
+    with pytest.raises(TrainingError, match="name them with --start"):
+        direct.train(still, tmp_path / "c", Inputs(device=CPU))
+    with pytest.raises(WeightsError, match="another network than the recipe's"):
+        direct.train(replace(still, hidden=8), tmp_path / "d", Inputs(device=CPU, start=str(first.path)))
+
+
 def test_direct_scoring_is_trained_and_loaded(cache: CropCache, tmp_path: Path) -> None:
     heart = np.zeros((30, 40, 50), np.uint8)
     heart[10:20, 15:30, 20:35] = 1
@@ -249,5 +335,7 @@ def test_the_bundled_recipes_are_read() -> None:
     for name, kind in (("screening", ScreeningRecipe), ("direct", DirectRecipe)):
         recipe = load_recipe(BUNDLED.with_name(f"{name}.yml"), kind, role=name)
         assert recipe.of_crops().patients == 900
+    again = load_recipe(BUNDLED.with_name("direct_again.yml"), DirectRecipe, role="direct")
+    assert again.of_crops().simulators == (2, 1, 3)
     with pytest.raises(WorkflowError, match="crops: unknown key 'patient'"):
         replace(SCREENING, crops={"patient": 3}).of_crops()

@@ -335,8 +335,8 @@ def test_direct_scoring_has_a_score_and_none_in_air(scan: Case, truth: dict[str,
     from deepcac2.pipeline.operating import operating_point
 
     weights = bundled("direct")
-    point = operating_point(weights, least_slice=None)
-    stage = ScoreDirectly(model=DirectModel.load(weights, CPU), weights=weights, point=point)
+    point = operating_point(weights, least_slice=None, score_factor=None)
+    stage = ScoreDirectly(model=DirectModel.load(weights, CPU, **point.values), weights=weights, point=point)
     case = stage(scan.add(HEART, heart_labels(truth["heart"])))
     assert case[DIRECT]["score"] > 100  # its true score is far above 400
     assert "heart-unchecked" not in [f.code for f in case.findings]
