@@ -163,6 +163,7 @@ def write_segmentation(
     if heart_by is not None:
         _by(segmentation.SegmentSequence[codes.HEART_SEGMENT - 1], heart_by)
     segmentation.Rows, segmentation.Columns = geometry.shape[1:]
+    segmentation.SegmentsOverlap = "YES" if _overlap(stacks) else "NO"
     segmentation.PixelData = _packed(segmentation, stacks, {_stand_in(z): i for i, z in enumerate(used)})
     _refer_to_images(segmentation, {_stand_in(z): refs[z] for z in used})
     # highdicom sees only the slices used and takes their distance for the increment
@@ -303,6 +304,17 @@ def _by(item: Dataset, maker: Maker) -> None:
         del item.SegmentAlgorithmName
     else:
         item.SegmentAlgorithmName = maker.name[:64]  # as long as LO may be
+
+
+def _overlap(stacks: Sequence[BoolArray]) -> bool:
+    """Whether two segments share a pixel; each bool (slices, y, x)."""
+    for slices in zip(*stacks, strict=True):
+        together = np.zeros(slices[0].shape, dtype=np.bool_)
+        for one in slices:
+            if (together & one).any():
+                return True
+            together |= one
+    return False
 
 
 def _packed(segmentation: Dataset, stacks: Sequence[BoolArray], place: Mapping[str, int]) -> bytes:
