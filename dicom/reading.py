@@ -378,9 +378,10 @@ def _decode(ds: FileDataset, frames: list[int | None]) -> Iterator[npt.NDArray[A
             raise ValueError(f"{len(ds.PixelData)} bytes of compressed pixels, more than without compression")
     if _JPEG_FAMILY.fullmatch(syntax):
         streams = list(generate_frames(ds.PixelData, number_of_frames=count))
-        for stream in streams:
-            if (size := _size_of(stream)) != (ds.Rows, ds.Columns):
-                raise ValueError(f"the compressed pixels are {size}, not {(ds.Rows, ds.Columns)}")
+        claims = [_claims(stream) for stream in streams]
+        for *size, _ in claims:
+            if size != [ds.Rows, ds.Columns]:
+                raise ValueError(f"the compressed pixels are {tuple(size)}, not {(ds.Rows, ds.Columns)}")
         if not all(map(_has_end, streams)):
             raise ValueError("the compressed pixels are cut short")  # some decoders would fill up with grey
         if syntax in _JPEG_12_BIT and ds.BitsAllocated == 16:
@@ -390,6 +391,11 @@ def _decode(ds: FileDataset, frames: list[int | None]) -> Iterator[npt.NDArray[A
                 cells = jpeg8_decode(streams[frame or 0]).astype(np.uint16, copy=False)
                 yield (cells << 4).view(np.int16) >> 4 if ds.PixelRepresentation else cells
             return
+        usual = _plain_16_bits(ds) and len(streams) == count and all(8 < bits <= 16 for *_, bits in claims)
+        if usual and syntax in (*JPEG2000TransferSyntaxes, *JPEGLSTransferSyntaxes):
+            for frame in frames:
+                yield _unpacked(streams[frame or 0], claims[frame or 0][2], ds)
+            return
     options: dict[str, Any] = {"view_only": True}  # they are not changed, so no copy
     if _unused_bits(ds):
         options["correct_unused_bits"] = False
@@ -397,6 +403,37 @@ def _decode(ds: FileDataset, frames: list[int | None]) -> Iterator[npt.NDArray[A
         yield pixel_array(ds, **options)
     else:
         yield from iter_pixels(ds, indices=[frame or 0 for frame in frames], **options)
+
+
+def _plain_16_bits(ds: FileDataset) -> bool:
+    """Whether the header describes the grey values of up to 16 bits that nearly every CT has."""
+    return (
+        ds.get("PhotometricInterpretation") in ("MONOCHROME1", "MONOCHROME2")
+        and ds.BitsAllocated == 16
+        and 0 < ds.BitsStored <= 16
+        and ds.PixelRepresentation in (0, 1)
+    )
+
+
+def _unpacked(stream: bytes, bits: int, ds: FileDataset) -> npt.NDArray[Any]:
+    """Cells (rows, columns) of a JPEG 2000 or JPEG-LS codestream, as pydicom has them.
+
+    Its decoders hold Python's lock while they work, so that threads wait for one another; imagecodecs lets
+    go of it, and takes less time.
+
+    Args:
+        bits: Of a value, as the codestream says.
+    """
+    import imagecodecs
+
+    jpeg_ls = ds.file_meta.TransferSyntaxUID in JPEGLSTransferSyntaxes
+    cells = (imagecodecs.jpegls_decode if jpeg_ls else imagecodecs.jpeg2k_decode)(stream)
+    signed = ds.PixelRepresentation == 1
+    if signed != (cells.dtype.kind == "i"):  # what the codestream calls its sign is not believed
+        cells = cells.view(np.dtype(f"{'i' if signed else 'u'}{cells.dtype.itemsize}"))
+        unused = 8 * cells.dtype.itemsize - bits
+        cells = (cells << unused) >> unused
+    return cells
 
 
 def clean_cells(ds: FileDataset) -> npt.NDArray[Any]:
@@ -424,8 +461,9 @@ def clean_cells(ds: FileDataset) -> npt.NDArray[Any]:
     return clean
 
 
-def _size_of(stream: bytes) -> tuple[int, int]:
-    """Rows and columns that a JPEG, JPEG-LS or JPEG 2000 codestream claims: what its decoder makes room for.
+def _claims(stream: bytes) -> tuple[int, int, int]:
+    """Rows, columns and bits of a value that a JPEG, JPEG-LS or JPEG 2000 codestream claims: what its decoder
+    makes room for.
 
     Raises:
         ValueError: It is none, or its claims are absurd.
@@ -433,7 +471,7 @@ def _size_of(stream: bytes) -> tuple[int, int]:
     if stream.startswith(_JP2):
         start = stream.find(b"jp2c") + 4
         stream = stream[start:] if start >= 4 else b""
-    if stream.startswith(b"\xff\x4f\xff\x51") and len(stream) >= 42:  # SOC, SIZ: ISO/IEC 15444-1 A.5.1
+    if stream.startswith(b"\xff\x4f\xff\x51") and len(stream) > 42:  # SOC, SIZ: ISO/IEC 15444-1 A.5.1
         width, height, left, top, tile_width, tile_height, tile_left, tile_top = struct.unpack(
             ">8I", stream[8:40]
         )
@@ -442,7 +480,7 @@ def _size_of(stream: bytes) -> tuple[int, int]:
         tiles = -(-(width - tile_left) // tile_width) * -(-(height - tile_top) // tile_height)
         if tiles > _MAX_TILES:
             raise ValueError(f"the compressed pixels claim {tiles} tiles")
-        return height - top, width - left
+        return height - top, width - left, (stream[42] & 0x7F) + 1
     position = 2
     while stream.startswith(b"\xff\xd8") and position + 9 <= len(stream):  # ISO/IEC 10918-1 B.1.1 and B.2.2
         marker, length = stream[position + 1], int.from_bytes(stream[position + 2 : position + 4], "big")
@@ -451,8 +489,8 @@ def _size_of(stream: bytes) -> tuple[int, int]:
         if marker == 0xFF:  # a fill byte
             position += 1
         elif marker in _FRAME_HEADERS:
-            height, width = struct.unpack(">HH", stream[position + 5 : position + 9])
-            return height, width
+            bits, height, width = struct.unpack(">BHH", stream[position + 4 : position + 9])
+            return height, width, bits
         else:
             position += 2 + length
     raise ValueError("the compressed pixels do not say their size")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -163,14 +164,19 @@ def slice_normal(orientation: Sequence[float] | None) -> npt.NDArray[np.float64]
         The normal, or None where the cosines are absent or not two unit vectors at right angles
         (to 1 %; DICOM PS3.3 C.7.6.2.1.1 demands it, and files with zeros in them exist).
     """
-    if orientation is None or len(orientation) != 6:
-        return None
+    return None if orientation is None or len(orientation) != 6 else _normal_of(tuple(orientation))
+
+
+@lru_cache(maxsize=256)
+def _normal_of(orientation: tuple[float, ...]) -> npt.NDArray[np.float64] | None:
+    """`slice_normal` of one of the few orientations of a series, not to be written to."""
     row, column = np.asarray(orientation[:3], dtype=np.float64), np.asarray(orientation[3:], dtype=np.float64)
     lengths = np.linalg.norm(row), np.linalg.norm(column)
     if not all(0.99 < length < 1.01 for length in lengths) or abs(row @ column) > 0.01:
         return None
     normal = np.cross(row, column)
     unit: npt.NDArray[np.float64] = normal / np.linalg.norm(normal)
+    unit.setflags(write=False)
     return unit
 
 

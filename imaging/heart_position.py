@@ -64,6 +64,8 @@ def position(
     depth: npt.NDArray[np.int8],
     box: tuple[tuple[float, float], ...],
     corner: tuple[int, int, int] = (0, 0, 0),
+    *,
+    before: int = 0,
 ) -> npt.NDArray[np.float32]:
     """The channels that say where a voxel lies, float32 (4, z, y, x).
 
@@ -71,12 +73,14 @@ def position(
         depth: Of the crop or of a patch of it, see `heart_depth`.
         box: Of the crop's heart, see `heart_box`.
         corner: Of the patch in the crop, (z, y, x).
+        before: Channels in front of these, with nothing in them yet.
     """
-    out = np.empty((CHANNELS, *depth.shape), dtype=np.float32)
+    whole = np.empty((before + CHANNELS, *depth.shape), dtype=np.float32)
+    out = whole[before:]
     out[0] = depth * np.float32(1 / _STEPS)
     for axis, ((middle, half), first) in enumerate(zip(box, corner, strict=True)):
         along = (np.arange(depth.shape[axis], dtype=np.float32) + (first - middle)) / half
         shape = [1, 1, 1]
         shape[axis] = -1
         out[1 + axis] = along.clip(-FARTHEST, FARTHEST).reshape(shape)
-    return out
+    return whole

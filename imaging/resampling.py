@@ -240,15 +240,18 @@ def resample_to_shape(
         float32 `shape` on `device`.
     """
     device = device or torch.device("cpu")
-    wz, wy, wx = (
-        torch.from_numpy(interpolation_matrix(o, n, k)).to(device)
-        for o, n, k in zip(array.shape, shape, kinds, strict=True)
-    )
-    if any(s < 0 for s in array.strides):
-        array = np.ascontiguousarray(array)
-    source = torch.from_numpy(array)
-    planes = torch.empty((array.shape[0], shape[1], shape[2]), device=device)
-    for start in range(0, array.shape[0], SLAB):
-        slab = source[start : start + SLAB].to(device).float().clamp_(*clip)
-        planes[start : start + SLAB] = wy @ (slab @ wx.T)
+    # Of what shrinks, most voxels lie between those that take part: only these are converted and summed.
+    weights, parts = [], []
+    for old, new, kind in zip(array.shape, shape, kinds, strict=True):
+        matrix = interpolation_matrix(old, new, kind)
+        part = np.flatnonzero(matrix.any(axis=0))
+        weights.append(torch.from_numpy(matrix[:, part]).to(device))
+        parts.append(part)
+    (wz, wy, wx), (zs, ys, xs) = weights, parts
+    planes = torch.empty((len(zs), shape[1], shape[2]), device=device)
+    whole = (len(ys), len(xs)) == array.shape[1:]
+    for start in range(0, len(zs), SLAB):
+        some = zs[start : start + SLAB]
+        slab = torch.from_numpy(array[some] if whole else array[np.ix_(some, ys, xs)])
+        planes[start : start + SLAB] = wy @ (slab.to(device).float().clamp_(*clip) @ wx.T)
     return (wz @ planes.flatten(1)).reshape(shape).clamp_(*clip)

@@ -164,7 +164,7 @@ def preview(case: Case) -> bytes | None:
         draw.text((corner[0] + 8, corner[1] + 6), label, fill=(255, 230, 120), font=small)
     _legend(draw, (2 * _TILE + 16, head + _TILE + 30), case, what, small)
     buffer = io.BytesIO()
-    sheet.save(buffer, format="PNG", optimize=False)
+    sheet.save(buffer, format="PNG", compress_level=2)  # as small as by 6, in a third of the time
     return buffer.getvalue()
 
 

@@ -70,9 +70,10 @@ def coloured(case: Case) -> Labels | None:
     # Arteries have the higher values: where a projection shows one voxel of several, it shows what counts.
     for fact, above in ((NOT_CORONARY, 0), (ARTERIES, 100)):
         what = case[fact]
-        mask = what.mask & case[SCORE].counted if fact is ARTERIES else what.mask
-        array[mask] = what.array[mask] + np.uint8(above)
-        there = set(np.unique(what.array[mask]).tolist())
+        used = np.flatnonzero(what.array.any(axis=(1, 2)))
+        values = what.array[used] * case[SCORE].counted[used] if fact is ARTERIES else what.array[used]
+        array[used] = np.where(values > 0, values + np.uint8(above), array[used])
+        there = set(np.unique(values).tolist())
         said = "" if fact is ARTERIES else ", not counted"
         classes += [
             replace(label, name=label.name + said, value=label.value + above)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,23 +126,23 @@ def write_segmentation(
     for labels, _ in classes:
         shown |= labels.array.any(axis=(1, 2))
     shown[z_of_empty] |= bool(empty)
-    used = np.flatnonzero(shown)
-    stacks = {name: mask[used] for name, mask in masks.items()}
-    stacks |= {label.name: labels.array[used] == label.value for labels, label in classes}
-    # (slice, row, column, segment), but laid out segment by segment: highdicom adds them up 10 times faster
-    pixels = np.moveaxis(np.stack([stack.view(np.uint8) for stack in stacks.values()]), 0, -1)
-    for name in empty:  # a mark keeps the frame, and is wiped below
-        pixels[used == z_of_empty, 0, 0, list(stacks).index(name)] = 1
+    used = np.flatnonzero(shown).tolist()
+    stacks = [mask[used] for mask in masks.values()]
+    stacks += [labels.array[used] == label.value for labels, label in classes]
+    # highdicom looks at every pixel several times: it is shown one a frame, whether anything is there
+    marks = np.stack([stack.any(axis=(1, 2)) for stack in stacks], axis=-1).astype(np.uint8)
+    for name in empty:  # a mark keeps the frame
+        marks[used.index(z_of_empty), list(masks).index(name)] = 1
 
     with quiet_pydicom():
         header, content_time = _header(refs[0], series)
-    sources = [_source_image(header, refs, int(z), series, geometry) for z in used]
+    sources = [_source_image(header, refs, z, series, geometry) for z in used]
     algorithm = hd.AlgorithmIdentificationSequence(
         name=algorithm_name, family=codes.ARTIFICIAL_INTELLIGENCE, version=algorithm_version
     )
     segmentation = hd.seg.Segmentation(
         source_images=sources,
-        pixel_array=pixels,
+        pixel_array=marks[:, None, None, :],
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=_descriptions(algorithm, found, read=signature is not None),
         series_instance_uid=generate_uid(entropy_srcs=[series.series_uid, algorithm_name, "SEG", *seeds]),
@@ -162,8 +162,10 @@ def write_segmentation(
     )
     if heart_by is not None:
         _by(segmentation.SegmentSequence[codes.HEART_SEGMENT - 1], heart_by)
-    _wipe_marks(segmentation, {list(stacks).index(name) + 1 for name in empty})
-    _refer_to_images(segmentation, {_stand_in(z): refs[z] for z in used.tolist()})
+    segmentation.Rows, segmentation.Columns = geometry.shape[1:]
+    segmentation.SegmentsOverlap = "YES" if _overlap(stacks) else "NO"
+    segmentation.PixelData = _packed(segmentation, stacks, {_stand_in(z): i for i, z in enumerate(used)})
+    _refer_to_images(segmentation, {_stand_in(z): refs[z] for z in used})
     # highdicom sees only the slices used and takes their distance for the increment
     measures = segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
     measures.SpacingBetweenSlices = decimal(geometry.spacing[0])
@@ -251,7 +253,7 @@ def _source_image(
     image.FrameOfReferenceUID = header.FrameOfReferenceUID
     image.SOPClassUID = CTImageStorage
     image.SOPInstanceUID = _stand_in(z)
-    image.Rows, image.Columns = geometry.shape[1:]
+    image.Rows = image.Columns = 1
     image.PixelSpacing = [decimal(s) for s in geometry.spacing[1:]]
     image.SliceThickness = decimal(ref.slice_thickness or series.slice_thickness or geometry.spacing[0])
     position = ref.position if ref.position is not None else geometry.to_lps([z, 0, 0])
@@ -304,14 +306,31 @@ def _by(item: Dataset, maker: Maker) -> None:
         item.SegmentAlgorithmName = maker.name[:64]  # as long as LO may be
 
 
-def _wipe_marks(segmentation: Dataset, numbers: Iterable[int]) -> None:
-    """Clear the first pixel of the only frame of each of these segments (DICOM PS3.5 8.1.1 bit order)."""
-    data = bytearray(segmentation.PixelData)
-    for i, groups in enumerate(segmentation.PerFrameFunctionalGroupsSequence):
-        if groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber in numbers:
-            bit = i * segmentation.Rows * segmentation.Columns
-            data[bit // 8] &= ~(1 << bit % 8) & 0xFF
-    segmentation.PixelData = bytes(data)
+def _overlap(stacks: Sequence[BoolArray]) -> bool:
+    """Whether two segments share a pixel; each bool (slices, y, x)."""
+    for slices in zip(*stacks, strict=True):
+        together = np.zeros(slices[0].shape, dtype=np.bool_)
+        for one in slices:
+            if (together & one).any():
+                return True
+            together |= one
+    return False
+
+
+def _packed(segmentation: Dataset, stacks: Sequence[BoolArray], place: Mapping[str, int]) -> bytes:
+    """The frames as highdicom has laid them out, a bit a pixel (DICOM PS3.5 8.1.1 bit order).
+
+    Args:
+        stacks: bool (slices, y, x) of each segment.
+        place: In such a stack, by `_stand_in`.
+    """
+    frames = []
+    for groups in segmentation.PerFrameFunctionalGroupsSequence:
+        number = int(groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
+        source = groups.DerivationImageSequence[0].SourceImageSequence[0]
+        frames.append(stacks[number - 1][place[source.ReferencedSOPInstanceUID]].ravel())
+    packed = np.packbits(np.concatenate(frames), bitorder="little").tobytes()
+    return packed + b"\0" * (len(packed) % 2)
 
 
 def _stand_in(z: int) -> str:

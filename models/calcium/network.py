@@ -255,17 +255,20 @@ class CalciumModel(PatchModel):
         self.window_hu = window_hu
         self.patches = patches or Patches()
 
-    def _place(
+    def _placed(
         self,
+        values: torch.Tensor,
         heart: npt.NDArray[np.bool_] | None,
         own: Geometry,
         turned: Geometry,
         grid: Geometry,
         part: tuple[slice, ...],
     ) -> torch.Tensor:
-        """Where in the heart each voxel of a part of the crop lies, see `imaging.heart_position.position`.
+        """The values of a part of the crop, and in further channels where in the heart each voxel lies, see
+        `imaging.heart_position.position`.
 
         Args:
+            values: float32 (z, y, x).
             heart: bool on the CT's grid `own`; `turned` is that grid in canonical orientation.
         """
         if heart is None:
@@ -273,7 +276,9 @@ class CalciumModel(PatchModel):
         share = resample(to_canonical(heart.view(np.uint8), own).array, turned, grid, outside=0.0)
         depth = heart_depth(share.numpy())
         corner = (part[0].start, part[1].start, part[2].start)
-        return torch.from_numpy(position(depth[part], heart_box(depth), corner)).to(self.device)
+        place = torch.from_numpy(position(depth[part], heart_box(depth), corner, before=1)).to(self.device)
+        place[0] = values
+        return place
 
     @classmethod
     def load(cls, weights: WeightSet, device: torch.device, *, half: bool = False) -> CalciumModel:
@@ -387,8 +392,7 @@ class CalciumModel(PatchModel):
             hu = to_crop(ct.array, ct.geometry, grid, device=self.device)
             values = normalise(hu, rescale_to=self.rescale_to, window_hu=self.window_hu)
             if getattr(self.network, "placed", False):
-                place = self._place(heart, volume.geometry, ct.geometry, crop, seen)
-                values = torch.cat([values[None], place])
+                values = self._placed(values, heart, volume.geometry, ct.geometry, crop, seen)
             kinds = getattr(self.network, "kinds", ())
             start = (seen[0].start, seen[1].start, seen[2].start)
             average = PatchAverage(values, corners, shape, self._probability, len(kinds), start)

@@ -34,6 +34,7 @@ import torch
 
 from ...errors import WeightsError, WeightsUnsupported
 from ...imaging import Volume
+from ...imaging.masks import bounding_box
 from ...imaging.orientation import to_canonical
 from ...imaging.resampling import SLAB, interpolation_matrix, resample_to_shape
 from ...weights import WeightSet, load_json, load_tensors, resolve
@@ -463,8 +464,13 @@ def _measured(
 
 def _projections(mask: npt.NDArray[np.bool_]) -> list[npt.NDArray[np.int64]]:
     """Number of set voxels per index of each axis."""
-    per_row = np.count_nonzero(mask, axis=2)
-    return [per_row.sum(1), per_row.sum(0), np.count_nonzero(mask, axis=(0, 1))]
+    counts = [np.zeros(n, dtype=np.int64) for n in mask.shape]
+    if mask.any():
+        box = bounding_box(mask)
+        part = mask[box]
+        for axis, (count, inside) in enumerate(zip(counts, box, strict=True)):
+            count[inside] = part.sum(axis=tuple(a for a in range(3) if a != axis))
+    return counts
 
 
 def _check_supported(path: Path, plan: dict[str, Any]) -> None:

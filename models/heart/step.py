@@ -172,7 +172,7 @@ def check_heart(
     box = bounding_box(heart)
     part, hu = heart[box], volume.hu[box]
     values = hu[part]
-    millilitres = float(part.sum()) * volume.geometry.voxel_volume / 1000
+    millilitres = len(values) * volume.geometry.voxel_volume / 1000
     median = float(np.median(values))
     inner = _inner(part, volume.geometry, 8.0)
     blood = float(np.median(hu[inner])) if inner.any() else median
@@ -192,10 +192,10 @@ def check_heart(
     against = objection(around)
     if against is not None and against[0] == NO_CHEST:
         findings.append(NO_CHEST.finding(against[1]))
-    areas = heart.sum(axis=(1, 2))
-    border = max(int(areas[0]), int(areas[-1]))
-    sides = int(heart[:, [0, -1], :].sum() + heart[:, :, [0, -1]].sum())
-    cut = border > MAX_BORDER_SHARE * areas.max() or sides > 0.02 * heart.sum()
+    largest = part.sum(axis=(1, 2)).max()
+    border = max(np.count_nonzero(heart[0]), np.count_nonzero(heart[-1]))
+    sides = np.count_nonzero(heart[:, [0, -1], :]) + np.count_nonzero(heart[:, :, [0, -1]])
+    cut = border > MAX_BORDER_SHARE * largest or sides > 0.02 * len(values)
     lowest, highest = (plausible := plausible or Plausible()).heart_volume_ml
     if not lowest <= millilitres <= highest or median < MIN_HEART_HU:
         message = (

@@ -8,11 +8,13 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import pydicom
 import pytest
 import SimpleITK as sitk
+from openjpeg.utils import encode_array
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames
@@ -22,6 +24,7 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGLSLossless,
     RLELossless,
 )
 
@@ -154,6 +157,33 @@ def test_transfer_syntaxes(syntax: Any, ct, hu: HU, tmp_path: Path) -> None:
             ds.file_meta.TransferSyntaxUID = syntax
         ds.save_as(path)
     np.testing.assert_array_equal(read(tmp_path).volume.hu, pixels)
+
+
+@pytest.mark.parametrize("signed", [0, 1], ids=["unsigned", "signed"])
+@pytest.mark.parametrize("bits", [8, 9, 12, 16])
+@pytest.mark.parametrize("kind", ["JPEG 2000", "JPEG 2000, signed", "JPEG 2000, lossy", "JPEG-LS"])
+def test_compressed_values_are_those_of_pydicoms_decoders(
+    kind: str, bits: int, signed: int, ct, tmp_path: Path
+) -> None:
+    """Whatever codestream and header call the sign."""
+    negative = kind.endswith("signed")
+    low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if negative else (0, (1 << bits) - 1)
+    values = np.linspace(low, high, 32 * 48).round().reshape(32, 48)
+    values = values.astype(np.dtype(f"{'i' if negative else 'u'}{2 if bits > 8 else 1}"))
+    if kind == "JPEG-LS":
+        stream = imagecodecs.jpegls_encode(values)
+    else:
+        ratios = [4.0] if kind.endswith("lossy") else None
+        stream = encode_array(values, bits, photometric_interpretation=2, compression_ratios=ratios)
+    (path,) = ct.write(tmp_path, np.zeros((1, 32, 48), dtype=np.int16))
+    ds = pydicom.dcmread(path)
+    ds.file_meta.TransferSyntaxUID = JPEGLSLossless if kind == "JPEG-LS" else JPEG2000Lossless
+    ds.BitsStored, ds.HighBit, ds.PixelRepresentation = bits, bits - 1, signed
+    ds.RescaleIntercept, ds.PixelData = 0, encapsulate([bytes(stream)])
+    ds["PixelData"].is_undefined_length = True
+    ds.save_as(path)
+    expected = pydicom.dcmread(path).pixel_array.astype(int).clip(-32768, 32767)
+    np.testing.assert_array_equal(read(tmp_path).volume.hu[0], expected)
 
 
 def test_files_without_meta_header(ct, hu: HU, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import highdicom as hd
 import numpy as np
@@ -28,6 +29,7 @@ from deepcac2.dicom.seg.writer import write_segmentation
 from deepcac2.dicom.series import Series, SliceRef
 from deepcac2.errors import InputError, InputUnreadable, MaskMismatch, OutputUnwritable
 from deepcac2.imaging import Geometry
+from deepcac2.imaging.labels import ARTERIES, Labels
 
 RunTool = Callable[..., str]
 AssertValid = Callable[[Path, str], None]
@@ -227,6 +229,56 @@ def test_valid_and_readable_when_something_is_empty(
     by_dcmqi = dcmqi_voxels(path, tmp_path / "q", geometry)
     np.testing.assert_array_equal(by_dcmqi["Heart"], heart)
     np.testing.assert_array_equal(by_dcmqi["Coronary calcium"], calcium)
+
+
+@pytest.mark.parametrize("what", ["calcium in the heart", "calcium beside it", "no calcium"])
+def test_it_is_what_highdicom_makes_of_all_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """It is shown one pixel a frame; shown all of them, it says the same of them, and packs the same."""
+    heart, calcium = make_masks()
+    if what != "calcium in the heart":
+        calcium[:] = False
+        calcium[2, 0, 2] = what == "calcium beside it"
+    arteries = np.where(np.indices(SHAPE)[2] % 2, 2 * calcium, 3 * calcium).astype(np.uint8)
+    named = what == "calcium in the heart"
+    masks = [heart, calcium, *([arteries == 2, arteries == 3] if named else [])]
+    pixels = np.stack(masks, axis=-1).astype(np.uint8)
+    shown = np.flatnonzero(pixels.any(axis=(1, 2, 3)))
+    whole: dict[str, Any] = {}
+    made = hd.seg.Segmentation
+
+    def both(*, source_images: list[Dataset], pixel_array: np.ndarray, **options: Any) -> Dataset:
+        larger = copy.deepcopy(source_images)
+        for image in larger:
+            image.Rows, image.Columns = SHAPE[1:]
+        full = pixels[shown]
+        if not calcium.any():
+            full[np.flatnonzero(pixel_array[:, 0, 0, 1]), 0, 0, 1] = 1
+        found = made(source_images=larger, pixel_array=full, **options)
+        whole.update({k: found[k].value for k in ("Rows", "Columns", "NumberOfFrames", "SegmentsOverlap")})
+        whole["PixelData"] = found.PixelData
+        return made(source_images=source_images, pixel_array=pixel_array, **options)
+
+    monkeypatch.setattr(hd.seg, "Segmentation", both)
+    geometry, path = make_geometry(), tmp_path / "seg.dcm"
+    write_segmentation(
+        path,
+        series=write_ct(tmp_path / "ct", geometry),
+        geometry=geometry,
+        heart=heart,
+        calcium=calcium,
+        parts=[Labels(array=arteries, classes=ARTERIES)] if named else [],
+        algorithm_version="1",
+    )
+    ds = pydicom.dcmread(path)
+    pixel_data = whole.pop("PixelData")
+    assert {k: ds[k].value for k in whole} == whole
+    assert whole["SegmentsOverlap"] == ("YES" if named else "NO")
+    if calcium.any():
+        size = -(-len(ds.PerFrameFunctionalGroupsSequence) * SHAPE[1] * SHAPE[2] // 8)
+        assert ds.PixelData[:size] == pixel_data[:size]
+        assert ds.PixelData[size:] in (b"", b"\0")  # highdicom pads with an ASCII 0
 
 
 def test_codes_references_and_patient(tmp_path: Path) -> None:

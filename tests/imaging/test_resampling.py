@@ -7,7 +7,14 @@ import pytest
 from scipy.ndimage import map_coordinates
 
 from deepcac2.imaging import Geometry
-from deepcac2.imaging.resampling import axis_weights, centred_grid, resample, support
+from deepcac2.imaging.resampling import (
+    axis_weights,
+    centred_grid,
+    interpolation_matrix,
+    resample,
+    resample_to_shape,
+    support,
+)
 
 
 def grids(seed: int) -> tuple[Geometry, Geometry]:
@@ -50,6 +57,20 @@ def test_support_holds_every_voxel_that_is_read_and_no_other(seed: int) -> None:
         read[tuple(voxel)] = bool((back[mask] > 0).any())
     assert read.any()
     np.testing.assert_array_equal(found, read)
+
+
+@pytest.mark.parametrize("kind", ["nearest", "linear", "cubic", "smooth"])
+def test_a_shape_is_reached_as_by_whole_matrices(kind: str) -> None:
+    rng = np.random.default_rng(3)
+    array, shape = rng.integers(-1000, 1500, (37, 90, 61)).astype(np.int16), (9, 20, 66)
+    expected = array.astype(np.float32).clip(-500, 900)
+    for axis, new in enumerate(shape):
+        matrix = interpolation_matrix(array.shape[axis], new, kind)
+        expected = np.moveaxis(np.tensordot(matrix, expected, axes=(1, axis)), 0, axis)
+    expected = expected.clip(-500, 900)
+    for source in (array, np.ascontiguousarray(array[::-1, :, ::-1])[::-1, :, ::-1]):
+        ours = resample_to_shape(source, shape, clip=(-500, 900), kinds=(kind,) * 3).numpy()
+        np.testing.assert_allclose(ours, expected, atol=2e-3)
 
 
 def test_axes_that_differ_are_refused() -> None:
