@@ -12,9 +12,8 @@ Arrays are (z, y, x).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +22,6 @@ import torch
 
 from ...imaging import Geometry, Volume
 from ...imaging.crop import CANDIDATE_HU, CROP_SHAPE, CROP_SPACING, WINDOW_HU
-from ...imaging.heart_position import CHANNELS, heart_box, heart_depth, position
 from ...imaging.masks import bounding_box
 from ...imaging.orientation import ORIENTATIONS, to_canonical
 from ...imaging.resampling import centred_grid, resample, support
@@ -141,8 +139,6 @@ class SliceUNet(torch.nn.Module):
         dropout: At the bottom; the published method: 0.5.
         norm: Batch normalisation after each convolution. The published method names none; without it and
             with few steps the networks do not get far.
-        placed: Whether the networks are told where in the heart they look, in the channels of
-            `imaging.heart_position`; they need the heart's mask then. Not of the published method.
     """
 
     def __init__(
@@ -152,10 +148,8 @@ class SliceUNet(torch.nn.Module):
         dilated: bool = True,
         dropout: float = 0.5,
         norm: bool = True,
-        placed: bool = False,
     ) -> None:
         super().__init__()
-        self.placed = placed
 
         def block(inputs: int, outputs: int, dilation: int = 1) -> torch.nn.Sequential:
             layers: list[torch.nn.Module] = []
@@ -169,7 +163,7 @@ class SliceUNet(torch.nn.Module):
             return torch.nn.Sequential(*layers)
 
         wide = 2 if dilated else 1
-        levels = list(zip((2 + placed * CHANNELS, *channels[:-1]), channels, strict=True))
+        levels = list(zip((2, *channels[:-1]), channels, strict=True))
         self.down = torch.nn.ModuleList(block(i, o, wide if k == 0 else 1) for k, (i, o) in enumerate(levels))
         self.pool = torch.nn.MaxPool2d(2)
         self.drop = torch.nn.Dropout(dropout)
@@ -182,7 +176,7 @@ class SliceUNet(torch.nn.Module):
         self.head = torch.nn.Conv2d(channels[0], 1, 1)
 
     def forward(self, slices: torch.Tensor) -> torch.Tensor:
-        """Logits (n, 1, rows, columns) of slices (n, 2 or 6, rows, columns); sides are multiples of 4."""
+        """Logits (n, 1, rows, columns) of slices (n, 2, rows, columns); sides are multiples of 4."""
         kept = []
         for k, level in enumerate(self.down):
             slices = level(slices if k == 0 else self.pool(slices))
@@ -275,12 +269,7 @@ class ScreeningModel:
 
     @torch.inference_mode()
     def predict(
-        self,
-        volume: Volume,
-        centre: tuple[float, float, float],
-        *,
-        region: BoolArray | None = None,
-        heart: BoolArray | None = None,
+        self, volume: Volume, centre: tuple[float, float, float], *, region: BoolArray | None = None
     ) -> ScreeningPrediction:
         """Look for calcium in the crop around `centre`.
 
@@ -288,7 +277,6 @@ class ScreeningModel:
             volume: The CT.
             centre: Of the heart, LPS mm (x, y, z).
             region: bool (z, y, x) on the CT's grid; nothing outside counts. None: the whole crop.
-            heart: bool (z, y, x) on the CT's grid, for networks that are `placed`.
         """
         ct = to_canonical(volume.hu, volume.geometry)
         grid = screening_grid(ct.geometry, centre)
@@ -297,15 +285,7 @@ class ScreeningModel:
             bright &= to_canonical(region, volume.geometry).array
         wanted = support(bright, ct.geometry, grid)
         hu = resample(ct.array, ct.geometry, grid, outside=-1024.0, device=self.device)
-        depth = None
-        if are_placed(self.networks):
-            if heart is None:
-                raise ValueError("these networks are told where in the heart they look: give its mask")
-            share = resample(
-                to_canonical(heart.view(np.uint8), volume.geometry).array, ct.geometry, grid, outside=0.0
-            )
-            depth = heart_depth(share.numpy())
-        root, run = joined_probability(self.networks, hu, wanted, least=self.least, depth=depth)
+        root, run = joined_probability(self.networks, hu, wanted, least=self.least)
         mask = without_single_slices(root >= self.threshold)
         found = np.zeros(volume.hu.shape, dtype=bool)
         if mask.any():
@@ -345,18 +325,8 @@ def _marked(back: npt.NDArray[np.float32], bright: BoolArray) -> BoolArray:
     return found
 
 
-def are_placed(networks: Mapping[str, torch.nn.Module]) -> bool:
-    """Whether the networks need to be told where in the heart they look."""
-    return any(bool(getattr(network, "placed", False)) for network in networks.values())
-
-
 def joined_probability(
-    networks: Mapping[str, torch.nn.Module],
-    hu: torch.Tensor,
-    wanted: BoolArray,
-    *,
-    least: float = LEAST,
-    depth: npt.NDArray[np.int8] | None = None,
+    networks: Mapping[str, torch.nn.Module], hu: torch.Tensor, wanted: BoolArray, *, least: float = LEAST
 ) -> tuple[npt.NDArray[np.float32], dict[str, int]]:
     """The cube root of the product of the three probabilities, 0 where it is not asked for.
 
@@ -369,13 +339,11 @@ def joined_probability(
         hu: float32 (z, y, x), HU; at most 120 slices.
         wanted: bool (z, y, x).
         least: Root, above 0, below which nothing is told apart.
-        depth: Of the crop, see `heart_depth`, for networks that are `placed`.
 
     Returns:
         float32 (z, y, x) in [0, 1], and how many slices each network was shown.
     """
     product = torch.from_numpy(wanted).to(hu.device, torch.float32)
-    heart = () if depth is None else heart_box(depth)
     asked = least**3 * (1 - 1e-5)  # a root at the very least may come out a digit below it
     run = {}
     for axis, name in enumerate(ORIENTATIONS):
@@ -386,56 +354,14 @@ def joined_probability(
         for k, slice_ in enumerate(left.movedim(axis, 0).cpu().numpy()):
             if slice_.any():
                 run[name] += 1
-                where = None
-                if depth is not None:
-                    where = partial(plane_position, depth, heart, axis=axis, number=k)
-                answers[k] = _probability(networks[name], slices[k], bounding_box(slice_[None])[1:], where)
+                answers[k] = _probability(networks[name], slices[k], bounding_box(slice_[None])[1:])
         product = product * answers.movedim(0, axis)
     root = product.pow(1 / 3)
     return torch.where(root >= least, root, 0.0).cpu().numpy(), run
 
 
-def plane_part(
-    plane: npt.NDArray[Any], corner: tuple[int, int], shape: tuple[int, int], beyond: int
-) -> npt.NDArray[Any]:
-    """The part of a slice that begins at a corner, inside or outside; beyond the slice all is `beyond`."""
-    out = np.full(shape, beyond, dtype=plane.dtype)
-    (top, left), (rows, columns) = corner, shape
-    inside = plane[max(top, 0) : top + rows, max(left, 0) : left + columns]
-    y, x = max(-top, 0), max(-left, 0)
-    out[y : y + inside.shape[0], x : x + inside.shape[1]] = inside
-    return out
-
-
-def plane_position(
-    depth: npt.NDArray[np.int8],
-    box: tuple[tuple[float, float], ...],
-    *,
-    axis: int,
-    number: int,
-    corner: tuple[int, int],
-    shape: tuple[int, int],
-) -> npt.NDArray[np.float32]:
-    """Where in the heart a part of a slice lies, see `position`; float32 (4, rows, columns).
-
-    Args:
-        depth, box: Of the crop, see `heart_depth` and `heart_box`; beyond it all is as far outside as can be.
-        axis, number: The slice: number along the axis.
-        corner, shape: The part of it.
-    """
-    plane = np.asarray(np.take(depth, number, axis=axis))
-    part = np.expand_dims(plane_part(plane, corner, shape, -100), axis)
-    first = [*corner[:axis], number, *corner[axis:]]
-    return position(part, box, (first[0], first[1], first[2])).squeeze(axis + 1)
-
-
 @torch.inference_mode()
-def _probability(
-    network: torch.nn.Module,
-    hu: torch.Tensor,
-    box: tuple[slice, slice],
-    where: Callable[..., npt.NDArray[np.float32]] | None,
-) -> torch.Tensor:
+def _probability(network: torch.nn.Module, hu: torch.Tensor, box: tuple[slice, slice]) -> torch.Tensor:
     """Probability (rows, columns) of a slice of HU in a box, 0 elsewhere."""
     padded, inner = [], []
     for span in box:  # multiples of 4 from the slice's corner: the pooling falls as in the whole slice
@@ -447,9 +373,6 @@ def _probability(
     part = hu[max(top, 0) : bottom, max(left, 0) : right]
     beyond = (max(-left, 0), max(right - columns, 0), max(-top, 0), max(bottom - rows, 0))
     inputs = two_channels(torch.nn.functional.pad(part, beyond, value=WINDOW_HU[0]))[None]
-    if where is not None:
-        place = where(corner=(top, left), shape=(bottom - top, right - left))
-        inputs = torch.cat([inputs, torch.from_numpy(place).to(hu.device)[None]], dim=1)
     if hu.device.type == "cpu":
         inputs = inputs.contiguous(memory_format=torch.channels_last)
     probability = torch.zeros_like(hu)

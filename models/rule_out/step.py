@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...errors import WeightsError
 from ...imaging.labels import calcium_labels, heart_labels
 from ...imaging.masks import box_centre, region_within
 from ...pipeline.case import Case, Fact
@@ -81,29 +80,21 @@ class RuleOut:
     exclude: bool = False
 
     def __post_init__(self) -> None:
-        """Raises `WeightsError` where the set cannot be used like this: before the first series."""
-        from .network import are_placed
-
+        """Raises `WeightsError` where the set's numbers cannot be read: before the first series."""
         operating_point(self.weights, heart_margin_mm=self.heart_margin_mm)
-        if self.localise != "heart" and are_placed(self.model.networks):
-            raise WeightsError(
-                f"the weights {self.weights.name!r} are told where in the heart they look, and localise: "
-                f"{self.localise} finds none: write localise: heart, or name weights that are not "
-                "(deepcac2-screening-1)"
-            )
 
     def __call__(self, case: Case) -> Case:
         """Rejects the case, heart-not-found, where image processing finds no heart."""
         from .network import chest_wall_crop
 
         volume = case[CT]
-        region = mask = None
+        region = None
         chosen: Mapping[str, Any] = {}
         if self.localise == "heart":
-            mask = case[HEART].mask
-            centre = box_centre(mask, volume.geometry)
+            heart = case[HEART].mask
+            centre = box_centre(heart, volume.geometry)
             point = operating_point(self.weights, heart_margin_mm=self.heart_margin_mm)
-            region = region_within(mask, volume.geometry, point.values["heart_margin_mm"])
+            region = region_within(heart, volume.geometry, point.values["heart_margin_mm"])
             chosen, case = point.facts, case.noted(*point.findings)
         else:
             between_walls = chest_wall_crop(volume)
@@ -113,7 +104,7 @@ class RuleOut:
             centre = between_walls
             message = "where the crop was laid was not checked: it need not hold a heart"
             case = case.noted(HEART_UNCHECKED.finding(message))
-        found = self.model.predict(volume, centre, region=region, heart=mask)
+        found = self.model.predict(volume, centre, region=region)
         excluded = self.exclude and not found.positive
         answer = {
             "positive": found.positive,

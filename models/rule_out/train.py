@@ -14,26 +14,17 @@ import torch
 
 from ...errors import TrainingError
 from ...imaging.crop import CANDIDATE_HU, WINDOW_HU
-from ...imaging.heart_position import CHANNELS
 from ...imaging.orientation import ORIENTATIONS
 from ...stats.thresholds import highest_keeping
 from ...system.atomic import write_json
 from ...training.crops import UNSURE, CropCache, coronary, elsewhere, split_patients
 from ...training.export import export_networks
 from ...training.loop import Batch, run_steps
-from ...training.patches import PLACE_JITTER, SliceRecipe
+from ...training.patches import SliceRecipe
 from ...training.recipe import Inputs
 from ...training.sources import crop_origin, make_crops
 from ...training.trainer import LOSSES, Trainer, segmentation_loss
-from .network import (
-    SliceUNet,
-    are_placed,
-    highest_threshold,
-    joined_probability,
-    plane_part,
-    plane_position,
-    two_channels,
-)
+from .network import SliceUNet, highest_threshold, joined_probability, two_channels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +36,7 @@ class ScreeningRecipe(SliceRecipe):
         batch_size: Slices of a step.
         window: Side of the part of a slice that is shown; 320 shows whole slices.
         loss: ``"dice"`` (the published method) or ``"dice_ce"`` (plus binary cross-entropy).
-        channels, dilated, dropout, norm, placed: See `SliceUNet`; with `placed` crops are named.
+        channels, dilated, dropout, norm: See `SliceUNet`.
         other_share: See `CalciumSlices`; the published method: 0, only slices with calcium.
         sensitivity: Of the held-out crops, which the operating point must reach.
     """
@@ -58,7 +49,6 @@ class ScreeningRecipe(SliceRecipe):
     dilated: bool = True
     dropout: float = 0.5
     norm: bool = True
-    placed: bool = False
     other_share: float = 0.0
     sensitivity: float = 1.0
 
@@ -69,12 +59,10 @@ class ScreeningRecipe(SliceRecipe):
             raise ValueError(f"window is a multiple of {2 ** (len(self.channels) - 1)}, not {self.window}")
         if not 0 < self.sensitivity <= 1:
             raise ValueError(f"sensitivity is above 0 and at most 1, not {self.sensitivity}")
-        if self.placed and not self.of_crops().named:
-            raise ValueError("networks with 'placed' need named crops: set named to true")
 
     def described(self) -> dict[str, Any]:
         """What a set's description says of its networks."""
-        keys = ("channels", "dilated", "dropout", "norm", "placed")
+        keys = ("channels", "dilated", "dropout", "norm")
         return {
             "architecture": {k: getattr(self, k) for k in keys},
             "normalisation": {"window_hu": list(WINDOW_HU)},
@@ -120,16 +108,13 @@ class CalciumSlices:
         """The batch of a step.
 
         Returns:
-            float32 (n, 2, window, window), see `two_channels`, with the channels of the place 6 instead of 2;
-            and uint8 labels (n, 1, window, window), 1 = calcium, `UNSURE` what is not sure.
+            float32 (n, 2, window, window), see `two_channels`, and uint8 labels (n, 1, window, window),
+            1 = calcium, `UNSURE` what is not sure.
         """
         recipe = self.recipe
         rng = np.random.default_rng([recipe.seed, self.axis, step, 11])
-        side = recipe.window
-        square = (side, side)
-        hu = np.empty((recipe.batch_size, side, side), dtype=np.float32)
-        label = np.empty((recipe.batch_size, 1, side, side), dtype=np.uint8)
-        place = np.empty((recipe.batch_size, CHANNELS * recipe.placed, side, side), dtype=np.float32)
+        hu = np.empty((recipe.batch_size, recipe.window, recipe.window), dtype=np.float32)
+        label = np.empty((recipe.batch_size, 1, recipe.window, recipe.window), dtype=np.uint8)
         for k in range(recipe.batch_size):
             without = rng.random() < self.other_share
             pool = self.others if without else self.slices
@@ -140,37 +125,33 @@ class CalciumSlices:
             image = recipe.noisy(image, rng)
             voxels = np.argwhere((elsewhere if without else coronary)(labels))
             centre = voxels[rng.integers(len(voxels))] if without or k % 2 else None
-            corner = _corner(image.shape, side, centre, rng)
-            hu[k] = plane_part(image, corner, square, -1024)
             truth = np.where(labels == UNSURE, np.uint8(UNSURE), coronary(labels).astype(np.uint8))
-            label[k, 0] = plane_part(truth, corner, square, 0)
-            if recipe.placed:
-                place[k] = plane_position(
-                    self.cache.depth[crop],
-                    self.cache.boxes[crop],
-                    axis=self.axis,
-                    number=z,
-                    corner=corner,
-                    shape=square,
-                )
-                place[k] += rng.normal(0.0, PLACE_JITTER).astype(np.float32)[:, None, None]
-        images = torch.cat([two_channels(torch.from_numpy(hu)), torch.from_numpy(place)], dim=1)
-        return images, torch.from_numpy(label)
+            hu[k], label[k, 0] = _window(image, truth, recipe.window, centre, rng)
+        return two_channels(torch.from_numpy(hu)), torch.from_numpy(label)
 
 
-def _corner(
-    shape: Sequence[int], side: int, centre: npt.NDArray[np.int64] | None, rng: np.random.Generator
-) -> tuple[int, int]:
-    """Where a square part of a slice begins; below 0 in a smaller slice, which lies in the middle."""
+def _window(
+    image: npt.NDArray[np.float32],
+    truth: npt.NDArray[np.uint8],
+    side: int,
+    centre: npt.NDArray[np.int64] | None,
+    rng: np.random.Generator,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+    """A square part of a slice; what lies beyond a smaller slice is as low as the window goes."""
+    lacking = [max(side - n, 0) for n in image.shape]
+    padded = [(n // 2, n - n // 2) for n in lacking]
+    hu = np.pad(image, padded, constant_values=-1024.0)
+    label = np.pad(truth, padded)
     corner = []
-    for a, n in enumerate(shape):
+    for a, n in enumerate(image.shape):
         if n <= side:
-            corner.append(-((side - n) // 2))
+            corner.append(0)
         elif centre is None:
             corner.append(int(rng.integers(n - side + 1)))
         else:
             corner.append(int(np.clip(centre[a] - rng.integers(side), 0, n - side)))
-    return corner[0], corner[1]
+    box = tuple(slice(c, c + side) for c in corner)
+    return hu[box], label[box]
 
 
 def train(recipe: ScreeningRecipe, work: Path, inputs: Inputs) -> Path:
@@ -225,8 +206,7 @@ def held_out_thresholds(
         bright = hu >= CANDIDATE_HU
         values = torch.from_numpy(hu.astype(np.float32)).to(device)
         near = (label > 0) & (label != UNSURE)
-        depth = np.asarray(cache.depth[crop]) if are_placed(networks) else None
-        root, _ = joined_probability(networks, values, near & bright, depth=depth)
+        root, _ = joined_probability(networks, values, near & bright)
         calcium = bool((coronary(label) & bright).any())
         found.append(
             {"name": cache.names[crop], "calcium": calcium, "highest": round(highest_threshold(root), 4)}

@@ -13,12 +13,10 @@ import pytest
 import torch
 
 from deepcac2.errors import TrainingError, WeightsError, WorkflowError
-from deepcac2.imaging import Geometry, Volume
 from deepcac2.imaging.crop import CROP_SHAPE, CROP_SPACING
 from deepcac2.imaging.heart_position import heart_depth
 from deepcac2.models.rule_out import train as screening
 from deepcac2.models.rule_out.network import ScreeningModel
-from deepcac2.models.rule_out.step import RuleOut
 from deepcac2.models.rule_out.train import CalciumSlices, ScreeningRecipe, operating_point
 from deepcac2.models.slice_regression import train as direct
 from deepcac2.models.slice_regression.network import DirectModel
@@ -258,21 +256,15 @@ def named_cache(tmp_path_factory: pytest.TempPathFactory) -> CropCache:
 
 
 def test_named_crops_are_the_same_to_slices(cache: CropCache, named_cache: CropCache) -> None:
-    """Arteries are calcium, kinds are something else, what is not sure is marked, the place is told."""
+    """Arteries are calcium, kinds are something else, what is not sure is marked."""
     recipe = replace(SCREENING, window=64, batch_size=8, noise_hu=0.0, offset_hu=0.0, seed=1, other_share=0.5)
     plain, _ = CalciumSlices(cache, range(4), recipe, axis=1).batch(3)
-    told = replace(recipe, placed=True, crops={"named": True})
-    image, label = CalciumSlices(named_cache, range(4), told, axis=1).batch(3)
-    assert image.shape == (8, 6, 64, 64)
+    image, label = CalciumSlices(named_cache, range(4), recipe, axis=1).batch(3)
+    assert image.shape == (8, 2, 64, 64)
     assert set(label.unique().tolist()) == {0, 1, UNSURE}
     assert (image[:, 1][label[:, 0] > 0] == 1).all()
-    sure = label[0, 0] != UNSURE
-    assert torch.equal(image[0, 0][sure], plain[0, 0][sure])
-    lesion = label[:, 0] == 1
-    assert (image[:, 2][lesion] > 0.4).all()  # deep inside, and near the middle
-    assert (image[:, 3:].abs().amax(dim=1)[lesion] < 0.9).all()
-    with pytest.raises(ValueError, match="set named to true"):
-        replace(SCREENING, placed=True)
+    sure = label != UNSURE
+    assert torch.equal(image[:, :1][sure], plain[:, :1][sure])
     scores = {i: crop_scores(named_cache.hu[i], named_cache.label[i]) for i in range(4)}
     for i, found in scores.items():
         np.testing.assert_array_equal(found, crop_scores(cache.hu[i], cache.label[i]))
@@ -284,20 +276,6 @@ def test_named_crops_are_the_same_to_slices(cache: CropCache, named_cache: CropC
     ).all()  # what is not sure: slices 27 to 31
     assert min(middles) < 2.5 * 27
     assert max(middles) > 2.5 * 31
-
-
-def test_a_placed_exclusion_is_trained_and_needs_the_heart(named_cache: CropCache, tmp_path: Path) -> None:
-    recipe = replace(SCREENING, validation_share=0.34, placed=True, crops={"named": True})
-    weights = describe(screening.train_on(recipe, tmp_path, named_cache, device=CPU))
-    model = ScreeningModel.load(weights, CPU)
-    geometry = Geometry(shape=CROP_SHAPE, spacing=CROP_SPACING, origin=(0.0, 0.0, 0.0))
-    volume = Volume(hu=np.array(named_cache.hu[0]), geometry=geometry)
-    middle = tuple(float(v) for v in geometry.to_lps(np.array(CROP_SHAPE) / 2))
-    assert model.predict(volume, middle, heart=ball((29, 128, 128), 45)).mask.shape == CROP_SHAPE
-    with pytest.raises(ValueError, match="give its mask"):
-        model.predict(volume, middle)
-    with pytest.raises(WeightsError, match="write localise: heart"):
-        RuleOut(model=model, weights=weights, localise="chest-wall")
 
 
 def test_direct_scoring_begins_with_weights(cache: CropCache, tmp_path: Path) -> None:
