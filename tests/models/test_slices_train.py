@@ -313,7 +313,5 @@ def test_the_bundled_recipes_are_read() -> None:
     for name, kind in (("screening", ScreeningRecipe), ("direct", DirectRecipe)):
         recipe = load_recipe(BUNDLED.with_name(f"{name}.yml"), kind, role=name)
         assert recipe.of_crops().patients == 900
-    again = load_recipe(BUNDLED.with_name("direct_again.yml"), DirectRecipe, role="direct")
-    assert again.of_crops().simulators == (2, 1, 3)
     with pytest.raises(WorkflowError, match="crops: unknown key 'patient'"):
         replace(SCREENING, crops={"patient": 3}).of_crops()
