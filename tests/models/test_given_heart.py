@@ -316,13 +316,22 @@ def test_the_workflow_takes_it_in_the_place_of_the_network() -> None:
     [
         (["--heart-segments", "chambers"], "give both"),
         (["--heart-from", "nowhere"], "there is no such folder"),
-        (["--heart-from", ".", "--workflow", "direct"], "has no step that finds the heart mask"),
+        (["--heart-from", ".", "--workflow", "boxes.yml"], "has no step that finds the heart mask"),
         (["--heart-from", ".", "--weights", "deepcac2-heart-4"], "has no HeartRunner"),
     ],
 )
 def test_contradictions_are_errors(
-    simulated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+    simulated: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    said: str,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    direct = (Path(__file__).parents[2] / "config" / "direct.yml").read_text()
+    own_boxes = direct.replace("- HeartRunner\n", "").replace("localise: heart", "localise: networks")
+    (tmp_path / "boxes.yml").write_text(own_boxes.replace("  HeartRunner:\n    weights: bundled\n\n", ""))
     assert main(["run", str(simulated / "SIM-0003" / "ct"), str(tmp_path / "out"), *arguments]) != 0
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out" / "results.csv").exists()
