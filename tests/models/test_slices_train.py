@@ -91,7 +91,7 @@ def test_slices_with_calcium_lie_under_their_labels(cache: CropCache, axis: int)
     recipe = replace(SCREENING, window=64, batch_size=8, noise_hu=0.0, offset_hu=0.0, seed=1)
     batches = CalciumSlices(cache, range(6), recipe, axis=axis)
     image, label = batches.batch(3)
-    assert image.shape == (8, 2, 64, 64)
+    assert image.shape == (8, 2, 128, 128)
     assert label.shape == (8, 1, 64, 64)
     inside = label[:, 0] == 1
     assert inside[1::2].any(dim=2).any(dim=1).all()  # every second one is laid around calcium
@@ -257,10 +257,12 @@ def named_cache(tmp_path_factory: pytest.TempPathFactory) -> CropCache:
 
 def test_named_crops_are_the_same_to_slices(cache: CropCache, named_cache: CropCache) -> None:
     """Arteries are calcium, kinds are something else, what is not sure is marked."""
-    recipe = replace(SCREENING, window=64, batch_size=8, noise_hu=0.0, offset_hu=0.0, seed=1, other_share=0.5)
+    recipe = replace(
+        SCREENING, window=128, batch_size=8, noise_hu=0.0, offset_hu=0.0, seed=1, other_share=0.5
+    )
     plain, _ = CalciumSlices(cache, range(4), recipe, axis=1).batch(3)
     image, label = CalciumSlices(named_cache, range(4), recipe, axis=1).batch(3)
-    assert image.shape == (8, 2, 64, 64)
+    assert image.shape == (8, 2, 128, 128)
     assert set(label.unique().tolist()) == {0, 1, UNSURE}
     assert (image[:, 1][label[:, 0] > 0] == 1).all()
     sure = label != UNSURE
