@@ -91,7 +91,7 @@ def test_slices_with_calcium_lie_under_their_labels(cache: CropCache, axis: int)
     recipe = replace(SCREENING, window=64, batch_size=8, noise_hu=0.0, offset_hu=0.0, seed=1)
     batches = CalciumSlices(cache, range(6), recipe, axis=axis)
     image, label = batches.batch(3)
-    assert image.shape == (8, 2, 128, 128)
+    assert image.shape == (8, 2, 64, 64)
     assert label.shape == (8, 1, 64, 64)
     inside = label[:, 0] == 1
     assert inside[1::2].any(dim=2).any(dim=1).all()  # every second one is laid around calcium
