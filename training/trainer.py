@@ -33,7 +33,6 @@ class StepsRecipe:
         learning_rate: Of Adam; falls to zero along half a cosine when `cosine` is true.
         seed: Of all that is drawn at random.
         log_every, checkpoint_every: Steps between.
-        start: Name and hash of the weights to begin with, "": random ones; `beginning` sets it.
     """
 
     name: str
@@ -42,10 +41,20 @@ class StepsRecipe:
     seed: int = 1
     log_every: int = 50
     checkpoint_every: int = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeginningRecipe(StepsRecipe):
+    """What a training is told that may begin with weights.
+
+    Attributes:
+        start: Name and hash of the weights to begin with, "": random ones; `beginning` sets it.
+    """
+
     start: str = ""
 
 
-Recipe = TypeVar("Recipe", bound=StepsRecipe)
+Recipe = TypeVar("Recipe", bound=BeginningRecipe)
 
 
 def beginning(recipe: Recipe, start: str, role: str) -> tuple[Recipe, WeightSet | None]:

@@ -51,8 +51,8 @@ from ...training.recipe import Inputs
 from ...training.sources import INSERTED, SIMULATED, crop_origin, make_crops
 from ...training.trainer import (
     LOSSES,
+    BeginningRecipe,
     Checkpoint,
-    StepsRecipe,
     Trainer,
     beginning,
     require_architecture,
@@ -77,7 +77,7 @@ CROP_GEOMETRY = Geometry(shape=CROP_SHAPE, spacing=CROP_SPACING, origin=(0.0, 0.
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalciumRecipe(CropRecipe, PatchRecipe, StepsRecipe):
+class CalciumRecipe(CropRecipe, PatchRecipe, BeginningRecipe):
     """How a calcium network is trained.
 
     Attributes:
