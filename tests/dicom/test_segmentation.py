@@ -112,6 +112,16 @@ def write_ct(
     return Series(series_uid=series, study_uid=study, slices=tuple(refs))
 
 
+def written(folder: Path, geometry: Geometry, heart: np.ndarray, calcium: np.ndarray) -> Path:
+    """The SEG of two masks on a CT that is written for it."""
+    path = folder / "seg.dcm"
+    write_segmentation(
+        path, series=write_ct(folder / "ct", geometry), geometry=geometry, heart=heart, calcium=calcium,
+        algorithm_version="1",
+    )  # fmt: skip
+    return path
+
+
 def make_masks(shape: tuple[int, int, int] = SHAPE) -> tuple[np.ndarray, np.ndarray]:
     """An asymmetric heart and scattered calcium, so that no flip or shift goes unseen."""
     rng = np.random.default_rng(5)
@@ -186,11 +196,7 @@ def test_oblique_stack(tmp_path: Path, assert_valid: AssertValid, dcmqi_voxels: 
     normal = tuple(np.cross(row, column))
     geometry = Geometry(shape=SHAPE, spacing=SPACING, origin=(1.0, 2.0, 3.0), axes=(normal, column, row))
     heart, calcium = make_masks()
-    path = tmp_path / "seg.dcm"
-    write_segmentation(
-        path, series=write_ct(tmp_path / "ct", geometry), geometry=geometry, heart=heart, calcium=calcium,
-        algorithm_version="1",
-    )  # fmt: skip
+    path = written(tmp_path, geometry, heart, calcium)
     assert_valid(path, "Segmentation")
     np.testing.assert_array_equal(dcmqi_voxels(path, tmp_path / "q", geometry)["Coronary calcium"], calcium)
     np.testing.assert_array_equal(read_segmentation(path, geometry)["calcium"], calcium)
@@ -520,11 +526,7 @@ def test_write_refuses_what_does_not_fit(tmp_path: Path) -> None:
 def test_read_refuses_another_grid(tmp_path: Path) -> None:
     geometry = make_geometry()
     heart, calcium = make_masks()
-    path = tmp_path / "seg.dcm"
-    write_segmentation(
-        path, series=write_ct(tmp_path / "ct", geometry), geometry=geometry, heart=heart, calcium=calcium,
-        algorithm_version="1",
-    )  # fmt: skip
+    path = written(tmp_path, geometry, heart, calcium)
     x, y, z = geometry.origin
     others = {
         "half a pixel aside": replace(geometry, origin=(x + 0.25, y, z)),
@@ -542,11 +544,7 @@ def test_read_refuses_another_grid(tmp_path: Path) -> None:
 def test_the_same_voxels_on_a_grid_run_through_differently(tmp_path: Path) -> None:
     geometry = make_geometry()
     heart, calcium = make_masks()
-    path = tmp_path / "seg.dcm"
-    write_segmentation(
-        path, series=write_ct(tmp_path / "ct", geometry), geometry=geometry, heart=heart, calcium=calcium,
-        algorithm_version="1",
-    )  # fmt: skip
+    path = written(tmp_path, geometry, heart, calcium)
     flipped = Geometry(
         shape=SHAPE,
         spacing=SPACING,
@@ -563,11 +561,7 @@ def test_a_grid_that_holds_all_that_is_set(tmp_path: Path) -> None:
     geometry = make_geometry((1.0, -1.0, 1.0))
     heart, calcium = np.zeros(SHAPE, bool), np.zeros(SHAPE, bool)
     heart[2:6, 4:20, 7:30] = calcium[3, 5, 9] = True
-    path = tmp_path / "seg.dcm"
-    write_segmentation(
-        path, series=write_ct(tmp_path / "ct", geometry), geometry=geometry, heart=heart, calcium=calcium,
-        algorithm_version="1",
-    )  # fmt: skip
+    path = written(tmp_path, geometry, heart, calcium)
 
     def part(*corner: int) -> Geometry:
         origin = tuple(float(v) for v in geometry.to_lps(corner))
@@ -743,11 +737,7 @@ def test_a_segment_is_what_its_codes_say_then_its_label_word_by_word(
 ) -> None:
     geometry = make_geometry()
     heart, calcium = make_masks()
-    path = tmp_path / "seg.dcm"
-    write_segmentation(
-        path, series=write_ct(tmp_path / "ct", geometry), geometry=geometry, heart=heart, calcium=calcium,
-        algorithm_version="1",
-    )  # fmt: skip
+    path = written(tmp_path, geometry, heart, calcium)
     ds = pydicom.dcmread(path)
     ds.SegmentSequence[0].SegmentLabel = "Liver"
     ds.SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0].CodeValue = "10200004"
@@ -772,11 +762,7 @@ def test_a_segment_is_what_its_codes_say_then_its_label_word_by_word(
 def test_what_is_left_out_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     geometry = make_geometry()
     heart, calcium = make_masks()
-    path = tmp_path / "seg.dcm"
-    write_segmentation(
-        path, series=write_ct(tmp_path / "ct", geometry), geometry=geometry, heart=heart, calcium=calcium,
-        algorithm_version="1",
-    )  # fmt: skip
+    path = written(tmp_path, geometry, heart, calcium)
     assert sorted(read_segmentation(path, geometry)) == ["calcium", "heart"]
     assert not caplog.records
     relabel(path, (2, "Aortic calcification", None, AORTA))
@@ -789,11 +775,7 @@ def test_frames_of_a_segment_that_is_not_described_are_refused(tmp_path: Path, k
     """Whose they are nobody knows: the mask of what is described may not be whole."""
     geometry = make_geometry()
     heart, calcium = make_masks()
-    path = tmp_path / "seg.dcm"
-    write_segmentation(
-        path, series=write_ct(tmp_path / "ct", geometry), geometry=geometry, heart=heart, calcium=calcium,
-        algorithm_version="1",
-    )  # fmt: skip
+    path = written(tmp_path, geometry, heart, calcium)
     ds = pydicom.dcmread(path)
     ds.SegmentSequence = [ds.SegmentSequence[i] for i in kept]
     ds.save_as(path)
