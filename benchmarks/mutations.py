@@ -203,8 +203,8 @@ MUTATIONS = (
     Mutation(
         "stages: heart cut at the last slice",
         "models/heart/step.py",
-        "max(int(areas[0]), int(areas[-1]))",
-        "int(areas[0])",
+        "max(np.count_nonzero(heart[0]), np.count_nonzero(heart[-1]))",
+        "np.count_nonzero(heart[0])",
         STAGES,
     ),
     Mutation(
@@ -213,6 +213,13 @@ MUTATIONS = (
         "against[0] == NO_CHEST:",
         "against[0] == HEART_CUT_OFF:",
         STAGES,
+    ),
+    Mutation(
+        "anatomy: broken slices by rows alone",
+        "models/heart/step.py",
+        "_has_plain_line(hu[:, ys]) | _has_plain_line",
+        "_has_plain_line(hu[:, ys]) & _has_plain_line",
+        ANATOMY,
     ),
     Mutation(
         "anatomy: upside down",
@@ -245,8 +252,8 @@ MUTATIONS = (
     Mutation(
         "previews: what counted",
         "pipeline/scoring.py",
-        "marked=calcium_labels(result.counted),",
-        "marked=case[CALCIUM],",
+        "marked=coloured(case) or calcium_labels(result.counted),",
+        "marked=coloured(case) or case[CALCIUM],",
         OUTPUTS,
     ),
     Mutation(
