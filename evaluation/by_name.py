@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,14 +13,10 @@ from ..imaging import Volume
 from ..imaging.crop import CANDIDATE_HU
 from ..imaging.labels import ARTERIES, CALCIUM, NOT_SURE, Labels
 from ..scoring import Rule, score_by_class
-from ..scoring.lesions import lesion_voxels
 
 BoolArray = npt.NDArray[np.bool_]
 
-ARTERY_REACH_MM = 10.0
-"""A lesion belongs to the artery of the nearest simulated plaque, at most this far from the plaque's middle;
-chosen: half the length of a long plaque."""
-
+_AGREED = ("right", "other", "not sure", "no calcium")
 UNLABELLED, EDGE = "unlabelled", "unlabelled edge"
 """Kinds of what was counted where the truth has no label: anywhere, and in voxels that touch (26 neighbours)
 coronary calcium or what is not sure, whose ends are a matter of opinion."""
@@ -46,6 +41,33 @@ class TrueArtery:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ArteryScores:
+    """A score divided by artery, as it is and as predicted, of a scan whose truth names them all.
+
+    Attributes:
+        true: Score of each artery in the truth, by its name.
+        ours: The same of the prediction, what has no artery as `labels.NOT_SURE`; None: it names none.
+        right, other, not_sure: What the prediction's score has in true calcium, by the name it gives it: the
+            right artery, another one, none; 0 without names.
+    """
+
+    true: Mapping[str, float]
+    ours: Mapping[str, float] | None = None
+    right: float = 0.0
+    other: float = 0.0
+    not_sure: float = 0.0
+
+    @property
+    def n_right(self) -> bool | None:
+        """Whether as many arteries have calcium in the prediction as in the truth, not if it leaves some of
+        its score without one; None of a prediction without names."""
+        if self.ours is None:
+            return None
+        there = [sum(scores[label.name] > 0 for label in ARTERIES) for scores in (self.true, self.ours)]
+        return there[0] == there[1] and not self.ours[NOT_SURE.name]
+
+
+@dataclass(frozen=True, kw_only=True)
 class WronglyCounted:
     """What counts in the prediction though the truth says, or leaves it, that it is not coronary.
 
@@ -60,41 +82,6 @@ class WronglyCounted:
     labelled: int | None
     voxels: int
     score: float
-
-
-def arteries_by_plaques(
-    volume: Volume, true: BoolArray, plaques: Collection[Mapping[str, Any]]
-) -> Labels | None:
-    """The lesions of a simulated truth by the artery of the nearest plaque, classes `labels.ARTERIES`.
-
-    A lesion is as in `cases.true_lesions`; one with no plaque nearby has no artery, nor have voxels that are
-    in no lesion.
-
-    Args:
-        volume: The CT.
-        true: bool (z, y, x).
-        plaques: Of the simulation: ``artery`` and ``centre_lps`` (mm) of each; of none there are no names.
-    """
-    if not plaques:
-        return None
-    index, lesion = lesion_voxels(volume, true)
-    points = volume.geometry.to_lps(index.astype(np.float64))
-    values = {label.name: label.value for label in ARTERIES}
-    array = np.zeros(true.shape, dtype=np.uint8)
-    for k in range(int(lesion.max(initial=-1)) + 1):
-        own = lesion == k
-        array[tuple(index[own].T)] = values.get(_nearest(points[own], plaques), 0)
-    return Labels(array=array, classes=ARTERIES)
-
-
-def _nearest(points: npt.NDArray[np.float64], plaques: Collection[Mapping[str, Any]]) -> str:
-    """Artery of the plaque whose middle lies nearest to any of the points (n, 3), LPS mm; "" of none."""
-    nearest, best = "", ARTERY_REACH_MM
-    for plaque in plaques:
-        distance = float(np.linalg.norm(points - np.asarray(plaque["centre_lps"]), axis=1).min())
-        if distance <= best:
-            nearest, best = str(plaque["artery"]), distance
-    return nearest
 
 
 def by_artery(
@@ -127,6 +114,40 @@ def by_artery(
                 names[NOT_SURE.name] = left
         out.append(TrueArtery(artery=label.name, voxels=int(own.sum()), found=int(hit.sum()), named=names))
     return tuple(out)
+
+
+def artery_scores(
+    volume: Volume,
+    true: Labels,
+    ours: BoolArray,
+    named: Labels | None = None,
+    *,
+    rule: str | Rule = "agatston",
+    slice_thickness: float | None = None,
+) -> ArteryScores:
+    """What each artery has of the true and of the predicted score, and how far the names agree.
+
+    Args:
+        volume: The CT.
+        true, ours, named: As of `by_artery`.
+        rule, slice_thickness: As of `scoring.score`.
+    """
+
+    def by_class(labels: Labels) -> dict[str, float]:
+        found = score_by_class(volume, labels, rule=rule, slice_thickness=slice_thickness)
+        return {name: part.score for name, part in found.items()}
+
+    own = by_class(true)
+    if named is None:
+        return ArteryScores(true=own)
+    called = np.where(ours, np.where(named.array > 0, named.array, NOT_SURE.value), 0).astype(np.uint8)
+    agreed = np.where(called == NOT_SURE.value, 3, np.where(called == true.array, 1, 2))
+    agreed[true.array == 0] = 4
+    agreed[called == 0] = 0
+    classes = tuple(replace(CALCIUM, name=name, value=i + 1) for i, name in enumerate(_AGREED))
+    right, other, unsure, _ = by_class(Labels(array=agreed.astype(np.uint8), classes=classes)).values()
+    called_by = by_class(Labels(array=called, classes=(*ARTERIES, NOT_SURE)))
+    return ArteryScores(true=own, ours=called_by, right=right, other=other, not_sure=unsure)
 
 
 def wrongly_counted(

@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -45,7 +44,7 @@ from ..scoring import CalciumScore, Rule, risk_group, score
 from ..scoring.lesions import lesion_voxels
 from ..system.foreign import foreign, read_json
 from ..weights import load_manifest, resolve
-from .by_name import TrueArtery, WronglyCounted, arteries_by_plaques, by_artery, wrongly_counted
+from .by_name import ArteryScores, TrueArtery, WronglyCounted, artery_scores, by_artery, wrongly_counted
 from .datasets import AnnotatedScan, AnnotatedSource, annotated_sources, mapped_series, segmentations
 from .metrics import centre_distance, dice, hausdorff_95
 
@@ -118,6 +117,7 @@ class CaseResult:
         counted: Lesions of the prediction, where it says how sure it was of each.
         interval: Between which scores the prediction says that the true one lies, [from, to].
         arteries: Calcium found by artery, where the truth names arteries.
+        artery_scores: The scores by artery, where the truth names the artery of all calcium.
         wrong: What was wrongly counted, by kind, where the truth names what is not coronary.
         warnings: Codes, of the prediction.
         off_domain: In what the scan is unlike those that the weights were trained on (`pipeline.domain`).
@@ -152,6 +152,7 @@ class CaseResult:
     counted: tuple[CountedLesion, ...] | None = None
     interval: tuple[float, float] | None = None
     arteries: tuple[TrueArtery, ...] = ()
+    artery_scores: ArteryScores | None = None
     wrong: tuple[WronglyCounted, ...] | None = None
     warnings: tuple[str, ...] = ()
     off_domain: tuple[str, ...] | None = None
@@ -458,17 +459,11 @@ def _case(
         prediction = predictor.predict(series, scan.volume)
     except InputError as error:
         return replace(base, status="failed", reason=str(error))
-    return compared(base, scan, prediction, facts)
+    return compared(base, scan, prediction)
 
 
-def compared(
-    base: CaseResult,
-    scan: AnnotatedScan,
-    prediction: Prediction,
-    facts: Mapping[str, Any] = MappingProxyType({}),
-) -> CaseResult:
-    """The case `base` with what a prediction found and how far it agrees with the annotation; `facts` are
-    those of the simulation, if it was one."""
+def compared(base: CaseResult, scan: AnnotatedScan, prediction: Prediction) -> CaseResult:
+    """The case `base` with what a prediction found and how far it agrees with the annotation."""
     scan, prediction = _where_sure(scan, prediction)
     true: dict[str, Any] = {}
     if scan.calcium is not None:
@@ -483,7 +478,7 @@ def compared(
     )
     if prediction.status != "scored":
         return replace(base, **true)
-    return replace(base, **true, **_heart(scan, prediction), **_calcium(scan, prediction, facts))
+    return replace(base, **true, **_heart(scan, prediction), **_calcium(scan, prediction))
 
 
 def _where_sure(scan: AnnotatedScan, prediction: Prediction) -> tuple[AnnotatedScan, Prediction]:
@@ -563,7 +558,7 @@ def _heart(scan: AnnotatedScan, prediction: Prediction) -> dict[str, Any]:
     }
 
 
-def _calcium(scan: AnnotatedScan, prediction: Prediction, facts: Mapping[str, Any]) -> dict[str, Any]:
+def _calcium(scan: AnnotatedScan, prediction: Prediction) -> dict[str, Any]:
     true, ours, volume = scan.calcium, prediction.calcium, scan.volume
     if true is None or ours is None or prediction.score is None:
         return {}
@@ -571,8 +566,6 @@ def _calcium(scan: AnnotatedScan, prediction: Prediction, facts: Mapping[str, An
     scores = [_score(scan, mask, prediction.rule, true.view(np.uint8)) for mask in (true, ours)]
     counted = [found.counted for found in scores]
     arteries = scan.arteries
-    if arteries is None:
-        arteries = arteries_by_plaques(volume, true, facts.get("lesions", ()))
     found: dict[str, Any] = {
         "calcium_dice": dice(true, ours),
         "counted_dice": dice(*counted),
@@ -589,6 +582,15 @@ def _calcium(scan: AnnotatedScan, prediction: Prediction, facts: Mapping[str, An
         )
     if arteries is not None:
         found["arteries"] = by_artery(volume, arteries, ours, prediction.arteries)
+        if not (true & (arteries.array == 0)).any():
+            found["artery_scores"] = artery_scores(
+                volume,
+                arteries,
+                ours,
+                prediction.arteries,
+                rule=prediction.rule or "agatston",
+                slice_thickness=_thickness(scan),
+            )
     if scan.others is not None:
         found["wrong"] = wrongly_counted(
             volume,

@@ -12,17 +12,21 @@ import numpy as np
 
 from ..imaging.labels import ARTERIES, NOT_SURE
 from ..pipeline.doubt import Interval
+from ..scoring.grades import cac_drs
 from ..stats.agreement import (
     Agreement,
     Estimate,
     Statistic,
     agreement,
     bootstrap,
+    confusion,
     exact_rate,
+    kappa,
     mean,
     median,
     rate,
     ratio,
+    spearman,
 )
 from ..system.codec import to_plain
 from .by_name import EDGE, UNLABELLED
@@ -131,7 +135,10 @@ class Summary:
             ``centre_error_median``, ``_max``, mm; ``crop_error_median``, ``_max``, mm;
             ``calcium_dice_mean`` and ``counted_dice_mean`` (scans with true calcium only);
             ``lesion_sensitivity``; ``false_lesions_per_scan``; ``interval_coverage``: see `doubt.coverage`;
-            and all of `stats.agreement`.
+            all of `stats.agreement`; ``cac_drs_a_kappa_linear``; and of scans whose truth names the artery of
+            all calcium and whose prediction names arteries ``artery_right``, ``_other`` and ``_not_sure``,
+            shares of the score that is true calcium, ``n_right``, see `by_name.ArteryScores`, of scans with
+            true calcium, and ``spearman_lm`` and so on.
         agreement: Of the scores.
         strata: By kernel, noise, thickness, tube voltage and whether the scan lies in the domain of the
             weights, where cases differ in them.
@@ -157,7 +164,12 @@ def summarise(evaluation: Evaluation) -> Summary:
     cases = evaluation.scored
     scores = _agreement(cases)
     return Summary(
-        statistics={**_masks(cases), **scores.estimates, "interval_coverage": coverage(cases)},
+        statistics={
+            **_masks(cases),
+            **scores.estimates,
+            "interval_coverage": coverage(cases),
+            **_names(cases),
+        },
         agreement=scores,
         strata=tuple(_strata(cases)),
         lesions=tuple(_lesions(cases)),
@@ -212,6 +224,33 @@ def _agreement(cases: Sequence[CaseResult]) -> Agreement:
     scored = [c for c in cases if c.score is not None and c.true_score is not None]
     true, ours = [c.true_score for c in scored], [c.score for c in scored]
     return agreement(np.array(true, float), np.array(ours, float), patients=[c.patient for c in scored])
+
+
+def _names(cases: Sequence[CaseResult]) -> dict[str, Estimate]:
+    """How right names are, weighted as the score is, and the category that hangs on the score alone."""
+    scored = [c for c in cases if c.score is not None and c.true_score is not None]
+    drs = [[cac_drs(float(s or 0.0)).a for s in (c.true_score, c.score)] for c in scored]
+    found: dict[str, Estimate] = {
+        "cac_drs_a_kappa_linear": bootstrap(
+            lambda x, y: kappa(confusion(x, y, 4), "linear"),
+            [a for a, _ in drs],
+            [b for _, b in drs],
+            patients=[c.patient for c in scored],
+        )
+    }
+    both = [(c.artery_scores, c.patient) for c in cases if c.artery_scores and c.artery_scores.ours]
+    patients = [patient for _, patient in both]
+    whole = [a.right + a.other + a.not_sure for a, _ in both]
+    for name in ("right", "other", "not_sure"):
+        part = [float(getattr(a, name)) for a, _ in both]
+        found[f"artery_{name}"] = bootstrap(ratio, part, whole, patients=patients)
+    counted = [(bool(a.n_right), patient) for a, patient in both if any(a.true.values())]
+    found["n_right"] = rate(np.array([n for n, _ in counted], bool), patients=[p for _, p in counted])
+    for label in ARTERIES:
+        true = [a.true[label.name] for a, _ in both]
+        ours = [(a.ours or {})[label.name] for a, _ in both]
+        found[f"spearman_{label.name.lower()}"] = bootstrap(spearman, true, ours, patients=patients)
+    return found
 
 
 def _between(limits: Sequence[float], unit: str) -> list[str]:

@@ -15,6 +15,7 @@ from ..evaluation import cases as cases_of
 from ..evaluation import summary as summary_of
 from ..evaluation.cases import STATUSES, CaseResult, Evaluation
 from ..evaluation.summary import ArteryRate, Stratum, Summary, WrongRate
+from ..imaging.labels import ARTERIES
 from ..stats.agreement import MIN_PATIENTS, N_RESAMPLES, group_names
 from ..system.atomic import write_json, write_whole
 from .evaluation_figures import figures
@@ -72,8 +73,16 @@ _GROUPS = (
     ("κ, quadratic weights", "kappa_quadratic", 3),
     ("κ, no weights", "kappa", 3),
     ("accuracy", "accuracy", 3),
+    ("κ of CAC-DRS A, linear weights", "cac_drs_a_kappa_linear", 3),
     ("score > 0: sensitivity", "sensitivity_above_0", 3),
     ("score > 0: specificity", "specificity_above_0", 3),
+)
+_NAMES = (
+    ("score with the right artery", "artery_right", 3),
+    ("score with another one", "artery_other", 3),
+    ("score with none, not sure", "artery_not_sure", 3),
+    ("number of arteries right", "n_right", 3),
+    *((f"ρ, {label.name}", f"spearman_{label.name.lower()}", 3) for label in ARTERIES),
 )
 _IN_STRATA = (
     ("heart Dice", "heart_dice_mean", 3),
@@ -174,7 +183,7 @@ def markdown(
         "of its.",
         _lesions(summary),
         picture("lesions", "Lesions found, by artery and volume"),
-        *_by_artery(summary.arteries),
+        *_by_artery(summary),
         *_wrongly_counted(summary.wrong),
         "## Score",
         f"Agatston scores of true and predicted mask by the same rule, `{evaluation.rule or 'none'}`.",
@@ -255,8 +264,9 @@ def _lesions(summary: Summary) -> str:
     return table(["by", "", "found", "95 % interval of the share"], rows) if rows else ""
 
 
-def _by_artery(rates: Sequence[ArteryRate]) -> list[str]:
+def _by_artery(summary: Summary) -> list[str]:
     """Voxels found by artery, of all scans and of their parts, and what the found ones were called."""
+    rates = summary.arteries
     if not rates:
         return []
     names = list(dict.fromkeys(r.artery for r in rates))
@@ -277,6 +287,12 @@ def _by_artery(rates: Sequence[ArteryRate]) -> list[str]:
         parts += [
             "What the voxels found were called:",
             table(["true artery", "voxels found", "the right artery", "another one", "not sure"], rows),
+        ]
+    if summary.statistics["artery_right"].n:
+        parts += [
+            "By score, in scans whose truth names the artery of all calcium. The number of arteries with a "
+            "score is that of scans with calcium; it is not right where a part is not sure.",
+            _statistics(summary, _NAMES),
         ]
     return parts
 

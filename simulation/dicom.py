@@ -37,7 +37,7 @@ def write_patient(patient: SimulatedPatient, folder: Path) -> Path:
     ::
 
         folder/SIM-0001/ct/0001.dcm      CT Image Storage, one file a slice
-        folder/SIM-0001/truth.seg.dcm    DICOM SEG: heart, coronary calcium
+        folder/SIM-0001/truth.seg.dcm    DICOM SEG: heart, coronary calcium, calcium of each artery
         folder/SIM-0001/truth.json       seed, acquisition, lesions, true score
 
     UIDs follow from the seed and the grid: the same patient on the same grid is the same series.
@@ -65,6 +65,7 @@ def write_patient(patient: SimulatedPatient, folder: Path) -> Path:
         geometry=geometry,
         heart=patient.heart,
         calcium=patient.calcium,
+        parts=(patient.arteries,),
         algorithm_name="deepcac2 simulator",
         algorithm_version=__version__,
     )

@@ -16,7 +16,7 @@ import torch
 
 from deepcac2.dicom import discover, write_segmentation
 from deepcac2.errors import TrainingError
-from deepcac2.evaluation.by_name import TrueArtery, WronglyCounted, arteries_by_plaques
+from deepcac2.evaluation.by_name import ArteryScores, TrueArtery, WronglyCounted
 from deepcac2.evaluation.cases import (
     CaseResult,
     Evaluation,
@@ -300,17 +300,46 @@ def test_a_truth_without_names_has_no_such_rows(scan: AnnotatedScan) -> None:
     assert (summary.arteries, summary.wrong) == ((), ())
 
 
-def test_simulated_calcium_has_the_artery_of_the_nearest_plaque() -> None:
-    """The LAD's voxels lie 1 mm from the middle of a plaque, the RCA's 40 mm and more from any."""
-    volume = Volume(hu=painted(HU, np.int16, 40), geometry=GRID)
-    mask = painted([(LAD, 1), (RCA, 1)], bool)
-    centre = GRID.to_lps([1.0, 3.0, 5.0]).tolist()
-    far = GRID.to_lps([25.0, 30.0, 30.0]).tolist()
-    plaques = [{"artery": "LCX", "centre_lps": centre}, {"artery": "RCA", "centre_lps": far}]
-    named = arteries_by_plaques(volume, mask, plaques)
-    assert named is not None
-    np.testing.assert_array_equal(named.array, painted([(LAD, 3)], np.uint8))
-    assert arteries_by_plaques(volume, mask, ()) is None
+def test_scores_by_artery_and_name(scan: AnnotatedScan) -> None:
+    """Twelve points are true calcium of the LAD: four of the piece's six voxels are the LAD's, the two
+    beside it are no calcium. Valve and what has no name is not sure."""
+    case = judged(scan, predicted(found(), arteries=called()))
+    scores = case.artery_scores
+    assert scores is not None
+    assert scores.ours is not None
+    assert scores.true == {"LM": 0.0, "LAD": 12.0, "LCX": 0.0, "RCA": 36.0}
+    assert (scores.right, scores.other, scores.not_sure) == (4.0, 2.0, 2.0)
+    assert scores.ours == {"LM": 0.0, "LAD": 8.0, "LCX": 2.0, "RCA": 6.0, "artery not sure": 2.0 + 12.0 + 4.0}
+    assert sum(scores.ours.values()) == case.score
+    assert scores.n_right is False
+
+
+@pytest.mark.parametrize(
+    ("ours", "right"), [({"LCX": 3.0, "RCA": 1.0}, True), ({"LAD": 4.0}, False), ({"LAD": 1.0}, False)]
+)
+def test_number_of_arteries(ours: dict[str, float], right: bool) -> None:
+    nothing = dict.fromkeys(("LM", "LAD", "LCX", "RCA", "artery not sure"), 0.0)
+    true = {"LM": 0.0, "LAD": 9.0, "LCX": 0.0, "RCA": 0.1}
+    assert ArteryScores(true=true, ours=nothing | ours).n_right is right
+    assert ArteryScores(true=true, ours=nothing | ours | {"artery not sure": 0.1}).n_right is False
+    assert ArteryScores(true=true).n_right is None
+
+
+def test_an_unknown_artery_leaves_out_what_needs_all(scan: AnnotatedScan) -> None:
+    assert scan.arteries is not None
+    part = replace(scan.arteries, array=np.where(scan.arteries.array == 4, 0, scan.arteries.array))
+    case = judged(replace(scan, arteries=part), predicted(found(), arteries=called()))
+    assert case.artery_scores is None
+    assert case.arteries == ARTERIES_FOUND[:1]
+
+
+def test_statistics_of_names(scan: AnnotatedScan) -> None:
+    named, silent = predicted(found(), arteries=called()), predicted(found())
+    cases = [replace(judged(scan, p), patient=str(i)) for i, p in enumerate((named, named, silent))]
+    statistics = summarise(Evaluation(cases=tuple(cases))).statistics
+    assert [statistics[f"artery_{s}"].value for s in ("right", "other", "not_sure")] == [0.5, 0.25, 0.25]
+    assert (statistics["n_right"].value, statistics["n_right"].n) == (0.0, 2)
+    assert statistics["spearman_lad"].n == 2
 
 
 # --- the whole way ------------------------------------------------------------------------------------------

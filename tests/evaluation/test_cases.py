@@ -15,7 +15,6 @@ from scipy import ndimage
 
 from deepcac2.dicom import discover, read_segmentation, read_series, write_segmentation
 from deepcac2.errors import InputError
-from deepcac2.evaluation.by_name import arteries_by_plaques
 from deepcac2.evaluation.cases import (
     evaluate_results,
     evaluate_scans,
@@ -24,6 +23,7 @@ from deepcac2.evaluation.cases import (
 )
 from deepcac2.imaging import Geometry, Volume
 from deepcac2.imaging.files import write_image
+from deepcac2.imaging.labels import ARTERIES, Labels
 from deepcac2.pipeline import Workflow
 from deepcac2.scoring import Rule, score
 
@@ -231,12 +231,10 @@ def scene() -> tuple[Volume, np.ndarray, np.ndarray]:
 
 def test_lesions_by_hand() -> None:
     volume, true, ours = scene()
-    plaques = [
-        {"artery": "LAD", "centre_lps": [2.0, 2.0, 3.0]},
-        {"artery": "RCA", "centre_lps": [21.0, 22.0, 12.0]},
-    ]
+    array = true.astype(np.uint8) * 2
+    array[volume.hu == 150], array[volume.hu == 400] = 0, 4
     found = sorted(
-        true_lesions(volume, true, ours, arteries_by_plaques(volume, true, plaques)), key=lambda x: x.max_hu
+        true_lesions(volume, true, ours, Labels(array=array, classes=ARTERIES)), key=lambda x: x.max_hu
     )
     assert [(x.max_hu, x.volume_mm3, x.found) for x in found] == [
         (150, 27.0, True),
