@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .arteries import sample_arteries, sample_plaques, sample_sleeves
+from .arteries import sample_arteries, sample_left_main, sample_plaques, sample_sleeves
 from .body import Body, sample_body, sample_frame, stream
 from .coronary import Deposit, sample_coronaries, sample_distractors, sample_lesions
 from .findings import Findings, sample_findings, with_collapse, with_more_beside
@@ -20,7 +20,7 @@ from .vessels import Vessels, sample_great_vessels
 
 __all__ = ["Anatomy", "place_heart", "sample_anatomy", "sample_body", "sample_frame", "stream"]
 
-VERSIONS = (1, 2, 3)
+VERSIONS = (1, 2, 3, 4)
 """Versions of the simulator. A version never changes what it draws; a new one gets a new number."""
 CARDIOMEGALY_SHARE = 0.08
 """Share of clearly enlarged hearts (chosen)."""
@@ -35,7 +35,8 @@ class Anatomy:
     Attributes:
         frame: Where and how the patient lies on the table.
         version: Of the simulator: 1, or 2 with `arteries`, more disease beside the heart and motion as it is
-            without gating; 3 is 2 with collapsed lung against the heart.
+            without gating; 3 is 2 with collapsed lung against the heart; 4 is 3 with a left main artery as
+            long as patients have it.
         coronaries: Centreline (n, 3) of ``LM``, ``LAD``, ``LCX``, ``RCA``; in version 2 of branches too.
         sleeves: Radius (n,) of the fat around each of their points, mm; empty in version 1.
         lesions: Coronary calcium. distractors: calcium elsewhere, and metal.
@@ -109,7 +110,8 @@ def sample_anatomy(seed: int, version: int = 1) -> Anatomy:
         coronaries, sleeves = sample_coronaries(stream(seed, "coronary"), heart), {}
         target, lesions = sample_lesions(stream(seed, "lesions"), coronaries, radius)
     else:
-        coronaries = sample_arteries(stream(seed, "coronary"), heart)
+        left_main = sample_left_main(stream(seed, "left main")) if version > 3 else None
+        coronaries = sample_arteries(stream(seed, "coronary"), heart, left_main=left_main)
         sleeves = sample_sleeves(stream(seed, "sleeves"), coronaries, heart.fat)
         target, lesions = sample_plaques(stream(seed, "lesions"), coronaries, radius)
     findings = sample_findings(seed, body, heart, vessels)

@@ -32,13 +32,32 @@ FORMS = {"compact": 0.5, "long": 0.27, "rails": 0.1, "filling": 0.13}
 ("tram track"); filling the artery's whole width (chosen)."""
 LONGEST_MM = 70.0
 """Longest plaque."""
+LEFT_MAIN_MM, LEFT_MAIN_SD_MM, LEFT_MAIN_RANGE_MM = 10.5, 5.3, (3.0, 22.0)
+"""Length of the left main artery: mean and deviation of 300 adults (Medrano-Gracia et al., EuroIntervention
+2016, doi:10.4244/EIJV12I7A139); the limits are chosen."""
+FORK_DEGREES, PARTING_MM = 82.0, 9.0
+"""Angle at which it divides, between that with and without an intermediate artery (89 and 75, ibid.), and how
+long both keep it (chosen). Led around the pulmonary trunk they end with 50 on average."""
 
 
-def sample_arteries(rng: np.random.Generator, heart: Heart) -> dict[str, Points]:
+def sample_left_main(rng: np.random.Generator) -> float:
+    """Length of a patient's left main artery, mm."""
+    return float(np.clip(rng.normal(LEFT_MAIN_MM, LEFT_MAIN_SD_MM), *LEFT_MAIN_RANGE_MM))
+
+
+def sample_arteries(
+    rng: np.random.Generator, heart: Heart, *, left_main: float | None = None
+) -> dict[str, Points]:
     """Centrelines of the arteries and their branches, about 1 mm between points, patient coordinates, mm.
 
     Keys are ``LM``, ``LAD``, ``LCX``, ``RCA`` and for branches the artery's name, a dot and their own:
     ``LAD.D1``, ``LAD.D2``, ``LCX.OM1``, ``LCX.OM2``, ``RCA.AM``, ``RCA.PDA``, ``RCA.PLV``.
+
+    Args:
+        rng: Source of randomness.
+        heart: Whose arteries they are.
+        left_main: Length of the left main artery, mm, as far as the way to the grooves is as long; None: it
+            divides where the grooves part, 7 to 38 mm behind the aorta.
     """
     apex, right, inferior = heart.axes
     o = heart.origin
@@ -76,6 +95,13 @@ def sample_arteries(rng: np.random.Generator, heart: Heart) -> dict[str, Points]
     fork = lad[0] * 0.6 + lcx[0] * 0.4 + 0.12 * (root - lad[0])
     left_ostium = root + rng.uniform(13, 17) * unit(fork - root)
     right_ostium = root + rng.uniform(13, 17) * unit(rca[0] - root)
+    lad_start, lcx_start = lad[:0], lcx[:0]
+    if left_main is not None and left_main < np.linalg.norm(fork - left_ostium):
+        ahead = unit(fork - left_ostium)
+        fork = left_ostium + left_main * ahead
+        aside = lad[1] - lcx[1]
+        aside = unit(aside - (aside @ ahead) * ahead) * np.tan(np.deg2rad(FORK_DEGREES / 2))
+        lad_start, lcx_start = ((fork + PARTING_MM * unit(ahead + x))[None] for x in (aside, -aside))
 
     def branch(start: Points, degrees: tuple[float, float], along: tuple[float, float]) -> Points:
         """A branch that begins at `start` and runs over the ventricle."""
@@ -84,8 +110,8 @@ def sample_arteries(rng: np.random.Generator, heart: Heart) -> dict[str, Points]
 
     lines = {
         "LM": np.stack([left_ostium, 0.5 * (left_ostium + fork) + rng.normal(0, 1, 3), fork]),
-        "LAD": np.vstack([fork, lad[1:]]),
-        "LCX": np.vstack([fork, lcx]),
+        "LAD": np.vstack([fork, lad_start, lad[1:]]),
+        "LCX": np.vstack([fork, lcx_start, lcx]),
         "RCA": np.vstack([right_ostium, rca]),
     }
     for name, i, length in (("LAD.D1", 2, 35.0), ("LAD.D2", 4, 28.0)):

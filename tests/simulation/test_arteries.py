@@ -34,8 +34,24 @@ def test_the_version_before_is_the_default_and_has_no_branches():
 
 
 def test_an_unknown_version_is_refused():
-    with pytest.raises(ValueError, match="not 4"):
-        sample_anatomy(700, version=4)
+    with pytest.raises(ValueError, match="not 5"):
+        sample_anatomy(700, version=5)
+
+
+def test_version_4_has_a_left_main_as_long_as_patients_and_is_else_the_same(patients):
+    """Computed tomography of 300 adults: 10.5 mm, deviation 5.3 (doi:10.4244/EIJV12I7A139)."""
+    length = []
+    for before in patients:
+        now = sample_anatomy(before.seed, version=4)
+        line = now.coronaries["LM"]
+        length.append(np.linalg.norm(np.diff(line, axis=0), axis=1).sum())
+        for name in ("LAD", "LCX"):
+            assert np.linalg.norm(line[-1] - now.coronaries[name][0]) < 7
+            assert np.linalg.norm(before.coronaries[name][-1] - now.coronaries[name][-1]) < 1
+        assert np.array_equal(now.coronaries["RCA"], before.coronaries["RCA"])
+    assert 7 < np.mean(length) < 14
+    assert 3 < np.std(length) < 9
+    assert max(length) < 26
 
 
 def test_branches_begin_on_their_artery(patients):
