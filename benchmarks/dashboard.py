@@ -145,10 +145,18 @@ FILTERS = {
     "contrast": "contrast=contrast",
     "warning": "warning=sharp-kernel",
     "score range": "agatston_score_min=100&agatston_score_max=400",
-    "patient": "patient=10012",
-    "text": "search=b30f",
-    "all of these": "time_point=T1&risk_group=3&manufacturer=SIEMENS&kernel=B30f&thickness=2.5&search=opa",
+    "patient": "patient={patient}",
+    "text": "search={kernel}",
+    "text of few rows": "search=1.2.826.0.1.{patient}",
+    "all of these": "time_point=T1&risk_group=3&manufacturer=SIEMENS&kernel=B30f&thickness=2.5&search={all}",
 }
+TEXTS = {
+    "kernel": ("b30f", ",b30f", "b30f,", ",b30f,", "a,b30f", "a,b30f,", "pa,b30f", "pa,b30f,"),
+    "all": ("opa", ",opa", "opa,", ",opa,", "pa", "pa,", "op", ",op"),
+    "patient": tuple(str(10012 + n) for n in range(8)),
+}
+"""What stands in a query for one of these names: the server remembers what a text finds, so that each time
+another one is asked for. Those of the first two find the same rows."""
 
 
 def write_readings(table: Path, folder: Path, count: int) -> None:
@@ -172,6 +180,11 @@ def write_readings(table: Path, folder: Path, count: int) -> None:
             for n, entry in enumerate((opened, *decided, signed), 1)
         ]
         (home / f"Ann{ENDING}").write_bytes(b"".join(lines))
+
+
+def new_texts(query: str, count: int) -> list[str]:
+    """The query so many times, each with other `TEXTS`."""
+    return [query.format(**{name: texts[n] for name, texts in TEXTS.items()}) for n in range(count)]
 
 
 def ask(address: str) -> float:
@@ -220,7 +233,10 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", type=int, default=130_000, help="default: %(default)s")
-    parser.add_argument("--repeat", type=int, default=5, help="default: %(default)s")
+    most = min(map(len, TEXTS.values()))
+    parser.add_argument(
+        "--repeat", type=int, default=5, choices=range(1, most + 1), help="default: %(default)s"
+    )
     parser.add_argument("--keep", type=Path, help="write the table here and leave it there")
     parser.add_argument("--stats", action="store_true", help="run 'deepcac2 stats report', too")
     parser.add_argument("--review", type=int, metavar="N", help="with a reading desk and so many readings")
@@ -274,8 +290,8 @@ def main() -> int:
             for name, query in FILTERS.items():
                 before = processor(server.pid)
                 took = [
-                    sum(ask(f"{address}/api/{what}?{query}") for what in ("cases", "counts"))
-                    for _ in range(arguments.repeat)
+                    sum(ask(f"{address}/api/{what}?{one}") for what in ("cases", "counts"))
+                    for one in new_texts(query, arguments.repeat)
                 ]
                 line(f"filter: {name} (table, counts and charts)", took, processor(server.pid) - before)
             body = json.dumps({"sql": "SELECT kernel, avg(agatston_score) FROM results GROUP BY 1"}).encode()

@@ -25,6 +25,7 @@ from ..pipeline.results import MEANINGS
 from ..pipeline.step import Described
 from ..system.inside import regular_inside
 from ..system.nearest import nearest
+from .found import Found
 
 DATABASE = "results.duckdb"
 TYPES: dict[type, str] = {str: "VARCHAR", int: "BIGINT", float: "DOUBLE", bool: "BOOLEAN"}
@@ -88,7 +89,11 @@ FEWEST_NUMBERS = 7
 _MAKER = "lower(regexp_replace(trim(manufacturer), '\\s+', ' ', 'g'))"
 """A manufacturer whatever the spelling: GE Medical Systems is GE MEDICAL SYSTEMS, written as most rows do."""
 
-_ROWS_AT_ONCE = 10_000
+ROWS_AT_ONCE = 500
+"""Rows of a long list that are in memory of our own at a time. Chosen."""
+_ROWS_SORTED = 50_000
+"""Rows of a long list that DuckDB fetches at a time, some 30 MB: with ten thousand all take three times as
+long, with more hardly less. Chosen by measuring with 2 million rows."""
 _LONGEST = 10_000
 """Characters of a cell; a run writes some hundred. Chosen."""
 MOST_ROWS = 5_000_000
@@ -183,6 +188,7 @@ class Results:
         fractions: Columns with a number that is not whole.
         results: Columns that steps were run for and their groups, those with a value (`Described.leads`).
         filters, limits: By the filter's name; of a range its smallest and largest number.
+        found: Remembers which rows a text finds.
 
     Raises:
         InputUnreadable: A table is missing or cannot be read.
@@ -211,6 +217,8 @@ class Results:
             self._scratch.cleanup()
             raise
         self._lock = threading.Lock()
+        ((rows,),) = self.all("SELECT count(*) FROM everything")
+        self.found = Found(self.all, rows)
         self.columns = {c.name: c for c in (*MEANINGS.values(), *_OURS, *self.clinical.columns)}
         self.results = [c for c in self.columns.values() if c.leads and self.different[c.name]]
         self.filters = {f.name: f for f in self._filters()}
@@ -245,30 +253,49 @@ class Results:
             names = [d[0] for d in cursor.description or ()]
             return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
-    def select(
-        self, selection: Selection, columns: Sequence[str], *, limit: int | None = None, offset: int = 0
-    ) -> Iterator[dict[str, Any]]:
-        """Selected rows in the selection's order, some thousands in memory at a time.
+    def page(
+        self, selection: Selection, columns: Sequence[str], *, limit: int, offset: int
+    ) -> list[dict[str, Any]]:
+        """Some of the selected rows in the selection's order.
 
         Only the order of the rows is sorted, not their content: that takes a fraction of the memory.
         """
-        part = "" if limit is None else f"LIMIT {literal(limit)} OFFSET {literal(offset)}"
-        chosen = self.all(
-            f"SELECT rowid FROM everything WHERE {selection.where(self.filters)} "
-            f"ORDER BY {selection.order(self.columns)} {part}"
-        )
-        names = ", ".join(f"e.{quoted(name)}" for name in columns)
-        for begin in range(0, len(chosen), _ROWS_AT_ONCE):
-            numbers = [number for (number,) in chosen[begin : begin + _ROWS_AT_ONCE]]
-            found = {
-                row.pop("rowid"): row
-                for row in self.dicts(  # a join looks only where these rows are, a condition everywhere
-                    f"SELECT e.rowid, {names} FROM everything e "
-                    f"JOIN (VALUES {', '.join(f'({number})' for number in numbers)}) AS v(number) "
-                    "ON e.rowid = v.number"
+        numbers = self.all(f"{self._numbers(selection)} LIMIT {literal(limit)} OFFSET {literal(offset)}")
+        if not numbers:
+            return []
+        found = {
+            row.pop("rowid"): row
+            for row in self.dicts(  # a join looks only where these rows are, a condition everywhere
+                f"SELECT e.rowid, {_of_row(columns)} FROM everything e "
+                f"JOIN (VALUES {', '.join(f'({number})' for (number,) in numbers)}) AS v(number) "
+                "ON e.rowid = v.number"
+            )
+        }
+        return [found[number] for (number,) in numbers]
+
+    def rows(self, selection: Selection, columns: Sequence[str]) -> Iterator[list[tuple[Any, ...]]]:
+        """All selected rows in the selection's order, however many, `ROWS_AT_ONCE` of them at a time.
+
+        DuckDB keeps their order, and the content of `_ROWS_SORTED`, in its own memory or on the disk; for
+        each of these parts the whole table is read.
+        """
+        with self._cursor() as cursor:
+            cursor.execute(f"CREATE TEMP TABLE chosen AS {self._numbers(selection)}")
+            ((count,),) = cursor.execute("SELECT count(*) FROM chosen").fetchall()
+            for begin in range(0, count, _ROWS_SORTED):
+                cursor.execute(
+                    f"SELECT {_of_row(columns)} FROM everything e JOIN (SELECT number, rowid AS place "
+                    f"FROM chosen WHERE rowid >= {begin} AND rowid < {begin + _ROWS_SORTED}) c "
+                    "ON e.rowid = c.number ORDER BY c.place"
                 )
-            }
-            yield from (found[number] for number in numbers)
+                while some := cursor.fetchmany(ROWS_AT_ONCE):
+                    yield some
+
+    def _numbers(self, selection: Selection) -> str:
+        """The numbers of the selected rows, as ``number``, in the selection's order, in SQL."""
+        where = selection.where(self.filters, self.found)
+        order = selection.order(self.columns)
+        return f"SELECT rowid AS number FROM everything WHERE {where} ORDER BY {order}"
 
     def row(self, series_uid: str) -> dict[str, Any] | None:
         """The row of a series; None where there is none."""
@@ -373,6 +400,11 @@ def literal(value: str | float) -> str:
     if isinstance(value, int):
         return str(int(value))
     return f"CAST({value!r} AS DOUBLE)" if isfinite(value) else f"CAST('{value!r}' AS DOUBLE)"
+
+
+def _of_row(columns: Iterable[str]) -> str:
+    """Columns of a row of the table ``e``, in SQL."""
+    return ", ".join(f"e.{quoted(name)}" for name in columns)
 
 
 def literals(values: Iterable[str | float]) -> str:
@@ -600,13 +632,22 @@ class Selection:
     descending: bool = False
     columns: tuple[str, ...] = ()
 
-    def where(self, filters: Mapping[str, Filter]) -> str:
-        """The condition; what takes longest stands last."""
-        of_values = (_one_of(filters[name], chosen) for name, chosen in self.values.items())
-        return " AND ".join([*self._of_ranges(filters), *of_values, *self._of_texts()]) or "true"
+    def where(self, filters: Mapping[str, Filter], found: Found) -> str:
+        """The condition.
 
-    def nearly(self, filters: Mapping[str, Filter]) -> tuple[str, str]:
+        Args:
+            filters: Of the table, by name.
+            found: Of the table.
+        """
+        of_values = (_one_of(filters[name], chosen) for name, chosen in self.values.items())
+        texts = map(found, self._of_texts())
+        return " AND ".join([*self._of_ranges(filters), *of_values, *texts]) or "true"
+
+    def nearly(self, filters: Mapping[str, Filter], found: Found) -> tuple[str, str]:
         """What is chosen but for the values of one filter at most, to count what its other values would give.
+
+        Args:
+            filters, found: As of `where`.
 
         Returns:
             The number in `values`, from 1, of the filter that a row does not fit, 0 where it fits all of
@@ -615,7 +656,7 @@ class Selection:
         fits = [_one_of(filters[name], chosen) for name, chosen in self.values.items()]
         missed = " + ".join(f"CASE WHEN {fit} THEN 0 ELSE {nr} END" for nr, fit in enumerate(fits, 1))
         number = " + ".join(f"CASE WHEN {fit} THEN 0 ELSE 1 END" for fit in fits)
-        parts = [*self._of_ranges(filters), f"{number or 0} <= 1", *self._of_texts()]
+        parts = [*self._of_ranges(filters), f"{number or 0} <= 1", *map(found, self._of_texts())]
         return missed or "0", " AND ".join(parts)
 
     def _of_ranges(self, filters: Mapping[str, Filter]) -> Iterator[str]:

@@ -55,7 +55,7 @@ def cases(results: Results, selection: Selection, *, page: int, size: int) -> di
     Returns:
         ``series`` and ``patients``: how many the selection has; ``page``, ``pages``, ``size``, ``rows``.
     """
-    where = selection.where(results.filters)
+    where = selection.where(results.filters, results.found)
     ((series, patients),) = results.all(
         "SELECT count(*), count(DISTINCT patient_id) FILTER (patient_id <> '') "
         f"FROM everything WHERE {where}",
@@ -64,13 +64,15 @@ def cases(results: Results, selection: Selection, *, page: int, size: int) -> di
     pages = max(1, -(-series // size))
     page = min(max(page, 1), pages)
     columns = dict.fromkeys((*ALWAYS, *(selection.columns or usual(results))))
-    rows = list(results.select(selection, [*columns], limit=size, offset=(page - 1) * size))
+    rows = results.page(selection, [*columns], limit=size, offset=(page - 1) * size)
     return {"series": series, "patients": patients, "page": page, "pages": pages, "size": size, "rows": rows}
 
 
 def beside(results: Results, selection: Selection, series_uid: str) -> dict[str, Any] | None:
     """Where a series stands in a selection; see `Results.beside`."""
-    return results.beside(series_uid, selection.where(results.filters), selection.order(results.columns))
+    return results.beside(
+        series_uid, selection.where(results.filters, results.found), selection.order(results.columns)
+    )
 
 
 def usual(results: Results) -> list[str]:
@@ -90,7 +92,7 @@ def counts(results: Results, selection: Selection) -> dict[str, Any]:
     free = [(quoted(one.column),) for one in lists if one.name not in selection.values]
     charted = [(quoted(one.column),) for one in _charted(results)]
     by_time = [(_TIME_POINT, quoted(name)) for name in _groups(results)]
-    found = _grouped(results, selection.where(results.filters), [*free, *charted, *by_time])
+    found = _grouped(results, selection.where(results.filters, results.found), [*free, *charted, *by_time])
     return {
         "facets": _facets(results, selection, lists, found),
         "charts": _charts(results, selection, found),
@@ -137,7 +139,7 @@ def _facets(results: Results, selection: Selection, lists: Sequence[Filter], fou
         largest number of the whole table.
     """
     numbers = {name: str(nr) for nr, name in enumerate(selection.values, 1)}
-    missed, where = selection.nearly(results.filters)
+    missed, where = selection.nearly(results.filters, results.found)
     own = [(missed, quoted(results.filters[name].column)) for name in numbers]
     nearly = _grouped(results, where, own)
     out: dict[str, Any] = {}
@@ -209,7 +211,7 @@ def _charts(results: Results, selection: Selection, found: Counts) -> dict[str, 
         column of groups, ``time_point``, ``value``, ``n``. ``means``: by column with classes, ``rows``
         with ``kernel``, ``time_point``, ``n``, ``mean`` and ``median``, and how many kernels are ``left``.
     """
-    where = selection.where(results.filters)
+    where = selection.where(results.filters, results.found)
     counts: dict[str, Any] = {}
     for one in _charted(results):
         own = {value: n for (value,), n in found[quoted(one.column),].items()}
@@ -246,7 +248,7 @@ def _charts(results: Results, selection: Selection, found: Counts) -> dict[str, 
 
 def not_scored(results: Results, selection: Selection) -> list[dict[str, Any]]:
     """Why series were not scored: one row a status and code, with what the code means and how many."""
-    where = selection.where(results.filters)
+    where = selection.where(results.filters, results.found)
     rows = results.dicts(
         "SELECT status, code, count(*) AS n, "
         "count(DISTINCT patient_id) FILTER (patient_id <> '') AS patients, "
@@ -273,14 +275,11 @@ def export(results: Results, selection: Selection) -> Iterator[str]:
     names = (*MEANINGS, "time_point_from", *(column.name for column in results.clinical.columns))
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer)
-    writer.writerow(names)
-    for nr, row in enumerate(results.select(selection, names)):
-        writer.writerow([no_formula("" if value is None else value) for value in row.values()])
-        if nr % 500 == 499:
-            yield buffer.getvalue()
-            buffer.seek(0)
-            buffer.truncate()
-    yield buffer.getvalue()
+    for some in chain([[names]], results.rows(selection, names)):
+        writer.writerows([no_formula("" if value is None else value) for value in row] for row in some)
+        yield buffer.getvalue()
+        buffer.seek(0)
+        buffer.truncate()
 
 
 def place_of(folder: Path, row: Mapping[str, Any], name: str) -> Path:
