@@ -11,9 +11,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from matplotlib import rc_context
+from matplotlib.artist import allow_rasterization
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
+from matplotlib.backends.backend_agg import RendererAgg
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
+from matplotlib.markers import MarkerStyle
 from matplotlib.ticker import FuncFormatter
+from matplotlib.transforms import IdentityTransform
 
 from ..stats.agreement import RISK_CUTS, Estimate
 
@@ -109,16 +115,47 @@ def panel(axes: Axes, title: str, x: str, y: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+class _Cloud(PathCollection):
+    """Very many points: a picture, in every file the same, for which they are drawn once."""
+
+    _drawn: tuple[tuple[float, float, float], npt.NDArray[np.float64], npt.NDArray[np.uint8]] | None = None
+    """The size of a canvas and its dots per inch, where the points are on it, and the picture of them."""
+
+    @allow_rasterization  # type: ignore[untyped-decorator]
+    def draw(self, renderer: RendererBase) -> None:
+        """Put the picture; draw it where it is not there yet, or not for this place. Called by matplotlib."""
+        width, height = renderer.get_canvas_width_height()
+        canvas = width, height, 72 * float(renderer.points_to_pixels(1))  # type: ignore[arg-type]
+        where = self.get_offset_transform().transform(self.get_offsets())
+        drawn = self._drawn
+        if drawn is None or drawn[0] != canvas or not np.array_equal(drawn[1], where):
+            own = RendererAgg(*canvas)  # type: ignore[no-untyped-call]
+            super().draw(own)
+            drawn = canvas, where, np.asarray(own.buffer_rgba())  # type: ignore[no-untyped-call]
+            self._drawn = drawn
+        renderer.draw_image(renderer.new_gc(), 0, 0, drawn[2][::-1])
+
+
 def scatter(axes: Axes, points: Points, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> None:
     """Draw points at x, y; very many as a cloud."""
     if not len(x):
         return
     many = len(x) > 2000
     label = f"{points.label} (n = {len(x)})" if points.label else None
+    if many:
+        marker = MarkerStyle(points.marker)
+        cloud = _Cloud(
+            (marker.get_path().transformed(marker.get_transform()),), (4,), offsets=np.column_stack([x, y]),
+            offset_transform=axes.transData, facecolors=points.colour, edgecolors="none", alpha=0.25,
+            label=label, clip_on=False, zorder=3, rasterized=True,
+        )  # fmt: skip
+        cloud.set_transform(IdentityTransform())
+        axes.add_collection(cloud)
+        axes.autoscale_view()
+        return
     axes.scatter(
-        x, y, s=4 if many else 26, marker=points.marker, facecolors=points.colour if many else "none",
-        edgecolors="none" if many else points.colour, alpha=0.25 if many else 1, label=label,
-        clip_on=False, zorder=3, rasterized=many,
+        x, y, s=26, marker=points.marker, facecolors="none", edgecolors=points.colour, label=label,
+        clip_on=False, zorder=3,
     )  # fmt: skip
 
 
