@@ -162,10 +162,11 @@ class Engine:
         written = sum(count for stage, count in self._at.items() if stage > compute)
         return min(self._at[compute], self._workers.counts[compute]) + written
 
-    def run(self, series: Iterable[Series], *, redo: bool = False) -> None:
+    def run(self, series: Iterable[Series | ResultRow], *, redo: bool = False) -> None:
         """Work until every series has its row, or until `stop`.
 
         Args:
+            series: What is to be done; one that is known to be finished may come as its row.
             redo: Compute what is there already, too.
 
         Raises:
@@ -201,11 +202,13 @@ class Engine:
             return None
         return self._again.popleft() if self._again else next(todo, None)
 
-    def _to_do(self, series: Iterable[Series], redo: bool) -> Iterator[_Task]:
+    def _to_do(self, series: Iterable[Series | ResultRow], redo: bool) -> Iterator[_Task]:
         """The series that need work; the others get their rows here."""
         for one in series:
             uid = one.series_uid
-            if not redo and (row := finished(self._job.folder(one))) is not None:
+            if isinstance(one, ResultRow):
+                self._watch(one, True)
+            elif not redo and (row := finished(self._job.folder(one))) is not None:
                 self._watch(row, True)
             elif self._journal.quarantined(uid):
                 reason = (

@@ -312,15 +312,23 @@ def run_arriving(
     Raises:
         InputError, OutputError, WeightsError, DeviceError: The run cannot start or go on.
     """
-    done = [one for one in known if finished(job.folder(one)) is not None]
-    there = {one.series_uid for one in done}
-    left = [one.series_uid for one in known if one.series_uid not in there]
+
+    def come() -> Iterator[Series | ResultRow]:
+        left = []
+        for one in known:
+            row = finished(job.folder(one))
+            if row is None:
+                left.append(one.series_uid)
+            else:
+                yield row
+        yield from arrive(left)
+
     with OutputLock(job.output) as lock:
         return run_found(
             job,
             Discovery(series=known),
             lock,
-            arriving=chain(done, arrive(left)),
+            arriving=come(),
             means=means,
             watch=watch,
             ready=ready,
@@ -337,7 +345,7 @@ def run_found(
     means: Means,
     found: int | None = None,
     absent: Sequence[str] = (),
-    arriving: Iterable[Series] | None = None,
+    arriving: Iterable[Series | ResultRow] | None = None,
     redo: bool = False,
     watch: Callable[[Progress], None] = lambda progress: None,
     ready: Callable[[str], None] = lambda device: None,
@@ -355,8 +363,8 @@ def run_found(
     Args:
         found: Series in the input folder; None: those of `discovery`.
         absent: SeriesInstanceUIDs that were asked for and are not there.
-        arriving: The series of `discovery` as they are to be read, which come one after the other; None:
-            those of `discovery`.
+        arriving: The series of `discovery` as they are to be read, which come one after the other, or the
+            rows of those that are finished; None: those of `discovery`.
     """
     output, shard = job.output, lock.shard
     selected: dict[str, Any] = {
@@ -375,7 +383,7 @@ def run_found(
 
     images = 0
 
-    def mine() -> Iterator[Series]:
+    def mine() -> Iterator[Series | ResultRow]:
         nonlocal images
         for one in discovery.series if arriving is None else arriving:
             if shard is None or shard.holds(one.series_uid):

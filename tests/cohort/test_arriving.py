@@ -20,8 +20,8 @@ from deepcac2.cohort.download import Store
 from deepcac2.cohort.idc import find_tables
 from deepcac2.errors import InputError
 from deepcac2.pipeline import Workflow
-from deepcac2.pipeline.results import read_parquet
-from deepcac2.pipeline.run import Job
+from deepcac2.pipeline.results import ResultRow, read_parquet
+from deepcac2.pipeline.run import Job, finished
 
 
 class IDCClient:
@@ -129,6 +129,33 @@ def test_what_does_not_come_whole_keeps_nobody_back(
     _, rows, left = scored(tmp_path, remote)
     assert IDCClient.asked[-1] == [remote[3]]
     assert (rows.keys(), left) == (set(remote), 0)
+
+
+def test_of_what_is_finished_the_details_are_read_once_and_told_once(
+    tmp_path: Path, remote: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored(tmp_path, remote[:5])
+    read, told = list[Path](), list[tuple[str, bool]]()
+
+    def counting(folder: Path) -> ResultRow | None:
+        row = finished(folder)
+        read.extend([folder] if row is not None else [])
+        return row
+
+    def watch(progress: Progress) -> None:
+        if progress.row is not None:
+            told.append((progress.row.series_uid, progress.skipped))
+
+    for room in ("run", "engine"):
+        monkeypatch.setattr(f"deepcac2.batch.{room}.finished", counting)
+    source = arriving(tmp_path, remote)
+    job = Job(workflow=Workflow.load("default"), output=tmp_path / "results")
+    known = [source.named(uid) for uid in remote]
+    summary = run_arriving(known, source.series, job, means=Means(), watch=watch)
+    assert sorted(read) == sorted(job.folder(one) for one in known[:5])
+    assert told[:5] == [(uid, True) for uid in remote[:5]]
+    assert sorted(told[5:]) == sorted((uid, False) for uid in remote[5:])
+    assert (summary.left, summary.counts["rejected"]) == (0, 7)
 
 
 def test_where_the_network_is_lost_the_same_goes_on(
