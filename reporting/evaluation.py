@@ -15,7 +15,7 @@ from ..evaluation import cases as cases_of
 from ..evaluation import summary as summary_of
 from ..evaluation.cases import STATUSES, CaseResult, Evaluation
 from ..evaluation.summary import ArteryRate, Stratum, Summary, WrongRate
-from ..imaging.labels import ARTERIES
+from ..scoring.grades import ARTERIES
 from ..stats.agreement import MIN_PATIENTS, N_RESAMPLES, group_names
 from ..system.atomic import write_json, write_whole
 from .evaluation_figures import figures
@@ -82,7 +82,7 @@ _NAMES = (
     ("score with another one", "artery_other", 3),
     ("score with none, not sure", "artery_not_sure", 3),
     ("number of arteries right", "n_right", 3),
-    *((f"ρ, {label.name}", f"spearman_{label.name.lower()}", 3) for label in ARTERIES),
+    *((f"ρ, {name}", f"spearman_{name.lower()}", 3) for name in ARTERIES),
 )
 _IN_STRATA = (
     ("heart Dice", "heart_dice_mean", 3),
