@@ -3,18 +3,20 @@
 window.PUBLIC_URL = '/viewer/';
 console.time('scriptToView'); // OHIF ends this timer and expects its page to have started it
 
-// Our segmentations: first the slice with the most calcium. The heart is an outline; calcium is filled, each artery's
-// and what was not counted in its own colour, and then all coronary calcium, which they are parts of, is an outline.
+// Our segmentations: first the slice with the most calcium. The heart is an outline; calcium is filled, each
+// artery's and what was not counted in its own colour. All coronary calcium, of which the arteries' are parts,
+// is then an outline that is hidden at first, as it would lie on their colours.
 const CALCIUM = '18115005'; // SNOMED CT, pathologic calcification
 // SNOMED CT: coronary artery, LM, LAD, LCX, RCA
 const CORONARY = ['41801008', '3227004', '59438005', '57396003', '13647002'];
 const FILLED = { fillAlpha: 0.75, outlineWidth: 1 };
 const OUTLINED = { fillAlpha: 0, outlineWidth: 2 };
 const styles = new Map(); // by segmentation and segment
+const totals = new Map(); // by segmentation, the segment that others are parts of
 
-// Our reports: of a report of measurements OHIF shows what it can draw on images, which of ours is nothing: their numbers
-// belong to segments and points. Reports of other kinds it shows as text, and so it does ours, put into words here, since
-// OHIF's own words leave out what stands below a number, and have units that may be misread.
+// Our reports: of a report of measurements OHIF shows what it can draw on images, which of ours is nothing: their
+// numbers belong to segments and points. Reports of other kinds it shows as text, and so it does ours, put into
+// words here, since OHIF's own leave out what stands below a number, and have units that may be misread.
 const OUR_CODES = '99DEEPCAC2'; // the coding scheme that our reports declare
 const UNITS = { 1: '', "[hnsf'U]": 'HU', mm3: 'mm³', cm3: 'cm³' }; // by UCUM code; "2360 1" would be misread
 
@@ -54,7 +56,7 @@ const inWords = (item) => {
 
 const nameOf = (item) => first(item.ConceptNameCodeSequence).CodeMeaning;
 
-// A container and what is in it, as OHIF's view of texts reads it: a line each, and of what belongs to a line, too.
+// A container as OHIF's view of texts reads it: a line for each item in it, and for each that belongs to one.
 const asText = (container) => {
   const content = items(container.ContentSequence);
   const title = content.find((item) => nameOf(item) === 'Tracking Identifier');
@@ -104,6 +106,20 @@ const keepStyles = (service) => {
   };
 };
 
+const hideTotals = (service) => {
+  const done = new Set();
+  const key = ({ segmentationId, viewportId }) => `${viewportId} ${segmentationId}`;
+  service.subscribe(service.EVENTS.SEGMENTATION_REPRESENTATION_REMOVED, (event) => done.delete(key(event)));
+  service.subscribe(service.EVENTS.SEGMENTATION_REPRESENTATION_MODIFIED, (event) => {
+    const { segmentationId, viewportId } = event;
+    const [shown] = service.getSegmentationRepresentations(viewportId, { segmentationId });
+    if (shown && totals.has(segmentationId) && !done.has(key(event))) {
+      done.add(key(event));
+      service.setSegmentVisibility(viewportId, segmentationId, totals.get(segmentationId), false, shown.type);
+    }
+  });
+};
+
 const deepcac2Extension = {
   id: 'deepcac2',
   preRegistration: ({ servicesManager }) => {
@@ -112,6 +128,7 @@ const deepcac2Extension = {
   onModeEnter: ({ servicesManager }) => {
     const { displaySetService, segmentationService } = servicesManager.services;
     displaySetService.subscribe(displaySetService.EVENTS.DISPLAY_SETS_ADDED, showReportsAsText);
+    hideTotals(segmentationService);
     segmentationService.subscribe(
       segmentationService.EVENTS.SEGMENTATION_LOADING_COMPLETE,
       ({ segmentationId, segDisplaySet }) => {
@@ -126,6 +143,9 @@ const deepcac2Extension = {
           (s, index) =>
             index > calcium && calcified[index] && CORONARY.includes(code(s, 'AnatomicRegionSequence'))
         );
+        if (parted) {
+          totals.set(segmentationId, calcium);
+        }
         segments.forEach((segment, index) => {
           if (segment) {
             const style = !calcified[index] || (index === calcium && parted) ? OUTLINED : FILLED;
