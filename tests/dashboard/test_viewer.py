@@ -82,6 +82,7 @@ def on_canvas(page: Any, points: npt.NDArray[np.float64]) -> npt.NDArray[np.int6
 @pytest.fixture
 def complaints(page: Any) -> list[str]:
     """What the browser complains about during the test."""
+    page.goto("about:blank")  # ends what the page before was still loading
     found: list[str] = []
     page.on("requestfailed", lambda request: found.append(f"{request.url}: {request.failure}"))
     page.on("pageerror", lambda error: found.append(str(error)))
@@ -353,6 +354,9 @@ def test_a_case_opens_from_a_pacs(
     places = on_canvas(page, points)
     yellow = picture(page)[places[:, 0], places[:, 1]]
     assert (yellow[:, 0] - yellow[:, 2]).mean() > 60
+    page.get_by_text(str(sr.SeriesDescription), exact=True).dblclick()
+    page.wait_for_selector("text=Imaging Measurement Report")
+    assert "Coronary artery calcium score: 100\n" in page.locator("[data-cy=viewport-grid]").inner_text()
     assert all("/thumbnail?" in text for text in complaints), complaints  # this Orthanc makes none
 
 
