@@ -159,7 +159,7 @@ def create_app(
         if row is None:
             return _json({"error": "the results hold no such series"}, status=404)
         segmentation = store.segmentation(series_uid)
-        address = viewer_address(row, segmentation) if pages is not None else None
+        address = viewer_address(row, store) if pages is not None else None
         read = [] if desk is None else review.signed_scores(desk, row)
         found = views.case(results, folder, row)
         return _json({**found, "segmentation": segmentation, "viewer": address, "read": read})
@@ -175,7 +175,7 @@ def create_app(
         row = results.row(series_uid)
         if row is None or pages is None:
             return _json({"error": "there is no viewer of this series"}, status=404)
-        address = viewer_address(row, store.segmentation(series_uid))
+        address = viewer_address(row, store)
         image = slices.first_image(store, series_uid)
         return RedirectResponse(f"{address}&{urlencode({'slice': image})}" if image else address, 303)
 
@@ -235,11 +235,14 @@ def create_app(
     return app
 
 
-def viewer_address(row: dict[str, Any], segmentation: str | None) -> str:
-    """The address at which the viewer opens a series, with its segmentation on top where there is one."""
-    shown = {"StudyInstanceUIDs": row["study_uid"], "SeriesInstanceUIDs": row["series_uid"]}
+def viewer_address(row: dict[str, Any], store: DicomStore) -> str:
+    """The address at which the viewer opens a series, its segmentation on top and its report beside it, where
+    there are such."""
+    series = row["series_uid"]
+    segmentation, report = store.segmentation(series), store.report(series)
+    listed = ",".join(uid for uid in (series, segmentation, report) if uid is not None)
+    shown = {"StudyInstanceUIDs": row["study_uid"], "SeriesInstanceUIDs": listed}
     if segmentation is not None:
-        shown["SeriesInstanceUIDs"] += f",{segmentation}"
         shown["initialSeriesInstanceUID"] = segmentation
     return f"/viewer?{urlencode(shown, safe=',')}"
 

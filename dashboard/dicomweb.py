@@ -492,7 +492,7 @@ class _Query:
             conditions.append(f"study_date BETWEEN {literal(first or '00000000')} AND {literal(last)}")
         modalities = self.values("ModalitiesInStudy")
         if modalities and "CT" not in modalities:
-            conditions.append("status = 'scored'" if "SEG" in modalities else "false")
+            conditions.append("status = 'scored'" if {"SEG", "SR"} & {*modalities} else "false")
         return " AND ".join(conditions)
 
 

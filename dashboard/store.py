@@ -217,11 +217,19 @@ class DicomStore:
         found = self.segmentation_of(series_uid)
         return None if found is None else found.series_uid
 
+    def report(self, series_uid: str) -> str | None:
+        """SeriesInstanceUID of the SR that the run made from a series, or None where it made none."""
+        found = self._made_of(series_uid, "SR")
+        return None if found is None else found.series_uid
+
     def segmentation_of(self, series_uid: str) -> StoredSeries | None:
         """The SEG that the run made from a series, or None where it made none."""
+        return self._made_of(series_uid, "SEG")
+
+    def _made_of(self, series_uid: str, modality: str) -> StoredSeries | None:
         row = self.row(series_uid)
         made = () if row is None else self.made_from(row)
-        return next((one for one in made if one.modality == "SEG"), None)
+        return next((one for one in made if one.modality == modality), None)
 
 
 _TAGS = ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality",

@@ -32,7 +32,7 @@ def router(vendor: Path, dicomweb: str = "/dicomweb") -> APIRouter | None:
     """The viewer at ``/viewer``.
 
     A case is opened with
-    ``/viewer?StudyInstanceUIDs=STUDY&SeriesInstanceUIDs=CT,SEG&initialSeriesInstanceUID=SEG``.
+    ``/viewer?StudyInstanceUIDs=STUDY&SeriesInstanceUIDs=CT,SEG,SR&initialSeriesInstanceUID=SEG``.
 
     Args:
         vendor: Folder that `fetch.fetch` has filled.

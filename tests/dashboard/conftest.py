@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,12 +124,15 @@ class NamedCase:
 
     Attributes:
         results: The folder.
+        seg_file, sr_file: The SEG and the SR made from the series.
         arteries, others: uint8 (z, y, x): values of the classes of calcium and of what was not counted.
         counted: bool (z, y, x).
         scores: By column of the table.
     """
 
     results: Path
+    seg_file: Path
+    sr_file: Path
     arteries: npt.NDArray[np.uint8] = field(repr=False)
     others: npt.NDArray[np.uint8] = field(repr=False)
     counted: npt.NDArray[np.bool_] = field(repr=False)
@@ -144,6 +147,7 @@ def named_case(viewer_case: ViewerCase, tmp_path_factory: pytest.TempPathFactory
     from deepcac2.imaging import labels
     from deepcac2.imaging.labels import Labels
     from deepcac2.outputs.preview import PREVIEW, preview
+    from deepcac2.outputs.structured_report import write_sr
     from deepcac2.pipeline import Case
     from deepcac2.pipeline.arteries import ARTERIES, COLUMNS, NOT_CORONARY
     from deepcac2.pipeline.details import details
@@ -155,6 +159,7 @@ def named_case(viewer_case: ViewerCase, tmp_path_factory: pytest.TempPathFactory
 
     results = tmp_path_factory.mktemp("named")
     series = next(s for s in discover(viewer_case.ct).series if s.series_uid == viewer_case.series)
+    series = replace(series, patient_age=60, patient_sex="M")
     reading = read_series(series)
     hu, masks = reading.volume.hu, viewer_case.masks
     arteries, others = (np.zeros(hu.shape, np.uint8) for _ in range(2))
@@ -186,13 +191,17 @@ def named_case(viewer_case: ViewerCase, tmp_path_factory: pytest.TempPathFactory
         parts=[case[ARTERIES], case[NOT_CORONARY]],
         **masks,
     )
-    write_json(folder / DETAILS_NAME, details(case, {}) | {"outputs": ["cac.seg.dcm"]})
+    seg_file, sr_file = folder / "cac.seg.dcm", folder / "cac.sr.dcm"
+    write_sr(sr_file, case, segmentation=seg_file, provenance={"deepcac2": "0", "weights": {}})
+    write_json(folder / DETAILS_NAME, details(case, {}) | {"outputs": [seg_file.name, sr_file.name]})
     picture = preview(case)
     assert picture is not None
     (folder / PREVIEW.file).write_bytes(picture)
     write_parquet(results / "results.parquet", [row])
     return NamedCase(
         results=results,
+        seg_file=seg_file,
+        sr_file=sr_file,
         arteries=arteries,
         others=others,
         counted=case[SCORE].counted,

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -98,6 +99,28 @@ def test_instances_come_in_pages(client: DICOMwebClient, viewer_case: Any, serve
     connection.request("GET", path)
     assert "more results" in connection.getresponse().headers["Warning"]
     connection.close()
+
+
+def test_the_report_is_a_series_of_the_study(
+    named_case: Any, viewer_case: Any, serve: Any, viewer_app: Any
+) -> None:
+    """Found, told and handed out as the SEG is: all that it measures, and nobody's name."""
+    base = serve(viewer_app(replace(viewer_case, results=named_case.results)))
+    client = DICOMwebClient(url=f"{base}/dicomweb")
+    file = pydicom.dcmread(named_case.sr_file)
+    (study,) = client.search_for_studies(search_filters={"ModalitiesInStudy": "SR"})
+    assert sorted(study["00080061"]["Value"]) == ["CT", "SEG", "SR"]
+    (series,) = client.search_for_series(viewer_case.study, search_filters={"Modality": "SR"})
+    assert value(series, "0020000E") == file.SeriesInstanceUID
+    (instance,) = client.search_for_instances(viewer_case.study, file.SeriesInstanceUID)
+    assert value(instance, "00080016") == file.SOPClassUID
+    (content,) = client.retrieve_series_metadata(viewer_case.study, file.SeriesInstanceUID)
+    whole = client.retrieve_instance(viewer_case.study, file.SeriesInstanceUID, file.SOPInstanceUID)
+    assert file.PatientName == viewer_case.secrets[0]
+    for served_set in (Dataset.from_json(content), whole):
+        assert served_set.ContentSequence == file.ContentSequence
+        assert served_set.CodingSchemeIdentificationSequence == file.CodingSchemeIdentificationSequence
+        assert not any(secret in str(served_set) for secret in viewer_case.secrets)
 
 
 # --- metadata and instances -------------------------------------------------------------------------------

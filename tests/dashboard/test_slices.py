@@ -71,6 +71,23 @@ def test_a_row_leads_to_the_viewer_at_the_slice_of_the_overview(
     assert asked["slice"] == json.loads(read(base))["instance"] != ""
 
 
+def test_the_viewer_opens_segmentation_and_report_with_the_ct(
+    named_case: Any, viewer_case: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "ohif").mkdir()
+    (tmp_path / "ohif" / "index.html").write_text("a viewer")
+    app = create_app(named_case.results, ct=viewer_case.ct, vendor=tmp_path)
+    with TestClient(app, base_url="http://127.0.0.1:8000") as client:
+        address = client.get(f"/api/cases/{viewer_case.series}").json()["viewer"]
+    asked = dict(parse_qsl(urlsplit(address).query))
+    seg, sr = (
+        str(pydicom.dcmread(path, stop_before_pixels=True).SeriesInstanceUID)
+        for path in (named_case.seg_file, named_case.sr_file)
+    )
+    assert asked["SeriesInstanceUIDs"].split(",") == [viewer_case.series, seg, sr]
+    assert asked["initialSeriesInstanceUID"] == seg
+
+
 def test_the_overlay_is_where_the_masks_are(base: str, viewer_case: Any) -> None:
     """The slice comes as it is stored (supine), enlarged; only the heart edge and calcium differ."""
     z = json.loads(read(base))["first"]

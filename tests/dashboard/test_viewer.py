@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,12 +24,15 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from PIL import Image
+from pydicom.dataset import Dataset
 
 from deepcac2.dashboard import fetch, viewer
 from deepcac2.delivery.push import push
 from deepcac2.delivery.sending import Credentials, DicomWeb, tls_context
 from deepcac2.dicom import MeasuredCalcium, discover, read_series, write_structured_report
+from deepcac2.dicom.seg.codes import part_label
 from deepcac2.errors import InputError
+from deepcac2.imaging.labels import ARTERIES, NOT_CORONARY, NOT_SURE
 
 CHROMIUM = Path("/usr/bin/chromium")
 SOFTWARE_GL = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
@@ -78,6 +82,7 @@ def on_canvas(page: Any, points: npt.NDArray[np.float64]) -> npt.NDArray[np.int6
 @pytest.fixture
 def complaints(page: Any) -> list[str]:
     """What the browser complains about during the test."""
+    page.goto("about:blank")  # ends what the page before was still loading
     found: list[str] = []
     page.on("requestfailed", lambda request: found.append(f"{request.url}: {request.failure}"))
     page.on("pageerror", lambda error: found.append(str(error)))
@@ -168,6 +173,109 @@ def test_a_case_opens_with_its_segmentation(
     assert page.locator("[data-cy=back-to-dashboard]").get_attribute("href") == "/"
 
 
+VISIBLE = """() => {
+  const service = window.services.segmentationService;
+  const [viewport] = [...window.services.cornerstoneViewportService.viewportsById.keys()].slice(-1);
+  const [{ segments: shown }] = service.getSegmentationRepresentations(viewport);
+  const [{ segments }] = service.getSegmentations();
+  return Object.fromEntries(Object.keys(shown).map((nr) => [segments[nr].label, shown[nr].visible]));
+}"""
+"""By label, whether a segment is shown."""
+
+
+def click_eye(page: Any, label: str) -> None:
+    row = page.locator("[data-cy=data-row]").filter(has=page.get_by_text(label, exact=True))
+    row.hover()
+    row.locator("[data-cy=data-row-visibility-toggle]").click()
+    page.wait_for_timeout(500)
+
+
+def said_by(item: Dataset) -> list[str]:
+    """The lines of a report that should be shown: the name of a text, code or number, and what it says."""
+    name = item.ConceptNameCodeSequence[0].CodeMeaning
+    lines = []
+    if item.ValueType == "NUM":
+        (measured,) = item.MeasuredValueSequence
+        units = {"1": "", "[hnsf'U]": "HU", "mm3": "mm³", "cm3": "cm³", "%": "%"}
+        unit = units[measured.MeasurementUnitsCodeSequence[0].CodeValue]
+        lines = [f"{name}: {float(measured.NumericValue):.10g} {unit}".strip()]
+    elif item.ValueType in ("TEXT", "CODE"):
+        text = item.get("TextValue") or item.ConceptCodeSequence[0].CodeMeaning
+        lines = [f"{name}: {text}"]
+    return lines + [line for inner in item.get("ContentSequence", []) for line in said_by(inner)]
+
+
+@pytest.mark.slow
+def test_segments_by_class_and_the_report(
+    page: Any,
+    complaints: list[str],
+    viewer_case: Any,
+    named_case: Any,
+    serve: Callable[[FastAPI], str],
+    viewer_app: Callable[..., FastAPI],
+) -> None:
+    """Each class is listed, drawn in its colour, and hidden by its eye; the report is read as text."""
+    if not (fetch.VENDOR / "ohif" / "index.html").is_file():
+        pytest.skip("needs the viewer's files: make viewer")
+    seg, sr = pydicom.dcmread(named_case.seg_file), pydicom.dcmread(named_case.sr_file)
+    case = replace(viewer_case, results=named_case.results, seg=str(seg.SeriesInstanceUID))
+    colours = {part_label(label): label.colour for label in (*ARTERIES, NOT_SURE, *NOT_CORONARY)}
+    stacks = {part_label(c): named_case.arteries == c.value for c in (*ARTERIES, NOT_SURE)}
+    stacks |= {part_label(c): named_case.others == c.value for c in NOT_CORONARY}
+    names = [str(item.SegmentLabel) for item in seg.SegmentSequence]
+    assert set(names[2:]) == {name for name, mask in stacks.items() if mask.any()}
+    (series,) = (s for s in discover(case.ct).series if s.series_uid == case.series)
+    geometry = read_series(series).volume.geometry
+
+    address = serve(viewer_app(case, vendor=fetch.VENDOR))
+    for name in ("Calcium, LAD", "Calcium, RCA", "Not counted, aorta"):
+        mask = stacks[name]
+        z = open_case(page, address, case, str(sr.SeriesInstanceUID), z=int(mask.sum(axis=(1, 2)).argmax()))
+        page.wait_for_load_state("networkidle")
+        page.wait_for_timeout(500)
+        shown = picture(page)
+        click_eye(page, name)
+        hidden = picture(page)
+        index = np.argwhere(mask[z])
+        points = geometry.to_lps(np.column_stack([np.full(len(index), z), index]).astype(float))
+        places = tuple(on_canvas(page, points).T)
+        line = np.asarray(colours[name])
+        filled = 0.25 * hidden[places] + 0.75 * line
+        off = np.minimum(*(np.abs(shown[places] - expected).max(axis=1) for expected in (line, filled)))
+        assert np.median(off) < 15, name
+        others = {s for s in names if s not in (name, "Coronary calcium")}
+        assert {s for s, seen in page.evaluate(VISIBLE).items() if seen} == others
+    click_eye(page, "Coronary calcium")  # hidden at first: it lies on the colours of the arteries
+    assert page.evaluate(VISIBLE)["Coronary calcium"]
+    assert page.locator("[data-cy=data-row-title]").all_inner_texts() == names
+
+    style = """() => {
+      const service = window.services.segmentationService;
+      const [{ segmentationId, segments }] = service.getSegmentations();
+      return Object.keys(segments).map(Number).map((segmentIndex) =>
+        service.getStyle({ segmentationId, type: 'Labelmap', segmentIndex }).fillAlpha);
+    }"""
+    alphas = [0, 0] + [0.75] * (len(names) - 2)
+    assert page.evaluate(style) == alphas
+    page.get_by_text("Heart", exact=True).click()  # it flashes, and is an outline again
+    page.wait_for_function(f"() => ({style})()[0] !== 0")
+    page.wait_for_function(f"() => ({style})()[0] === 0")
+    assert page.evaluate(style) == alphas
+
+    page.get_by_text(str(sr.SeriesDescription), exact=True).dblclick()
+    page.wait_for_selector("text=Imaging Measurement Report")
+    text = page.locator("[data-cy=viewport-grid]").inner_text()
+    lines = [line for line in text.splitlines() if line]
+    wanted = said_by(sr)
+    assert sum("score: " in line for line in wanted) > 3
+    assert any(line.startswith("Percentile Ranking") for line in wanted)
+    rest = iter(lines)
+    assert [line for line in wanted if line not in rest] == []  # all of them, and in their order
+    assert "Measurement Group: Calcium, LAD" in text
+    assert "not supported" not in text
+    assert not complaints
+
+
 @pytest.mark.slow
 def test_the_viewer_opens_the_slice_that_the_dashboard_names(
     page: Any, with_viewer: str, viewer_case: Any
@@ -246,6 +354,9 @@ def test_a_case_opens_from_a_pacs(
     places = on_canvas(page, points)
     yellow = picture(page)[places[:, 0], places[:, 1]]
     assert (yellow[:, 0] - yellow[:, 2]).mean() > 60
+    page.get_by_text(str(sr.SeriesDescription), exact=True).dblclick()
+    page.wait_for_selector("text=Imaging Measurement Report")
+    assert "Coronary artery calcium score: 100\n" in page.locator("[data-cy=viewport-grid]").inner_text()
     assert all("/thumbnail?" in text for text in complaints), complaints  # this Orthanc makes none
 
 
