@@ -25,6 +25,7 @@ from ..pipeline.chain import provenance_of
 from ..pipeline.places import RUN_FILE
 from ..pipeline.run import Job
 from ..pipeline.step import PHASES
+from ..system.cores import wait_asleep
 from .local import LOADING_SECONDS, Outcome, WorkerLost
 from .worker import Finished, Handed, NotBegun, Role, Worker, add_log_file, silence_libraries
 
@@ -363,6 +364,7 @@ class _Actor:
         with suppress(OSError):
             os.chdir(self._folder)
         silence_libraries()
+        wait_asleep()
         if not _seen(job.output / RUN_FILE):
             raise DeviceError(
                 f"node {node} of the Ray cluster does not see {job.output}; input and output must lie on a "

@@ -23,6 +23,7 @@ from ..pipeline.chain import Chain
 from ..pipeline.run import Job, Settled
 from ..pipeline.step import PHASES
 from ..system.atomic import output_errors
+from ..system.cores import wait_asleep
 from .exchange import put, take
 
 if TYPE_CHECKING:
@@ -188,6 +189,7 @@ def start(job: Job, role: Role, parent: int) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     _die_with(parent)
     silence_libraries()
+    wait_asleep()
     if role.log_path is not None:
         add_log_file(role.log_path)
     _worker = Worker(job, role)

@@ -15,7 +15,6 @@ import cc3d
 import numpy as np
 import numpy.typing as npt
 
-from ..dicom.document import write_encapsulated_pdf, write_secondary_capture
 from ..imaging.labels import HEART
 from ..imaging.orientation import to_canonical
 from ..pipeline.arteries import ARTERIES, BY_CLASS, NOT_CORONARY
@@ -367,6 +366,8 @@ def _write_pdf(path: Path, case: Case, options: Any, context: Context) -> bool:
 
 
 def _write_encapsulated(path: Path, case: Case, options: Any, context: Context) -> bool:
+    from ..dicom.document import write_encapsulated_pdf  # it loads pydicom's tables of codes
+
     sheet = case_page(case, context.provenance)
     if sheet is not None:
         write_encapsulated_pdf(
@@ -381,6 +382,8 @@ def _write_encapsulated(path: Path, case: Case, options: Any, context: Context) 
 
 
 def _write_capture(path: Path, case: Case, options: Any, context: Context) -> bool:
+    from ..dicom.document import write_secondary_capture  # it loads pydicom's tables of codes
+
     sheet = case_page(case, context.provenance)
     if sheet is not None:
         write_secondary_capture(

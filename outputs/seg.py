@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..dicom import write_segmentation
 from ..pipeline.arteries import ARTERIES, NOT_CORONARY
 from ..pipeline.case import Case
 from ..pipeline.facts import CALCIUM, GEOMETRY, HEART, HEART_SOURCE, POSSIBLE_CALCIUM
@@ -42,6 +41,7 @@ class DSegConverterOptions:
 def _write(path: Path, case: Case, options: DSegConverterOptions, context: Context) -> bool:
     """A NIfTI or NRRD file has no DICOM images that a SEG could refer to."""
     from .. import __version__
+    from ..dicom import write_segmentation  # it loads pydicom's tables of codes
 
     if isinstance(case.series, ImageSeries):
         return False

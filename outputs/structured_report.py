@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..dicom import MeasuredArtery, MeasuredCalcium, MeasuredLesion, write_structured_report
-from ..dicom.derived import Signature
 from ..pipeline.arteries import ARTERIES, BY_CLASS, artery_scores
 from ..pipeline.case import Case
 from ..pipeline.cautions import cautions
@@ -17,6 +15,10 @@ from ..pipeline.shown import RESEARCH_USE
 from ..pipeline.step import Context
 from ..pipeline.writer import Writer, register_writer
 from ..scoring.grades import cac_drs
+
+if TYPE_CHECKING:
+    from ..dicom import MeasuredArtery
+    from ..dicom.derived import Signature
 
 
 def write_sr(
@@ -40,6 +42,9 @@ def write_sr(
         InputUnreadable: The SEG cannot be read.
         DiskFull, OutputUnwritable: The SR cannot be written.
     """
+    # They load pydicom's tables of codes, which only who writes needs.
+    from ..dicom import MeasuredCalcium, MeasuredLesion, write_structured_report
+
     score, heart, ranked = case[SCORE], case.get(HEART_MEASURES, {}), percentile_of(case)
     write_structured_report(
         path,
@@ -72,6 +77,8 @@ def write_sr(
 
 def _arteries(case: Case) -> tuple[MeasuredArtery, ...]:
     """The arteries with calcium, in their order, what has no artery last."""
+    from ..dicom import MeasuredArtery
+
     parts = case.get(BY_CLASS, {}).get("arteries", {})
     known = {label.name: label for label in ARTERIES.image.classes} if ARTERIES.image else {}
     return tuple(

@@ -13,7 +13,6 @@ from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
-import scipy.ndimage
 
 from ..imaging import Volume
 from ..imaging.masks import bounding_box
@@ -59,6 +58,8 @@ def harmonised(
     count = slices_averaged(volume.geometry.spacing[0])
     if not mask.any() or (count == 1 and not sharp):
         return volume, mask
+    from scipy import ndimage  # a fifth of a second, and most scans need none of it
+
     _, *pixel = volume.geometry.spacing
     box = _box(mask, count, [int(np.ceil((REACH_MM + 4 * SOFTENING_MM) / p)) for p in pixel])
     hu, part = volume.hu[box].astype(np.float32), mask[box]
@@ -67,8 +68,8 @@ def harmonised(
     hu = (np.add.reduceat(hu, firsts) / sizes[:, None, None]).astype(np.float32)
     part = np.logical_or.reduceat(part, firsts)
     if sharp:
-        hu = scipy.ndimage.gaussian_filter(hu, [0.0, *(SOFTENING_MM / p for p in pixel)], mode="nearest")
-    away = scipy.ndimage.distance_transform_edt  # slice by slice: lesions of neighbouring slabs stay apart
+        hu = ndimage.gaussian_filter(hu, [0.0, *(SOFTENING_MM / p for p in pixel)], mode="nearest")
+    away = ndimage.distance_transform_edt  # slice by slice: lesions of neighbouring slabs stay apart
     part = np.stack([away(~one, sampling=pixel) <= REACH_MM if one.any() else one for one in part])
     geometry = volume.geometry.part(box)
     first = geometry.to_lps([(count - 1) / 2, 0.0, 0.0])

@@ -22,6 +22,17 @@ def threads_each(workers: int) -> int:
     return min(threads, max(1, int(granted))) if granted.isdecimal() else threads
 
 
+def wait_asleep() -> None:
+    """Let threads of this process that wait for each other sleep: to be called before torch is loaded.
+
+    By default those of OpenMP spin for a while, faster by microseconds on cores that nothing else needs. With
+    other work beside, of readers and writers or of others, a thread then waits for one that waits for the
+    core on which the first one spins: a series took up to four times as long and three times the CPU
+    (docs/performance.md). ``OMP_WAIT_POLICY``, where it is set, stays.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def _quota() -> int | None:
     """Whole cores of the quota, halves up, at least 1; None where there is none."""
     try:

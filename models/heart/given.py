@@ -23,8 +23,6 @@ import numpy.typing as npt
 from ...dicom import Series, printable, readable
 from ...dicom.gates import Gate, register_gate
 from ...dicom.names import safe_name
-from ...dicom.seg.codes import CHAMBERS, is_named, kind_of
-from ...dicom.seg.reader import image_of, open_segmentation, referenced_series
 from ...errors import InputError, InputUnreadable, MaskMismatch, SeriesRejected
 from ...imaging import Geometry
 from ...imaging.nrrd import on_grid
@@ -57,7 +55,7 @@ OFF_GRID = register_gate(
 )
 
 ALL_CHAMBERS = "chambers"
-"""Stands for all of `CHAMBERS`."""
+"""Stands for all of `dicom.seg.codes.CHAMBERS`."""
 _HEART = "heart"
 _SHOWN = 8
 """Segments or files that a message names at most; chosen."""
@@ -92,6 +90,8 @@ class GivenHearts:
     @property
     def wanted(self) -> tuple[str, ...]:
         """`segments`, each on its own."""
+        from ...dicom.seg.codes import CHAMBERS
+
         several = [tuple(CHAMBERS) if name == ALL_CHAMBERS else (name,) for name in self.segments]
         return tuple(dict.fromkeys(name for names in several for name in names))
 
@@ -160,6 +160,8 @@ class GivenHearts:
 
     def _of_segs(self, paths: Sequence[Path], series: Series, geometry: Geometry) -> GivenHeart:
         """The heart of the one SEG that has it."""
+        from ...dicom.seg.reader import image_of, open_segmentation
+
         said: list[str] = []
         having: list[tuple[Path, dict[int, str]]] = []
         for path in paths:
@@ -189,6 +191,8 @@ class GivenHearts:
 
     def _numbers(self, items: Sequence[Any]) -> tuple[dict[int, str], str]:
         """SegmentNumber and label of the segments that are the heart; what speaks against them, or ""."""
+        from ...dicom.seg.codes import CHAMBERS, is_named, kind_of
+
         labels = {int(item.SegmentNumber): printable(str(item.get("SegmentLabel", "?"))) for item in items}
         if not self.wanted:
             chosen = [int(item.SegmentNumber) for item in items if kind_of(item) == _HEART]
@@ -302,6 +306,8 @@ def _below(path: Path, root: Path) -> str:
 
 def _series_of(path: Path) -> str | None:
     """The series that a SEG refers to, "" where it does not say; None for what is no SEG that can be read."""
+    from ...dicom.seg.reader import referenced_series  # it loads pydicom's tables of codes
+
     try:
         return referenced_series(path)
     except InputUnreadable as error:
