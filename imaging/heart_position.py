@@ -6,6 +6,8 @@ surface, and the place between the ends of the heart along z, y and x.
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ import scipy.ndimage
 import torch
 
 from .crop import CROP_SPACING
+from .masks import bounding_box
 
 CHANNELS = 4
 """Of `position`: depth, and the place along z, y and x."""
@@ -37,13 +40,26 @@ def heart_depth(share: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.int8]:
         int8 of the same shape, −100 to 100.
     """
     z, y, x = share.shape
-    inside = share.reshape(z, y // COARSE, COARSE, x // COARSE, COARSE).mean(axis=(2, 4)) >= 0.5
     sampling = np.multiply(CROP_SPACING, (1, COARSE, COARSE))
-    if inside.any() and not inside.all():
-        depth = scipy.ndimage.distance_transform_edt(inside, sampling=sampling)
-        depth = depth - scipy.ndimage.distance_transform_edt(~inside, sampling=sampling)
-    else:
-        depth = np.full(inside.shape, DEPTH_MM if inside.all() else -DEPTH_MM)
+    depth = np.full((z, y // COARSE, x // COARSE), -DEPTH_MM)
+    if (heart := share > 0).any():
+        # Beyond `DEPTH_MM` all is alike, so distances are taken around the heart alone.
+        near = []
+        for b, mm, many, n in zip(
+            bounding_box(heart), sampling, (1, COARSE, COARSE), depth.shape, strict=True
+        ):
+            reach = math.ceil(DEPTH_MM / mm)
+            near.append(slice(max(b.start // many - reach, 0), min(-(-b.stop // many) + reach, n)))
+        zs, *plane = near
+        ys, xs = (slice(s.start * COARSE, s.stop * COARSE) for s in plane)
+        part = np.ascontiguousarray(share[zs, ys, xs])
+        blocks = len(part), part.shape[1] // COARSE, COARSE, part.shape[2] // COARSE, COARSE
+        inside = part.reshape(blocks).mean(axis=(2, 4)) >= 0.5
+        if inside.all():
+            depth[tuple(near)] = DEPTH_MM
+        elif inside.any():
+            within = scipy.ndimage.distance_transform_edt(inside, sampling=sampling)
+            depth[tuple(near)] = within - scipy.ndimage.distance_transform_edt(~inside, sampling=sampling)
     coarse = torch.from_numpy((depth * (_STEPS / DEPTH_MM)).clip(-_STEPS, _STEPS).astype(np.float32))
     fine = torch.nn.functional.interpolate(coarse[:, None], size=(y, x), mode="bilinear")[:, 0]
     return fine.round().to(torch.int8).numpy()
@@ -64,8 +80,6 @@ def position(
     depth: npt.NDArray[np.int8],
     box: tuple[tuple[float, float], ...],
     corner: tuple[int, int, int] = (0, 0, 0),
-    *,
-    before: int = 0,
 ) -> npt.NDArray[np.float32]:
     """The channels that say where a voxel lies, float32 (4, z, y, x).
 
@@ -73,14 +87,43 @@ def position(
         depth: Of the crop or of a patch of it, see `heart_depth`.
         box: Of the crop's heart, see `heart_box`.
         corner: Of the patch in the crop, (z, y, x).
-        before: Channels in front of these, with nothing in them yet.
     """
-    whole = np.empty((before + CHANNELS, *depth.shape), dtype=np.float32)
-    out = whole[before:]
-    out[0] = depth * np.float32(1 / _STEPS)
-    for axis, ((middle, half), first) in enumerate(zip(box, corner, strict=True)):
-        along = (np.arange(depth.shape[axis], dtype=np.float32) + (first - middle)) / half
-        shape = [1, 1, 1]
-        shape[axis] = -1
-        out[1 + axis] = along.clip(-FARTHEST, FARTHEST).reshape(shape)
-    return whole
+    out = torch.empty((CHANNELS, *depth.shape))
+    Place.of(depth, box, corner).fill(out)
+    return out.numpy()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """The channels that say where the voxels of a crop lie, made for a patch when it is looked at.
+
+    Attributes:
+        depth: int8 (z, y, x), see `heart_depth`.
+        along: float32, one along each axis: places between the ends of the heart.
+    """
+
+    depth: torch.Tensor
+    along: tuple[torch.Tensor, ...]
+
+    @classmethod
+    def of(
+        cls,
+        depth: npt.NDArray[np.int8],
+        box: tuple[tuple[float, float], ...],
+        corner: tuple[int, int, int],
+        device: torch.device | None = None,
+    ) -> Place:
+        """Of a crop or a part of it; see `position`."""
+        along = []
+        for axis, ((middle, half), first) in enumerate(zip(box, corner, strict=True)):
+            place = (np.arange(depth.shape[axis], dtype=np.float32) + (first - middle)) / half
+            along.append(torch.from_numpy(place.clip(-FARTHEST, FARTHEST)).to(device))
+        return cls(depth=torch.from_numpy(depth).to(device), along=tuple(along))
+
+    def fill(self, out: torch.Tensor, window: tuple[slice, ...] = (slice(None),) * 3) -> None:
+        """Write the channels of a window into `out`, float32 (4, z, y, x)."""
+        torch.mul(self.depth[window], 1 / _STEPS, out=out[0])
+        for axis, (along, part) in enumerate(zip(self.along, window, strict=True)):
+            shape = [1, 1, 1]
+            shape[axis] = -1
+            out[1 + axis] = along[part].reshape(shape)

@@ -38,7 +38,7 @@ def dilated(mask: npt.NDArray[np.bool_], geometry: Geometry, margin_mm: float) -
     """
     from scipy.ndimage import distance_transform_edt
 
-    result = np.zeros_like(mask)
+    result = np.zeros(mask.shape, dtype=bool)
     if not mask.any():
         return result
     steps = [max(1, round(3.0 / s)) for s in geometry.spacing]

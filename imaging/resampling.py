@@ -7,6 +7,7 @@ times faster than a general resampler on a whole CT.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,9 @@ import numpy.typing as npt
 import torch
 
 from .volume import Geometry
+
+Box = tuple[slice, ...]
+"""A part of a grid, a slice with start and stop along each axis."""
 
 SLAB = 16
 """Slices converted to float at a time: 16 × 512 × 512 float32 are 17 MB."""
@@ -87,6 +91,7 @@ def resample(
     *,
     outside: float,
     device: torch.device | None = None,
+    box: Box | None = None,
 ) -> torch.Tensor:
     """Trilinear resampling of `array` from grid `source` onto the parallel grid `target`.
 
@@ -94,38 +99,126 @@ def resample(
         array: (z, y, x) on `source`, any real dtype.
         outside: Value of target voxels whose centre lies outside the source.
         device: Where to compute; default the tensor's own device, or the CPU for a numpy array.
+        box: The part of the target that is wanted, slices with start and stop; None: all of it. What comes is
+            that part of the whole, bit for bit.
 
     Returns:
-        float32 tensor (z, y, x) of shape ``target.shape``.
+        float32 tensor (z, y, x) of shape ``target.shape``, or of the box's.
 
     Raises:
         ValueError: The grids' axes are not parallel.
     """
     weights = grid_weights(source, target)
-    tensor = array if isinstance(array, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(array))
+    box = tuple(slice(0, n) for n in target.shape) if box is None else box
+    shape = tuple(b.stop - b.start for b in box)
+    if device is None:
+        device = array.device if isinstance(array, torch.Tensor) else torch.device("cpu")
     # Only the part that is looked at is converted and moved, and only what lies inside is computed: a crop
     # costs what the crop costs, there and back.
     looked_at, within, local = [], [], []
-    for w, size in zip(weights, source.shape, strict=True):
+    for w, size, chosen in zip(weights, source.shape, box, strict=True):
         inside = np.flatnonzero(w.inside)
-        if not len(inside):
-            return torch.full(target.shape, outside, dtype=torch.float32, device=device or tensor.device)
-        own = slice(int(inside[0]), int(inside[-1]) + 1)
-        low = w.low[own]
+        start, stop = chosen.start, chosen.stop
+        if len(inside):
+            start, stop = max(int(inside[0]), start), min(int(inside[-1]) + 1, stop)
+        if not len(inside) or start >= stop:
+            return torch.full(shape, outside, dtype=torch.float32, device=device)
+        low, own = w.low[start:stop], slice(start, stop)
         first, last = int(low.min()), min(int(low.max()) + 2, size)
         looked_at.append(slice(first, last))
-        within.append(own)
+        within.append(slice(start - chosen.start, stop - chosen.start))
         local.append(AxisWeights(low=low - first, weight=w.weight[own], inside=w.inside[own]))
-    part = tensor[tuple(looked_at)]
-    part = part.to(device or part.device, torch.float32)
-    # Axes that shrink most come first: fewer values for the later ones.
-    for axis in sorted(range(3), key=lambda a: len(local[a].low) / max(part.shape[a], 1)):
+    seen = array[tuple(looked_at)]
+    if not isinstance(seen, torch.Tensor):  # torch knows no arrays that run backwards
+        seen = torch.from_numpy(np.ascontiguousarray(seen) if min(seen.strides) < 0 else seen)
+    part = seen.to(device, torch.float32)
+    for axis in _axes_in_order(weights, source.shape):
         part = _interpolate_axis(part, axis, local[axis])
-    if part.shape == target.shape:
+    if part.shape == shape:
         return part
-    out = torch.full(target.shape, outside, dtype=torch.float32, device=part.device)
+    out = torch.full(shape, outside, dtype=torch.float32, device=part.device)
     out[tuple(within)] = part
     return out
+
+
+def _axes_in_order(weights: tuple[AxisWeights, ...], size: tuple[int, ...]) -> list[int]:
+    """The axes as they are interpolated: those that shrink most come first, fewer values for the later ones.
+
+    The last bits of a result hang on it, so parts of a target are computed in the order of the whole.
+    """
+
+    def shrinks(axis: int) -> float:
+        low = weights[axis].low[weights[axis].inside]
+        return float(len(low) / max(min(int(low.max()) + 2, size[axis]) - int(low.min()), 1))
+
+    return sorted(range(len(size)), key=shrinks)
+
+
+def sample(
+    array: torch.Tensor,
+    source: Geometry,
+    target: Geometry,
+    index: tuple[npt.NDArray[np.intp], ...],
+    *,
+    outside: float,
+) -> torch.Tensor:
+    """What `resample` gives for single voxels of the target, bit for bit.
+
+    Args:
+        array: float32 (z, y, x) on `source`.
+        index: Of the voxels, as `numpy.nonzero` gives it: three arrays (n,).
+        outside: Value of those whose centre lies outside the source.
+
+    Returns:
+        float32 (n,) on the array's device.
+
+    Raises:
+        ValueError: The grids' axes are not parallel.
+    """
+    weights = grid_weights(source, target)
+    inside = np.logical_and.reduce([w.inside[i] for w, i in zip(weights, index, strict=True)])
+    out = torch.full((len(inside),), outside, dtype=torch.float32, device=array.device)
+    if not inside.any():
+        return out
+    order = _axes_in_order(weights, source.shape)
+    low = [torch.from_numpy(w.low[i[inside]]).to(array.device) for w, i in zip(weights, index, strict=True)]
+    share = [
+        torch.from_numpy(w.weight[i[inside]]).to(array.device) for w, i in zip(weights, index, strict=True)
+    ]
+    # The corners of each voxel's cell, by their place along the axes in order; one axis after the other goes.
+    corners = {
+        at: array[tuple(low[axis] + at[order.index(axis)] for axis in range(3))]
+        for at in itertools.product(*([0, 1] if array.shape[axis] > 1 else [0] for axis in order))
+    }
+    for axis in order:
+        lower = {at[1:]: value for at, value in corners.items() if at[0] == 0}
+        upper = {at[1:]: value for at, value in corners.items() if at[0] == 1}
+        corners = {
+            at: torch.lerp(value, upper[at], share[axis]) if upper else value for at, value in lower.items()
+        }
+    out[torch.from_numpy(inside).to(array.device)] = corners[()]
+    return out
+
+
+def reached(box: Box, source: Geometry, target: Geometry) -> Box | None:
+    """The box of the target voxels that read some of a box of the source when it is `resample`d.
+
+    Args:
+        box: Of the source, slices with start and stop.
+
+    Returns:
+        None: there are none.
+
+    Raises:
+        ValueError: The grids' axes are not parallel.
+    """
+    out = []
+    for w, part in zip(grid_weights(source, target), box, strict=True):
+        hit = np.flatnonzero(w.inside & (w.low < part.stop) & (w.low + 1 >= part.start))
+        if not len(hit):
+            return None
+        out.append(slice(int(hit[0]), int(hit[-1]) + 1))
+    return tuple(out)
 
 
 def support(mask: npt.NDArray[np.bool_], source: Geometry, target: Geometry) -> npt.NDArray[np.bool_]:

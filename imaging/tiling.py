@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from .heart_position import CHANNELS, Place
 from .masks import bounding_box
 
 Corner = tuple[int, int, int]
@@ -61,7 +63,9 @@ def _cells(
     edges = [sorted({*s, *(i + p for i in s)}) for s, p in zip(starts, patch, strict=True)]
     cells = wanted[tuple(slice(e[-1]) for e in edges)]
     for axis, edge in enumerate(edges):
-        cells = np.logical_or.reduceat(cells, edge[:-1], axis=axis)
+        before = (slice(None),) * axis
+        parts = (cells[(*before, slice(i, j))] for i, j in pairwise(edge))
+        cells = np.stack([part.any(axis=axis) for part in parts], axis=axis)
     number = [{edge: i for i, edge in enumerate(e)} for e in edges]
     windows = [
         tuple(slice(n[i], n[i + p]) for n, i, p in zip(number, corner, patch, strict=True))
@@ -122,6 +126,7 @@ class PatchAverage:
             gives beside the first; 0: there is none.
         start: First voxel of the part, (z, y, x), even numbers where there are `kinds`. The average is that
             of the part; corners stay those of the whole.
+        place: Further channels that `predict` is given, as channels last; None: there are none.
 
     Attributes:
         kinds: float32 (kinds, z/2, y/2, x/2): the second answers, summed over patches; None: there is none.
@@ -135,8 +140,10 @@ class PatchAverage:
         predict: Callable[..., Any],
         kinds: int = 0,
         start: Corner = (0, 0, 0),
+        place: Place | None = None,
     ) -> None:
         self._volume, self._patch, self._predict, self._start = volume, patch, predict, start
+        self._place = place
         self._total = torch.zeros(volume.shape[-3:], dtype=torch.float32, device=volume.device)
         self._cover = self._covering(corners)
         self._missing = self._cover.clone()
@@ -161,9 +168,7 @@ class PatchAverage:
         """
         for i in range(0, len(corners), batch_size):
             windows = [self._window(c) for c in corners[i : i + batch_size]]
-            patches = torch.stack([self._volume[..., z, y, x] for z, y, x in windows])
-            if self._volume.ndim == 3:
-                patches = patches[:, None]
+            patches = self._patches(windows)
             if wanted is None:
                 boxes = [tuple(slice(0, n) for n in self._patch)] * len(windows)
                 asked = [] if named is None else [np.stack([named[_half(w)] for w in windows])]
@@ -179,6 +184,21 @@ class PatchAverage:
             for window, box, values in zip(windows, boxes, found[:, 0].float(), strict=True):
                 self._total[window][box] += values[box]
                 self._missing[window][box] -= 1
+
+    def _patches(self, windows: list[Window]) -> torch.Tensor:
+        """What `predict` is given, float (n, channels, *patch)."""
+        if self._place is None:
+            patches = torch.stack([self._volume[(..., *window)] for window in windows])
+            return patches[:, None] if self._volume.ndim == 3 else patches
+        patches = torch.empty(
+            (len(windows), 1 + CHANNELS, *self._patch),
+            device=self._volume.device,
+            memory_format=torch.channels_last_3d,
+        )
+        for patch, window in zip(patches, windows, strict=True):
+            patch[0] = self._volume[window]
+            self._place.fill(patch[1:], window)
+        return patches
 
     def low(self) -> torch.Tensor:
         """The average if all patches still missing were 0: float32 (z, y, x).

@@ -67,11 +67,20 @@ def name_pieces(
     """
     arteries = np.zeros(ct.shape, dtype=np.uint8)
     others = np.zeros(ct.shape, dtype=np.uint8)
-    for mask, out, name in ((found & bright, arteries, _arteries), (bright & ~found, others, _others)):
+    for mask, out, name, least in (
+        (found & bright, arteries, _arteries, 1),
+        (bright & ~found, others, _others, LEAST_VOXELS),
+    ):
         if not mask.any():
             continue
         box = bounding_box(mask)
         index = np.argwhere(mask[box])
+        pieces = np.asarray(cc3d.connected_components(mask[box], connectivity=26))
+        piece = pieces[tuple(index.T)].astype(np.int64) - 1
+        large = np.bincount(piece)[piece] >= least  # of noise most is smaller
+        if not large.any():
+            continue
+        index, piece = index[large], piece[large]
         offset = np.array([s.start for s in box])
         where = grid.to_index(ct.to_lps((index + offset).astype(float))).T
         shares = np.stack(
@@ -79,8 +88,6 @@ def name_pieces(
         )
         size = np.array(grid.shape)[:, None]
         shares[((where < -0.5) | (where > size - 0.5)).any(axis=0)] = 0  # beyond the crop nothing is known
-        pieces = np.asarray(cc3d.connected_components(mask[box], connectivity=26))
-        piece = pieces[tuple(index.T)].astype(np.int64) - 1
         out[box][tuple(index.T)] = name(shares, piece, ct.voxel_volume)
     if (edge := found & ~bright).any():
         box = bounding_box(found)
@@ -124,11 +131,11 @@ def _arteries(
 def _others(
     shares: npt.NDArray[np.float32], piece: npt.NDArray[np.int64], voxel_mm3: float
 ) -> npt.NDArray[np.uint8]:
-    """Values of `NOT_CORONARY` of voxels (n,), 0 for what the namer takes for nothing of them."""
+    """Values of `NOT_CORONARY` of voxels (n,) of pieces that are large enough, 0 for what the namer takes for
+    nothing of them."""
     total = _summed(shares, piece, int(piece.max()) + 1)
     total[:, 1] = total[:, _ARTERY].sum(axis=1)
     total[:, 2:5] = 0
-    total[np.bincount(piece) < LEAST_VOXELS, 0] = np.inf
     kind = total.argmax(axis=1)
     value = np.where(kind == 0, 0, np.where(kind == 1, CORONARY.value, kind - 4))
     named: npt.NDArray[np.uint8] = value[piece].astype(np.uint8)

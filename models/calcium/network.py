@@ -19,11 +19,11 @@ import torch
 
 from ...imaging import Geometry, Volume
 from ...imaging.crop import CANDIDATE_HU, WINDOW_HU, Patches, crop_grid
-from ...imaging.heart_position import heart_box, heart_depth, position
+from ...imaging.heart_position import Place, heart_box, heart_depth
 from ...imaging.labels import SURENESS, Labels
 from ...imaging.masks import bounding_box
-from ...imaging.orientation import Canonical, to_canonical
-from ...imaging.resampling import resample, support
+from ...imaging.orientation import to_canonical
+from ...imaging.resampling import Box, reached, resample, sample, support
 from ...imaging.tiling import Corner, PatchAverage, around, corners_touching, majority, patch_corners
 from ..patchwise import PatchModel, batch_that_fits
 from ..unet3d import PublishedUNet, build_for, bytes_per_patch, fold_norms, turned
@@ -71,12 +71,12 @@ def z_normalise(values: torch.Tensor) -> tuple[torch.Tensor, float, float]:
     """
     sd, mean = torch.std_mean(values, correction=0)
     scale = float(sd) or 1.0
-    return (values - mean) / scale, float(mean), scale
+    return (values - mean).div_(scale), float(mean), scale
 
 
 def rescale(values: torch.Tensor, low: float, high: float) -> torch.Tensor:
     """Map [`low`, `high`] linearly onto [0, 1]; DeepCAC2 paper, after z-normalisation."""
-    return (values - low) / (high - low) if high > low else torch.zeros_like(values)
+    return (values - low).div_(high - low) if high > low else torch.zeros_like(values)
 
 
 def normalise(hu: torch.Tensor, *, rescale_to: str = "window", window_hu: Window = WINDOW_HU) -> torch.Tensor:
@@ -146,7 +146,7 @@ def sure_lesions(
     touched = np.zeros(int(rest.max()) + 1, dtype=bool)
     touched[np.unique(rest[kept])] = True
     touched[0] = False
-    result = np.zeros_like(mask)
+    result = np.zeros(mask.shape, dtype=bool)
     result[box] = touched[rest]
     return result
 
@@ -190,11 +190,23 @@ class CalciumPrediction:
     patches_total: int = 0
 
 
-def _whole(labels: Labels, ct: Canonical, box: tuple[slice, ...]) -> Labels:
-    """Labels of a part of a turned CT on the CT's own grid."""
-    whole = np.zeros(ct.array.shape, dtype=np.uint8)
-    whole[box] = labels.array
-    return replace(labels, array=np.ascontiguousarray(ct.undo(whole)))
+def _whole(part: npt.NDArray[Any], ct: Geometry, box: Box) -> npt.NDArray[Any]:
+    """A part of a turned CT on the CT's own grid, 0 elsewhere."""
+    whole = np.zeros(ct.shape, dtype=part.dtype)
+    # Memory that nothing is written to costs nothing.
+    where = np.nonzero(part != 0)
+    to_canonical(whole, ct).array[box][where] = part[where]
+    return whole
+
+
+def _within(outer: Box, inner: Box) -> Box:
+    """A box of a box."""
+    return tuple(slice(o.start + i.start, o.start + i.stop) for o, i in zip(outer, inner, strict=True))
+
+
+def _all(shape: tuple[int, ...]) -> Box:
+    """The box of all."""
+    return tuple(slice(0, n) for n in shape)
 
 
 def _box(mask: npt.NDArray[np.bool_]) -> tuple[slice, slice, slice]:
@@ -255,30 +267,25 @@ class CalciumModel(PatchModel):
         self.window_hu = window_hu
         self.patches = patches or Patches()
 
-    def _placed(
-        self,
-        values: torch.Tensor,
-        heart: npt.NDArray[np.bool_] | None,
-        own: Geometry,
-        turned: Geometry,
-        grid: Geometry,
-        part: tuple[slice, ...],
-    ) -> torch.Tensor:
-        """The values of a part of the crop, and in further channels where in the heart each voxel lies, see
-        `imaging.heart_position.position`.
+    def _place(self, heart: npt.NDArray[np.bool_] | None, own: Geometry, grid: Geometry, part: Box) -> Place:
+        """Where in the heart the voxels of a part of the crop lie.
 
         Args:
-            values: float32 (z, y, x).
-            heart: bool on the CT's grid `own`; `turned` is that grid in canonical orientation.
+            heart: bool on the CT's grid `own`.
+            grid: The whole crop's.
         """
         if heart is None:
             raise ValueError("this network is told where in the heart it looks: give the heart's mask")
-        share = resample(to_canonical(heart.view(np.uint8), own).array, turned, grid, outside=0.0)
-        depth = heart_depth(share.numpy())
+        turned = to_canonical(heart, own)
+        share = np.zeros(grid.shape, dtype=np.float32)
+        # Away from the heart there is nothing of it.
+        near = reached(bounding_box(turned.array), turned.geometry, grid) if heart.any() else None
+        if near is not None:
+            of = turned.array.view(np.uint8)
+            share[near] = resample(of, turned.geometry, grid, outside=0.0, box=near).numpy()
+        depth = heart_depth(share)
         corner = (part[0].start, part[1].start, part[2].start)
-        place = torch.from_numpy(position(depth[part], heart_box(depth), corner, before=1)).to(self.device)
-        place[0] = values
-        return place
+        return Place.of(depth[part], heart_box(depth), corner, self.device)
 
     @classmethod
     def load(cls, weights: WeightSet, device: torch.device, *, half: bool = False) -> CalciumModel:
@@ -372,8 +379,8 @@ class CalciumModel(PatchModel):
         shape = self.patches.patch_shape
         corners = patch_corners(self.patches.crop_shape, shape, self.patches.patch_step)
         # What the region leaves of the CT is all that is looked at when the result is brought back.
-        box = (slice(None),) * 3 if wanted is None or keep_probability else _box(wanted)
-        part = ct.geometry.part([slice(*s.indices(n)) for s, n in zip(box, ct.array.shape, strict=True)])
+        box = _all(ct.array.shape) if wanted is None or keep_probability else _box(wanted)
+        part = ct.geometry.part(box)
         bright = np.ones(part.shape, dtype=bool) if lowest_hu is None else ct.array[box] >= lowest_hu
         candidates = bright if wanted is None else bright & wanted[box]
         # What may be named: of a rule that counts any voxel, too, no more than what is as bright as calcium.
@@ -381,7 +388,7 @@ class CalciumModel(PatchModel):
         needed = support(candidates, part, crop)
         names: tuple[Labels, ...] = ()
         mask = np.zeros(volume.hu.shape, dtype=bool)
-        sure = Labels(array=np.zeros(volume.hu.shape, dtype=np.uint8), classes=SURENESS)
+        certainty = np.zeros(volume.hu.shape, dtype=np.uint8)
         probability = None
         run: list[Corner] = []
         touching = corners if lowest_hu is None else corners_touching(corners, shape, needed)
@@ -391,11 +398,11 @@ class CalciumModel(PatchModel):
             grid = crop.part(seen)
             hu = to_crop(ct.array, ct.geometry, grid, device=self.device)
             values = normalise(hu, rescale_to=self.rescale_to, window_hu=self.window_hu)
-            if getattr(self.network, "placed", False):
-                values = self._placed(values, heart, volume.geometry, ct.geometry, crop, seen)
+            placed = getattr(self.network, "placed", False)
+            place = self._place(heart, volume.geometry, crop, seen) if placed else None
             kinds = getattr(self.network, "kinds", ())
             start = (seen[0].start, seen[1].start, seen[2].start)
-            average = PatchAverage(values, corners, shape, self._probability, len(kinds), start)
+            average = PatchAverage(values, corners, shape, self._probability, len(kinds), start, place)
             named = support(able, part, grid.halved()) if kinds else None
             every = lowest_hu is None or keep_probability
             run = touching if every else majority(corners, shape, needed)
@@ -405,32 +412,43 @@ class CalciumModel(PatchModel):
             wanted_here = needed[seen] if parts else None
             average.add(run, batch_size=self.batch_size, wanted=wanted_here, named=named)
             if not every:
-                candidates = candidates & (to_ct(average.high(), grid, part) >= THRESHOLD - _ROUNDING)
+                index = np.nonzero(candidates)
+                high = sample(average.high(), grid, part, index, outside=0.0).cpu().numpy()
+                candidates = np.zeros(part.shape, dtype=bool)
+                candidates[tuple(i[high >= THRESHOLD - _ROUNDING] for i in index)] = True
                 needed = support(candidates, part, crop)
                 rest = [c for c in corners_touching(corners, shape, needed) if c not in run]
                 self._expect(len(rest), more=True)
                 wanted_here = needed[seen] if parts else None
                 average.add(rest, batch_size=self.batch_size, wanted=wanted_here, named=named)
                 run = [*run, *rest]
-            low = to_ct(average.low(), grid, part)
-            found = low >= THRESHOLD
-            if wanted is not None:
-                found &= wanted[box]
-            whole = np.zeros(ct.array.shape, dtype=bool)
-            whole[box] = sure_lesions(found, found & bright, low, peak)
-            mask = np.ascontiguousarray(ct.undo(whole))
-            sure = _whole(sureness(low, found & bright), ct, box)
+            mean = average.low()
+            # Between values below the threshold lie none above: only what reads some above is looked at.
+            over = (mean >= THRESHOLD).cpu().numpy()
+            near = reached(bounding_box(over), grid, part) if over.any() else None
+            lesions = np.zeros(part.shape, dtype=bool)
+            if near is not None:
+                low = resample(mean, grid, part, outside=0.0, box=near).cpu().numpy()
+                found = low >= THRESHOLD
+                if wanted is not None:
+                    found &= wanted[box][near]
+                counted = found & bright[near]
+                lesions[near] = sure_lesions(found, counted, low, peak)
+                mask = _whole(lesions[near], volume.geometry, _within(box, near))
+                certainty = _whole(sureness(low, counted).array, volume.geometry, _within(box, near))
             if average.kinds is not None:
                 shares = average.kinds.cpu().numpy()
-                pieces = name_pieces(shares, grid.halved(), part, found=whole[box], bright=able)
-                names = tuple(_whole(labels, ct, box) for labels in pieces)
+                pieces = name_pieces(shares, grid.halved(), part, found=lesions, bright=able)
+                names = tuple(
+                    replace(labels, array=_whole(labels.array, volume.geometry, box)) for labels in pieces
+                )
             if keep_probability:
-                probability = np.ascontiguousarray(ct.undo(low))
+                probability = np.ascontiguousarray(ct.undo(to_ct(mean, grid, part)))
         if probability is None and keep_probability:
             probability = np.zeros(volume.hu.shape, dtype=np.float32)
         return CalciumPrediction(
             mask=mask,
-            sure=sure,
+            sure=Labels(array=certainty, classes=SURENESS),
             names=names,
             probability=probability,
             patches_run=len(run),

@@ -93,7 +93,7 @@ class FindCalcium:
         }
         if case.get(EXCLUDED):
             used |= {"patches_run": 0, "patches_total": 0}
-            mask = np.zeros_like(heart)
+            mask = np.zeros(heart.shape, dtype=bool)
         else:
             prediction = self.model.predict(
                 volume,

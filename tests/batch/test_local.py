@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,3 +60,26 @@ def test_a_process_bound_to_a_core_takes_one_thread(monkeypatch: pytest.MonkeyPa
         assert threads_each(1) == 1
     finally:
         os.sched_setaffinity(0, before)
+
+
+WORKER = """
+import os, sys
+from pathlib import Path
+
+from deepcac2.batch import worker
+
+role = worker.Role(phases=("compute",), device="cpu", scratch=Path(sys.argv[1]))
+worker.start(None, role, os.getppid())
+print(os.environ["OMP_WAIT_POLICY"], "torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(("asked", "policy"), [("", "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_of_a_worker_sleep_while_they_wait(tmp_path: Path, asked: str, policy: str) -> None:
+    """OpenMP reads it when torch is loaded, so it must be there before."""
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_WAIT_POLICY": asked} if asked else {}
+    said = subprocess.run(
+        [sys.executable, "-c", WORKER, str(tmp_path)], env=environment, check=True, stdout=subprocess.PIPE
+    ).stdout
+    assert said.decode().split() == [policy, "False"]

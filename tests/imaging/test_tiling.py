@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from deepcac2.imaging.heart_position import Place, position
 from deepcac2.imaging.tiling import (
     PatchAverage,
     around,
@@ -76,6 +77,28 @@ def test_a_part_of_the_volume_gives_that_part_of_the_average() -> None:
     torch.testing.assert_close(part.low(), whole.low()[box])
     torch.testing.assert_close(part.high(), whole.high()[box])
     torch.testing.assert_close(part.low()[wanted[box]], volume[wanted] ** 2)
+
+
+def test_channels_of_the_place_stand_beside_the_values() -> None:
+    """What is predicted from is what channels laid beside the whole volume would hold."""
+    torch.manual_seed(1)
+    volume, patch = torch.rand(12, 16, 16), (4, 8, 8)
+    depth = np.random.default_rng(1).integers(-100, 101, size=volume.shape).astype(np.int8)
+    box = ((6.0, 4.0), (8.0, 5.0), (7.0, 6.0))
+    corners = patch_corners((12, 16, 16), patch, (2, 4, 4))
+    whole = torch.cat([volume[None], torch.from_numpy(position(depth, box, (0, 0, 0)))])
+    seen: list[list[torch.Tensor]] = [[], []]
+    for some, array, place in (
+        (seen[0], whole, None),
+        (seen[1], volume, Place.of(depth, box, (0, 0, 0))),
+    ):
+        average = PatchAverage(
+            array, corners, patch, lambda x, some=some: some.append(x.clone()) or x[:, :1], place=place
+        )
+        average.add(corners, batch_size=5)
+    assert len(seen[0]) == len(seen[1])
+    for one, other in zip(*seen, strict=True):
+        assert (one == other).all()
 
 
 def test_what_has_been_run_bounds_the_average() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from deepcac2.models.calcium.network import (
     crop_grid,
     normalise,
     sure_lesions,
+    sureness,
     to_crop,
     window,
 )
@@ -106,6 +108,32 @@ def test_skipping_changes_no_counted_voxel(
     np.testing.assert_allclose(sparse.probability[counted], dense.probability[counted], atol=1e-6)
     assert dense.mask[counted].any()
     assert not dense.mask[counted].all()
+
+
+@pytest.mark.parametrize("lowest", [130, None])
+@pytest.mark.parametrize("upside_down", [False, True])
+def test_only_where_something_is_found_is_brought_back(
+    model: CalciumModel, lowest: int | None, upside_down: bool
+) -> None:
+    """Mask and sureness are what the probability on the whole CT says, bit for bit."""
+    volume = chest(2, (2.5, 0.9, 0.9))
+    if upside_down:
+        axes = tuple(tuple(-a for a in axis) for axis in volume.geometry.axes)
+        volume = replace(volume, geometry=replace(volume.geometry, axes=axes, origin=(25.0, 24.0, -220.0)))
+    region = np.zeros(volume.hu.shape, dtype=bool)
+    region[4:-4, 9:-9, 9:-9] = True
+    found = model.predict(volume, middle(volume), region=region, lowest_hu=lowest, keep_probability=True)
+    assert found.probability is not None
+    calcium = (found.probability >= 0.5) & region
+    assert calcium.any()
+    assert not calcium[volume.hu >= 130].all()
+    np.testing.assert_array_equal(found.mask, calcium)
+    counted = calcium & (volume.hu >= (-2000 if lowest is None else lowest))
+    np.testing.assert_array_equal(found.sure.array, sureness(found.probability, counted).array)
+    plain = model.predict(volume, middle(volume), region=region, lowest_hu=lowest)
+    bright = volume.hu >= 130
+    np.testing.assert_array_equal(plain.mask & bright, found.mask & bright)
+    np.testing.assert_array_equal(plain.sure.array[bright], found.sure.array[bright])
 
 
 @pytest.mark.parametrize("seed", range(6))
