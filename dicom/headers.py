@@ -30,9 +30,8 @@ _KEPT_BYTES = 256
 def _values(ds: Dataset, keyword: str) -> list[Any]:
     """The values of an element; none where it is absent, empty, longer than `MAX_VALUE_BYTES` or cannot be
     converted."""
-    tag = _tag(keyword)
     try:
-        element = ds.get_item(tag) if tag in ds else None
+        element = ds.get_item(_tag(keyword))
         if element is None:
             return []
         if isinstance(element, RawDataElement) and isinstance(element.value, bytes) and element.VR != "SQ":

@@ -188,7 +188,7 @@ class PatchAverage:
     def _patches(self, windows: list[Window]) -> torch.Tensor:
         """What `predict` is given, float (n, channels, *patch)."""
         if self._place is None:
-            patches = torch.stack([self._volume[(..., *window)] for window in windows])
+            patches = torch.stack([self._volume[..., z, y, x] for z, y, x in windows])
             return patches[:, None] if self._volume.ndim == 3 else patches
         patches = torch.empty(
             (len(windows), 1 + CHANNELS, *self._patch),
