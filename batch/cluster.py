@@ -26,6 +26,7 @@ from ..pipeline.places import RUN_FILE
 from ..pipeline.run import Job
 from ..pipeline.step import PHASES
 from ..system.cores import wait_asleep
+from ..system.memory import keep_freed_memory
 from .local import LOADING_SECONDS, Outcome, WorkerLost
 from .worker import Finished, Handed, NotBegun, Role, Worker, add_log_file, silence_libraries
 
@@ -365,6 +366,7 @@ class _Actor:
             os.chdir(self._folder)
         silence_libraries()
         wait_asleep()
+        keep_freed_memory()
         if not _seen(job.output / RUN_FILE):
             raise DeviceError(
                 f"node {node} of the Ray cluster does not see {job.output}; input and output must lie on a "

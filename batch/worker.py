@@ -24,6 +24,7 @@ from ..pipeline.run import Job, Settled
 from ..pipeline.step import PHASES
 from ..system.atomic import output_errors
 from ..system.cores import wait_asleep
+from ..system.memory import keep_freed_memory
 from .exchange import put, take
 
 if TYPE_CHECKING:
@@ -190,6 +191,7 @@ def start(job: Job, role: Role, parent: int) -> None:
     _die_with(parent)
     silence_libraries()
     wait_asleep()
+    keep_freed_memory()
     if role.log_path is not None:
         add_log_file(role.log_path)
     _worker = Worker(job, role)
