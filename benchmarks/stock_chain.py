@@ -46,9 +46,10 @@ from skimage.measure import label
 
 from deepcac2.dicom import discover
 from deepcac2.imaging import Geometry
-from deepcac2.imaging.crop import CANDIDATE_HU, CROP_SHAPE
+from deepcac2.imaging.crop import CANDIDATE_HU, CROP_SHAPE, PATCH_SHAPE, crop_grid
+from deepcac2.imaging.heart_position import CHANNELS, heart_box, heart_depth, position
 from deepcac2.imaging.masks import bounding_box, box_centre, dilated
-from deepcac2.models.calcium.network import PATCH_SHAPE, THRESHOLD, CalciumModel, crop_grid, normalise
+from deepcac2.models.calcium.network import THRESHOLD, CalciumModel, normalise
 from deepcac2.models.calcium.step import DeepCACRunnerOptions
 from deepcac2.models.heart.network import HeartModel
 from deepcac2.pipeline.case import Case
@@ -230,13 +231,24 @@ def dense_calcium(
     crop.SetSpacing(grid.spacing[::-1])
     crop.SetOrigin(grid.origin)
     hu = sitk.Resample(ct, crop, sitk.Transform(), sitk.sitkLinear, -1024.0, sitk.sitkFloat32)
-    values = normalise(torch.from_numpy(sitk.GetArrayFromImage(hu)), rescale_to=model.rescale_to)
+    values = normalise(torch.from_numpy(sitk.GetArrayFromImage(hu)), rescale_to=model.rescale_to)[None]
+    if getattr(model.network, "placed", False):
+        mask = sitk.GetImageFromArray(heart.astype(np.float32))
+        mask.CopyInformation(ct)
+        share = sitk.Resample(mask, crop, sitk.Transform(), sitk.sitkLinear, 0.0, sitk.sitkFloat32)
+        depth = heart_depth(sitk.GetArrayFromImage(share))
+        values = torch.cat([values, torch.from_numpy(position(depth, heart_box(depth)))])
+
+    def answer(patches: torch.Tensor) -> torch.Tensor:
+        logits = model.network(patches)
+        return torch.sigmoid(logits[0] if isinstance(logits, tuple) else logits)
+
     with torch.inference_mode():
         probability: Any = sliding_window_inference(
-            values[None, None],
+            values[None],
             roi_size=PATCH_SHAPE,
             sw_batch_size=model.batch_size,
-            predictor=lambda patches: torch.sigmoid(model.network(patches)),
+            predictor=answer,
             overlap=0.5,
             mode="constant",
         )
@@ -382,8 +394,8 @@ def result_of(case: Case) -> Result:
     return Result(
         hu=case[CT].hu,
         geometry=case[CT].geometry,
-        heart=case[HEART],
-        calcium=case[CALCIUM],
+        heart=case[HEART].mask,
+        calcium=case[CALCIUM].mask,
         score=case[SCORE].total,
     )
 
@@ -503,7 +515,8 @@ def measure(scratch: Path, *, series: int, slices: int, threads: int, ending: st
 
     # Warm: programs in the page cache, networks run once.
     call("nnUNetv2_predict", "-h", nnUNet_results=str(nnunet.results))
-    plain.network(torch.zeros(1, 1, *PATCH_SHAPE))
+    channels = 1 + CHANNELS * bool(getattr(plain.network, "placed", False))
+    plain.network(torch.zeros(1, channels, *PATCH_SHAPE))
     run_ours(folders[0], chain, Clock())
 
     clock, ours_clock = Clock(), Clock()

@@ -29,7 +29,7 @@ from ..errors import (
 )
 from ..imaging import Geometry, Volume
 from ..imaging.labels import ARTERIES as ARTERY_LABELS
-from ..imaging.labels import Labels
+from ..imaging.labels import NOT_SURE, Labels
 from ..imaging.masks import box_centre
 from ..imaging.noise import noise_sd
 from ..pipeline.arteries import ARTERIES, BY_CLASS
@@ -347,7 +347,7 @@ class _StoredResults:
             status="scored",
             heart=masks.get("heart"),
             calcium=masks.get("calcium"),
-            arteries=read_arteries(path, volume.geometry) if BY_CLASS.section in content else None,
+            arteries=_named(path, volume.geometry) if BY_CLASS.section in content else None,
             score=float(content["score"]["total"]),
             rule=rule,
             certainty=_certainties(lesion.get("certainty") for lesion in content["score"]["lesions"]),
@@ -396,6 +396,12 @@ class _InMemory:
             warnings=tuple(f.code for f in case.warnings),
             off_domain=_outside(case.get(DOMAIN)),
         )
+
+
+def _named(path: Path, geometry: Geometry) -> Labels:
+    """The calcium of a SEG by artery; of one that was made with names and has none, none."""
+    nothing = Labels(array=np.zeros(geometry.shape, np.uint8), classes=(*ARTERY_LABELS, NOT_SURE))
+    return read_arteries(path, geometry) or nothing
 
 
 def _certainties(of_lesions: Iterable[int | None]) -> tuple[int, ...] | None:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...errors import TrainingError, WeightsError
+from ...errors import WeightsError
 from ...evaluation import metrics
 from ...evaluation.cases import CaseResult, Evaluation, Prediction, compared
 from ...evaluation.datasets import AnnotatedScan
@@ -59,7 +59,6 @@ from ...training.trainer import (
     segmentation_loss,
 )
 from ...weights import WeightSet, stated_window
-from . import unet
 from .kinds import KINDS
 from .network import CalciumModel, build_network
 
@@ -94,8 +93,6 @@ class CalciumRecipe(CropRecipe, PatchRecipe, BeginningRecipe):
         amp: On a GPU mixed precision, float16 with gradient scaling; on a CPU it is float32 all the same.
         architecture: Keyword arguments of MONAI's `UNet`, and of ours ``placed`` and ``kinds`` (`unet.UNet`).
         kinds_share: Weight of the names of artery and kind in the loss.
-        names_only: Train the namer alone; masks, and with them scores, stay those of the weights to begin
-            with.
         validation_patches: Most held-out patches that measure the Dice during training.
         validate_every: Steps between; validation also comes at the end.
     """
@@ -110,7 +107,6 @@ class CalciumRecipe(CropRecipe, PatchRecipe, BeginningRecipe):
     amp: bool = False
     architecture: dict[str, Any]
     kinds_share: float = 0.3
-    names_only: bool = False
     validation_patches: int = 512
     validate_every: int = 200
     checkpoint_every: int = 100
@@ -139,9 +135,6 @@ class CalciumRecipe(CropRecipe, PatchRecipe, BeginningRecipe):
         if (kinds := self.architecture.get("kinds")) and tuple(kinds) != KINDS:
             raise ValueError(f"kinds are {list(KINDS)}")
 
-        if self.names_only and not kinds:
-            raise ValueError("names_only needs an architecture with 'kinds'")
-
     @property
     def told(self) -> dict[str, bool]:
         """What the network is told or asked beside, see `training.patches.Batches`."""
@@ -163,15 +156,12 @@ def train(recipe: CalciumRecipe, work: Path, inputs: Inputs) -> Path:
     (speed), ``weights/`` and ``evaluation/``.
 
     Raises:
-        TrainingError: The recipe's names are to be trained alone, and there are no weights to begin with.
         WeightsError: The weights to begin with cannot be used, or their network is another.
     """
     log.info("training on %s", describe_device(inputs.device))
     recipe, weights = beginning(recipe, inputs.start, "calcium")
     if weights is not None:
         _fits(weights, recipe)
-    elif recipe.names_only:
-        raise TrainingError("names_only keeps the masks of other weights; name these with --start")
     cache = make_crops(recipe, work / "crops", inputs)
     training, held_out = split_patients(cache, recipe.validation_share, recipe.seed)
     names = listed([cache.names[i] for i in held_out], _NAMED)
@@ -280,11 +270,9 @@ def named_loss(
     most of what is bright.
     """
     logits, kinds = answer(image)
-    loss: torch.Tensor = kinds.sum() * 0
-    if not recipe.names_only:
-        target = ((label == CALCIUM) | ((label > ARTERY) & (label < KIND))).to(label.dtype)
-        target = torch.where(label == UNSURE, label, target)
-        loss = segmentation_loss(recipe.loss, lambda _: logits, image, target)
+    target = ((label == CALCIUM) | ((label > ARTERY) & (label < KIND))).to(label.dtype)
+    target = torch.where(label == UNSURE, label, target)
+    loss = segmentation_loss(recipe.loss, lambda _: logits, image, target)
     wanted = kinds_of(label)
     low, high = recipe.window_hu
     bright = torch.nn.functional.max_pool3d(image[:, :1], 2)[:, 0] >= (_BRIGHT_HU - low) / (high - low)
@@ -301,11 +289,8 @@ def make_trainer(recipe: CalciumRecipe, total: int, *, device: torch.device) -> 
     """The recipe's network with its first, random weights, and its loss."""
     torch.manual_seed(recipe.seed)
     # On one core of an AMD EPYC 31 patches/s, 18 with the usual layout (the bundled network, float32).
-    network = build_network(recipe.architecture)
-    if recipe.names_only and isinstance(network, unet.UNet):
-        network.keep_mask()
     return Trainer(
-        network,
+        build_network(recipe.architecture),
         partial(named_loss, recipe) if recipe.told["kinds"] else partial(segmentation_loss, recipe.loss),
         recipe,
         total=total,

@@ -9,7 +9,7 @@ loads all of itself, 7 s and 250 MB, before its first layer is there.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -69,7 +69,6 @@ class UNet(nn.Module):
             raise ValueError(f"a network with kinds begins with a stride of 2, not {strides[0]}")
         if len(channels) < 2 or len(strides) < len(channels) - 1:
             raise ValueError(f"{len(channels)} levels need {len(channels) - 1} strides, not {len(strides)}")
-        self._mask_kept = False
         self._units, self._norm = num_res_units, _NORMS[norm.lower()]
         self.placed, self.kinds = placed, tuple(kinds)
         into = 1 + placed * CHANNELS
@@ -83,25 +82,6 @@ class UNet(nn.Module):
                 nn.PReLU(),
                 nn.Conv3d(_NAMER, len(kinds), 1),
             )
-
-    def keep_mask(self) -> None:
-        """From now on training changes the namer alone: the first answer stays what it is, to the last bit.
-
-        Raises:
-            ValueError: There is no namer.
-        """
-        if not self.kinds:
-            raise ValueError("a network without kinds has no namer to train")
-        self._mask_kept = True
-        self.model.requires_grad_(False)
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> Self:
-        """See `torch.nn.Module.train`; what is kept does not gather statistics either."""
-        super().train(mode)
-        if self._mask_kept:
-            self.model.eval()
-        return self
 
     def forward(
         self, x: torch.Tensor, asked: npt.NDArray[np.bool_] | None = None

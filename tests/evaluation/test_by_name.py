@@ -373,6 +373,16 @@ def test_results_of_a_run_against_a_label_map(stored: Path, tmp_path: Path) -> N
     check(case)
 
 
+def test_nothing_found_is_no_artery_and_not_the_right_number(stored: Path, tmp_path: Path) -> None:
+    """A SEG without segments of arteries, of a network that names what it finds."""
+    (path,) = stored.rglob("cac.seg.dcm")
+    segment(path, tmp_path / "truth" / "a", np.zeros(GRID.shape, bool), ())
+    (case,) = evaluate_results(stored, tmp_path / "truth").cases
+    assert case.artery_scores is not None
+    assert set((case.artery_scores.ours or {"": 1.0}).values()) == {0.0}
+    assert case.artery_scores.n_right is False
+
+
 def test_an_annotated_ct_that_a_gate_rejects_is_a_case(stored: Path, tmp_path: Path) -> None:
     for path in (tmp_path / "truth" / "a" / "ct").glob("00[01]*.dcm"):
         path.unlink()  # eleven slices are left

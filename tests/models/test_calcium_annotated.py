@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -12,12 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from deepcac2.errors import TrainingError
 from deepcac2.imaging.crop import CROP_SHAPE
 from deepcac2.imaging.files import write_image
 from deepcac2.models.calcium.kinds import KINDS
 from deepcac2.models.calcium.network import CalciumModel
-from deepcac2.models.calcium.train import evaluate_crops, kinds_of, make_trainer, named_loss, train
+from deepcac2.models.calcium.train import evaluate_crops, kinds_of, named_loss, train
 from deepcac2.training.crops import ARTERY, CALCIUM, KIND, NEAR, UNSURE, CropSource, build_cache
 from deepcac2.training.recipe import Inputs
 from deepcac2.weights import resolve
@@ -48,30 +46,6 @@ def test_what_is_not_sure_is_in_neither_part_of_the_named_loss(annotated: Module
     # the artery is the only calcium of the mask's answer
     assert (of_mask[label == ARTERY + 4] < 0).all()
     assert (of_mask[(label != ARTERY + 4) & ~unsure] > 0).all()
-
-
-def test_a_namer_trained_alone_leaves_the_mask_as_it_is(annotated: ModuleType) -> None:
-    """To the last bit, norms included; a step on what nobody is sure of changes no mask either."""
-    recipe = replace(annotated.RECIPE, names_only=True, learning_rate=0.1)
-    trainer = make_trainer(recipe, 2, device=CPU)
-    image = torch.rand((2, 5, 16, 32, 32), generator=torch.Generator().manual_seed(1))
-    label = torch.full((2, 1, 16, 32, 32), NEAR, dtype=torch.uint8)
-    label[:, :, 4:8, 8:16, 8:16] = ARTERY + 2
-    states = [{k: v.clone() for k, v in trainer.network.state_dict().items()}]
-    for target in (label, torch.full_like(label, UNSURE)):
-        trainer.train(image, target)
-        states.append({k: v.clone() for k, v in trainer.network.state_dict().items()})
-    changed = [{k for k, v in b.items() if not torch.equal(v, a[k])} for a, b in pairwise(states)]
-    assert changed[0] == {k for k in states[0] if k.startswith("namer.")}
-
-
-def test_a_namer_trained_alone_needs_weights_and_kinds(annotated: ModuleType, tmp_path: Path) -> None:
-    recipe = replace(annotated.RECIPE, names_only=True)
-    with pytest.raises(TrainingError, match="with --start"):
-        train(recipe, tmp_path, Inputs(device=CPU))
-    nameless = {k: v for k, v in recipe.architecture.items() if k != "kinds"}
-    with pytest.raises(ValueError, match="names_only needs"):
-        replace(recipe, architecture=nameless)
 
 
 class Bright(torch.nn.Module):
