@@ -89,7 +89,7 @@ def position(
         corner: Of the patch in the crop, (z, y, x).
     """
     out = torch.empty((CHANNELS, *depth.shape))
-    Place.of(depth, box, corner).fill(out)
+    Place.of(np.array(depth), box, corner).fill(out)  # it may be a part of a file that must not be written to
     return out.numpy()
 
 
