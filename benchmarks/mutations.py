@@ -147,8 +147,8 @@ MUTATIONS = (
     Mutation(
         "calcium: bound of the patch skipping",
         "models/calcium/network.py",
-        ">= THRESHOLD - _ROUNDING)",
-        ">= THRESHOLD + 0.1)",
+        ">= THRESHOLD - _ROUNDING]",
+        ">= THRESHOLD + 0.1]",
         CALCIUM,
     ),
     Mutation(
@@ -168,8 +168,15 @@ MUTATIONS = (
     Mutation(
         "calcium: the mask below 130 HU",
         "models/calcium/network.py",
-        "sure_lesions(found, found & bright, low, peak)",
-        "sure_lesions(found & bright, found & bright, low, peak)",
+        "sure_lesions(found, counted, low, peak)",
+        "sure_lesions(counted, counted, low, peak)",
+        CALCIUM,
+    ),
+    Mutation(
+        "calcium: what is brought back",
+        "models/calcium/network.py",
+        "over = (mean >= THRESHOLD)",
+        "over = (mean >= THRESHOLD + 0.2)",
         CALCIUM,
     ),
     Mutation(
