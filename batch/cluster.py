@@ -25,10 +25,8 @@ from ..pipeline.chain import provenance_of
 from ..pipeline.places import RUN_FILE
 from ..pipeline.run import Job
 from ..pipeline.step import PHASES
-from ..system.cores import wait_asleep
-from ..system.memory import keep_freed_memory
 from .local import LOADING_SECONDS, Outcome, WorkerLost
-from .worker import Finished, Handed, NotBegun, Role, Worker, add_log_file, silence_libraries
+from .worker import Finished, Handed, NotBegun, Role, Worker, add_log_file, prepare_process
 
 log = logging.getLogger(__name__)
 
@@ -364,9 +362,7 @@ class _Actor:
         job, log_path, node = self._worker.job, self._worker.role.log_path, platform.node()
         with suppress(OSError):
             os.chdir(self._folder)
-        silence_libraries()
-        wait_asleep()
-        keep_freed_memory()
+        prepare_process()
         if not _seen(job.output / RUN_FILE):
             raise DeviceError(
                 f"node {node} of the Ray cluster does not see {job.output}; input and output must lie on a "

@@ -189,9 +189,7 @@ def start(job: Job, role: Role, parent: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if (role.scratch / STOP).exists() else None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     _die_with(parent)
-    silence_libraries()
-    wait_asleep()
-    keep_freed_memory()
+    prepare_process()
     if role.log_path is not None:
         add_log_file(role.log_path)
     _worker = Worker(job, role)
@@ -202,10 +200,13 @@ def started_file(scratch: Path, pid: int | None) -> Path:
     return scratch / f"started-{pid}"
 
 
-def silence_libraries() -> None:
-    """Keep libraries' chatter off the screen, for as long as this process lives."""
+def prepare_process() -> None:
+    """What holds for as long as a worker lives: libraries' chatter stays off the screen, its threads sleep
+    while they wait for each other, and it keeps freed memory. To be called before torch is loaded."""
     warnings.simplefilter("ignore")
     logging.getLogger("pydicom").setLevel(logging.ERROR)
+    wait_asleep()
+    keep_freed_memory()
 
 
 def work(task: Series | Path) -> Handed | Finished | NotBegun:
