@@ -17,6 +17,7 @@ from ..scoring import Rule, score_by_class
 BoolArray = npt.NDArray[np.bool_]
 
 _AGREED = ("right", "other", "not sure", "no calcium")
+"""How the name of a counted voxel agrees with the truth, values from 1 on."""
 UNLABELLED, EDGE = "unlabelled", "unlabelled edge"
 """Kinds of what was counted where the truth has no label: anywhere, and in voxels that touch (26 neighbours)
 coronary calcium or what is not sure, whose ends are a matter of opinion."""
@@ -100,6 +101,7 @@ def by_artery(
         Arteries with a voxel, in the order of the classes.
     """
     dense = volume.hu >= CANDIDATE_HU
+    called = None if named is None else _called(ours, named)
     out = []
     for label in true.classes:
         own = (true.array == label.value) & dense
@@ -107,13 +109,17 @@ def by_artery(
             continue
         hit = own & ours
         names = None
-        if named is not None and hit.any():
-            values = named.array[hit]
-            names = {a.name: n for a in ARTERIES if (n := int((values == a.value).sum()))}
-            if left := len(values) - sum(names.values()):
-                names[NOT_SURE.name] = left
+        if called is not None and hit.any():
+            values = called.array[hit]
+            names = {a.name: n for a in called.classes if (n := int((values == a.value).sum()))}
         out.append(TrueArtery(artery=label.name, voxels=int(own.sum()), found=int(hit.sum()), named=names))
     return tuple(out)
+
+
+def _called(ours: BoolArray, named: Labels) -> Labels:
+    """The predicted mask by the artery that it gives each voxel; what has none is not sure."""
+    artery = np.where(named.array > 0, named.array, np.uint8(NOT_SURE.value))
+    return Labels(array=np.where(ours, artery, np.uint8(0)), classes=(*ARTERIES, NOT_SURE))
 
 
 def artery_scores(
@@ -140,14 +146,12 @@ def artery_scores(
     own = by_class(true)
     if named is None:
         return ArteryScores(true=own)
-    called = np.where(ours, np.where(named.array > 0, named.array, NOT_SURE.value), 0).astype(np.uint8)
-    agreed = np.where(called == NOT_SURE.value, 3, np.where(called == true.array, 1, 2))
-    agreed[true.array == 0] = 4
-    agreed[called == 0] = 0
-    classes = tuple(replace(CALCIUM, name=name, value=i + 1) for i, name in enumerate(_AGREED))
-    right, other, unsure, _ = by_class(Labels(array=agreed.astype(np.uint8), classes=classes)).values()
-    called_by = by_class(Labels(array=called, classes=(*ARTERIES, NOT_SURE)))
-    return ArteryScores(true=own, ours=called_by, right=right, other=other, not_sure=unsure)
+    called = _called(ours, named)
+    of_truth = [~ours, true.array == 0, called.array == NOT_SURE.value, called.array == true.array]
+    agreed = np.select(of_truth, [0, 4, 3, 1], 2).astype(np.uint8)
+    classes = tuple(replace(CALCIUM, name=name, value=i) for i, name in enumerate(_AGREED, 1))
+    right, other, unsure, _ = by_class(Labels(array=agreed, classes=classes)).values()
+    return ArteryScores(true=own, ours=by_class(called), right=right, other=other, not_sure=unsure)
 
 
 def wrongly_counted(

@@ -168,6 +168,7 @@ def summarise(evaluation: Evaluation) -> Summary:
             **_masks(cases),
             **scores.estimates,
             "interval_coverage": coverage(cases),
+            "cac_drs_a_kappa_linear": _categories(cases),
             **_names(cases),
         },
         agreement=scores,
@@ -226,29 +227,28 @@ def _agreement(cases: Sequence[CaseResult]) -> Agreement:
     return agreement(np.array(true, float), np.array(ours, float), patients=[c.patient for c in scored])
 
 
+def _categories(cases: Sequence[CaseResult]) -> Estimate:
+    """Agreement in the category A of CAC-DRS, linear weights."""
+    scored = [(c.true_score, c.score, c.patient) for c in cases]
+    known = [(cac_drs(t).a, cac_drs(s).a, p) for t, s, p in scored if t is not None and s is not None]
+    true, ours, patients = ([one[i] for one in known] for i in range(3))
+    return bootstrap(lambda x, y: kappa(confusion(x, y, 4), "linear"), true, ours, patients=patients)
+
+
 def _names(cases: Sequence[CaseResult]) -> dict[str, Estimate]:
-    """How right names are, weighted as the score is, and the category that hangs on the score alone."""
-    scored = [c for c in cases if c.score is not None and c.true_score is not None]
-    drs = [[cac_drs(float(s or 0.0)).a for s in (c.true_score, c.score)] for c in scored]
-    found: dict[str, Estimate] = {
-        "cac_drs_a_kappa_linear": bootstrap(
-            lambda x, y: kappa(confusion(x, y, 4), "linear"),
-            [a for a, _ in drs],
-            [b for _, b in drs],
-            patients=[c.patient for c in scored],
-        )
-    }
-    both = [(c.artery_scores, c.patient) for c in cases if c.artery_scores and c.artery_scores.ours]
-    patients = [patient for _, patient in both]
-    whole = [a.right + a.other + a.not_sure for a, _ in both]
+    """How right names are, weighted as the score is."""
+    named = [(a, a.ours, c.patient) for c in cases if (a := c.artery_scores) and a.ours is not None]
+    patients = [patient for *_, patient in named]
+    whole = [a.right + a.other + a.not_sure for a, *_ in named]
+    found = {}
     for name in ("right", "other", "not_sure"):
-        part = [float(getattr(a, name)) for a, _ in both]
+        part = [float(getattr(a, name)) for a, *_ in named]
         found[f"artery_{name}"] = bootstrap(ratio, part, whole, patients=patients)
-    counted = [(bool(a.n_right), patient) for a, patient in both if any(a.true.values())]
+    counted = [(a.n_right, patient) for a, _, patient in named if any(a.true.values())]
     found["n_right"] = rate(np.array([n for n, _ in counted], bool), patients=[p for _, p in counted])
     for label in ARTERIES:
-        true = [a.true[label.name] for a, _ in both]
-        ours = [(a.ours or {})[label.name] for a, _ in both]
+        true = [a.true[label.name] for a, *_ in named]
+        ours = [scores[label.name] for _, scores, _ in named]
         found[f"spearman_{label.name.lower()}"] = bootstrap(spearman, true, ours, patients=patients)
     return found
 
