@@ -7,6 +7,7 @@ import json
 import shutil
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,13 +55,23 @@ def test_overview(base: str, viewer_case: Any) -> None:
     assert found["first"] in found["counted"]
 
 
-def test_a_row_leads_to_the_viewer_at_the_slice_of_the_overview(
-    base: str, viewer_case: Any, tmp_path: Path
-) -> None:
+@pytest.fixture
+def with_viewer(viewer_case: Any, tmp_path: Path) -> Callable[[Path], TestClient]:
+    """Asks the dashboard of a results folder that has a viewer."""
     (tmp_path / "ohif").mkdir()
     (tmp_path / "ohif" / "index.html").write_text("a viewer")
-    app = create_app(viewer_case.results, ct=viewer_case.ct, vendor=tmp_path)
-    with TestClient(app, base_url="http://127.0.0.1:8000") as client:
+
+    def asks(results: Path) -> TestClient:
+        app = create_app(results, ct=viewer_case.ct, vendor=tmp_path)
+        return TestClient(app, base_url="http://127.0.0.1:8000")
+
+    return asks
+
+
+def test_a_row_leads_to_the_viewer_at_the_slice_of_the_overview(
+    base: str, viewer_case: Any, with_viewer: Callable[[Path], TestClient]
+) -> None:
+    with with_viewer(viewer_case.results) as client:
         answer = client.get(f"/api/cases/{viewer_case.series}/viewer", follow_redirects=False)
         assert client.get("/api/cases/1.2.3/viewer", follow_redirects=False).status_code == 404
     place = urlsplit(answer.headers["location"])
@@ -72,12 +83,9 @@ def test_a_row_leads_to_the_viewer_at_the_slice_of_the_overview(
 
 
 def test_the_viewer_opens_segmentation_and_report_with_the_ct(
-    named_case: Any, viewer_case: Any, tmp_path: Path
+    named_case: Any, viewer_case: Any, with_viewer: Callable[[Path], TestClient]
 ) -> None:
-    (tmp_path / "ohif").mkdir()
-    (tmp_path / "ohif" / "index.html").write_text("a viewer")
-    app = create_app(named_case.results, ct=viewer_case.ct, vendor=tmp_path)
-    with TestClient(app, base_url="http://127.0.0.1:8000") as client:
+    with with_viewer(named_case.results) as client:
         address = client.get(f"/api/cases/{viewer_case.series}").json()["viewer"]
     asked = dict(parse_qsl(urlsplit(address).query))
     seg, sr = (
