@@ -9,7 +9,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .arteries import sample_arteries, sample_left_main, sample_plaques, sample_sleeves
+from .arteries import (
+    CREASES_MM,
+    sample_appendages,
+    sample_arteries,
+    sample_left_main,
+    sample_plaques,
+    sample_sleeves,
+)
 from .body import Body, sample_body, sample_frame, stream
 from .coronary import Deposit, sample_coronaries, sample_distractors, sample_lesions
 from .findings import Findings, sample_findings, with_collapse, with_more_beside
@@ -20,7 +27,7 @@ from .vessels import Vessels, sample_great_vessels
 
 __all__ = ["Anatomy", "place_heart", "sample_anatomy", "sample_body", "sample_frame", "stream"]
 
-VERSIONS = (1, 2, 3, 4)
+VERSIONS = (1, 2, 3, 4, 5)
 """Versions of the simulator. A version never changes what it draws; a new one gets a new number."""
 CARDIOMEGALY_SHARE = 0.08
 """Share of clearly enlarged hearts (chosen)."""
@@ -36,7 +43,8 @@ class Anatomy:
         frame: Where and how the patient lies on the table.
         version: Of the simulator: 1, or 2 with `arteries`, more disease beside the heart and motion as it is
             without gating; 3 is 2 with collapsed lung against the heart; 4 is 3 with a left main artery as
-            long as patients have it.
+            long as patients have it; 5 is 4 with arteries deep in their grooves, and the appendages of the
+            atria over them.
         coronaries: Centreline (n, 3) of ``LM``, ``LAD``, ``LCX``, ``RCA``; in version 2 of branches too.
         sleeves: Radius (n,) of the fat around each of their points, mm; empty in version 1.
         lesions: Coronary calcium. distractors: calcium elsewhere, and metal.
@@ -111,8 +119,15 @@ def sample_anatomy(seed: int, version: int = 1) -> Anatomy:
         target, lesions = sample_lesions(stream(seed, "lesions"), coronaries, radius)
     else:
         left_main = sample_left_main(stream(seed, "left main")) if version > 3 else None
-        coronaries = sample_arteries(stream(seed, "coronary"), heart, left_main=left_main)
-        sleeves = sample_sleeves(stream(seed, "sleeves"), coronaries, heart.fat)
+        if version > 4:
+            heart = replace(heart, creases=CREASES_MM)
+        coronaries = sample_arteries(
+            stream(seed, "coronary"), heart, left_main=left_main, grooves=version > 4
+        )
+        if version > 4:
+            heart = sample_appendages(stream(seed, "appendages"), heart, coronaries)
+            centroid = heart.inside()[1]
+        sleeves = sample_sleeves(stream(seed, "sleeves"), coronaries, heart.fat, grooves=version > 4)
         target, lesions = sample_plaques(stream(seed, "lesions"), coronaries, radius)
     findings = sample_findings(seed, body, heart, vessels)
     if version > 1:

@@ -8,6 +8,8 @@ the fat around it comes and goes, arteries branch, and plaques may be long, on b
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from .coronary import RIM_MM3, VISIBLE, Deposit, across, beside_trunk, unit
@@ -25,6 +27,8 @@ BRANCH_SHARE = 0.18
 """Share of the plaques of an artery that lie in its branches (chosen)."""
 BARE_SHARE = 0.45
 """Share of the pieces of an artery that run without fat of their own, against muscle or atrium (chosen)."""
+DEEP_BARE_SHARE = 0.2
+"""The same in version 5 (chosen)."""
 PIECE_MM = 18.0
 """Length over which the fat around an artery changes."""
 FORMS = {"compact": 0.5, "long": 0.27, "rails": 0.1, "filling": 0.13}
@@ -39,6 +43,22 @@ FORK_DEGREES, PARTING_MM = 82.0, 9.0
 """Angle at which it divides, between that with and without an intermediate artery (89 and 75, ibid.), and how
 long both keep it (chosen). Led around the pulmonary trunk they end with 50 on average."""
 
+APPENDAGE_MM, COVERED_MM, APPENDAGE_GAP_MM = (6.5, 11.0), (6.0, 24.0), (2.5, 8.0)
+"""Radius of an atrial appendage at both ends, where along the artery its tip lies, and the gap between the
+two (chosen after the real chests with labels)."""
+CREASES_MM = (6.0, 6.0, 5.0)
+"""How widely muscle fills the creases of hearts in version 5, see `Heart`. The fat around coronary arteries
+is 10 to 18 mm thick (Farag et al., Indian Heart J 2023;75:53)."""
+
+SUNK_MM = (0.0, 8.0)
+"""How much deeper than the muscle the right coronary and the circumflex artery lie in version 5: in the
+atrioventricular groove, which the chambers as they are drawn hardly have (chosen)."""
+SLEEVES_MM, DEEP_SLEEVES_MM = (
+    {"LM": 3.2, "LAD": 4.0, "LCX": 4.8, "RCA": 5.2},
+    {"LM": 4.2, "LAD": 5.0, "LCX": 6.5, "RCA": 7.0},
+)
+"""Radius of the fat around the arteries, before version 5 and in it (chosen)."""
+
 
 def sample_left_main(rng: np.random.Generator) -> float:
     """Length of a patient's left main artery, mm."""
@@ -46,7 +66,7 @@ def sample_left_main(rng: np.random.Generator) -> float:
 
 
 def sample_arteries(
-    rng: np.random.Generator, heart: Heart, *, left_main: float | None = None
+    rng: np.random.Generator, heart: Heart, *, left_main: float | None = None, grooves: bool = False
 ) -> dict[str, Points]:
     """Centrelines of the arteries and their branches, about 1 mm between points, patient coordinates, mm.
 
@@ -58,22 +78,29 @@ def sample_arteries(
         heart: Whose arteries they are.
         left_main: Length of the left main artery, mm, as far as the way to the grooves is as long; None: it
             divides where the grooves part, 7 to 38 mm behind the aorta.
+        grooves: The arteries lie at the bottom of their grooves, on the muscle (version 5 of the simulator),
+            and not at a depth below the sac.
     """
     apex, right, inferior = heart.axes
     o = heart.origin
 
-    def groove(degrees: Points, along: Points, depth: Points) -> Points:
+    def groove(degrees: Points, along: Points, lie: Points, sunk: float = 0.0) -> Points:
+        """Points of a course, `lie` mm below the sac or that share of the way to it from the muscle."""
         angle = np.deg2rad(degrees)[:, None]
         direction = np.cos(angle) * right + np.sin(angle) * inferior
         start = o + along[:, None] * apex + 4.0 * right
-        rays = [
-            heart.surface(s[None], d[None], float(x)) for s, d, x in zip(start, direction, depth, strict=True)
-        ]
+        if grooves:
+            rays = [heart.groove(s, d, float(x), sunk) for s, d, x in zip(start, direction, lie, strict=True)]
+        else:
+            rays = [
+                heart.surface(s[None], d[None], float(x))
+                for s, d, x in zip(start, direction, lie, strict=True)
+            ]
         return np.vstack(rays)
 
-    def depths(low: float, high: float, n: int) -> Points:
-        """A depth that changes slowly along an artery."""
-        knots = rng.uniform(low, high, 3)
+    def lies(depth: tuple[float, float], share: tuple[float, float], n: int) -> Points:
+        """How an artery lies, changing slowly along it: its depth, mm, or its share of the groove."""
+        knots = rng.uniform(*(share if grooves else depth), 3)
         out: Points = np.interp(np.linspace(0, 2, n), np.arange(3), knots)
         return out
 
@@ -82,16 +109,19 @@ def sample_arteries(
     n = 10
     turn = np.linspace(-54 + swing[0], 84 + swing[1], n)
     level = rng.normal(-3, 2.5) + np.linspace(rng.normal(3, 2), rng.normal(-4, 2), n)
-    deep = np.concatenate([depths(4, 13, 3), depths(1.5, 9, 4), depths(-1, 6, 3)])
-    rca = groove(turn, level, deep)
+    deep = np.concatenate(
+        [lies((4, 13), (0, 0.3), 3), lies((1.5, 9), (0, 0.4), 4), lies((-1, 6), (0.3, 1.4), 3)]
+    )
+    sunk = rng.uniform(*SUNK_MM, 2) if grooves else np.zeros(2)
+    rca = groove(turn, level, deep, sunk[0])
     bend = -97 + swing[2]
     reach = rng.uniform(0.78, 0.98) * (heart.ventricles[0][0][0] + heart.ventricles[0][1][0])
     lad_turn = bend + np.linspace(0, 6, 9) + rng.normal(0, 2, 9)
     lad_along = np.linspace(2, reach, 9)
-    lad = groove(lad_turn, lad_along, depths(1.5, 6.5, 9))
+    lad = groove(lad_turn, lad_along, lies((1.5, 6.5), (0, 0.7), 9))
     lcx_turn = np.linspace(bend - 16, -215 + 2 * swing[3], 7)
     lcx_along = np.linspace(-1, -5, 7) + rng.normal(0, 1.5)
-    lcx = groove(lcx_turn, lcx_along, depths(1.5, 9, 7))
+    lcx = groove(lcx_turn, lcx_along, lies((1.5, 9), (0, 0.4), 7), sunk[1])
     fork = lad[0] * 0.6 + lcx[0] * 0.4 + 0.12 * (root - lad[0])
     left_ostium = root + rng.uniform(13, 17) * unit(fork - root)
     right_ostium = root + rng.uniform(13, 17) * unit(rca[0] - root)
@@ -105,7 +135,7 @@ def sample_arteries(
 
     def branch(start: Points, degrees: tuple[float, float], along: tuple[float, float]) -> Points:
         """A branch that begins at `start` and runs over the ventricle."""
-        far = groove(np.linspace(*degrees, 6)[1:], np.linspace(*along, 6)[1:], depths(0.5, 5, 5))
+        far = groove(np.linspace(*degrees, 6)[1:], np.linspace(*along, 6)[1:], lies((0.5, 5), (0.2, 1), 5))
         return np.vstack([start, far])
 
     lines = {
@@ -139,20 +169,56 @@ def sample_arteries(
     return {name: out[name] for name in lines}
 
 
-def sample_sleeves(rng: np.random.Generator, arteries: dict[str, Points], fat: float) -> dict[str, Points]:
+def sample_appendages(rng: np.random.Generator, heart: Heart, arteries: dict[str, Points]) -> Heart:
+    """The heart with its atrial appendages.
+
+    The right one lies beside the beginning of the right coronary artery, the left one, seen from the
+    pulmonary trunk, behind the beginning of the left anterior descending artery.
+
+    Args:
+        rng: Source of randomness.
+        heart: Without them.
+        arteries: Centrelines, see `sample_arteries`.
+    """
+    o, trunk = heart.origin, heart.great[1][0]
+
+    def appendage(
+        atrium: tuple[Points, Points], corner: tuple[float, float, float], over: str, outward: Points | None
+    ) -> tuple[Points, Points, float, float]:
+        thick = rng.uniform(*APPENDAGE_MM, 2)
+        line = arteries[over]
+        tip = line[min(int(rng.uniform(*COVERED_MM)), len(line) - 1)] - o
+        away = (tip - trunk) * np.array([1.0, 1.0, 0.3]) if outward is None else outward
+        end = tip + (thick[1] + rng.uniform(*APPENDAGE_GAP_MM)) * unit(away)
+        return atrium[0] + atrium[1] * np.array(corner), end, float(thick[0]), float(thick[1])
+
+    right, left = heart.atria
+    return replace(
+        heart,
+        appendages=(
+            appendage(right, (0.35, -0.55, 0.55), "RCA", np.array([-1.0, -0.3, 0.2])),
+            appendage(left, (0.62, -0.45, 0.35), "LAD", None),
+        ),
+    )
+
+
+def sample_sleeves(
+    rng: np.random.Generator, arteries: dict[str, Points], fat: float, *, grooves: bool = False
+) -> dict[str, Points]:
     """Radius (n,) of the fat around each point of the arteries, mm; 0 where there is none.
 
     Args:
         rng: Source of randomness.
         arteries: Centrelines.
         fat: The heart's, see `Heart.fat`, mm.
+        grooves: As in `sample_arteries`: more fat, and less often none.
     """
-    wide = {"LM": 3.2, "LAD": 4.0, "LCX": 4.8, "RCA": 5.2}
+    wide, bare = (DEEP_SLEEVES_MM, DEEP_BARE_SHARE) if grooves else (SLEEVES_MM, BARE_SHARE)
     out = {}
     for name, line in arteries.items():
         pieces = max(int(len(line) / PIECE_MM) + 2, 2)
         radius = wide[name.split(".")[0]] * (0.7 + 0.12 * fat) * rng.lognormal(-0.05, 0.35, pieces)
-        radius[rng.random(pieces) < BARE_SHARE] = 0.0
+        radius[rng.random(pieces) < bare] = 0.0
         out[name] = np.interp(np.linspace(0, pieces - 1, len(line)), np.arange(pieces), radius)
     return out
 

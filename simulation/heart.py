@@ -38,6 +38,10 @@ class Heart:
         effusion: Thickness of fluid between that fat and the sac, mm; 0 in most hearts.
         bridge: How widely the sac bridges the grooves, mm.
         wall: Thickness of the left ventricular wall, mm.
+        appendages: (start, end, radius at the start, radius at the end) of the right and the left atrial
+            appendage, relative to `origin` along patient axes; none before version 5 of the simulator.
+        creases: How widely muscle fills the crease between the ventricles, between the atria, and between
+            those two, mm.
     """
 
     origin: Points
@@ -51,6 +55,8 @@ class Heart:
     effusion: float
     bridge: float
     wall: float
+    appendages: tuple[tuple[Points, Points, float, float], ...] = ()
+    creases: tuple[float, float, float] = (16.0, 12.0, 10.0)
 
     def local(
         self, x: Array, y: Array, z: Array
@@ -62,11 +68,19 @@ class Heart:
         return (px, py, pz), (own[0], own[1], own[2])
 
     def chambers(self, x: Array, y: Array, z: Array) -> tuple[Array, Array, Array, Array]:
-        """Signed distances (mm) to left and right ventricle, right and left atrium."""
+        """Signed distances (mm) to left and right ventricle, right and left atrium with its appendage."""
         rel, own = self.local(x, y, z)
         lv, rv = (ellipsoid(*own, _triple(c), _triple(r)) for c, r in self.ventricles)
-        ra, la = (ellipsoid(*rel, _triple(c), _triple(r)) for c, r in self.atria)
-        return lv, rv, ra, la
+        atria = [ellipsoid(*rel, _triple(c), _triple(r)) for c, r in self.atria]
+        for i, (start, end, r0, r1) in enumerate(self.appendages):
+            atria[i] = smooth_min(atria[i], capsule(*rel, start, end, r0, r1), APPENDAGE_BRIDGE_MM)
+        return lv, rv, atria[0], atria[1]
+
+    def muscle(self, chambers: tuple[Array, Array, Array, Array]) -> Array:
+        """Signed distance (mm) to the chambers as one, without the fat over them."""
+        lv, rv, ra, la = chambers
+        ventricles, atria, both = self.creases
+        return smooth_min(smooth_min(lv, rv, ventricles), smooth_min(ra, la, atria), both)
 
     def sac(
         self, x: Array, y: Array, z: Array, chambers: tuple[Array, Array, Array, Array] | None = None
@@ -98,6 +112,26 @@ class Heart:
         out: Points = start + t[first][:, None] * direction
         return out
 
+    def groove(self, start: Points, direction: Points, share: float, sunk: float = 0.0) -> Points:
+        """The point (3,) `share` of the way from the muscle to the sac along a ray.
+
+        Args:
+            start: (3,), inside the heart.
+            direction: (3,), of length 1.
+            share: 0 for an artery that lies on the muscle, 1 for one just below the sac. Where there is no
+                room between the two it runs below the sac.
+            sunk: How much deeper than on the muscle 0 is, mm.
+        """
+        t = np.arange(0.0, 110.0, 0.5)
+        p = (start + t[:, None] * direction).astype(np.float32)
+        chambers = self.chambers(p[:, 0], p[:, 1], p[:, 2])
+        outside = self.sac(p[:, 0], p[:, 1], p[:, 2], chambers) > -(BELOW_SAC_MM + self.effusion)
+        last = int(outside.argmax()) if outside.any() else len(t) - 1
+        inner = np.flatnonzero(self.muscle(chambers)[:last] < self.fat + ABOVE_MUSCLE_MM - sunk)
+        first = t[inner[-1]] if len(inner) else t[last]
+        out: Points = start + (first + share * (t[last] - first)) * direction
+        return out
+
     def inside(self) -> tuple[Points, Points]:
         """Points (n, 3) of a 4 mm grid inside the sac, and their centroid, mm."""
         g = np.arange(-112.0, 113.0, GRID_MM, dtype=np.float32)
@@ -112,6 +146,11 @@ class Heart:
         return p.min(axis=0), p.max(axis=0), centroid, len(p) * GRID_MM**3
 
 
+APPENDAGE_BRIDGE_MM = 6.0
+"""How widely an appendage goes over into its atrium (chosen)."""
+BELOW_SAC_MM, ABOVE_MUSCLE_MM = 1.5, 3.0
+"""Least distance of the middle of an artery in its groove from the sac, and from the muscle beside the fat
+that lies on it everywhere: its radius and a little (chosen)."""
 EFFUSION_SHARE = 0.06
 """Share of hearts with a visible layer of pericardial fluid (chosen)."""
 LARGE_ATRIUM_SHARE = 0.15

@@ -279,8 +279,8 @@ def paint_heart(canvas: Canvas, anatomy: Anatomy) -> Array:
     d = heart.sac(x, y, z, chambers)
     sac[box] = d
     canvas.shell(box, d, 1.0 + heart.effusion, 12.0, b.fat_hu + 6)
-    lv, rv, ra, la = chambers
-    tissue = smooth_min(smooth_min(lv, rv, 16.0), smooth_min(ra, la, 12.0), 10.0)
+    lv = chambers[0]
+    tissue = heart.muscle(chambers)
     mottle = anatomy.mottle.on_grid(canvas.geometry)[box]
     # fat over the chambers is patchy: here and there muscle reaches the sac
     tissue -= np.float32(heart.fat + 1.5) * np.clip(np.float32(0.8) + np.float32(0.5) * mottle, 0, 1)

@@ -34,8 +34,8 @@ def test_the_version_before_is_the_default_and_has_no_branches():
 
 
 def test_an_unknown_version_is_refused():
-    with pytest.raises(ValueError, match="not 5"):
-        sample_anatomy(700, version=5)
+    with pytest.raises(ValueError, match="not 6"):
+        sample_anatomy(700, version=6)
 
 
 def test_version_4_has_a_left_main_as_long_as_patients_and_is_else_the_same(patients):
