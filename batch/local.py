@@ -7,14 +7,12 @@ import logging
 import multiprocessing
 import os
 import shutil
-import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
-from multiprocessing import resource_tracker
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -27,6 +25,7 @@ from ..pipeline.run import Job
 from ..pipeline.step import PHASES
 from ..system.cores import threads_each
 from . import worker
+from .copies import context, signals_blocked
 from .worker import Finished, Handed, NotBegun, Role, Worker
 
 log = logging.getLogger(__name__)
@@ -184,17 +183,6 @@ class LocalWorkers:
         pool.schedule(worker.work, (task,), self._timeout, done)
 
 
-@contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Whatever is started here hears none of `worker.SIGNALS` before it says so (`worker.start`)."""
-    resource_tracker.ensure_running()  # Python's helper: where it is started below, it unblocks the signals
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, worker.SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 class _Pool:
     """A pebble pool that is made anew when it breaks."""
 
@@ -203,7 +191,7 @@ class _Pool:
         self.waiting = 0
         self._counting = threading.Lock()
         self._role = role
-        self._init = (job, role, os.getpid())
+        self._init = (job, role)
         self._pool: ProcessPool | None = None
 
     def _made(self) -> ProcessPool:
@@ -211,8 +199,8 @@ class _Pool:
             self._pool = ProcessPool(
                 max_workers=self.count,
                 initializer=worker.start,
-                initargs=self._init,
-                context=multiprocessing.get_context("spawn"),
+                initargs=(*self._init, dict(os.environ)),
+                context=context(),
             )
         return self._pool
 
@@ -223,7 +211,7 @@ class _Pool:
         timeout: float | None,
         done: Callable[[Any], None],
     ) -> None:
-        with _signals_blocked():  # pebble may start processes and threads here
+        with signals_blocked():  # pebble may start processes and threads here
             try:
                 future = self._made().schedule(function, args=args, timeout=timeout)
             except RuntimeError:  # a worker died between two tasks, and pebble gave up the pool

@@ -22,6 +22,7 @@ from ..pipeline.results import STATUSES, ResultRow, read_parquet, unreadable_row
 from ..pipeline.run import Job, check_folders, finished, settle_output, stored_row, write_run
 from ..pipeline.workflow import Workflow
 from ..system.atomic import remove_leftovers
+from ..system.cores import workers_that_fit
 from .cluster import RayWorkers
 from .engine import Engine, Statistics
 from .ledger import Journal, OutputLock, Shard
@@ -131,10 +132,19 @@ class Means:
         return LocalWorkers(job, devices, prefetch=prefetch, timeout=self.timeout, log_path=log_path)
 
 
-def find_devices(text: str) -> tuple[str, ...]:
+WORKER_BYTES = 2_500_000_000
+"""Memory that a worker on the CPU may need, of a scan of 500 slices (docs/architecture.md, budgets)."""
+
+
+def find_devices(text: str, *, many: bool = False) -> tuple[str, ...]:
     """``cuda:0,cuda:1``, ``cpu`` or ``auto`` as a list; ``auto``: every GPU, or the CPU if there is none.
 
     That a named device is there is found out by its worker (`choose_device`).
+
+    Args:
+        text: What the user says.
+        many: There is more than one series to do, and how long one takes does not matter: of ``auto`` the
+            CPU then gets a worker a core, as far as free memory holds them (`workers_that_fit`).
 
     Raises:
         DeviceError: The list is empty, or names a GPU twice.
@@ -144,7 +154,9 @@ def find_devices(text: str) -> tuple[str, ...]:
         if names != ("auto",):
             raise DeviceError(f"--devices {text}: auto stands alone; name the devices, or give auto")
         gpus = _count_gpus()
-        return tuple(f"cuda:{i}" for i in range(gpus)) or ("cpu",)
+        return tuple(f"cuda:{i}" for i in range(gpus)) or ("cpu",) * (
+            workers_that_fit(WORKER_BYTES) if many else 1
+        )
     gpus_named = [n for n in names if n != "cpu"]
     if not names or len(set(gpus_named)) < len(gpus_named):
         raise DeviceError(f"--devices {text}: name each GPU once, for example cuda:0,cuda:1, or cpu")
@@ -165,7 +177,12 @@ def _count_gpus() -> int:
 
 
 def default_prefetch(devices: Sequence[str]) -> int:
-    """Readers and writers beside the workers of `devices`: two a GPU, one on a CPU; no more than cores."""
+    """Readers and writers beside the workers of `devices`: two a GPU, one of a CPU; no more than cores.
+
+    Of several workers on the CPU none: one of them reads or writes while another one computes.
+    """
+    if list(devices).count("cpu") > 1:
+        devices = [d for d in devices if d != "cpu"]
     wanted = sum(1 if d == "cpu" else 2 for d in devices)
     return min(wanted, max(1, (os.cpu_count() or 2) // 2))
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
+import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from ..dicom import Series
-from ..dicom.names import OneLine
 from ..pipeline.case import Case
 from ..pipeline.chain import Chain
 from ..pipeline.run import Job, Settled
@@ -25,6 +26,8 @@ from ..pipeline.step import PHASES
 from ..system.atomic import output_errors
 from ..system.cores import wait_asleep
 from ..system.memory import keep_freed_memory
+from ..system.names import OneLine
+from .copies import SIGNALS
 from .exchange import put, take
 
 if TYPE_CHECKING:
@@ -33,8 +36,6 @@ if TYPE_CHECKING:
     from ..system.gpu import GpuMeter
 
 
-SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM})
-"""What asks a run to end."""
 STOP = "stop"
 """File in the scratch folder: from now on SIGTERM is meant."""
 HALT = "halt"
@@ -180,15 +181,18 @@ def peak_memory() -> float:
 _worker: Worker | None = None
 
 
-def start(job: Job, role: Role, parent: int) -> None:
-    """Make this process a worker of the process `parent`, and let it die with it."""
+def start(job: Job, role: Role, environment: Mapping[str, str]) -> None:
+    """Make this process a worker of the one that wanted it, whose environment it takes over and with which it
+    dies."""
     global _worker
+    os.environ.clear()
+    os.environ.update(environment)
     started_file(role.scratch, os.getpid()).touch()
     # Terminals and schedulers tell all processes of a run; the parent decides, and says so by a file.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if (role.scratch / STOP).exists() else None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    _die_with(parent)
+    _die_with_the_run()
     prepare_process()
     if role.log_path is not None:
         add_log_file(role.log_path)
@@ -239,20 +243,13 @@ def add_log_file(path: Path) -> logging.Handler:
     return handler
 
 
-_PR_SET_PDEATHSIG = 1
-"""Linux, prctl(2): the signal that a process gets when its parent dies."""
+def _die_with_the_run() -> None:
+    """End this process as soon as the one that wanted it is gone, however that ended."""
+    run = multiprocessing.parent_process()
+    if run is not None:
+        threading.Thread(target=_watch, args=(run.sentinel,), daemon=True).start()
 
 
-def _die_with(parent: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    else:
-        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-def _watch(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
+def _watch(sentinel: int) -> None:
+    wait([sentinel])
     os._exit(1)

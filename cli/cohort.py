@@ -167,7 +167,7 @@ def _score(args: argparse.Namespace, uids: Sequence[str]) -> int:
         if event.row is not None and not event.skipped:
             source.settled(event.row.series_uid)
 
-    means = Means(devices=find_devices(args.devices), timeout=args.timeout or None)
+    means = Means(devices=find_devices(args.devices, many=True), timeout=args.timeout or None)
     start = partial(run_arriving, [source.named(uid) for uid in uids], source.series, job, means=means)
     summary = watched(start, args.score, "download", quiet=args.quiet, settled=settled)
     if source.broken:

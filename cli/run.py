@@ -54,8 +54,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--devices",
         default="auto",
         metavar="LIST",
-        help="one worker each, separated by commas: cuda:0,cuda:1 or cpu; auto: every GPU, else the CPU "
-        "(default: %(default)s)",
+        help="one worker each, separated by commas: cuda:0,cuda:1 or cpu; auto: every GPU, else as many on "
+        "the CPU as cores and memory hold (default: %(default)s)",
     )
     parser.add_argument(
         "--prefetch",
@@ -169,6 +169,11 @@ def duration(text: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0 when every series was scored or rejected, 1 when any failed, 130 when it was stopped."""
+    from ..batch.copies import begin_loading
+
+    if not args.ray:
+        begin_loading()  # while this process imports its own parts, and looks what there is to do
+
     from ..batch.cluster import check_ray
     from ..batch.ledger import Shard
     from ..batch.run import Means, find_devices, run_folder
@@ -186,7 +191,7 @@ def run(args: argparse.Namespace) -> int:
     workflow = Workflow.combine([Workflow.load(name) for name in args.workflow.split(",")])
     workflow = chosen_workflow(args, _with_hearts(args, workflow))
     means = Means(
-        devices=() if args.ray else find_devices(args.devices),
+        devices=() if args.ray else find_devices(args.devices, many=True),
         prefetch=args.prefetch,
         timeout=args.timeout or None,
         retries=args.retries,
@@ -236,10 +241,17 @@ def watched(
             watcher(event)
             settled(event)
 
+        def ready(device: str) -> None:
+            if device not in known:
+                watcher.say(f"device: {device}")
+            known.add(device)
+
+        known: set[str] = set()
+
         with watcher, followed(log_path, watcher.say), _stoppable(watcher) as running:
             summary = start(
                 watch=watch,
-                ready=lambda device: watcher.say(f"device: {device}"),
+                ready=ready,
                 running=running,
                 log_path=log_path,
             )

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
+from ..system.names import OneLine, printable
 from ..system.nearest import nearest
 
 if TYPE_CHECKING:
@@ -23,12 +24,6 @@ if TYPE_CHECKING:
 
 PLAIN_WIDTH = 160
 """Letters of a line of a table where the output is no terminal."""
-
-
-def _plain(text: str) -> str:
-    from ..dicom.names import printable  # its room loads pydicom, which --help can do without
-
-    return printable(text)
 
 
 def say(*lines: str) -> None:
@@ -42,7 +37,7 @@ def note(*lines: str) -> None:
 
 
 def _write(stream: IO[str], lines: Iterable[str]) -> None:
-    stream.write("".join(f"{_plain(line)}\n" for line in lines))
+    stream.write("".join(f"{printable(line)}\n" for line in lines))
     stream.flush()
 
 
@@ -66,7 +61,7 @@ def add_row(table: Table, cells: Iterable[str]) -> None:
     """A row of plain text; what would steer the terminal or is markup is neither."""
     from rich.text import Text
 
-    table.add_row(*(Text(_plain(cell)) for cell in cells))
+    table.add_row(*(Text(printable(cell)) for cell in cells))
 
 
 def new_console(*, stderr: bool = False, **options: Any) -> Console:
@@ -76,7 +71,7 @@ def new_console(*, stderr: bool = False, **options: Any) -> Console:
 
     class Plain(Console):
         def print(self, *objects: Any, **kwargs: Any) -> None:
-            super().print(*(Text(_plain(o)) if isinstance(o, str) else o for o in objects), **kwargs)
+            super().print(*(Text(printable(o)) if isinstance(o, str) else o for o in objects), **kwargs)
 
     return Plain(stderr=stderr, highlight=False, markup=False, emoji=False, **options)
 
@@ -102,8 +97,6 @@ def log_to_screen(level: int, form: str = "%(message)s") -> None:
     Args:
         form: As `logging.Formatter` takes it.
     """
-    from ..dicom.names import OneLine
-
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(OneLine(form))
     logging.basicConfig(level=level, handlers=[handler])
@@ -111,8 +104,6 @@ def log_to_screen(level: int, form: str = "%(message)s") -> None:
 
 def guard_log() -> None:
     """Make `printable` what libraries and we log where nobody has said where to: Python shows warnings."""
-    from ..dicom.names import OneLine
-
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(OneLine("%(message)s"))
 
@@ -174,4 +165,4 @@ class Parser(argparse.ArgumentParser):
         for given in dict.fromkeys(word.partition("=")[0] for word in self._given):
             if given.startswith("--") and given != "--" and not any(o.startswith(given) for o in options):
                 message = f"{message.removesuffix('.')}. There is no {given}.{nearest(given, options)}"
-        super().error(_plain(message))
+        super().error(printable(message))

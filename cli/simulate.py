@@ -52,11 +52,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--simulator",
         metavar="VERSION",
         type=int,
-        choices=(1, 2, 3, 4),
+        choices=(1, 2, 3, 4, 5),
         default=1,
         help="1, which the bundled weights were trained on and measured on; 2: arteries, motion and disease "
         "nearer to patients'; 3: as 2, with collapsed lung against the heart; 4: as 3, with a left main "
-        "artery as long as patients' (default: 1)",
+        "artery as long as patients'; 5: as 4, with arteries deep in their grooves and atrial appendages "
+        "over them (default: 1)",
     )
     parser.add_argument(
         "--trial",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ..system.names import printable, readable, safe_name
 from .discovery import Discovery, UnreadableFile, chosen, discover, discover_within
 from .gates import GATES, Gate, check_headers
-from .names import printable, readable, safe_name
 from .reading import Reading, read_series
 from .series import Finding, Series, SliceRef
 

@@ -25,6 +25,7 @@ from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
 
 from ..errors import InputDamaged, InputUnreadable, NoDicomFound
 from ..imaging.scan_files import refused_format, scan_format
+from ..system.names import readable
 from .contrast import INTRAVENOUS, NONE, ORAL, contrast_kind
 from .files import (
     HEAD_BYTES,
@@ -49,7 +50,6 @@ from .headers import (
     texts,
     whole,
 )
-from .names import readable
 from .patient import age_at, sex_of
 from .series import Series, SliceRef, increment_of, slice_normal, slice_positions
 from .store import SeriesStore

@@ -42,8 +42,8 @@ from pydicom.uid import (
 
 from ..errors import InputDamaged, InputUnreadable
 from ..system.foreign import open_regular
+from ..system.names import readable
 from .headers import CT_IMAGE, ENHANCED_CT, whole
-from .names import readable
 from .series import SliceRef
 
 HEAD_BYTES = 1 << 15

@@ -18,9 +18,9 @@ from datetime import datetime
 import numpy as np
 import numpy.typing as npt
 
+from ..system.names import safe_name
 from .contrast import contrast_kind
 from .headers import CT_IMAGE, ENHANCED_CT
-from .names import safe_name
 from .series import (
     SAME_POSITION_MM,
     Finding,

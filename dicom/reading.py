@@ -24,6 +24,7 @@ from pydicom.uid import JPEG2000TransferSyntaxes, JPEGLSTransferSyntaxes
 
 from ..errors import InputDamaged, InputUnreadable, SeriesFailed, SeriesRejected
 from ..imaging.volume import PADDING_HU, Geometry, Volume
+from ..system.names import readable
 from .files import IMAGE, Upto, encoding_of, open_archive, read_slice
 from .gates import (
     DAMAGED_COPY,
@@ -36,7 +37,6 @@ from .gates import (
     register_gate,
 )
 from .headers import first_item, quiet_pydicom, stated, text
-from .names import readable
 from .series import SAME_POSITION_MM, Finding, Series, SliceRef, increment_of, slice_normal, slice_positions
 
 _TAGS = [

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from .names import readable
+from ..system.names import readable
 
 SAME_POSITION_MM = 0.02
 """Slices closer than this along the normal lie at one position: ImagePositionPatient is usually written to

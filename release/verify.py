@@ -19,7 +19,6 @@ import numpy.typing as npt
 
 from ..dicom import Series, discover, read_segmentation, read_series
 from ..dicom.files import Upto
-from ..dicom.names import safe_name
 from ..dicom.seg.codes import kind_of, part_of
 from ..dicom.seg.reader import Segmentation, open_segmentation
 from ..errors import DeepCACError, InputError, InputUnreadable
@@ -31,6 +30,7 @@ from ..scoring import RULES, risk_group, score, whole_pieces
 from ..scoring.grades import SHARES
 from ..scoring.rules import VOLTAGE_RULES, find_rule, named_rules
 from ..system.foreign import foreign, parse_json
+from ..system.names import safe_name
 from .build import (
     FILES,
     MANIFEST,

@@ -1,9 +1,11 @@
-"""How many CPU threads a process, or each of several, should compute with."""
+"""How many processes should compute on the CPU, and with how many threads each."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+from .memory import available_bytes
 
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """Where Linux says how much CPU a container may use (cgroup v2): microseconds in a period, and the period."""
@@ -12,14 +14,37 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 def threads_each(workers: int) -> int:
     """CPU threads of each of so many workers that compute: the cores that this process may use, divided.
 
-    Those are the cores that it may run on, and no more than a container's quota of CPU time grants.
-    ``OMP_NUM_THREADS``, where it is set, is the most: schedulers and users say by it how many cores are
-    theirs. More threads than free cores wait for each other, and a series takes several times as long.
+    ``OMP_NUM_THREADS``, where it is set, is the most of each: schedulers and users say by it how many cores
+    are theirs. More threads than free cores wait for each other, and a series takes several times as long.
     """
+    threads = max(1, _cores() // workers)
+    granted = _granted()
+    return min(threads, granted) if granted else threads
+
+
+def workers_that_fit(each: int) -> int:
+    """How many workers of one thread the cores and the free memory hold, at least one.
+
+    Several series at once take less time than one with several threads, as much of a series is done by one
+    (docs/performance.md). Where the free memory is not known there is one.
+
+    Args:
+        each: Bytes of memory that a worker may need.
+    """
+    free = available_bytes()
+    return max(1, min(_granted() or _cores(), _cores(), (free or 0) // each))
+
+
+def _cores() -> int:
+    """Cores that this process may run on, no more than a container's quota of CPU time grants."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    granted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # of nested ones the outermost
-    threads = max(1, min(cores, _quota() or cores) // workers)
-    return min(threads, max(1, int(granted))) if granted.isdecimal() else threads
+    return min(cores, _quota() or cores)
+
+
+def _granted() -> int | None:
+    """``OMP_NUM_THREADS``, of nested ones the outermost, at least 1; None where it says no number."""
+    granted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return max(1, int(granted)) if granted.isdecimal() else None
 
 
 def wait_asleep() -> None:

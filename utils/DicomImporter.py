@@ -15,7 +15,6 @@ from mhubio.core import IO, DataType, DirectoryChain, FileType, Instance, Instan
 
 from ..dicom import Discovery, Series, SliceRef, discover, safe_name
 from ..dicom.files import copied, open_archive, opened, read_slice
-from ..dicom.names import printable
 from ..errors import OutputUnwritable
 from ..pipeline.case import Case
 from ..pipeline.chain import run_stage
@@ -24,6 +23,7 @@ from ..pipeline.places import patient_folder
 from ..pipeline.reading import check_headers
 from ..pipeline.run import check_folders
 from ..system.atomic import output_errors, write_whole
+from ..system.names import printable
 from .handover import CASE, CASE_FILE, REJECTED, case_to_json, log_stop, workflow_of, write_case
 
 

@@ -24,7 +24,6 @@ import yaml
 from mhubio.core import IO, Config, Instance, Module
 
 from ..dicom import Finding, Series, safe_name
-from ..dicom.names import printable
 from ..errors import DeepCACError, InputUnreadable, MaskMismatch
 from ..imaging import Geometry, Volume
 from ..imaging.files import read_image
@@ -37,6 +36,7 @@ from ..pipeline.step import facts, steps
 from ..pipeline.workflow import Workflow
 from ..system.atomic import write_whole
 from ..system.codec import from_plain, to_plain
+from ..system.names import printable
 
 T = TypeVar("T")
 

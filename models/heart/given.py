@@ -22,13 +22,13 @@ import numpy.typing as npt
 
 from ...dicom import Series, printable, readable
 from ...dicom.gates import Gate, register_gate
-from ...dicom.names import safe_name
 from ...errors import InputError, InputUnreadable, MaskMismatch, SeriesRejected
 from ...imaging import Geometry
 from ...imaging.nrrd import on_grid
 from ...imaging.scan_files import read_scan, read_scan_header, scan_format, without_ending
 from ...pipeline.image_series import ImageSeries
 from ...system.hashing import sha256_of
+from ...system.names import safe_name
 from ...system.nearest import listed
 
 log = logging.getLogger(__name__)

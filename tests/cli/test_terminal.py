@@ -19,10 +19,10 @@ import pytest
 from deepcac2.cli.main import main
 from deepcac2.cli.run import _report, _Watcher
 from deepcac2.cli.screen import add_row, new_console, new_table
-from deepcac2.dicom.names import OneLine, printable
 from deepcac2.pipeline.results import ResultRow, read_parquet, write_table
 from deepcac2.simulation import default_geometry, simulate_patient
 from deepcac2.simulation.dicom import write_patient
+from deepcac2.system.names import OneLine, printable
 
 CLI = Path(__file__).resolve().parents[2] / "cli"
 EVIL = "A\x1b[2J\x1b]0;x\x07\x9b31m\r\nscored 1\tfine\u202e[red]:smile:\x7f"
