@@ -41,6 +41,7 @@ class HeartsRecipe:
 
     Attributes:
         patients: Simulated patients, seeds from `first_seed` upwards.
+        simulators: Versions of the simulator, which take turns at drawing them.
         noise_hu: Largest standard deviation of white noise added to a simulated low-resolution image, HU:
             averaging down takes the noise away, a noisier scan or plain sampling does not.
         crop_share: Share of patients cut to the heart and up to 60 mm around it, like a cardiac scan.
@@ -51,6 +52,7 @@ class HeartsRecipe:
 
     patients: int = 200
     first_seed: int = 200_000
+    simulators: tuple[int, ...] = (1,)
     noise_hu: float = 30.0
     crop_share: float = 0.3
     scan_variants: int = 25
@@ -58,6 +60,8 @@ class HeartsRecipe:
     seed: int = 1
 
     def __post_init__(self) -> None:
+        if not self.simulators:
+            raise ValueError("simulators are one or more versions")
         if len(self.spacing_mm) != 3 or min(self.spacing_mm) <= 0:
             raise ValueError("spacing_mm holds three distances above 0: z, y, x")
 
@@ -65,6 +69,10 @@ class HeartsRecipe:
     def seeds(self) -> range:
         """Of the simulated patients."""
         return range(self.first_seed, self.first_seed + self.patients)
+
+    def simulator(self, seed: int) -> int:
+        """The version that draws a patient."""
+        return self.simulators[(seed - self.first_seed) % len(self.simulators)]
 
 
 def coarse(geometry: Geometry, spacing: Iterable[float]) -> Geometry:
@@ -99,9 +107,11 @@ def simulated_heart(seed: int, recipe: HeartsRecipe) -> Chest:
     """
     from ..simulation import default_geometry, simulate_patient
 
-    full = default_geometry(seed)
+    version = recipe.simulator(seed)
+    full = default_geometry(seed, version=version)
     grid = coarse(full, recipe.spacing_mm)
-    patient = simulate_patient(seed, geometry=coarse(full, np.array(recipe.spacing_mm) / 2))
+    fine = coarse(full, np.array(recipe.spacing_mm) / 2)
+    patient = simulate_patient(seed, geometry=fine, version=version)
     hu = averaged(patient.volume.hu, grid)
     heart = averaged(patient.heart.astype(np.uint8), grid) >= 0.5
     rng = np.random.default_rng([seed, 78])
@@ -154,6 +164,7 @@ def make_hearts(raw: Path, recipe: HeartsRecipe, *, data: Sequence[Path] = ()) -
     labels = folder / "labelsTr"
     about = {
         "seeds": [recipe.seeds.start, recipe.seeds.stop],
+        "simulators": list(recipe.simulators),
         "spacing_mm": list(recipe.spacing_mm),
         "noise_hu": recipe.noise_hu,
         "crop_share": recipe.crop_share,

@@ -21,7 +21,7 @@ from ...imaging import Geometry, Volume
 from ...imaging.crop import CANDIDATE_HU, WINDOW_HU, Patches, crop_grid
 from ...imaging.heart_position import Place, heart_box, heart_depth
 from ...imaging.labels import SURENESS, Labels
-from ...imaging.masks import bounding_box
+from ...imaging.masks import bounding_box, true_indices
 from ...imaging.orientation import to_canonical
 from ...imaging.resampling import Box, reached, resample, sample, support
 from ...imaging.tiling import Corner, PatchAverage, around, corners_touching, majority, patch_corners
@@ -194,7 +194,7 @@ def _whole(part: npt.NDArray[Any], ct: Geometry, box: Box) -> npt.NDArray[Any]:
     """A part of a turned CT on the CT's own grid, 0 elsewhere."""
     whole = np.zeros(ct.shape, dtype=part.dtype)
     # Memory that nothing is written to costs nothing.
-    where = np.nonzero(part != 0)
+    where = true_indices(part != 0)
     to_canonical(whole, ct).array[box][where] = part[where]
     return whole
 
@@ -412,7 +412,7 @@ class CalciumModel(PatchModel):
             wanted_here = needed[seen] if parts else None
             average.add(run, batch_size=self.batch_size, wanted=wanted_here, named=named)
             if not every:
-                index = np.nonzero(candidates)
+                index = true_indices(candidates)
                 high = sample(average.high(), grid, part, index, outside=0.0).cpu().numpy()
                 candidates = np.zeros(part.shape, dtype=bool)
                 candidates[tuple(i[high >= THRESHOLD - _ROUNDING] for i in index)] = True

@@ -193,7 +193,8 @@ def export(results: Path, out: Path, *, recipe: HeartRecipe, images: Path, scans
 
 def domain_of(recipe: HeartRecipe, images: Path) -> dict[str, Any]:
     """The scans that a heart network was trained on: the simulated ones' protocol, all images' extents."""
-    stated = simulated_domain({1: recipe.seeds})
+    drawn = {v: [s for s in recipe.seeds if recipe.simulator(s) == v] for v in recipe.simulators}
+    stated = simulated_domain(drawn)
     stated.pop("pixel_mm", None)  # the network sees `spacing_mm`
     grids = [read_image(path)[1] for path in images.glob("*.nii.gz")]
     z, y, x = (np.array([grid.shape[a] * grid.spacing[a] for grid in grids]) for a in range(3))

@@ -43,6 +43,16 @@ def test_simulated_hearts_lie_inside_the_chest_and_are_as_large_as_hearts():
     assert image[int(z), int(y) :, int(x) - 3 : int(x) + 4].max() > 150
 
 
+def test_versions_of_the_simulator_take_turns():
+    """The seed that the second version draws is another patient than the first version's of this seed."""
+    mixed = replace(RECIPE, simulators=(1, 5))
+    assert [mixed.simulator(seed) for seed in range(5, 9)] == [1, 5, 1, 5]
+    assert np.array_equal(simulated_heart(5, mixed)[0], simulated_heart(5, RECIPE)[0])
+    assert not np.array_equal(simulated_heart(6, mixed)[1], simulated_heart(6, RECIPE)[1])
+    with pytest.raises(ValueError, match="one or more versions"):
+        replace(RECIPE, simulators=())
+
+
 def test_a_cut_patient_still_holds_the_whole_heart():
     whole = simulated_heart(5, RECIPE)[1]
     image, cut, spacing = simulated_heart(5, replace(RECIPE, crop_share=1.0))
