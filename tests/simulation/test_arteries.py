@@ -54,6 +54,24 @@ def test_version_4_has_a_left_main_as_long_as_patients_and_is_else_the_same(pati
     assert max(length) < 26
 
 
+def test_version_5_has_arteries_deep_in_grooves_and_appendages_over_them(patients):
+    """In three real chests the first calcium of the LAD lies 10 to 24 mm below the heart's surface."""
+    shallow, deep, grown = [], [], []
+    for seed in SEEDS:
+        before, now = sample_anatomy(seed, version=4), sample_anatomy(seed, version=5)
+        shallow += list(depth(before, before.coronaries["LAD"][5:20]))
+        deep += list(depth(now, now.coronaries["LAD"][5:20]))
+        assert all(np.median(depth(now, now.coronaries[name])) > 0.5 for name in ("LM", "LAD", "LCX", "RCA"))
+        grown.append(now.heart.extent()[3] / before.heart.extent()[3])
+        for start, end, *_ in now.heart.appendages:
+            p = (now.heart.origin + np.stack([start, end])).astype(np.float32)
+            chambers = now.heart.chambers(p[:, 0], p[:, 1], p[:, 2])
+            assert np.all(now.heart.muscle(chambers) < 0)
+        assert before.findings.nodes == now.findings.nodes
+    assert np.median(shallow) < 6 < 8 < np.median(deep) < 16
+    assert 1.0 < np.mean(grown) < 1.15
+
+
 def test_branches_begin_on_their_artery(patients):
     for anatomy in patients:
         assert set(anatomy.coronaries) == {"LM", "LAD", "LCX", "RCA"} | BRANCHES
