@@ -67,7 +67,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--start",
         default="",
         metavar="NAME|PATH",
-        help="calcium and direct only: weights to begin with, such as bundled (default: random ones)",
+        help="heart, calcium and direct only: weights to begin with, such as bundled (default: random ones)",
     )
     parser.add_argument(
         "--best",

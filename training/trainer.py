@@ -44,7 +44,7 @@ class StepsRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BeginningRecipe(StepsRecipe):
+class BeginningRecipe:
     """What a training is told that may begin with weights.
 
     Attributes:

@@ -53,6 +53,7 @@ from ...training.trainer import (
     LOSSES,
     BeginningRecipe,
     Checkpoint,
+    StepsRecipe,
     Trainer,
     beginning,
     require_architecture,
@@ -77,7 +78,7 @@ CROP_GEOMETRY = Geometry(shape=CROP_SHAPE, spacing=CROP_SPACING, origin=(0.0, 0.
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalciumRecipe(CropRecipe, PatchRecipe, BeginningRecipe):
+class CalciumRecipe(CropRecipe, PatchRecipe, StepsRecipe, BeginningRecipe):
     """How a calcium network is trained.
 
     Attributes:

@@ -511,12 +511,22 @@ def _build_network(
         allow_init=False,
         deep_supervision=False,
     )
-    own = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    if set(own) != set(tensors) or any(own[k].shape != v.shape for k, v in tensors.items()):
-        odd = sorted(set(own) ^ set(tensors)) or [k for k, v in tensors.items() if own[k].shape != v.shape]
-        raise WeightsError(f"{path.name} does not fit plans.json: {odd[0]}; convert the set again")
-    network.load_state_dict(tensors, strict=False)
+    if odd := fill(network, tensors):
+        raise WeightsError(f"{path.name} does not fit plans.json: {odd}; convert the set again")
     return network
+
+
+def fill(network: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> str:
+    """Give a network its tensors; all of its parameters must be there, and no other.
+
+    Returns:
+        The name of one that does not fit, and nothing is changed; "" where all do.
+    """
+    own = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    odd = sorted(set(own) ^ set(tensors)) or [k for k, v in tensors.items() if own[k].shape != v.shape]
+    if not odd:
+        network.load_state_dict(tensors, strict=False)
+    return odd[0] if odd else ""
 
 
 def _three(values: Any, kind: type[Any]) -> tuple[Any, Any, Any]:

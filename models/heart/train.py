@@ -31,6 +31,7 @@ from ...training.export import simulated_domain
 from ...training.hearts import HeartsRecipe, grid_of, make_hearts, simulated_heart
 from ...training.loop import interruptible
 from ...training.recipe import Inputs, keep_to
+from ...training.trainer import BeginningRecipe, beginning
 from ...weights import WeightSet, convert_nnunet_v2
 from .network import HeartModel
 
@@ -44,7 +45,7 @@ PROGRESS = "progress: "
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeartRecipe(HeartsRecipe):
+class HeartRecipe(HeartsRecipe, BeginningRecipe):
     """How a heart network is trained; of its patients nnU-Net keeps a fifth for validation.
 
     Attributes:
@@ -114,9 +115,11 @@ def train(recipe: HeartRecipe, work: Path, inputs: Inputs) -> Path:
     The work folder gets ``raw/``, ``preprocessed/``, ``results/`` (nnU-Net's), ``nnunet.log`` (all that
     nnU-Net said), ``log.csv`` (one row an epoch) and ``weights/``.
     """
+    recipe, first = beginning(recipe, inputs.start, "heart")
     hearts = make_hearts(work / "raw", recipe, data=inputs.data)
     job = {
         "recipe": asdict(recipe),
+        "start": str(first.path.resolve()) if first else "",
         "dataset": hearts.name,
         "device": inputs.device.type,
         "work": str(work.resolve()),
@@ -170,7 +173,8 @@ def export(results: Path, out: Path, *, recipe: HeartRecipe, images: Path, scans
         images: Folder of the training images.
         scans: Labelled scans that were trained on beside the simulated patients.
     """
-    data = f"{recipe.patients} simulated chests of this project"
+    data = f"Begun with {recipe.start}. " if recipe.start else ""
+    data += f"{recipe.patients} simulated chests of this project"
     if scans:
         data += f" and {recipe.scan_variants} random variants of each of {scans} labelled scans"
     convert = partial(

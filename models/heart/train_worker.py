@@ -28,7 +28,9 @@ from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_p
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from ...training.recipe import build
+from ...weights import WeightSet, load_tensors, resolve
 from ...weights.checkpoints import read_checkpoint
+from .network import fill
 from .train import CONFIGURATION, PROGRESS, HeartRecipe
 
 STOPPED = 130
@@ -201,6 +203,16 @@ def _plan_and_preprocess(dataset: str, recipe: HeartRecipe) -> dict[str, Any]:
     return content
 
 
+def _begin_with(weights: WeightSet, network: torch.nn.Module) -> None:
+    """Give a network the tensors of a set; its first fold's where it has several."""
+    file = min(f for f in weights.files if f.endswith(".safetensors"))
+    if odd := fill(network, load_tensors(weights, file)):
+        sys.exit(
+            f"the weights {weights.name} are of another network than the recipe's ({odd}); "
+            "take over what they were trained with from their weights.json"
+        )
+
+
 def main(job: dict[str, Any]) -> None:
     """Plan, preprocess and train as `job` says."""
     recipe = build(job["recipe"], HeartRecipe, where="job")
@@ -231,6 +243,8 @@ def main(job: dict[str, Any]) -> None:
     if latest.exists():
         trainer.load_checkpoint(latest)
         sys.stdout.write(f"{PROGRESS}resumed after epoch {trainer.current_epoch}\n")
+    elif job["start"]:
+        _begin_with(resolve(job["start"], "heart"), trainer.network)
     own = os.getpid()  # processes that augment inherit the handler
     signal.signal(signal.SIGTERM, lambda *_: trainer.stop() if os.getpid() == own else os._exit(STOPPED))
     trainer.run_training()

@@ -28,7 +28,7 @@ from ...training.loop import Batch, run_steps
 from ...training.patches import SliceRecipe
 from ...training.recipe import Inputs, build
 from ...training.sources import crop_origin, make_crops
-from ...training.trainer import BeginningRecipe, Trainer, beginning, require_architecture
+from ...training.trainer import BeginningRecipe, StepsRecipe, Trainer, beginning, require_architecture
 from ...weights import WeightSet
 from .network import (
     BOX_WINDOW_HU,
@@ -55,7 +55,7 @@ SLICES = int((CROP_SHAPE[0] - 1) * CROP_SPACING[0] / INCREMENT_MM) + 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class DirectRecipe(SliceRecipe, BeginningRecipe):
+class DirectRecipe(SliceRecipe, StepsRecipe, BeginningRecipe):
     """How direct scoring is trained.
 
     Attributes:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import torch
+from safetensors.torch import load_file
 
 from deepcac2.errors import TrainingError
 from deepcac2.imaging import Geometry, Volume
@@ -110,3 +111,21 @@ def test_a_short_training_can_be_stopped_resumed_and_used(tmp_path: Path):
     assert "resumed after epoch 1" in (tmp_path / "nnunet.log").read_text()
     with pytest.raises(TrainingError, match="another recipe"):
         train(replace(recipe, learning_rate=0.5), tmp_path, Inputs(device=cpu))
+
+
+@pytest.mark.slow
+def test_a_training_begins_with_weights_of_the_same_network_only(tmp_path: Path):
+    recipe = replace(RECIPE, patients=5, epochs=1, iterations_per_epoch=1)
+    cpu = torch.device("cpu")
+    first = train(recipe, tmp_path / "first", Inputs(device=cpu))
+    still = replace(recipe, name="second", learning_rate=1e-9, seed=2)
+    second = train(still, tmp_path / "second", Inputs(device=cpu, start=str(first)))
+    before, after = (load_file(folder / "fold_0.safetensors") for folder in (first, second))
+    assert all(torch.allclose(before[k], after[k], atol=1e-6) for k in before)
+    found = resolve(str(second), "heart")
+    assert str(found.metadata["training_data"]).startswith("Begun with short@")
+    wide = replace(still, base_features=8)
+    with pytest.raises(TrainingError, match="of another network than the recipe's"):
+        train(wide, tmp_path / "third", Inputs(device=cpu, start=str(first)))
+    with pytest.raises(TrainingError, match="name these weights with --start"):
+        train(replace(still, start="x@1"), tmp_path / "fourth", Inputs(device=cpu))
