@@ -7,6 +7,7 @@ the loading can begin before this process has imported its own parts.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import signal
 import sys
@@ -17,6 +18,8 @@ from multiprocessing.context import BaseContext
 
 from ..system.cores import wait_asleep
 
+log = logging.getLogger(__name__)
+
 _ROOT = __package__.rpartition(".")[0]
 PRELOADED = [f"{_ROOT}.batch.worker", "torch", "scipy.ndimage", "scipy.spatial", f"{_ROOT}.dicom.tables"]
 """Modules that are loaded, none of which starts a thread or opens a device. What cannot be loaded is left to
@@ -26,21 +29,24 @@ SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM})
 """What asks a run to end."""
 
 
-def begin_loading() -> None:
-    """Start that process, and do not wait for it; nothing where it runs, or where workers are no copies."""
-    if _COPIES:
-        wait_asleep()  # before torch is loaded
-        multiprocessing.set_forkserver_preload(PRELOADED)
+def begin_loading() -> bool:
+    """Start that process where it does not run yet, and do not wait for it; whether there is one."""
+    if not _COPIES:
+        return False
+    wait_asleep()  # before torch is loaded
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    try:
         with signals_blocked():
             forkserver.ensure_running()
+    except OSError as error:  # it listens in the temporary folder, whose path may be too long for that
+        log.info("workers load everything by themselves: %s", error)
+        return False
+    return True
 
 
 def context() -> BaseContext:
-    """How worker processes are started: as copies on Linux; elsewhere each loads everything by itself."""
-    if not _COPIES:
-        return multiprocessing.get_context("spawn")
-    begin_loading()
-    return multiprocessing.get_context("forkserver")
+    """How workers are started: as copies, or where they cannot be so that each loads everything by itself."""
+    return multiprocessing.get_context("forkserver" if begin_loading() else "spawn")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import multiprocessing
 import os
@@ -243,8 +244,17 @@ def add_log_file(path: Path) -> logging.Handler:
     return handler
 
 
+_PR_SET_PDEATHSIG = 1
+"""Linux, prctl(2): the signal that a process gets when its parent dies."""
+
+
 def _die_with_the_run() -> None:
-    """End this process as soon as the one that wanted it is gone, however that ended."""
+    """End this process as soon as the one that wanted it is gone, however that ended.
+
+    So it does when the one is gone of which it is a copy, and by which alone the run would hear of its end.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     run = multiprocessing.parent_process()
     if run is not None:
         threading.Thread(target=_watch, args=(run.sentinel,), daemon=True).start()
