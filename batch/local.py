@@ -190,8 +190,7 @@ class _Pool:
         self.count = count
         self.waiting = 0
         self._counting = threading.Lock()
-        self._role = role
-        self._init = (job, role)
+        self._job, self._role = job, role
         self._pool: ProcessPool | None = None
 
     def _made(self) -> ProcessPool:
@@ -199,7 +198,7 @@ class _Pool:
             self._pool = ProcessPool(
                 max_workers=self.count,
                 initializer=worker.start,
-                initargs=(*self._init, dict(os.environ)),
+                initargs=(self._job, self._role, dict(os.environ)),
                 context=context(),
             )
         return self._pool

@@ -153,10 +153,9 @@ def find_devices(text: str, *, many: bool = False) -> tuple[str, ...]:
     if "auto" in names:
         if names != ("auto",):
             raise DeviceError(f"--devices {text}: auto stands alone; name the devices, or give auto")
-        gpus = _count_gpus()
-        return tuple(f"cuda:{i}" for i in range(gpus)) or ("cpu",) * (
-            workers_that_fit(WORKER_BYTES) if many else 1
-        )
+        if gpus := _count_gpus():
+            return tuple(f"cuda:{i}" for i in range(gpus))
+        return ("cpu",) * (workers_that_fit(WORKER_BYTES) if many else 1)
     gpus_named = [n for n in names if n != "cpu"]
     if not names or len(set(gpus_named)) < len(gpus_named):
         raise DeviceError(f"--devices {text}: name each GPU once, for example cuda:0,cuda:1, or cpu")
@@ -181,9 +180,8 @@ def default_prefetch(devices: Sequence[str]) -> int:
 
     Of several workers on the CPU none: one of them reads or writes while another one computes.
     """
-    if list(devices).count("cpu") > 1:
-        devices = [d for d in devices if d != "cpu"]
-    wanted = sum(1 if d == "cpu" else 2 for d in devices)
+    on_cpu = sum(d == "cpu" for d in devices)
+    wanted = 2 * (len(devices) - on_cpu) + (on_cpu == 1)
     return min(wanted, max(1, (os.cpu_count() or 2) // 2))
 
 

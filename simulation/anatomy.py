@@ -9,18 +9,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .arteries import (
-    CREASES_MM,
-    sample_appendages,
-    sample_arteries,
-    sample_left_main,
-    sample_plaques,
-    sample_sleeves,
-)
+from .arteries import sample_appendages, sample_arteries, sample_left_main, sample_plaques, sample_sleeves
 from .body import Body, sample_body, sample_frame, stream
 from .coronary import Deposit, sample_coronaries, sample_distractors, sample_lesions
 from .findings import Findings, sample_findings, with_collapse, with_more_beside
-from .heart import Heart, sample_heart
+from .heart import DEEP_CREASES_MM, Heart, sample_heart
 from .lungs import VesselTree, sample_vessels
 from .shapes import Frame, Points, Waves
 from .vessels import Vessels, sample_great_vessels
@@ -119,15 +112,14 @@ def sample_anatomy(seed: int, version: int = 1) -> Anatomy:
         target, lesions = sample_lesions(stream(seed, "lesions"), coronaries, radius)
     else:
         left_main = sample_left_main(stream(seed, "left main")) if version > 3 else None
-        if version > 4:
-            heart = replace(heart, creases=CREASES_MM)
-        coronaries = sample_arteries(
-            stream(seed, "coronary"), heart, left_main=left_main, grooves=version > 4
-        )
-        if version > 4:
+        deep = version > 4
+        if deep:
+            heart = replace(heart, creases=DEEP_CREASES_MM)
+        coronaries = sample_arteries(stream(seed, "coronary"), heart, left_main=left_main, grooves=deep)
+        if deep:
             heart = sample_appendages(stream(seed, "appendages"), heart, coronaries)
             centroid = heart.inside()[1]
-        sleeves = sample_sleeves(stream(seed, "sleeves"), coronaries, heart.fat, grooves=version > 4)
+        sleeves = sample_sleeves(stream(seed, "sleeves"), coronaries, heart.fat, grooves=deep)
         target, lesions = sample_plaques(stream(seed, "lesions"), coronaries, radius)
     findings = sample_findings(seed, body, heart, vessels)
     if version > 1:

@@ -46,10 +46,6 @@ long both keep it (chosen). Led around the pulmonary trunk they end with 50 on a
 APPENDAGE_MM, COVERED_MM, APPENDAGE_GAP_MM = (6.5, 11.0), (6.0, 24.0), (2.5, 8.0)
 """Radius of an atrial appendage at both ends, where along the artery its tip lies, and the gap between the
 two (chosen after the real chests with labels)."""
-CREASES_MM = (6.0, 6.0, 5.0)
-"""How widely muscle fills the creases of hearts in version 5, see `Heart`. The fat around coronary arteries
-is 10 to 18 mm thick (Farag et al., Indian Heart J 2023;75:53)."""
-
 SUNK_MM = (0.0, 8.0)
 """How much deeper than the muscle the right coronary and the circumflex artery lie in version 5: in the
 atrioventricular groove, which the chambers as they are drawn hardly have (chosen)."""
@@ -89,14 +85,11 @@ def sample_arteries(
         angle = np.deg2rad(degrees)[:, None]
         direction = np.cos(angle) * right + np.sin(angle) * inferior
         start = o + along[:, None] * apex + 4.0 * right
-        if grooves:
-            rays = [heart.groove(s, d, float(x), sunk) for s, d, x in zip(start, direction, lie, strict=True)]
-        else:
-            rays = [
-                heart.surface(s[None], d[None], float(x))
-                for s, d, x in zip(start, direction, lie, strict=True)
-            ]
-        return np.vstack(rays)
+
+        def point(s: Points, d: Points, x: float) -> Points:
+            return heart.groove(s, d, x, sunk) if grooves else heart.surface(s[None], d[None], x)
+
+        return np.vstack([point(s, d, float(x)) for s, d, x in zip(start, direction, lie, strict=True)])
 
     def lies(depth: tuple[float, float], share: tuple[float, float], n: int) -> Points:
         """How an artery lies, changing slowly along it: its depth, mm, or its share of the groove."""

@@ -18,8 +18,7 @@ def threads_each(workers: int) -> int:
     are theirs. More threads than free cores wait for each other, and a series takes several times as long.
     """
     threads = max(1, _cores() // workers)
-    granted = _granted()
-    return min(threads, granted) if granted else threads
+    return min(threads, _granted() or threads)
 
 
 def workers_that_fit(each: int) -> int:
@@ -31,8 +30,8 @@ def workers_that_fit(each: int) -> int:
     Args:
         each: Bytes of memory that a worker may need.
     """
-    free = available_bytes()
-    return max(1, min(_granted() or _cores(), _cores(), (free or 0) // each))
+    cores = _cores()
+    return max(1, min(cores, _granted() or cores, (available_bytes() or 0) // each))
 
 
 def _cores() -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from deepcac2.cli.main import build_parser
 from deepcac2.simulation import sample_acquisition
-from deepcac2.simulation.anatomy import sample_anatomy
+from deepcac2.simulation.anatomy import VERSIONS, sample_anatomy
 from deepcac2.simulation.distractors import all_distractors
 from deepcac2.simulation.specks import motion_path
 
@@ -36,6 +37,13 @@ def test_the_version_before_is_the_default_and_has_no_branches():
 def test_an_unknown_version_is_refused():
     with pytest.raises(ValueError, match="not 6"):
         sample_anatomy(700, version=6)
+
+
+def test_the_command_line_takes_every_version():
+    """It names them by itself, as its help is to be there before numpy is loaded."""
+    for version in VERSIONS:
+        asked = build_parser().parse_args(["simulate", "out", "--simulator", str(version)])
+        assert asked.simulator == version
 
 
 def test_version_4_has_a_left_main_as_long_as_patients_and_is_else_the_same(patients):
